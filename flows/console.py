@@ -1,0 +1,119 @@
+"""What a person at a terminal sees of a run: a live progress display, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from flows.plan import NodePlan
+
+COLOURS = {
+    "cached": "green",
+    "done": "green",
+    "drift": "yellow",
+    "run": "cyan",
+    "resume": "cyan",
+    "pending": "blue",
+    "leased": "magenta",
+    "blocked": "red",
+    "failed": "red",
+    "stopped": "yellow",
+}
+PLAIN_SECONDS = 10.0
+"""Between two progress lines of one node where there is no terminal."""
+
+
+class RunDisplay:
+    """An observer that shows every node's state, progress and last metrics. A context manager."""
+
+    def __init__(self, console: Console, nodes: int) -> None:
+        self.console, self._live = console, console.is_terminal
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+        self._notes: dict[str, str] = {}
+        self._nodes, self._done = nodes, 0
+
+    def __enter__(self) -> RunDisplay:
+        if self._live:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._progress.stop()
+
+    def event(self, node: str, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        kind = event["event"]
+        if kind == "state":
+            self._state(node, event)
+        elif kind == "progress":
+            self._moved(node, event)
+        elif kind == "metric":
+            values = {k: v for k, v in event["values"].items() if k in ("loss", "val_loss", "tokens_per_second")}
+            self._notes[node] = f"step {event['step']} " + " ".join(f"{k} {v:.4g}" for k, v in values.items())
+            if node in self._tasks:
+                self._progress.update(self._tasks[node], note=self._notes[node])
+        elif kind == "log" and event.get("level") in ("warning", "error"):
+            self.console.print(f"  {node}: [yellow]{event['level']}[/] {event['message']}", highlight=False)
+
+    def _state(self, node: str, event: Mapping[str, Any]) -> None:
+        state, message = event["state"], event.get("message") or ""
+        if state == "running" and self._live:
+            self._tasks[node] = self._progress.add_task(node, total=None, note="")
+            return
+        if node in self._tasks:
+            self._progress.remove_task(self._tasks.pop(node))
+        if state in ("done", "cached", "failed", "stopped"):
+            self._done += 1
+        took = f" {event['seconds']:7.1f} s" if "seconds" in event else ""
+        colour = COLOURS.get(state, "white")
+        self.console.print(
+            f"[dim]{self._done:>3}/{self._nodes}[/] {node:<20} [{colour}]{state:<8}[/]{took}  [dim]{message}[/]", highlight=False
+        )
+
+    def _moved(self, node: str, event: Mapping[str, Any]) -> None:
+        if node in self._tasks:
+            self._progress.update(self._tasks[node], completed=event["done"], total=event.get("total"))
+        elif event.get("total") and time.monotonic() - self._said.get(node, 0.0) >= PLAIN_SECONDS:
+            self._said[node] = time.monotonic()
+            note = self._notes.get(node, "")
+            self.console.print(f"        {node:<20} {100 * event['done'] / event['total']:3.0f}%  {note}", highlight=False)
+
+
+def plan_table(plans: Sequence[NodePlan], estimates: Mapping[str, str]) -> Table:
+    """The plan for people."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("node", "state", "key", "estimate", "why"):
+        table.add_column(column, overflow="fold" if column == "why" else "ellipsis", no_wrap=column != "why")
+    for plan in plans:
+        colour = COLOURS.get(plan.state.value, "white")
+        state = plan.state.value + (f"@{plan.step}" if plan.step is not None else "")
+        row = (plan.node.name, f"[{colour}]{state}[/]", (plan.key or "")[:12], estimates.get(plan.node.name, ""), plan.reason)
+        table.add_row(*row)
+    return table
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Any list of records as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in rows[0] if rows else ():
+        table.add_column(str(column), overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) if value is not None else "" for value in row.values()))
+    return table

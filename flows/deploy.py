@@ -1,0 +1,75 @@
+"""Deployments, derived from the pipeline: moxin/full, and moxin/<node> for each node (same flow, other `select`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows.settings import Settings
+from stages.pipeline import PIPELINE
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTRYPOINT = "flows/moxin.py:moxin"
+POOL = "moxin"
+
+
+def deployments() -> list[dict[str, Any]]:
+    """Every deployment as prefect.yaml states it."""
+    rows = [("full", "Run the whole pipeline. Finished stages are answered from the ledger.", "full")]
+    rows += [(n.name, f"{_summary(n)} Only this node, from the artifacts that are there.", n.name) for n in PIPELINE]
+    return [
+        {
+            "name": name,
+            "description": description,
+            "entrypoint": ENTRYPOINT,
+            "tags": ["moxin"],
+            "parameters": {"select": select},
+            "enforce_parameter_schema": True,
+            "work_pool": {"name": POOL},
+        }
+        for name, description, select in rows
+    ]
+
+
+def _summary(node: Any) -> str:
+    return (type(node).__doc__ or "").strip().splitlines()[0]
+
+
+def prefect_yaml() -> str:
+    """The text of prefect.yaml, for `prefect deploy --all` on a server of one's own."""
+    import yaml
+
+    head = "# Derived from stages/pipeline.py by `moxin check --write`; do not edit.\n"
+    body = {
+        "name": "moxin",
+        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}],
+        "deployments": deployments(),
+    }
+    return head + yaml.safe_dump(body, sort_keys=False, width=110)
+
+
+def register(settings: Settings) -> int:
+    """Create or update all deployments on the Prefect server; returns how many."""
+    from prefect.client.orchestration import get_client
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.moxin import moxin
+
+    schema = parameter_schema(moxin).model_dump_for_openapi()
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow(moxin)
+        for row in deployments():
+            client.create_deployment(
+                flow_id=flow_id,
+                name=row["name"],
+                description=row["description"],
+                entrypoint=row["entrypoint"],
+                path=str(ROOT),
+                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+                parameters=row["parameters"],
+                parameter_openapi_schema=schema,
+                enforce_parameter_schema=True,
+                work_pool_name=POOL,
+                tags=row["tags"],
+            )
+    return len(deployments())

@@ -1,0 +1,152 @@
+"""Run a stage as a process of this machine, in the present Python environment: the embedded default.
+
+The stage holds one end of a pipe; when this process dies, however it dies, the pipe closes and the stage stops. No
+orphan survives its grace. `reap` finds what is left of it all the same (a stage stuck in the kernel, say).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from flows.launch.base import Job
+from flows.settings import Settings
+from stages.core.contracts import InfraError
+from stages.core.ledger import process_alive, process_identity
+
+_END = object()
+_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+"""What of this process's environment a stage sees: never the control plane's own secrets."""
+
+
+class ProcessHandle:
+    """A running stage process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], request_file: Path) -> None:
+        self._process, self._request_file = process, request_file
+        self._lines: queue.Queue[Any] = queue.Queue(maxsize=10_000)
+        self._readers = [
+            threading.Thread(target=self._read, args=(process.stdout, False), daemon=True),
+            threading.Thread(target=self._read, args=(process.stderr, True), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def id(self) -> str:
+        return str(self._process.pid)
+
+    def _read(self, stream: Any, plain: bool) -> None:
+        for raw in stream:
+            line = raw.decode("utf-8", "replace").rstrip("\n")
+            event: Any = None
+            if not plain:
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+            if not isinstance(event, dict) or "event" not in event:
+                event = {"event": "log", "level": "debug", "message": line}
+            self._lines.put(event)
+        self._lines.put(_END)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        open_streams = len(self._readers)
+        while open_streams:
+            event = self._lines.get()
+            if event is _END:
+                open_streams -= 1
+            else:
+                yield event
+
+    def wait(self) -> int:
+        code = self._process.wait()
+        with contextlib.suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()
+        self._kill_group()  # whatever the stage started and left
+        self._request_file.unlink(missing_ok=True)
+        return code
+
+    def stop(self, grace: float) -> None:
+        if self._process.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        timer = threading.Timer(grace, self._kill_group)
+        timer.daemon = True
+        timer.start()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class ProcessLauncher:
+    """Starts stages with the interpreter that runs this program."""
+
+    name: ClassVar[str] = "process"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._requests = settings.home / "requests"
+
+    def start(self, job: Job) -> ProcessHandle:
+        try:
+            self._requests.mkdir(parents=True, exist_ok=True)
+            path = self._requests / f"{job.request.key[:16]}-{job.request.lease.epoch}.json"
+            path.write_text(job.request.model_dump_json(), encoding="utf-8")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "stages.core.runtime", str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=self._environment(job),
+                cwd=Path(__file__).resolve().parents[2],
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise InfraError(f"cannot start stage {job.request.stage}: {error.strerror} ({error.filename})") from error
+        return ProcessHandle(process, path)
+
+    def _environment(self, job: Job) -> dict[str, str]:
+        threads = str(max(1, int(job.resources.cpus)))
+        env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        env |= self._settings.store_environment()
+        env |= {
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": threads,
+            "MOXIN_CACHE": str(self._settings.home / "cache"),
+            "MOXIN_SCRATCH": str(self._settings.home / "scratch"),
+            "NUMBA_CACHE_DIR": str(self._settings.home / "cache" / "numba"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "DO_NOT_TRACK": "1",
+            "MOXIN_LAUNCHER": process_identity(),
+            "MOXIN_RUN": job.request.run_id,
+        }
+        return env
+
+    def reap(self, run_id: str | None = None) -> list[str]:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                pairs = entry.read_bytes().split(b"\0")
+                env = dict(p.decode("utf-8", "replace").partition("=")[::2] for p in pairs if b"=" in p)
+            except OSError:
+                continue
+            if env.get("MOXIN_SCRATCH") != str(self._settings.home / "scratch") or "MOXIN_LAUNCHER" not in env:
+                continue
+            if (env.get("MOXIN_RUN") == run_id) if run_id else not process_alive(env["MOXIN_LAUNCHER"]):
+                pid = entry.parent.name
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGTERM if run_id else signal.SIGKILL)
+                    found.append(pid)
+        return found

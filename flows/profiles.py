@@ -1,0 +1,190 @@
+"""Profiles: the values of a run. `infra/profiles/<name>.toml`, then `--set node.field=value` on top.
+
+A profile holds values only, never wiring. Tables: `[stage.<stage>]` for all nodes of a stage, `[node.<node>]` for one,
+`[resources.<node>]` for what it may use. `extends = "other"` starts from another profile.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.core.contracts import ConfigError, Resources, StageConfig
+from stages.core.graph import Node, Pipeline
+
+FOLDER = Path(__file__).resolve().parents[1] / "infra" / "profiles"
+
+
+class ProfileFile(BaseModel):
+    """The top level of a profile's TOML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str = ""
+    extends: str | None = None
+    launcher: str = Field(default="process", description="who runs the stages")
+    parallel: int = Field(default=2, ge=1, description="nodes that run at the same time")
+    retries: int = Field(default=2, ge=0, description="attempts after an out-of-memory or a preemption")
+    on_drift: Literal["rerun", "warn", "fail"] = Field(
+        default="warn", description="a result made by other code than the present: run it again, use it and say so, or stop"
+    )
+    plan_only: bool = Field(default=False, description="refuse to run: this profile is for planning")
+    stage: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    node: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    resources: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A resolved profile: settings, and every node's validated configuration and resources."""
+
+    name: str
+    settings: ProfileFile
+    configs: Mapping[str, StageConfig]
+    resources: Mapping[str, Resources]
+    overrides: tuple[str, ...] = field(default=())
+
+
+def names() -> list[str]:
+    """The profiles that exist."""
+    return sorted(p.stem for p in FOLDER.glob("*.toml"))
+
+
+def load(name: str, pipeline: Pipeline, overrides: Iterable[str] = (), folder: Path = FOLDER) -> Profile:
+    """Read, merge and validate a profile. Raises ConfigError naming file, key, value and the nearest valid key."""
+    overrides = tuple(overrides)
+    origin: dict[str, str] = {}
+    tables = _read(name, folder, origin)
+    for override in overrides:
+        _apply_override(tables, override, pipeline, origin)
+    settings = _settings(tables, origin.get("", f"{name}.toml"))
+    stages = {n.stage for n in pipeline}
+    _known(settings.stage, stages, "stage", origin)
+    _known(settings.node, set(pipeline.nodes), "node", origin)
+    _known(settings.resources, set(pipeline.nodes) | stages, "resources", origin)
+    configs = {n.name: _config(n, settings, origin) for n in pipeline}
+    resources = {n.name: _resources(n, configs[n.name], settings, origin) for n in pipeline}
+    return Profile(name, settings, configs, resources, overrides)
+
+
+def _read(name: str, folder: Path, origin: dict[str, str], chain: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = folder / f"{name}.toml"
+    if name in chain:
+        raise ConfigError(f"{path.name}: profiles extend each other in a circle: {' -> '.join((*chain, name))}")
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.toml"))
+        close = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(f"no profile '{name}'" + (f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"))
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
+    base: dict[str, Any] = {}
+    if isinstance(tables.get("extends"), str):
+        base = _read(tables["extends"], folder, origin, (*chain, name))
+    _mark(tables, path.name, origin)
+    return merge(base, tables)
+
+
+def _mark(value: Any, file: str, origin: dict[str, str], path: str = "") -> None:
+    """Remember which file each key came from, for messages."""
+    origin[path] = file
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _mark(inner, file, origin, f"{path}.{key}" if path else key)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, table by table."""
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def _apply_override(tables: dict[str, Any], override: str, pipeline: Pipeline, origin: dict[str, str]) -> None:
+    """Apply one `node.field=value` (or `stage.field=value`, or a setting of the profile such as `parallel=1`)."""
+    path, equals, text = override.partition("=")
+    parts = path.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override!r}: write node.field=value, for example pretrain_1.learning_rate=1e-3")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    if len(parts) > 1:
+        stages = {n.stage for n in pipeline}
+        if parts[0] in pipeline:
+            parts.insert(0, "node")
+        elif parts[0] in stages:  # a node's own value would win over a stage's: set it for each of its nodes
+            for node in pipeline:
+                if node.stage == parts[0]:
+                    _apply_override(tables, f"{node.name}.{'.'.join(parts[1:])}={text}", pipeline, origin)
+            return
+        elif parts[0] != "resources":
+            close = difflib.get_close_matches(parts[0], [*pipeline.nodes, *stages], n=1)
+            raise ConfigError(f"--set {override!r}: no node '{parts[0]}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+    table = tables
+    for part in parts[:-1]:
+        if not isinstance(table.setdefault(part, {}), dict):
+            raise ConfigError(f"--set {override!r}: '{part}' is a value, not a table")
+        table = table[part]
+    table[parts[-1]] = value
+    origin[".".join(parts)] = "--set"
+
+
+def _settings(tables: dict[str, Any], file: str) -> ProfileFile:
+    try:
+        return ProfileFile.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_explain(error, ProfileFile)}") from error
+
+
+def _known(tables: Mapping[str, Any], valid: set[str], kind: str, origin: Mapping[str, str]) -> None:
+    for name in tables:
+        if name not in valid:
+            close = difflib.get_close_matches(name, sorted(valid), n=1)
+            file = origin.get(f"{kind}.{name}", "profile")
+            raise ConfigError(f"{file}: [{kind}.{name}] names no {kind}" + (f"; did you mean '{close[0]}'?" if close else ""))
+
+
+def _config(node: Node, settings: ProfileFile, origin: Mapping[str, str]) -> StageConfig:
+    values = merge(settings.stage.get(node.stage, {}), settings.node.get(node.name, {}))
+    try:
+        return node.config_type.model_validate(values)
+    except ValidationError as error:
+        location = ".".join(str(part) for part in error.errors()[0]["loc"])
+        paths = (f"node.{node.name}.{location}", f"stage.{node.stage}.{location}")
+        file = next((origin[p] for p in paths if p in origin), origin.get("", "profile"))
+        raise ConfigError(f"{file}: {node.name}.{_explain(error, node.config_type)}") from error
+
+
+def _resources(node: Node, config: StageConfig, settings: ProfileFile, origin: Mapping[str, str]) -> Resources:
+    values = merge(settings.resources.get(node.stage, {}), settings.resources.get(node.name, {}))
+    try:
+        return Resources.model_validate(merge(node.resources(config).model_dump(), values))
+    except ValidationError as error:
+        file = origin.get(f"resources.{node.name}", origin.get(f"resources.{node.stage}", "profile"))
+        raise ConfigError(f"{file}: resources.{node.name}.{_explain(error, Resources)}") from error
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first mistake of a validation as `key = value: what is wrong`."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "value"
+    if first["type"] == "extra_forbidden":
+        valid, inner = model, first["loc"][:-1]
+        for part in inner:
+            annotation = valid.model_fields[str(part)].annotation if str(part) in valid.model_fields else None
+            valid = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else valid
+        close = difflib.get_close_matches(str(first["loc"][-1]), list(valid.model_fields), n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(valid.model_fields)}"
+        return f"{key}: no such setting; {hint}"
+    return f"{key} = {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,89 @@
+"""The artifact types that travel along the edges of the DAG, with the facets that must agree across an edge.
+
+A *facet* is a fact about an artifact that a consumer depends on (the digest of the tokenizer that made the token
+ids, say). Facets are small, typed, part of the artifact's content digest, and are compared when a plan is made: a
+model trained on one tokenizer never meets shards made with another.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: Facets that every two inputs of one node must agree on, whatever their types, when both know the value.
+SHARED_FACETS = ("tokenizer_digest", "vocab_size", "chat_template_digest", "architecture")
+
+
+class Artifact:
+    """Base of all artifact types. A subclass names its facets and says what files it holds."""
+
+    facets: ClassVar[frozenset[str]] = frozenset()
+    #: `{name of the type: type}`, filled as the types are defined.
+    registry: ClassVar[dict[str, type[Artifact]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Artifact.registry[cls.__name__] = cls
+
+
+class RawFiles(Artifact):
+    """A listing of raw source files: `listing.jsonl` (`RawFile` rows), and the files it names by relative path."""
+
+
+class Documents(Artifact):
+    """Cleaned text: `part-NNNNN.parquet` with columns id, text, source, url, license (all strings; see
+    `stages.documents`), in a deterministic order."""
+
+
+class Tokenizer(Artifact):
+    """`tokenizer.json` and `tokenizer_config.json`, loadable by `tokenizers` and by transformers."""
+
+    facets = frozenset({"tokenizer_digest", "vocab_size"})
+
+
+class TokenShards(Artifact):
+    """Packed windows of token ids: `shard-NNNNN.bin` (row-major windows) and `index.json` (see `stages.shards`)."""
+
+    facets = frozenset({"tokenizer_digest", "vocab_size", "sequence_length", "dtype"})
+
+
+class Model(Artifact):
+    """An ordinary Hugging Face model folder: config.json, safetensors, tokenizer, generation config, card."""
+
+    facets = frozenset({"architecture", "tokenizer_digest", "vocab_size", "context_length", "dtype", "chat_template_digest"})
+
+
+class EvalSuite(Artifact):
+    """A local mirror of evaluation data sets in the hub's own schemas: `<org>/<name>/` with README.md and parquet."""
+
+
+class EvalReport(Artifact):
+    """`report.json` (`stages.reports.EvalReport`) and the samples of every task."""
+
+
+class FileEntry(BaseModel):
+    """One file of a published artifact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(description="POSIX path inside the artifact")
+    size: int = Field(ge=0, description="bytes")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    object: str = Field(description="object key in the store")
+
+
+class ArtifactManifest(BaseModel):
+    """What one output port of one attempt holds. `digest` covers type, facets and file contents, not locations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    facets: dict[str, str | int]
+    meta: dict[str, Any] = Field(default_factory=dict, description="statistics for people; not part of the digest")
+    files: tuple[FileEntry, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(f.size for f in self.files)

@@ -1,0 +1,85 @@
+"""The graph of nodes: order, validation, and the selection grammar.
+
+Grammar of a selection (what `--select` and the UI's `select` take): terms separated by commas or spaces.
+`full` is every node; `name` a node, or every node of a stage; `name+` it and all that follow from it; `+name` it and
+all that it follows from; `+name+` both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from stages.core.contracts import ConfigError, Stage
+
+Node = Stage[Any]
+
+
+class Pipeline:
+    """A validated, ordered set of nodes. Raises ValueError at construction when the declaration is broken."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self.nodes: dict[str, Node] = {}
+        for node in nodes:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", node.name):
+                raise ValueError(f"node name {node.name!r}: use lower-case letters, digits and underscores")
+            if node.name in self.nodes or node.name == "full":
+                raise ValueError(f"node name {node.name!r} is used twice or reserved")
+            for parent in node.parents:
+                if parent not in self.nodes:
+                    raise ValueError(f"node {node.name} reads from {parent}, which is not declared before it")
+            self.nodes[node.name] = node
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes.values())
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        return self.nodes[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.nodes
+
+    def ancestors(self, name: str) -> set[str]:
+        """Every node that `name` follows from."""
+        found: set[str] = set()
+        queue = list(self.nodes[name].parents)
+        while queue:
+            if (parent := queue.pop()) not in found:
+                found.add(parent)
+                queue.extend(self.nodes[parent].parents)
+        return found
+
+    def descendants(self, name: str) -> set[str]:
+        """Every node that follows from `name`."""
+        return {other for other in self.nodes if name in self.ancestors(other)}
+
+    def select(self, selection: str | Iterable[str]) -> list[Node]:
+        """Resolve a selection to nodes in pipeline order. Raises ConfigError for an unknown term or an empty list."""
+        terms = re.split(r"[\s,]+", selection) if isinstance(selection, str) else list(selection)
+        chosen: set[str] = set()
+        for term in filter(None, terms):
+            chosen |= self._resolve(term)
+        if not chosen:
+            raise ConfigError("select is empty: give 'full', or node names such as 'dedup_text' or 'pretrain_1+'")
+        return [node for node in self if node.name in chosen]
+
+    def _resolve(self, term: str) -> set[str]:
+        if term == "full":
+            return set(self.nodes)
+        match = re.fullmatch(r"(\+?)([a-z][a-z0-9_]*)(\+?)", term)
+        name = match.group(2) if match else term
+        found = {name} if name in self.nodes else {n.name for n in self if n.stage == name}
+        if match is None or not found:
+            close = difflib.get_close_matches(name, [*self.nodes, *{n.stage for n in self}, "full"], n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else f"; nodes: {', '.join(self.nodes)}"
+            raise ConfigError(f"select: no node or stage '{term}'{hint}")
+        out = set(found)
+        for node in found:
+            out |= self.ancestors(node) if match.group(1) else set()
+            out |= self.descendants(node) if match.group(3) else set()
+        return out

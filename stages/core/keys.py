@@ -1,0 +1,86 @@
+"""Identity: the key of an attempt, the digest of an artifact, the digest of a stage's source.
+
+A key names *what* would be computed: schema, stage, author revision, identity configuration, content of each input.
+Code is recorded beside the result (`source_digest`) but is no part of the key: see DESIGN "Identity" 2.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from stages.core.artifacts import FileEntry
+from stages.core.contracts import SCHEMA
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds the package `stages`."""
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys, no spaces, UTF-8, no NaN: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def stage_key(stage: str, revision: int, identity: Mapping[str, Any], inputs: Mapping[str, Sequence[str]]) -> str:
+    """The key of an attempt. inputs: `{port: [content digest, ...]}` in wiring order; empty ports are left out."""
+    return sha256(
+        canonical_json(
+            {
+                "schema": SCHEMA,
+                "stage": stage,
+                "revision": revision,
+                "config": identity,
+                "inputs": {port: list(digests) for port, digests in inputs.items() if digests},
+            }
+        )
+    )
+
+
+def artifact_digest(type: str, facets: Mapping[str, str | int], files: Iterable[FileEntry]) -> str:
+    """The content digest of an artifact: its type, its facets, and each file's path, size and SHA-256."""
+    rows = sorted([f.path, f.size, f.sha256] for f in files)
+    return sha256(canonical_json({"type": type, "facets": dict(facets), "files": rows}))
+
+
+@lru_cache(maxsize=256)
+def source_digest(stage: str) -> str:
+    """Digest of the Python sources that a stage runs: its package and the `stages.*` modules it imports, transitively.
+
+    `stages.core` is left out: it moves bytes, it does not decide them, and the git commit records it.
+    """
+    seen: dict[Path, bytes] = {}
+    queue = sorted((ROOT / "stages" / stage).rglob("*.py"))
+    while queue:
+        path = queue.pop()
+        if path in seen:
+            continue
+        seen[path] = path.read_bytes()
+        queue.extend(_imported(seen[path]))
+    return sha256(canonical_json([[p.relative_to(ROOT).as_posix(), sha256(data)] for p, data in sorted(seen.items())]))
+
+
+def _imported(source: bytes) -> set[Path]:
+    """Files of the `stages.*` modules that a source imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    files = set()
+    for name in names:
+        if name.startswith("stages.") and not name.startswith("stages.core"):
+            base = ROOT.joinpath(*name.split("."))
+            files.update(p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file())
+    return files

@@ -1,0 +1,108 @@
+"""Run a stage in a unit test without a store: `LocalContext` implements `Context` on local folders.
+
+    ctx = LocalContext(tmp_path, TokenizeConfig(sequence_length=64), inputs={"documents": [(Documents, folder, {})]})
+    run(ctx)
+    ctx.facets["shards"], ctx.metrics, ctx.stats
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from stages.core.artifacts import Artifact, ArtifactManifest, FileEntry
+from stages.core.contracts import LocalArtifact, StageConfig
+
+C = TypeVar("C", bound=StageConfig)
+
+
+def local_artifact(
+    type: type[Artifact], folder: Path, facets: Mapping[str, str | int] | None = None, meta: Mapping[str, Any] | None = None
+) -> LocalArtifact:
+    """Describe the files of `folder` as an input artifact."""
+    files = tuple(
+        FileEntry(
+            path=p.relative_to(folder).as_posix(),
+            size=p.stat().st_size,
+            sha256=hashlib.sha256(p.read_bytes()).hexdigest(),
+            object="local",
+        )
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    )
+    digest = hashlib.sha256(repr([(f.path, f.sha256) for f in files]).encode()).hexdigest()
+    manifest = ArtifactManifest(type=type.__name__, digest=digest, facets=dict(facets or {}), meta=dict(meta or {}), files=files)
+    return LocalArtifact(folder, manifest, "test")
+
+
+class LocalCheckpoints:
+    """Checkpoints kept in a local folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def save(self, step: int, directory: Path) -> None:
+        shutil.copytree(directory, self.root / f"{step:08d}", dirs_exist_ok=True)
+
+    def latest(self) -> tuple[int, Path] | None:
+        found = sorted(self.root.glob("*")) if self.root.exists() else []
+        return (int(found[-1].name), found[-1]) if found else None
+
+
+class LocalContext(Generic[C]):
+    """A `Context` on local folders. `stop_after` makes `stopping` true once that many metric rows were written."""
+
+    def __init__(
+        self,
+        root: Path,
+        config: C,
+        inputs: Mapping[str, Sequence[LocalArtifact]] | None = None,
+        node: str = "test",
+        stop_after: int | None = None,
+    ) -> None:
+        self.root, self.config, self.node, self._stop_after = root, config, node, stop_after
+        self._inputs = {port: list(many) for port, many in (inputs or {}).items()}
+        self.scratch = root / "scratch"
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = LocalCheckpoints(root / "checkpoints")
+        self.facets: dict[str, dict[str, str | int]] = {}
+        self.meta: dict[str, dict[str, Any]] = {}
+        self.stats: dict[str, Any] = {}
+        self.metrics: list[dict[str, float]] = []
+        self.logs: list[str] = []
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop_after is not None and len(self.metrics) >= self._stop_after
+
+    def input(self, port: str) -> LocalArtifact:
+        return self._inputs[port][0]
+
+    def inputs(self, port: str) -> list[LocalArtifact]:
+        return self._inputs.get(port, [])
+
+    def output(self, port: str) -> Path:
+        folder = self.root / "out" / port
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def describe(
+        self, port: str, *, facets: Mapping[str, str | int] | None = None, meta: Mapping[str, Any] | None = None
+    ) -> None:
+        self.facets.setdefault(port, {}).update(facets or {})
+        self.meta.setdefault(port, {}).update(meta or {})
+
+    def stat(self, **values: Any) -> None:
+        self.stats.update(values)
+
+    def metric(self, step: int, **values: float) -> None:
+        self.metrics.append({"step": step, **values})
+
+    def progress(self, done: float, total: float | None = None, unit: str = "") -> None:
+        pass
+
+    def log(self, message: str, level: str = "info") -> None:
+        self.logs.append(f"{level}: {message}")

@@ -1,0 +1,73 @@
+"""The DAG of the paper, declared once: nodes and edges, nothing else. Values live in infra/profiles/*.toml.
+
+Everything else is derived from here: Prefect tasks and deployments, `moxin plan`, prefect.yaml, the README's diagram.
+"""
+
+from stages.capability.spec import Capability
+from stages.collect.spec import Collect
+from stages.core.graph import Pipeline
+from stages.dedup.spec import Dedup
+from stages.evaluate.spec import Evaluate
+from stages.ingest.spec import Ingest
+from stages.pretrain.spec import Pretrain
+from stages.quality.spec import Quality
+from stages.tokenize.spec import Tokenize
+from stages.tokenizer.spec import TrainTokenizer
+
+# Raw sources, each cleaned by its own recipe (paper 3.3): SlimPajama for text, DCLM for web, the-stack-dedup for code.
+collect = Collect(name="collect")
+ingest_text = Ingest(name="ingest_text", raw=collect.text)
+ingest_web = Ingest(name="ingest_web", raw=collect.web)
+ingest_code = Ingest(name="ingest_code", raw=collect.code)
+dedup_text = Dedup(name="dedup_text", sources=[ingest_text.documents])
+dedup_web = Dedup(name="dedup_web", sources=[ingest_web.documents])
+dedup_code = Dedup(name="dedup_code", sources=[ingest_code.documents])
+quality_web = Quality(name="quality_web", documents=dedup_web.documents, positives=dedup_text.documents)
+corpus = [dedup_text.documents, quality_web.kept, dedup_code.documents]
+
+# Tokenizer, and the corpus packed at the two context lengths of phases 1 and 2 (paper 3.4).
+tokenizer = TrainTokenizer(name="tokenizer", documents=corpus)
+tokenize_short = Tokenize(name="tokenize_short", documents=corpus, tokenizer=tokenizer.tokenizer)
+tokenize_long = Tokenize(name="tokenize_long", documents=corpus, tokenizer=tokenizer.tokenizer)
+
+# Capability data: the training splits of benchmarks (paper 3.3.3), and their test splits for the evaluation.
+capability = Capability(name="capability", documents=[ingest_text.documents])
+tokenize_capability = Tokenize(
+    name="tokenize_capability", documents=[capability.train, dedup_text.documents], tokenizer=tokenizer.tokenizer
+)
+
+# Three phases. After phase 2 the model is "Original", after phase 3 "Enhanced", the released Base (paper 3.4).
+pretrain_1 = Pretrain(name="pretrain_1", tokens=tokenize_short.shards, tokenizer=tokenizer.tokenizer)
+pretrain_2 = Pretrain(
+    name="pretrain_2", tokens=tokenize_long.shards, tokenizer=tokenizer.tokenizer, parent=pretrain_1.model
+)
+pretrain_3 = Pretrain(
+    name="pretrain_3", tokens=tokenize_capability.shards, tokenizer=tokenizer.tokenizer, parent=pretrain_2.model
+)
+
+# The ablation of the paper: both models on the same suite.
+evaluate_original = Evaluate(name="evaluate_original", model=pretrain_2.model, suite=capability.suite)
+evaluate_enhanced = Evaluate(name="evaluate_enhanced", model=pretrain_3.model, suite=capability.suite)
+
+PIPELINE = Pipeline(
+    [
+        collect,
+        ingest_text,
+        ingest_web,
+        ingest_code,
+        dedup_text,
+        dedup_web,
+        dedup_code,
+        quality_web,
+        tokenizer,
+        tokenize_short,
+        tokenize_long,
+        capability,
+        tokenize_capability,
+        pretrain_1,
+        pretrain_2,
+        evaluate_original,
+        pretrain_3,
+        evaluate_enhanced,
+    ]
+)
