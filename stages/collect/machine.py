@@ -1,0 +1,210 @@
+"""Real prose, web pages and code that every Python machine has: its library, its packages, their documentation.
+
+Paths never leave this module: documents are addressed as `python:<module>` or `pypi:<package>/<module>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import inspect
+import random
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+MIN_DOCSTRING = 400
+"""Characters: shorter docstrings are signatures in words, not prose."""
+_DOCSTRING = re.compile(r'^[ \t]*[rR]?"""(.*?)"""', re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of prose with its address and licence."""
+
+    url: str
+    text: str
+    license: str
+
+
+@dataclass(frozen=True)
+class Module:
+    """A source file with its address."""
+
+    url: str
+    path: Path
+    license: str
+
+
+def library_modules() -> list[Module]:
+    """The standard library's source files, without tests and vendored wheels, in address order."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skip = {"test", "tests", "idle_test", "site-packages", "__pycache__", "ensurepip", "lib2to3", "pydoc_data"}
+    found = []
+    for path in root.rglob("*.py"):
+        relative = path.relative_to(root)
+        if not skip & set(relative.parts):
+            found.append(Module(f"python:{_dotted(relative)}", path, "PSF-2.0"))
+    return sorted(found, key=lambda m: m.url)
+
+
+def package_modules(name: str, dist: Distribution) -> list[Module]:
+    """A distribution's own Python files, without tests, in address order. Reads RECORD: quicker than `dist.files`."""
+    license = _license(dist)
+    root = Path(str(dist.locate_file("")))
+    found = []
+    for row in (dist.read_text("RECORD") or "").splitlines():
+        file = row.partition(",")[0]
+        if file.endswith(".py") and not {"tests", "test", "testing", ".."} & set(file.split("/")):
+            found.append(Module(f"pypi:{name}/{_dotted(Path(file))}", root / file, license))
+    return sorted(found, key=lambda m: m.url)
+
+
+def packages() -> dict[str, Distribution]:
+    """The installed distributions by name, in name order."""
+    found = {d.name.lower(): d for d in distributions() if d.name}
+    found.pop("moxin", None)
+    return {name: found[name] for name in sorted(found)}
+
+
+def split(name: str) -> str:
+    """Whether a package's documentation is taken as prose or as web pages: each is in one of them only."""
+    return "text" if hashlib.sha256(name.lower().encode()).digest()[0] % 2 else "web"
+
+
+def docstrings(module: Module, shortest: int = MIN_DOCSTRING) -> Iterator[Text]:
+    """The long docstrings of a source file, cleaned of indentation, by position: `<module>#<number>`.
+
+    Found by their quotes alone: parsing thousands of files would cost twenty times as much.
+    """
+    try:
+        source = module.path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError):
+        return
+    for number, match in enumerate(_DOCSTRING.finditer(source)):
+        doc = inspect.cleandoc(match.group(1))
+        if len(doc) >= shortest:
+            yield Text(f"{module.url}#{number}", doc, module.license)
+
+
+def prose(limit: int, seed: int) -> Iterator[Text]:
+    """Prose up to `limit` bytes: the language reference's topics, then docstrings in a seeded order."""
+    from pydoc_data.topics import topics
+
+    used = 0
+    for name in sorted(topics):
+        text = topics[name].strip()
+        used += len(text.encode())
+        yield Text(f"python:topics/{name}", text, "PSF-2.0")
+    modules = library_modules() + [m for n, d in packages().items() if split(n) == "text" for m in package_modules(n, d)]
+    random.Random(seed).shuffle(modules)
+    for module in modules:
+        for text in docstrings(module):
+            if used >= limit:
+                return
+            used += len(text.text.encode())
+            yield text
+
+
+def sources(limit: int, seed: int) -> Iterator[Module]:
+    """Source files of the standard library up to `limit` bytes, in a seeded order."""
+    modules = [m for m in library_modules() if 200 < m.path.stat().st_size < 200_000]
+    random.Random(seed).shuffle(modules)
+    used = 0
+    for module in modules:
+        if used >= limit:
+            return
+        used += module.path.stat().st_size
+        yield module
+
+
+@dataclass(frozen=True)
+class Page:
+    """A web page: address and HTML."""
+
+    url: str
+    html: str
+
+
+def pages(limit: int, mirrored: float, seed: int) -> Iterator[Page]:
+    """Documentation pages up to `limit` bytes of HTML: package descriptions and module references.
+
+    A share of them is served by a second site too, with other navigation around the same words, as on the real web.
+    """
+    rng = random.Random(seed)
+    bodies = list(_descriptions())
+    modules = [m for n, d in packages().items() if split(n) == "web" for m in package_modules(n, d)]
+    rng.shuffle(modules)
+    used = 0
+    for url, title, body in _chain(bodies, modules):
+        if used >= limit:
+            return
+        sites = ["docs.example.org", *(["mirror.example.net"] if rng.random() < mirrored else [])]
+        for site in sites:
+            page = _page(site, url, title, body, rng)
+            used += len(page.html.encode())
+            yield page
+
+
+def _chain(bodies: list[tuple[str, str, str]], modules: list[Module]) -> Iterator[tuple[str, str, str]]:
+    yield from bodies
+    for module in modules:
+        texts = list(docstrings(module, shortest=200))
+        if texts:
+            sections = "".join(f"<h2>{html.escape(t.text.splitlines()[0][:80])}</h2>{_paragraphs(t.text)}" for t in texts)
+            yield module.url, module.url.rpartition("/")[2], sections
+
+
+def _descriptions() -> Iterator[tuple[str, str, str]]:
+    """Package descriptions that are written in Markdown, rendered: (address, title, HTML)."""
+    import markdown
+
+    for name, dist in packages().items():
+        metadata = dist.metadata
+        text = metadata.get_payload()
+        kind = metadata.get("Description-Content-Type", "")
+        if isinstance(text, str) and "markdown" in kind and len(text) > 500:
+            yield f"pypi:{name}", name, markdown.markdown(text, extensions=["fenced_code", "tables"])
+
+
+def _paragraphs(text: str) -> str:
+    """Plain text as HTML paragraphs; indented blocks as preformatted text."""
+    out = []
+    for block in text.split("\n\n"):
+        tag = "pre" if block.startswith((" ", "\t", ">>>")) else "p"
+        out.append(f"<{tag}>{html.escape(block.strip(chr(10)))}</{tag}>")
+    return "".join(out)
+
+
+def _page(site: str, url: str, title: str, body: str, rng: random.Random) -> Page:
+    """A whole page around a body: navigation, advertisement, footer, each site its own."""
+    links = "".join(f'<li><a href="/page/{n}">Section {n}</a></li>' for n in rng.sample(range(400), 12))
+    name = html.escape(title)
+    page = f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{name} - {site}</title><script>var p=1;</script></head><body>
+<header><nav class="menu"><ul>{links}</ul></nav><form><input name="q"><button>Search</button></form></header>
+<aside class="sidebar"><h3>On this page</h3><ul>{links}</ul><div class="ad">Sponsored: try {site} Pro today</div></aside>
+<main><article><h1>{name}</h1>{body}</article></main>
+<footer><p>Copyright {site}. All rights reserved. <a href="/privacy">Privacy policy</a> <a href="/terms">Terms</a></p></footer>
+</body></html>"""
+    address = url.replace(":", "/").replace("#", "/")
+    return Page(f"https://{site}/{address}.html", page)
+
+
+def _dotted(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def _license(dist: Distribution) -> str:
+    """The SPDX expression that a distribution states, or '' (free text is no licence identifier)."""
+    return dist.metadata.get("License-Expression", "") or ""
+
+
+def python_version() -> str:
+    """Major and minor version: what decides the material."""
+    return f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -1,0 +1,1 @@
+"""Deduplication: the recipes of SlimPajama, DCLM and the Stack."""

@@ -1,0 +1,1 @@
+"""Read raw sources into `Documents`."""

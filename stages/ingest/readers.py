@@ -1,0 +1,284 @@
+"""One reader for each raw format. A reader yields records, or the reason why one is unusable; memory stays bounded.
+
+A damaged file (truncated gzip, broken Parquet) ends its own reading with one `Bad` record and nothing else: what was
+read before it is kept.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from stages.core.contracts import InfraError, InputError
+from stages.ingest.spec import IngestConfig
+from stages.sources import RawFile
+
+
+@dataclass(frozen=True)
+class Record:
+    """A usable record."""
+
+    text: str
+    url: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An unusable record: why, and where (`file:line`, `file@offset`)."""
+
+    reason: str
+    place: str
+
+
+Reader = Callable[[RawFile, Path, IngestConfig], Iterator[Record | Bad]]
+
+
+@contextmanager
+def opened(file: RawFile, folder: Path) -> Iterator[IO[bytes]]:
+    """Open a raw file for reading, wherever it is. Raises InputError or InfraError naming it."""
+    parts = urllib.parse.urlsplit(file.uri)
+    try:
+        if parts.scheme in ("", "file"):
+            path = Path(urllib.parse.unquote(parts.path)) if parts.scheme else folder / file.uri
+            if not parts.scheme and not path.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"the listing names a path outside its artifact: {file.uri}")
+            with open(path, "rb") as stream:
+                yield stream
+        elif parts.scheme == "s3":
+            import boto3
+
+            client = boto3.client("s3", endpoint_url=os.environ.get("MOXIN_RAW_S3_ENDPOINT") or None)
+            body = client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"]
+            yield io.BufferedReader(body, 1 << 20)
+        elif parts.scheme == "https":
+            with urllib.request.urlopen(file.uri, timeout=60) as answer:
+                yield answer
+        else:
+            raise InputError(f"{file.uri}: no way to read '{parts.scheme}://' addresses of format {file.format}")
+    except FileNotFoundError as error:
+        raise InputError(f"raw file {file.uri} is not there") from error
+    except (InputError, InfraError):
+        raise
+    except OSError as error:
+        if isinstance(error, gzip.BadGzipFile):
+            raise
+        raise InfraError(f"raw file {file.uri} cannot be read: {error}") from error
+
+
+def lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
+    """Number and content of each line; None for one longer than `limit` bytes, which is passed over in pieces."""
+    number = 0
+    while piece := stream.readline(limit + 1):
+        number += 1
+        if len(piece) <= limit or (piece.endswith(b"\n") and len(piece) == limit + 1):
+            yield number, piece
+            continue
+        while piece and not piece.endswith(b"\n"):
+            piece = stream.readline(limit + 1)
+        yield number, None
+
+
+def _decompressed(stream: IO[bytes], uri: str) -> IO[bytes]:
+    if uri.endswith(".zst"):
+        import zstandard
+
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True), 1 << 20)
+    if uri.endswith(".gz"):
+        return gzip.GzipFile(fileobj=stream)
+    return stream
+
+
+def read_jsonl(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Record | Bad]:
+    """JSON lines, plain or compressed (.gz, .zst)."""
+    import zstandard
+
+    number = 0
+    with opened(file, folder) as raw:
+        try:
+            for number, line in lines(_decompressed(raw, file.uri), config.max_record_bytes):
+                yield Bad("too long", f"{file.uri}:{number}") if line is None else _json_record(line, f"{file.uri}:{number}", config)
+        except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            yield Bad("truncated or damaged file", f"{file.uri} after line {number}: {error}")
+
+
+def _json_record(line: bytes, place: str, config: IngestConfig) -> Record | Bad:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Bad("invalid UTF-8", place)
+    except (ValueError, RecursionError):
+        return Bad("empty line" if not line.strip() else "not JSON", place)
+    if not isinstance(value, dict):
+        return Bad("not a JSON object", place)
+    return _record(value, place, config)
+
+
+def _record(value: dict[str, Any], place: str, config: IngestConfig) -> Record | Bad:
+    if config.text_field not in value:
+        return Bad(f"no field '{config.text_field}'", place)
+    text = value[config.text_field]
+    if not isinstance(text, str):
+        return Bad(f"'{config.text_field}' is not a string", place)
+    if not text.strip():
+        return Bad("empty text", place)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a JSON escape such as \ud800 makes a string that no file can hold
+        return Bad("invalid UTF-8", place)
+    return Record(text, str(value.get(config.url_field) or ""), str(value.get(config.license_field) or ""))
+
+
+def read_parquet(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Record | Bad]:
+    """Parquet with a text column; row groups are read a batch at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with opened(file, folder) as stream:
+        if not stream.seekable():
+            stream = io.BytesIO(stream.read())
+        try:
+            parquet = pq.ParquetFile(stream)
+        except pa.ArrowInvalid as error:
+            yield Bad("truncated or damaged file", f"{file.uri}: {error}")
+            return
+        present = set(parquet.schema_arrow.names)
+        if config.text_field not in present:
+            raise InputError(f"{file.uri} has no column '{config.text_field}'; it has: {', '.join(sorted(present))}")
+        columns = [c for c in (config.text_field, config.url_field, config.license_field) if c in present]
+        row = 0
+        try:
+            for batch in parquet.iter_batches(batch_size=1024, columns=columns):
+                for value in batch.to_pylist():
+                    row += 1
+                    yield _record(value, f"{file.uri}:{row}", config)
+        except (pa.ArrowInvalid, OSError) as error:
+            yield Bad("truncated or damaged file", f"{file.uri} after row {row}: {error}")
+
+
+def read_warc(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Record | Bad]:
+    """Web pages: HTML responses with status 200, their main text by resiliparse, the charset detected."""
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+    from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.encoding import bytes_to_str, detect_encoding
+
+    with opened(file, folder) as stream:
+        counted = _Counted(stream)
+        offset = records = 0
+        try:
+            for record in ArchiveIterator(counted, record_types=WarcRecordType.response, parse_http=True):
+                offset, records = record.stream_pos, records + 1
+                place = f"{file.uri}@{offset}"
+                if record.http_headers is None or record.http_headers.status_code != 200:
+                    yield Bad("not status 200", place)
+                    continue
+                if "html" not in (record.http_content_type or ""):
+                    yield Bad("not HTML", place)
+                    continue
+                body = record.reader.read(config.max_record_bytes + 1)
+                if len(body) < min(record.content_length, config.max_record_bytes + 1):
+                    yield Bad("truncated or damaged file", place)
+                    continue
+                if len(body) > config.max_record_bytes:
+                    yield Bad("too long", place)
+                    continue
+                text = extract_plain_text(bytes_to_str(body, detect_encoding(body)), main_content=config.main_content)
+                if not text.strip():
+                    yield Bad("no main text", place)
+                    continue
+                yield Record(text, record.headers.get("WARC-Target-URI") or "")
+        except Exception as error:  # fastwarc raises its own stream errors, which share no base class
+            yield Bad("truncated or damaged file", f"{file.uri}@{offset}: {type(error).__name__}: {error}")
+            return
+        if records == 0 or not counted.clean_end(file.uri):
+            yield Bad("truncated or damaged file", f"{file.uri}@{counted.position} (after {records} records)")
+
+
+class _Counted(io.RawIOBase):
+    """A stream that counts what was read, and knows whether a gzip file ended where a member ends."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.position = stream, 0
+        self._tail = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.position += len(data)
+        self._tail = (self._tail + data)[-(1 << 20) :]
+        return data
+
+    def tell(self) -> int:
+        return self.position
+
+    def clean_end(self, uri: str) -> bool:
+        """Whether the last gzip member of what was read is whole. A file without compression always ends cleanly."""
+        if not uri.endswith(".gz"):
+            return True
+        start = self._tail.rfind(b"\x1f\x8b\x08")
+        while start >= 0:
+            try:
+                gzip.decompress(self._tail[start:])
+                return True
+            except (EOFError, OSError, gzip.zlib.error):  # type: ignore[attr-defined]
+                before = self._tail.rfind(b"\x1f\x8b\x08", 0, start)
+                if before < 0:
+                    return len(self._tail) == 1 << 20  # a member of over 1 MiB: cannot tell, fastwarc did not object
+                start = before
+        return False
+
+
+def read_code(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Record | Bad]:
+    """One source file, one document."""
+    with opened(file, folder) as stream:
+        data = stream.read(config.max_record_bytes + 1)
+    if len(data) > config.max_record_bytes:
+        yield Bad("too long", file.uri)
+    elif b"\0" in data:
+        yield Bad("binary", file.uri)
+    else:
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield Bad("invalid UTF-8", f"{file.uri}@{error.start}")
+            return
+        yield Record(text, file.uri) if text.strip() else Bad("empty text", file.uri)
+
+
+def read_hf(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Record | Bad]:
+    """A Hugging Face data set by name and revision, streamed: nothing is downloaded beforehand."""
+    from datasets import load_dataset
+
+    parts = urllib.parse.urlsplit(file.uri)
+    query = dict(urllib.parse.parse_qsl(parts.query))
+    name, _, revision = f"{parts.netloc}{parts.path}".partition("@")
+    if not revision:
+        raise InputError(f"{file.uri}: name a revision (hf://owner/name@<commit>), or the data may change under the same key")
+    try:
+        rows = load_dataset(name, query.get("config"), split=query.get("split", "train"), revision=revision, streaming=True)
+        for number, value in enumerate(rows, 1):
+            yield _record(dict(value), f"{file.uri}:{number}", config)
+    except (InputError, InfraError):
+        raise
+    except Exception as error:  # the library's errors share no base class; each is about the data set, not about us
+        raise InfraError(f"{file.uri} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+READERS: dict[str, Reader] = {
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "warc": read_warc,
+    "code": read_code,
+    "hf": read_hf,
+}

@@ -1,0 +1,59 @@
+"""Run `ingest`: every raw file of the listing, in order, into documents."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+from stages.core.contracts import Context, InputError
+from stages.documents import DocumentWriter
+from stages.ingest.readers import READERS, Bad
+from stages.ingest.spec import IngestConfig
+from stages.sources import read_listing
+
+EXAMPLES = 3
+"""Places that are named for each reason; the rest is counted."""
+
+
+def run(ctx: Context[IngestConfig]) -> None:
+    """Write the documents; raise InputError when too little of the source is usable."""
+    raw = ctx.input("raw")
+    listing = read_listing(raw.path)
+    skipped: Counter[str] = Counter()
+    records = 0
+    per_source: Counter[str] = Counter()
+    with DocumentWriter(ctx.output("documents")) as writer:
+        for index, file in enumerate(listing):
+            for number, record in enumerate(READERS[file.format](file, raw.path, ctx.config)):
+                records += 1
+                if isinstance(record, Bad):
+                    skipped[record.reason] += 1
+                    if skipped[record.reason] <= EXAMPLES:
+                        ctx.log(f"skipped, {record.reason}: {record.place}", "warning")
+                    continue
+                identity = hashlib.sha256(f"{file.uri}\0{number}".encode()).hexdigest()[:24]
+                writer.add(identity, record.text, file.source, record.url, record.license or file.license)
+                per_source[file.source] += 1
+                if ctx.config.limit is not None and writer.documents >= ctx.config.limit:
+                    break
+            ctx.progress(index + 1, len(listing), "files")
+            if ctx.config.limit is not None and writer.documents >= ctx.config.limit:
+                break
+    bad = sum(skipped.values())
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(skipped.items())) or "the listing is empty"
+    if writer.documents == 0:
+        raise InputError(f"{ctx.node}: no usable document in {len(listing)} raw files ({reasons})")
+    if bad > ctx.config.max_bad_fraction * records:
+        raise InputError(
+            f"{ctx.node}: {bad} of {records} records are unusable ({reasons}), more than max_bad_fraction "
+            f"{ctx.config.max_bad_fraction}: mend the source, or raise the limit"
+        )
+    ctx.describe("documents", meta={"documents": writer.documents, "text_bytes": writer.text_bytes})
+    ctx.stat(
+        files=len(listing),
+        records=records,
+        documents=writer.documents,
+        text_bytes=writer.text_bytes,
+        skipped=dict(sorted(skipped.items())),
+        per_source=dict(sorted(per_source.items())),
+    )

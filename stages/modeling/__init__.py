@@ -1,0 +1,1 @@
+"""The Moxin decoder: own code, weights and logits interchangeable with transformers' MistralForCausalLM."""

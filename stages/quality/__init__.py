@@ -1,0 +1,1 @@
+"""Quality filter: a fastText classifier, the top tenth kept."""

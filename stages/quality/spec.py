@@ -1,0 +1,37 @@
+"""The `quality` stage: keep the documents that look most like a reference, by a fastText classifier (DCLM)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from stages.core.artifacts import Documents
+from stages.core.contracts import Input, Output, Resources, Stage, StageConfig, output
+
+
+class QualityConfig(StageConfig):
+    """The classifier and what is kept. Defaults are fastText's own and DCLM's (facts/data.md 0)."""
+
+    keep_fraction: float = Field(default=0.10, gt=0, le=1, description="share of documents kept, best first (paper 3.3.1)")
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="keep by score instead; DCLM's released filter uses 0.018112"
+    )
+    train_documents: int = Field(default=200_000, gt=1, description="of each label at most; DCLM trained on 200k in all")
+    word_ngrams: int = Field(default=2, ge=1, description="DCLM: bigrams")
+    dim: int = Field(default=100, ge=1, description="fastText's default")
+    epochs: int = Field(default=5, ge=1, description="fastText's default")
+    learning_rate: float = Field(default=0.1, gt=0, description="fastText's default")
+    buckets: int = Field(default=2_000_000, ge=1, description="hash buckets of n-grams, fastText's default")
+    holdout: float = Field(default=0.1, gt=0, lt=1, description="share of the training documents that tests the classifier")
+    seed: int = Field(default=1, description="which documents train")
+
+
+class Quality(Stage[QualityConfig], env="data", revision=1):
+    """Score documents with a fastText classifier and keep the best tenth."""
+
+    documents: Input[Documents]
+    positives: Input[Documents]
+    kept: Output[Documents] = output()
+
+    @classmethod
+    def resources(cls, config: QualityConfig) -> Resources:
+        return Resources(cpus=1, memory_gib=4)

@@ -1,0 +1,1 @@
+"""Documents into packed windows of token ids."""

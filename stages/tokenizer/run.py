@@ -1,0 +1,115 @@
+"""Run `tokenizer`: train BPE with the `tokenizers` library, or adopt a tokenizer.json or a SentencePiece model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+
+from stages import vocabulary
+from stages.core.contracts import ConfigError, Context, InputError
+from stages.documents import read_documents
+from stages.tokenizer.spec import TokenizerConfig
+
+
+def run(ctx: Context[TokenizerConfig]) -> None:
+    """Write the tokenizer folder."""
+    folder = ctx.output("tokenizer")
+    tokenizer = _train(ctx) if ctx.config.origin == "train" else _adopt(ctx)
+    vocabulary.save(tokenizer, folder)
+    size = tokenizer.get_vocab_size()
+    ctx.describe("tokenizer", facets={"tokenizer_digest": vocabulary.digest(folder), "vocab_size": size})
+    ctx.stat(vocab_size=size, origin=ctx.config.origin, **_fertility(ctx, folder))
+
+
+def _sample(ctx: Context[TokenizerConfig]) -> Iterator[str]:
+    """Documents of all inputs in turn, every n-th so that `sample_bytes` covers the corpus evenly."""
+    total = sum(int(i.meta.get("text_bytes", 0)) for i in ctx.inputs("documents"))
+    step = max(1, -(-total // ctx.config.sample_bytes))
+    for source in ctx.inputs("documents"):
+        for index, document in enumerate(read_documents(source.path)):
+            if index % step == 0:
+                yield document["text"]
+
+
+def _train(ctx: Context[TokenizerConfig]) -> Tokenizer:
+    config = ctx.config
+    model = models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.decoder = vocabulary.metaspace_parts()
+    # Split only for training: merges stay within a word and its leading space, or within a run of spaces or newlines,
+    # as SentencePiece's do. The saved tokenizer needs no pre-tokenizer, exactly as Llama's has none.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{vocabulary.SPACE}*[^{vocabulary.SPACE}\s]+|{vocabulary.SPACE}+|\s+"), "isolated")
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[*vocabulary.SPECIAL, *vocabulary.byte_tokens()],
+        max_token_length=config.max_piece,
+        limit_alphabet=min(1000, config.vocab_size // 8),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_sample(ctx), trainer)
+    if (got := tokenizer.get_vocab_size()) != config.vocab_size:
+        raise InputError(
+            f"{ctx.node}: the corpus yields {got} pieces, vocab_size asks for {config.vocab_size}: set {ctx.node}.vocab_size "
+            f"to {got} or less, or bring more text"
+        )
+    # byte tokens are pieces, not special tokens: only then does byte fallback decode them
+    value = json.loads(tokenizer.to_str())
+    value["added_tokens"] = [t for t in value["added_tokens"] if t["content"] in vocabulary.SPECIAL]
+    value["pre_tokenizer"] = None
+    return Tokenizer.from_str(json.dumps(value))
+
+
+def _adopt(ctx: Context[TokenizerConfig]) -> Tokenizer:
+    if not ctx.config.path:
+        raise ConfigError(f"{ctx.node}.path is unset: name the tokenizer.json or tokenizer.model to adopt")
+    path = Path(ctx.config.path)
+    if not path.is_file():
+        raise InputError(f"{ctx.node}.path: {path} is not there")
+    if path.suffix == ".json":
+        tokenizer = vocabulary.load(path.parent) if path.name == vocabulary.FILE else Tokenizer.from_file(str(path))
+    else:
+        tokenizer = from_sentencepiece(path)
+    for token, wanted in zip(vocabulary.SPECIAL, (0, 1, 2), strict=True):
+        if tokenizer.token_to_id(token) != wanted:
+            raise InputError(f"{path.name}: '{token}' has id {tokenizer.token_to_id(token)}, this pipeline needs {wanted}")
+    return tokenizer
+
+
+def from_sentencepiece(path: Path) -> Tokenizer:
+    """A `tokenizers` tokenizer that encodes as a SentencePiece BPE model does.
+
+    Merges are ordered by the score of the piece they make. transformers 5 orders them by id, and then splits two in
+    five documents otherwise (facts/data.md 7).
+    """
+    import sentencepiece
+
+    try:
+        source = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path.name} is not a SentencePiece model: {error}") from error
+    pieces = {source.id_to_piece(i): i for i in range(source.vocab_size())}
+    merges: list[tuple[float, int, str, str]] = []
+    for piece, index in pieces.items():
+        if source.is_byte(index) or source.is_control(index) or source.is_unknown(index):
+            continue
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in pieces and right in pieces:
+                merges.append((-source.get_score(index), pieces[left], left, right))
+    merges.sort()
+    model = models.BPE(vocab=pieces, merges=[(left, right) for _, _, left, right in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.decoder = vocabulary.metaspace_parts()
+    return tokenizer
+
+
+def _fertility(ctx: Context[TokenizerConfig], folder: Path) -> dict[str, float]:
+    """Bytes per token on the first documents: how well the vocabulary fits."""
+    tokenizer = vocabulary.load(folder)
+    texts = [text for _, text in zip(range(200), _sample(ctx), strict=False)]
+    tokens = sum(len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    size = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts)
+    return {"bytes_per_token": round(size / max(1, tokens), 3), "sampled_documents": len(texts)}
