@@ -19,6 +19,9 @@ class TokenizeConfig(StageConfig):
     )
     max_epochs: float = Field(default=4.0, gt=0, description="how often a small input may be repeated to reach its share")
     max_tokens: int | None = Field(default=None, gt=0, description="tokens to write at most")
+    heldout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of documents kept out of training, by a hash of their id: the same at any length"
+    )
     seed: int = Field(default=1, description="order of the windows")
     threads: Operational[int] = Field(default=2, ge=1, description="encoder threads; they never change the result")
 

@@ -1,0 +1,1 @@
+"""One phase of pre-training."""

@@ -1,0 +1,217 @@
+"""The training loop: data order, schedule, optimizer step, held-out loss, checkpoints.
+
+Everything that a step depends on is a function of the configuration and the step's number (which windows, which rate)
+or lies in the checkpoint (weights, moments, loss scale, random state). So a resumed run repeats an unbroken one exactly.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core.contracts import ConfigError, Context, InputError, Preempted
+from stages.modeling.decoder import MoxinLM
+from stages.pretrain.spec import PretrainConfig
+from stages.shards import Shards
+
+STATE = "state.pt"
+PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+INITIAL_SCALE = 2.0**16
+"""Loss scale that fp16 begins with: at 2**32 (Colossal-AI's default) the first steps overflow (facts/pretraining.md 2)."""
+
+
+def learning_rate(config: PretrainConfig, step: int) -> float:
+    """Rate of optimizer step `step` (from 0): linear warmup, then a cosine whose last step has min_lr_ratio x the peak."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - 1 - config.warmup_steps)
+    floor = config.min_lr_ratio
+    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+def window_numbers(seed: int, windows: int, start: int, count: int) -> np.ndarray:
+    """Numbers of windows start .. start + count of the endless sequence of seeded permutations, one an epoch."""
+    numbers: list[np.ndarray] = []
+    while count:
+        epoch, offset = divmod(start, windows)
+        part = np.random.default_rng([seed, epoch]).permutation(windows)[offset : offset + count]
+        numbers.append(part)
+        start, count = start + len(part), count - len(part)
+    return np.concatenate(numbers)
+
+
+def make_optimizer(model: MoxinLM, config: PretrainConfig) -> torch.optim.AdamW:
+    """AdamW, one fused kernel; weight decay on matrices only (norm scales have no direction to shrink)."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+
+
+class Trainer:
+    """One phase of training on one device."""
+
+    def __init__(
+        self, ctx: Context[PretrainConfig], model: MoxinLM, train: Shards, heldout: Shards | None, device: torch.device
+    ) -> None:
+        self.ctx, self.config, self.model, self.train, self.heldout, self.device = ctx, ctx.config, model, train, heldout, device
+        self.optimizer = make_optimizer(model, ctx.config)
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE, enabled=ctx.config.precision == "fp16")
+        self.step = self.skipped = 0
+        self.loss = self.val_loss = math.nan
+        self.seconds = 0.0
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in one optimizer step."""
+        return self.config.batch_windows * self.config.sequence_length
+
+    def run(self) -> None:
+        """Train to the last step. Raises Preempted after a last checkpoint when asked to stop."""
+        config, ctx = self.config, self.ctx
+        self._resume()
+        self.model.train()
+        while self.step < config.steps:
+            started = time.perf_counter()
+            self.loss, norm = self._optimizer_step()
+            self.step += 1
+            elapsed = time.perf_counter() - started
+            self.seconds += elapsed
+            self._tell(norm, self.batch_tokens / elapsed)
+            done = self.step == config.steps
+            if not done and ctx.stopping:
+                self._save()
+                raise Preempted(f"stopped at step {self.step} of {config.steps}; the next run goes on from there")
+            if not done and self.step % config.checkpoint_every == 0:
+                self._save()
+
+    def _tell(self, norm: float, speed: float) -> None:
+        config, done = self.config, self.step == self.config.steps
+        row: dict[str, float] = {}
+        if self.heldout is not None and (done or self.step % config.eval_every == 0):
+            self.val_loss = row["val_loss"] = self.heldout_loss()
+        if row or done or self.step % config.log_every == 0 or self.step == 1:
+            rate = learning_rate(config, self.step - 1)
+            row = {"loss": self.loss, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": speed, **row}
+            self.ctx.metric(self.step, tokens=self.step * self.batch_tokens, **row)
+        self.ctx.progress(self.step * self.batch_tokens, config.steps * self.batch_tokens, "tokens")
+
+    def _batch(self, shards: Shards, numbers: np.ndarray) -> tuple[Tensor, Tensor | None, int]:
+        """Ids [B, T], document ids [B, T] or None, and how many tokens are predicted."""
+        ids, documents = shards.batch(numbers)
+        if not self.config.document_mask:
+            return torch.from_numpy(ids).to(self.device), None, ids.shape[0] * (ids.shape[1] - 1)
+        predicted = int((documents[:, 1:] == documents[:, :-1]).sum())
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(documents).to(self.device), predicted
+
+    def _autocast(self) -> Any:
+        dtype = PRECISION[self.config.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    def _optimizer_step(self) -> tuple[float, float]:
+        """One step over a global batch: (mean loss of its tokens, gradient norm before clipping)."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        numbers = window_numbers(config.seed, len(self.train), self.step * config.batch_windows, config.batch_windows)
+        parts = [numbers[i : i + config.micro_batch] for i in range(0, len(numbers), config.micro_batch)]
+        batches = [self._batch(self.train, part) for part in parts]
+        predicted = max(1, sum(count for _, _, count in batches))
+        total = torch.zeros((), device=self.device)
+        for ids, documents, _ in batches:
+            with self._autocast():
+                loss, _ = self.model.loss_sum(ids, documents)
+            self.scaler.scale(loss / predicted).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip))
+        mean = float(total) / predicted
+        self._check(mean, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return mean, norm
+
+    def _check(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        if self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > 1.0:
+            self.skipped += 1  # an overflow: the scaler leaves this step out and halves its scale
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+        raise ConfigError(
+            f"{self.ctx.node}: {what} at step {self.step + 1}: training diverged; lower learning_rate "
+            f"(now {self.config.learning_rate}) or raise warmup_steps (now {self.config.warmup_steps})"
+        )
+
+    @torch.no_grad()
+    def heldout_loss(self) -> float:
+        """Mean loss of the tokens of the first `eval_windows` held-out windows. Leaves the random state alone."""
+        assert self.heldout is not None
+        self.model.eval()
+        total, predicted = 0.0, 0
+        count = min(len(self.heldout), self.config.eval_windows)
+        for start in range(0, count, self.config.micro_batch):
+            part = np.arange(start, min(start + self.config.micro_batch, count))
+            ids, documents, n = self._batch(self.heldout, part)
+            with self._autocast():
+                loss, _ = self.model.loss_sum(ids, documents)
+            total, predicted = total + float(loss), predicted + n
+        self.model.train()
+        return total / max(1, predicted)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        folder = Path(self.ctx.scratch) / f"save-{self.step}"
+        folder.mkdir(exist_ok=True)
+        state = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "val_loss": self.val_loss,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+        }
+        torch.save(state, folder / STATE)
+        self.ctx.checkpoints.save(self.step, folder)
+        (folder / STATE).unlink()
+
+    def _resume(self) -> None:
+        found = self.ctx.checkpoints.latest()
+        if found is None:
+            return
+        state = torch.load(found[1] / STATE, map_location=self.device, weights_only=True)
+        self.step, self.skipped, self.seconds, self.val_loss = (state[k] for k in ("step", "skipped", "seconds", "val_loss"))
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"].cpu())
+
+
+def open_shards(ctx: Context[PretrainConfig], warn: Callable[[str], None]) -> tuple[Shards, Shards | None]:
+    """The phase's training windows, and its held-out ones if the shards have some and they are wanted."""
+    config, folder = ctx.config, ctx.input("tokens").path
+    train = Shards.open(folder)
+    if train.sequence_length != config.sequence_length:
+        raise ConfigError(f"{ctx.node}.sequence_length is {config.sequence_length}, its windows have {train.sequence_length}")
+    if not len(train):
+        raise InputError(f"{ctx.node}: its shards hold no window")
+    epochs = config.steps * config.batch_windows / len(train)
+    if epochs > 4:  # repeating data beyond four epochs is worth little (Muennighoff et al. 2023, arXiv 2305.16264)
+        warn(f"the token budget repeats the data {epochs:.1f} times")
+    wanted = config.eval_windows > 0 and (Path(folder) / "heldout" / "index.json").is_file()
+    return train, Shards.open(Path(folder) / "heldout") if wanted else None

@@ -1,0 +1,102 @@
+"""The `pretrain` stage: one phase of next-token training, from fresh weights or from the phase before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stages.core.artifacts import ArtifactManifest, Model, Tokenizer, TokenShards
+from stages.core.contracts import Facets, Input, Operational, Output, Resources, Stage, StageConfig, Work, output
+from stages.modeling.shape import ModelShape
+
+PAPER_VOCABULARY = 32_000
+"""RECIPE 1: what the estimate of work assumes before the tokenizer exists."""
+
+
+class PretrainConfig(StageConfig):
+    """Architecture, budget, optimizer, schedule. Defaults: the paper (3.1, 3.4) and upstream's train/pretrain.py."""
+
+    shape: ModelShape = Field(default=ModelShape(), description="architecture (paper 3.1, Table 1); a parent must have the same")
+    sequence_length: int = Field(default=2000, gt=1, description="tokens in a window (paper 3.4: 2,000, then 4,000)")
+    tokens: int = Field(default=10**12, gt=0, description="token budget of this phase; rounded down to whole steps")
+    batch_windows: int = Field(
+        default=512, gt=0, description="windows in an optimizer step (upstream: 64 GPUs x 1 x accumulation 8)"
+    )
+    learning_rate: float = Field(default=2e-6, gt=0, description="peak (paper 3.4; upstream's scripts: 1e-5, 2e-5)")
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="end of the cosine, as a share of the peak (paper 3.4)")
+    warmup_steps: int = Field(default=2000, ge=0, description="linear warmup, optimizer steps (upstream train/pretrain.py)")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW (paper 3.4)")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW (paper 3.4)")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW (paper 3.4)")
+    weight_decay: float = Field(default=0.1, ge=0, description="AdamW, on matrices only (paper 3.4)")
+    grad_clip: float = Field(default=1.0, gt=0, description="largest global gradient norm (upstream train/pretrain.py)")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="on attention weights and on the feed-forward (paper 3.1)")
+    document_mask: bool = Field(
+        default=True, description="attention stays within a document (upstream trains each document by itself)"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp16", description="of matrix products; weights and optimizer are float32 (paper 3.4: FP16 mixed)"
+    )
+    seed: int = Field(default=0, description="fresh weights, data order, dropout")
+    micro_batch: Operational[int] = Field(default=1, gt=0, description="windows in one forward pass")
+    recompute: Operational[bool] = Field(default=False, description="activation checkpointing: less memory, a third more work (3.4)")
+    eval_windows: Operational[int] = Field(default=64, ge=0, description="held-out windows to measure the loss on")
+    eval_every: Operational[int] = Field(default=500, gt=0, description="steps between two measurements")
+    checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
+    log_every: Operational[int] = Field(default=10, gt=0, description="steps between two metric rows")
+    threads: Operational[int] = Field(default=2, gt=0, description="CPU threads")
+    device: Operational[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="auto: a GPU if there is one")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps: the token budget in whole batches."""
+        return self.tokens // (self.batch_windows * self.sequence_length)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretrainConfig:
+        if self.steps < 1:
+            raise ValueError(f"tokens = {self.tokens} is less than one batch of {self.batch_windows} x {self.sequence_length}")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps = {self.warmup_steps}, but the budget is {self.steps} steps in all")
+        if self.sequence_length > self.shape.max_positions:
+            raise ValueError(f"sequence_length = {self.sequence_length} exceeds shape.max_positions = {self.shape.max_positions}")
+        return self
+
+
+class Pretrain(Stage[PretrainConfig], env="train", revision=1, checkpoints=True):
+    """Train the decoder on packed windows: one phase, resumable at any step."""
+
+    tokens: Input[TokenShards]
+    tokenizer: Input[Tokenizer]
+    parent: Input[Model] | None = None
+    model: Output[Model] = output()
+
+    match = {"tokens.sequence_length": "sequence_length"}
+
+    @classmethod
+    def facets(cls, config: PretrainConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:
+        source = inputs["tokenizer"][0]
+        return {
+            "model": {
+                "architecture": "MistralForCausalLM",
+                "tokenizer_digest": source.get("tokenizer_digest"),
+                "vocab_size": source.get("vocab_size"),
+                "context_length": config.shape.max_positions,
+                "dtype": "float32",
+                "chat_template_digest": "none",
+            }
+        }
+
+    @classmethod
+    def resources(cls, config: PretrainConfig) -> Resources:
+        bytes_ = 16 * config.shape.parameters(PAPER_VOCABULARY)  # weights, gradients and two moments in float32
+        return Resources(cpus=config.threads, memory_gib=2 + 1.3 * bytes_ / 2**30)
+
+    @classmethod
+    def work(cls, config: PretrainConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
+        known = [m.facets.get("vocab_size") for m in inputs.get("tokenizer", ())]
+        vocabulary = int(known[0]) if known and known[0] else PAPER_VOCABULARY
+        tokens = config.steps * config.batch_windows * config.sequence_length
+        return Work(flops=tokens * config.shape.flops_per_token(vocabulary, config.sequence_length))
