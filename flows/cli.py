@@ -33,7 +33,6 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 NodeArgument = Annotated[str, typer.Argument(help="name of a node")]
 
 
-
 def _print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
@@ -105,10 +104,16 @@ def down(json_: JsonOption = False) -> None:
 
 
 @app.command()
-def status(json_: JsonOption = False) -> None:
+def status(
+    password: Annotated[bool, typer.Option("--password", help="print what the Prefect pages ask for, and nothing else")] = False,
+    json_: JsonOption = False,
+) -> None:
     """Say what is running, and where it listens."""
     from flows import embedded
 
+    if password:
+        out.print(embedded.password() or "there is none yet: start the services with 'moxin up'", markup=False)
+        return
     _show_status(embedded.status(), json_)
 
 
@@ -211,7 +216,7 @@ def _run_flow(
         logger = logging.getLogger(name)
         logger.handlers = [h for h in logger.handlers if "Console" not in type(h).__name__]
     recorder = _Recorder()
-    console = Console(file=open(os.devnull, "w")) if quiet else out
+    console = Console(quiet=True) if quiet else out
     with RunDisplay(console, nodes) as display:
         flow_module.EXTRA_OBSERVERS[:] = [display, recorder]
         state = flow_module.moxin(

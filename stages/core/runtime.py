@@ -316,7 +316,6 @@ def _cut_off() -> None:
     """End this process and whatever it started, now."""
     os.write(2, b"the stage did not stop within its grace: cut off\n")
     if os.getpgrp() == os.getpid():
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         for child in _children():
             os.kill(child, signal.SIGKILL)
     os._exit(ExitClass.PREEMPTED.code)
