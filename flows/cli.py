@@ -10,19 +10,22 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from flows.settings import Settings
 from stages.core.contracts import ConfigError, StageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.")
-out = Console(highlight=False)
+PIPE_WIDTH = 200
+"""Columns where the output is no terminal: a log or a pipe has no edge to wrap at."""
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, highlight=False)
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="values of the run: infra/profiles/<name>.toml")]
@@ -205,16 +208,11 @@ def _run_flow(
     profile: str, select: str, overrides: list[str], force: bool, settings: Settings, nodes: int, quiet: bool
 ) -> tuple[Any, list[dict[str, Any]], str]:
     """Run the flow in this process, with a display; its final state, the nodes' outcomes and its page."""
-    import logging
-
-    os.environ["PREFECT_LOGGING_LEVEL"] = os.environ.get("PREFECT_LOGGING_LEVEL", "INFO")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display shows it; the UI keeps it
     os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
     from flows import moxin as flow_module
     from flows.console import RunDisplay
 
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):  # the display shows it; the UI keeps it
-        logger = logging.getLogger(name)
-        logger.handlers = [h for h in logger.handlers if "Console" not in type(h).__name__]
     recorder = _Recorder()
     console = Console(quiet=True) if quiet else out
     with RunDisplay(console, nodes) as display:
@@ -269,12 +267,21 @@ def ls(profile: ProfileOption = "tiny", json_: JsonOption = False) -> None:
 
 
 @app.command()
-def show(node: NodeArgument, profile: ProfileOption = "tiny", json_: JsonOption = False) -> None:
+def show(
+    node: NodeArgument,
+    profile: ProfileOption = "tiny",
+    metrics: Annotated[bool, typer.Option("--metrics", help="print its metric rows (loss, ...) as JSON lines, and nothing else")] = False,
+    json_: JsonOption = False,
+) -> None:
     """Show a node's newest result: configuration, statistics, outputs, provenance."""
     from flows.console import rows_table
 
     with _ledger() as ledger:
         result = _last_result(ledger, profile, node)
+        if metrics:
+            found = ledger.store.get(result.metrics_object) if result.metrics_object else None
+            sys.stdout.write(found[0].decode() if found else "")
+            return
     if json_:
         _print_json(result.model_dump(mode="json"))
         return
@@ -402,14 +409,20 @@ def check(
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and status 2; other failures are status 1."""
     try:
-        _invoke(app)
+        code = app(standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.TyperException as error:  # an unknown command or option, a missing argument; without any: the help
+        if not sys.argv[1:]:
+            error.show()
+            sys.exit(0)
+        _fail(f"{error.format_message()} (see 'moxin --help')", 2)
     except ConfigError as error:
-        err.print(f"[red]error:[/] {error}", soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error), 2)
     except StageError as error:
-        err.print(f"[red]error:[/] {error}", soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
+        _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
         err.print("interrupted; what had finished is in the ledger, the next run continues from there")
         sys.exit(130)
     except BrokenPipeError:
@@ -417,8 +430,9 @@ def main() -> None:
         sys.exit(0)
 
 
-def _invoke(application: Callable[..., Any]) -> None:
-    application()
+def _fail(message: str, code: int) -> None:
+    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

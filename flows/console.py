@@ -112,8 +112,9 @@ def plan_table(plans: Sequence[NodePlan], estimates: Mapping[str, str]) -> Table
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Any list of records as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in rows[0] if rows else ():
-        table.add_column(str(column), overflow="fold")
+    names = list(rows[0]) if rows else []
+    for column in names:  # only the last column may wrap: keys and addresses stay whole
+        table.add_column(str(column), overflow="fold", no_wrap=column != names[-1])
     for row in rows:
         table.add_row(*(str(value) if value is not None else "" for value in row.values()))
     return table

@@ -52,7 +52,6 @@ def up(
     after_server: Callable[[Settings], object] | None = None,
     say: Callable[[str], None] = print,
     folder: Path | None = None,
-    env_file: Path | None = None,
 ) -> Settings:
     """Start what is not running yet; returns the settings to use it. Idempotent, safe to call from several shells.
 
@@ -89,7 +88,7 @@ def up(
                 if not _alive(state, "worker"):
                     _start(folder, state, "worker", *_worker_command(settings), say)
                     started.append("worker")
-                _write_env(env_file or ROOT / ".env", settings)
+                _write_env((ROOT if folder == ROOT / ".moxin" else folder) / ".env", settings)
             _save(folder, state)
         except BaseException:
             for name in reversed(started):
@@ -411,7 +410,10 @@ def _api(settings: Settings, method: str, path: str, body: Any = None, missing_o
 
 
 def _write_env(path: Path, settings: Settings) -> None:
-    """Keep our block of `.env` current: Prefect's own commands read it when run from the repository's root."""
+    """Keep our block of `.env` current: Prefect's own commands read it when run from the repository's root.
+
+    Only the services of the default state folder are written there; those of another one (MOXIN_HOME) keep theirs inside it.
+    """
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     if ENV_BEGIN in old:
         old = old[: old.index(ENV_BEGIN)] + old[old.index(ENV_END) + len(ENV_END) :].lstrip("\n")

@@ -33,6 +33,7 @@ from stages.core.contracts import (
 from stages.core.graph import Node
 from stages.core.keys import ROOT, sha256, source_digest
 from stages.core.ledger import LEASE_SECONDS, AttemptRecord, LeaseHeld, LeaseLost, Ledger, NodeRecord, now
+from stages.core.store import disk_full
 
 STOP_GRACE = 30.0
 """Seconds that a stopped stage gets for a last checkpoint. Prefect's worker waits as long before it kills the flow."""
@@ -116,22 +117,26 @@ class Execution:
         started = time.monotonic()
         resolved = resolve(node, self.profile, self.ledger, results)
         selected = node.name in self.selected
-        reason = rerun_reason(resolved, self.profile.settings.on_drift if selected else "warn", self.force and selected)
+        on_drift = self.profile.settings.on_drift if selected else "warn"
+        reason = rerun_reason(resolved, on_drift, self.force and selected)
         if reason is None and resolved.result is not None:
+            if resolved.drift and on_drift == "fail":  # the plan could not know this node's key yet
+                raise NodeFailed(node.name, ExitClass.CONFIG, "its result was made by other code, and this profile forbids drift")
             return self._cached(node, resolved.result, "drift" if resolved.drift else "cached", started)
         if not selected:
-            raise NodeFailed(node.name, ExitClass.INPUT, f"it has no result and is not selected: select '+{node.name}'")
+            raise NodeFailed(node.name, ExitClass.INPUT, f"{reason}, and it is not selected: select '+{node.name}'")
         retries = self.profile.settings.retries
         for attempt in range(retries + 1):
-            lease = self._acquire(node, resolved)
-            if lease is None:  # whoever held the lease has published meanwhile
-                found = self.ledger.manifest(resolved.key)
-                assert found is not None
-                return self._cached(node, found[0], "made by another run meanwhile", started)
-            try:
-                exit_class, message = self._attempt(node, resolved, lease, reason or "")
-            finally:
-                self.ledger.release(lease)
+            with self._slots:  # before the lease, which would run out while it waited here
+                lease = self._acquire(node, resolved)
+                if lease is None:  # whoever held the lease has published meanwhile
+                    found = self.ledger.manifest(resolved.key)
+                    assert found is not None
+                    return self._cached(node, found[0], "made by another run meanwhile", started)
+                try:
+                    exit_class, message = self._attempt(node, resolved, lease, reason or "", first=attempt == 0)
+                finally:
+                    self.ledger.release(lease)
             if exit_class is ExitClass.OK:
                 found = self.ledger.manifest(resolved.key)
                 if found is None:
@@ -175,34 +180,33 @@ class Execution:
                 return None
             return lease
 
-    def _attempt(self, node: Node, resolved: Resolved, lease: Lease, reason: str) -> tuple[ExitClass, str]:
+    def _attempt(self, node: Node, resolved: Resolved, lease: Lease, reason: str, first: bool) -> tuple[ExitClass, str]:
         """Launch once and follow it to its end; the exit class and the line that says why."""
-        with self._slots:
-            if self._stopping.is_set():
-                return ExitClass.PREEMPTED, "the run is stopping"
-            if resolved.result is not None:
-                self.ledger.drop_checkpoints(resolved.key)  # a rerun of a finished key starts clean
-            record = AttemptRecord(
-                key=resolved.key,
-                epoch=lease.epoch,
-                node=node.name,
-                run_id=self.run_id,
-                launcher=self.launcher.name,
-                started_at=now(),
-            )
-            self.ledger.record_attempt(record)
-            self.tell(node.name, "state", state="running", message=reason)
-            exit_class, message = ExitClass.INFRA, "it could not be started"
-            try:
-                exit_class, message = self._follow(node, self._job(node, resolved, lease), lease)
-            except InfraError as error:
-                exit_class, message = ExitClass.INFRA, str(error)
-            finally:
-                done = {"ended_at": now(), "exit_class": exit_class.value, "message": message}
-                self.ledger.record_attempt(record.model_copy(update=done))
-            if exit_class is ExitClass.OK:
-                self.ledger.drop_checkpoints(resolved.key)
-            return exit_class, message
+        if self._stopping.is_set():
+            return ExitClass.PREEMPTED, "the run is stopping"
+        if resolved.result is not None and first:
+            self.ledger.drop_checkpoints(resolved.key)  # a rerun of a finished key starts clean
+        record = AttemptRecord(
+            key=resolved.key,
+            epoch=lease.epoch,
+            node=node.name,
+            run_id=self.run_id,
+            launcher=self.launcher.name,
+            started_at=now(),
+        )
+        self.ledger.record_attempt(record)
+        self.tell(node.name, "state", state="running", message=reason)
+        exit_class, message = ExitClass.INFRA, "it could not be started"
+        try:
+            exit_class, message = self._follow(node, self._job(node, resolved, lease), lease)
+        except InfraError as error:
+            exit_class, message = ExitClass.INFRA, str(error)
+        finally:
+            done = {"ended_at": now(), "exit_class": exit_class.value, "message": message}
+            self.ledger.record_attempt(record.model_copy(update=done))
+        if exit_class is ExitClass.OK:
+            self.ledger.drop_checkpoints(resolved.key)
+        return exit_class, message
 
     def _job(self, node: Node, resolved: Resolved, lease: Lease) -> Job:
         config = self.profile.configs[node.name]
@@ -250,6 +254,11 @@ class Execution:
                     for observer in self.observers:
                         observer.event(node.name, event)
             code = handle.wait()
+        except BaseException as error:  # nobody follows the stage any more: it must not go on
+            handle.stop(STOP_GRACE)
+            if isinstance(error, OSError) and (full := disk_full(error, log.parent)):
+                raise full from error
+            raise
         finally:
             ended.set()
             with self._lock:

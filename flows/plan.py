@@ -141,8 +141,9 @@ def _plan_node(
         return NodePlan(node, state, reason, will_run, selected, resolved, step, facets)
 
     if blocked := [p for p in parents if p.state is State.BLOCKED or (not p.selected and p.will_run)]:
-        first = blocked[0].node.name
-        return plan(State.BLOCKED, f"needs {first}, which has no result and is not selected: select '+{node.name}'", False)
+        first = blocked[0]
+        why = "has lost objects" if first.resolved and first.resolved.missing else "has no result"
+        return plan(State.BLOCKED, f"needs {first.node.name}, which {why} and is not selected: select '+{node.name}'", False)
     if waiting := [p for p in parents if p.will_run or p.state is State.PENDING]:
         return plan(State.PENDING, f"follows {', '.join(p.node.name for p in waiting)}", selected)
     results = {p.node.name: p.resolved.result for p in parents if p.resolved and p.resolved.result}
@@ -158,7 +159,7 @@ def _plan_node(
     if resolved.result is None:
         reason = explain_change(node, profile, resolved, ledger, history)
     if not selected:
-        return plan(State.BLOCKED if resolved.result is None else State.CACHED, reason, resolved.result is None, resolved)
+        return plan(State.BLOCKED, reason, False, resolved)
     held = ledger.lease(resolved.key)
     if held is not None and held[0].live:
         return plan(State.LEASED, _held(held[0]), True, resolved)
@@ -183,10 +184,11 @@ def explain_change(
 ) -> str:
     """In words: what differs between a node's last result in this profile and what a run would make now."""
     record = history.get(node.name)
-    last = ledger.manifest(record.key) if record else None
-    if last is None:
+    if record is None:
         return "never ran in this profile"
-    return "; ".join(changes(node, profile, resolved, last[0])) or "its last result is gone from the store"
+    last = ledger.manifest(record.key)
+    found = changes(node, profile, resolved, last[0]) if last else []
+    return "; ".join(found) or "its last result is gone from the store"
 
 
 def changes(node: Node, profile: Profile, resolved: Resolved, last: StageResult) -> list[str]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -63,7 +63,7 @@ def load(name: str, pipeline: Pipeline, overrides: Iterable[str] = (), folder: P
     tables = _read(name, folder, origin)
     for override in overrides:
         _apply_override(tables, override, pipeline, origin)
-    settings = _settings(tables, origin.get("", f"{name}.toml"))
+    settings = _settings(tables, origin)
     stages = {n.stage for n in pipeline}
     _known(settings.stage, stages, "stage", origin)
     _known(settings.node, set(pipeline.nodes), "node", origin)
@@ -132,26 +132,41 @@ def _apply_override(tables: dict[str, Any], override: str, pipeline: Pipeline, o
             close = difflib.get_close_matches(parts[0], [*pipeline.nodes, *stages], n=1)
             raise ConfigError(f"--set {override!r}: no node '{parts[0]}'" + (f"; did you mean '{close[0]}'?" if close else ""))
     table = tables
-    for part in parts[:-1]:
-        if not isinstance(table.setdefault(part, {}), dict):
+    for depth, part in enumerate(parts[:-1], 1):
+        if part not in table:
+            table[part] = {}
+            origin[".".join(parts[:depth])] = "--set"
+        if not isinstance(table[part], dict):
             raise ConfigError(f"--set {override!r}: '{part}' is a value, not a table")
         table = table[part]
     table[parts[-1]] = value
     origin[".".join(parts)] = "--set"
 
 
-def _settings(tables: dict[str, Any], file: str) -> ProfileFile:
+def _origin(origin: Mapping[str, str], *paths: str) -> str:
+    """Where a setting came from: the first of the paths that is known, else the nearest table around one of them."""
+    while not any(path in origin for path in paths):
+        paths = tuple(path.rpartition(".")[0] for path in paths)
+    return next(origin[path] for path in paths if path in origin)
+
+
+def _location(error: ValidationError) -> str:
+    """The path of the first mistake."""
+    return ".".join(str(part) for part in error.errors()[0]["loc"])
+
+
+def _settings(tables: dict[str, Any], origin: Mapping[str, str]) -> ProfileFile:
     try:
         return ProfileFile.model_validate(tables)
     except ValidationError as error:
-        raise ConfigError(f"{file}: {_explain(error, ProfileFile)}") from error
+        raise ConfigError(f"{_origin(origin, _location(error))}: {_explain(error, ProfileFile)}") from error
 
 
 def _known(tables: Mapping[str, Any], valid: set[str], kind: str, origin: Mapping[str, str]) -> None:
     for name in tables:
         if name not in valid:
             close = difflib.get_close_matches(name, sorted(valid), n=1)
-            file = origin.get(f"{kind}.{name}", "profile")
+            file = _origin(origin, f"{kind}.{name}")
             raise ConfigError(f"{file}: [{kind}.{name}] names no {kind}" + (f"; did you mean '{close[0]}'?" if close else ""))
 
 
@@ -160,9 +175,7 @@ def _config(node: Node, settings: ProfileFile, origin: Mapping[str, str]) -> Sta
     try:
         return node.config_type.model_validate(values)
     except ValidationError as error:
-        location = ".".join(str(part) for part in error.errors()[0]["loc"])
-        paths = (f"node.{node.name}.{location}", f"stage.{node.stage}.{location}")
-        file = next((origin[p] for p in paths if p in origin), origin.get("", "profile"))
+        file = _origin(origin, f"node.{node.name}.{_location(error)}", f"stage.{node.stage}.{_location(error)}")
         raise ConfigError(f"{file}: {node.name}.{_explain(error, node.config_type)}") from error
 
 
@@ -171,20 +184,35 @@ def _resources(node: Node, config: StageConfig, settings: ProfileFile, origin: M
     try:
         return Resources.model_validate(merge(node.resources(config).model_dump(), values))
     except ValidationError as error:
-        file = origin.get(f"resources.{node.name}", origin.get(f"resources.{node.stage}", "profile"))
+        file = _origin(origin, *(f"resources.{name}.{_location(error)}" for name in (node.name, node.stage)))
         raise ConfigError(f"{file}: resources.{node.name}.{_explain(error, Resources)}") from error
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first mistake of a validation as `key = value: what is wrong`."""
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "value"
+    key = _location(error) or "value"
+    if first["type"] == "missing":
+        return f"{key}: required, and not set"
     if first["type"] == "extra_forbidden":
-        valid, inner = model, first["loc"][:-1]
-        for part in inner:
-            annotation = valid.model_fields[str(part)].annotation if str(part) in valid.model_fields else None
-            valid = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else valid
-        close = difflib.get_close_matches(str(first["loc"][-1]), list(valid.model_fields), n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(valid.model_fields)}"
+        valid = _table(model, first["loc"][:-1]).model_fields
+        close = difflib.get_close_matches(str(first["loc"][-1]), list(valid), n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(valid)}"
         return f"{key}: no such setting; {hint}"
     return f"{key} = {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _table(model: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel]:
+    """The model of an inner table, through nested tables and lists of tables."""
+    for part in location:
+        if str(part) in model.model_fields:
+            model = next(_models(model.model_fields[str(part)].annotation), model)
+    return model
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation such as `tuple[M, ...]` or `M | None` speaks of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)

@@ -21,6 +21,16 @@ from stages.core.contracts import ConfigError, StoreAddress
 
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "moxin"
+_AWS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CONFIG_FILE",
+    "AWS_CA_BUNDLE",
+)
+"""How boto3 is told of a store of the user's own: all of it goes on to the stages."""
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -64,11 +74,13 @@ class Settings:
                 region=env.get("MOXIN_S3_REGION", "us-east-1"),
                 prefix=env.get("MOXIN_S3_PREFIX", ""),
             )
-            credentials = {k: env[k] for k in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN") if k in env}
+            credentials = {k: env[k] for k in _AWS if k in env}
         else:
             if "s3_port" not in services:
                 raise ConfigError("no object store: start the embedded services with 'moxin up', or set MOXIN_S3_ENDPOINT")
             store = StoreAddress(bucket=BUCKET, endpoint=f"http://127.0.0.1:{services['s3_port']}")
+            if not {"s3_access_key", "s3_secret_key"} <= secrets.keys():
+                raise ConfigError(f"{folder / 'credentials.json'} has no keys for the object store: run 'moxin down', then 'moxin up'")
             credentials = {"AWS_ACCESS_KEY_ID": secrets["s3_access_key"], "AWS_SECRET_ACCESS_KEY": secrets["s3_secret_key"]}
         embedded_api = f"http://127.0.0.1:{services.get('prefect_port', 4200)}/api"
         api = env.get("PREFECT_API_URL", embedded_api)

@@ -21,7 +21,9 @@ SCHEMA = pa.schema(
 """id: unique in the artifact; source: name of the raw source; url: where it came from, or a path; license: SPDX or ''."""
 
 ROW_GROUP_BYTES = 16 << 20
-"""Text bytes buffered before a row group is written: bounds memory whatever the corpus."""
+"""Bytes buffered before a row group is written: bounds memory whatever the corpus."""
+ROW_BYTES = 256
+"""What a buffered row weighs besides its text, about: millions of tiny documents are bounded too."""
 PART_BYTES = 512 << 20
 """Text bytes in one part, before compression."""
 
@@ -44,7 +46,7 @@ class DocumentWriter:
         self._rows.append((id, text, source, url, license))
         self.documents += 1
         self.text_bytes += size
-        self._buffered += size
+        self._buffered += size + len(url) + ROW_BYTES
         if self._buffered >= ROW_GROUP_BYTES:
             self._flush()
 
@@ -78,10 +80,11 @@ class DocumentWriter:
 
 
 def read_batches(folder: Path, columns: list[str] | None = None, rows: int = 1024) -> Iterator[pa.RecordBatch]:
-    """Yield record batches of at most `rows` documents, part by part in name order."""
+    """Yield record batches of at most `rows` documents, part by part in name order; never more than one row group."""
     for path in sorted(Path(folder).glob("part-*.parquet")):
         with pq.ParquetFile(path) as parquet:
-            yield from parquet.iter_batches(batch_size=rows, columns=columns)
+            for group in range(parquet.num_row_groups):  # a batch over several would hold them all at once
+                yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
 
 
 def read_documents(folder: Path) -> Iterator[dict[str, str]]:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -47,25 +47,28 @@ class ShardWriter:
         self.windows = 0
         self.extra: dict[str, Any] = {}
         self._rows: list[int] = []
-        self._stream: Any = None
+        self._stream: BinaryIO | None = None
 
     def add(self, windows: np.ndarray) -> None:
         """Append windows: [n, sequence_length] of ids."""
         if windows.ndim != 2 or windows.shape[1] != self.sequence_length:
             raise ValueError(f"windows must be [n, {self.sequence_length}], not {windows.shape}")
+        if windows.size and not 0 <= int(windows.min()) <= int(windows.max()) < self.vocab_size:
+            raise ValueError(f"ids run from {windows.min()} to {windows.max()}, the vocabulary has {self.vocab_size}")
         while len(windows):
-            if self._stream is None or self._rows[-1] == self.rows_per_shard:
-                self._next()
+            stream = self._stream if self._stream and self._rows[-1] < self.rows_per_shard else self._next()
             part, windows = np.split(windows, [min(len(windows), self.rows_per_shard - self._rows[-1])])
-            self._stream.write(np.ascontiguousarray(part, self.dtype).tobytes())
+            stream.write(np.ascontiguousarray(part, self.dtype).tobytes())
             self._rows[-1] += len(part)
             self.windows += len(part)
 
-    def _next(self) -> None:
+    def _next(self) -> BinaryIO:
+        """Close the shard at hand and open another."""
         if self._stream is not None:
             self._stream.close()
         self._stream = open(self.folder / f"shard-{len(self._rows):05d}.bin", "wb")  # noqa: SIM115
         self._rows.append(0)
+        return self._stream
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -114,15 +117,21 @@ class Shards:
             index = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path.name} cannot be read: {error}") from error
-        if index.get("version") != VERSION:
-            raise InputError(f"{path.name} has version {index.get('version')}, this code reads {VERSION}")
-        return cls(folder, index)
+        if not isinstance(index, dict) or index.get("version") != VERSION:
+            found = index.get("version") if isinstance(index, dict) else None
+            raise InputError(f"{path.name} has version {found}, this code reads {VERSION}")
+        try:
+            return cls(folder, index)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path.name} is incomplete or damaged: {error}") from error
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """One window: [sequence_length], the dtype on disk."""
+        """One window: [sequence_length], the dtype on disk. Raises IndexError outside 0..len-1."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"window {row} of {len(self)}")
         part = int(np.searchsorted(self._ends, row, side="right"))
         return self._parts[part][row - (int(self._ends[part - 1]) if part else 0)]
 

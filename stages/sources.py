@@ -43,8 +43,12 @@ def write_listing(folder: Path, rows: Iterable[RawFile]) -> None:
 
 def read_listing(folder: Path) -> list[RawFile]:
     """Read a listing. Raises InputError naming the line that is not one."""
+    try:
+        text = (folder / LISTING).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{LISTING} cannot be read: {error}") from error
     rows = []
-    for number, line in enumerate((folder / LISTING).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         try:
             rows.append(RawFile.model_validate(json.loads(line)))
         except (ValueError, ValidationError) as error:

@@ -36,6 +36,23 @@ def metaspace_parts() -> tuple[Any, Any]:
     return normalizer, decoder
 
 
+def without_control_merges(tokenizer: Tokenizer) -> Tokenizer:
+    """The same BPE tokenizer, without merges that spell a special or byte token out of text.
+
+    A corpus that holds '</s>' often teaches BPE to merge '</' and 's>' into a piece, and that piece already has id 2: the
+    text would end the document. (Dropping the merge leaves the vocabulary and its size as they are.) Truncation and
+    padding, which a tokenizer.json may carry, are taken out too: documents are encoded whole.
+    """
+    reserved = {*SPECIAL, *byte_tokens()}
+    value = json.loads(tokenizer.to_str())
+    value["truncation"] = value["padding"] = None
+    merges = value["model"].get("merges", [])
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    if merges:
+        value["model"]["merges"] = [m for m, pair in zip(merges, pairs, strict=True) if "".join(pair) not in reserved]
+    return Tokenizer.from_str(json.dumps(value))
+
+
 def save(tokenizer: Tokenizer, folder: Path) -> None:
     """Write a folder that `tokenizers` and transformers both load (no code of ours, nothing pickled)."""
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
@@ -55,13 +72,17 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
 
 
-def load(folder: Path) -> Tokenizer:
-    """Load for encoding documents: '</s>' in a text is text, never the end of a document."""
-    path = Path(folder) / FILE
+def read(path: Path) -> Tokenizer:
+    """Read a tokenizer.json under any name. Raises InputError when it is none."""
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path.name} is not a tokenizer: {error}") from error
+
+
+def load(folder: Path) -> Tokenizer:
+    """Load for encoding documents: '</s>' in a text is text, never the end of a document."""
+    tokenizer = read(Path(folder) / FILE)
     tokenizer.encode_special_tokens = True
     return tokenizer
 

@@ -38,8 +38,9 @@ class ProcessHandle:
             threading.Thread(target=self._read, args=(process.stdout, False), daemon=True),
             threading.Thread(target=self._read, args=(process.stderr, True), daemon=True),
         ]
-        for reader in self._readers:
-            reader.start()
+        self._sweeper = threading.Thread(target=self._sweep, daemon=True)
+        for thread in (*self._readers, self._sweeper):
+            thread.start()
 
     @property
     def id(self) -> str:
@@ -71,7 +72,7 @@ class ProcessHandle:
         with contextlib.suppress(OSError):
             if self._process.stdin:
                 self._process.stdin.close()
-        self._kill_group()  # whatever the stage started and left
+        self._sweeper.join()
         self._request_file.unlink(missing_ok=True)
         return code
 
@@ -80,9 +81,19 @@ class ProcessHandle:
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
-        timer = threading.Timer(grace, self._kill_group)
+        timer = threading.Timer(grace, self._cut_off)
         timer.daemon = True
         timer.start()
+
+    def _cut_off(self) -> None:
+        if self._process.poll() is None:
+            self._kill_group()
+
+    def _sweep(self) -> None:
+        """Once the stage has ended, end what it started and left: it would hold the pipes open, and `events` with them."""
+        with contextlib.suppress(ChildProcessError):  # it has been waited for already
+            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self._kill_group()
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

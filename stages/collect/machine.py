@@ -14,11 +14,15 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from email.message import Message
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from typing import cast
 
 MIN_DOCSTRING = 400
 """Characters: shorter docstrings are signatures in words, not prose."""
+BUILD_RECORD = "_sysconfigdata"
+"""The module in which CPython keeps its build's settings: full of this machine's paths, so never material."""
 _DOCSTRING = re.compile(r'^[ \t]*[rR]?"""(.*?)"""', re.MULTILINE | re.DOTALL)
 
 
@@ -47,7 +51,7 @@ def library_modules() -> list[Module]:
     found = []
     for path in root.rglob("*.py"):
         relative = path.relative_to(root)
-        if not skip & set(relative.parts):
+        if not skip & set(relative.parts) and not path.name.startswith(BUILD_RECORD):
             found.append(Module(f"python:{_dotted(relative)}", path, "PSF-2.0"))
     return sorted(found, key=lambda m: m.url)
 
@@ -164,7 +168,7 @@ def _descriptions() -> Iterator[tuple[str, str, str]]:
     import markdown
 
     for name, dist in packages().items():
-        metadata = dist.metadata
+        metadata = cast(Message, dist.metadata)
         text = metadata.get_payload()
         kind = metadata.get("Description-Content-Type", "")
         if isinstance(text, str) and "markdown" in kind and len(text) > 500:
@@ -202,7 +206,7 @@ def _dotted(path: Path) -> str:
 
 def _license(dist: Distribution) -> str:
     """The SPDX expression that a distribution states, or '' (free text is no licence identifier)."""
-    return dist.metadata.get("License-Expression", "") or ""
+    return cast(Message, dist.metadata).get("License-Expression", "") or ""
 
 
 def python_version() -> str:

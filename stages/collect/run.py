@@ -75,7 +75,7 @@ def _from_machine(ctx: Context[CollectConfig]) -> None:
 
 
 def _write_jsonl(path: Path, texts: Iterable[machine.Text]) -> None:
-    with open(path, "wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw) as stream:
+    with open(path, "wb") as raw, zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(raw) as stream:
         for text in texts:
             row = {"text": text.text, "url": text.url, "license": text.license}
             stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")

@@ -249,6 +249,7 @@ class Ledger:
         self.check(lease)
         prefix = f"checkpoints/{lease.key}/{step:012d}/{lease.epoch:06d}"
         files = upload_folder(self.store, prefix, folder)
+        self.check(lease)  # the upload may have outlived the lease
         commit = CheckpointCommit(step=step, epoch=lease.epoch, files=files)
         self.store.put(f"checkpoints/{lease.key}/{step:012d}/COMMIT.json", commit.model_dump_json().encode())
         for old in self.checkpoint_steps(lease.key)[:-2]:
@@ -271,7 +272,9 @@ class Ledger:
         """Remove one checkpoint, or all of a key. The commit marker goes first: what is half removed is invisible."""
         prefix = f"checkpoints/{key}/" if step is None else f"checkpoints/{key}/{step:012d}/"
         rows = [o.key for o in self.store.list(prefix)]
-        self.store.delete(sorted(rows, key=lambda row: not row.endswith("/COMMIT.json")))
+        markers = [row for row in rows if row.endswith("/COMMIT.json")]
+        self.store.delete(markers)  # a call of its own: a store may delete the rows of one call in any order
+        self.store.delete(row for row in rows if row not in markers)
 
     # --- names ------------------------------------------------------------------------------------------------
 

@@ -85,19 +85,22 @@ class Store:
             raise ConfigError(
                 "no credentials for the object store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run 'moxin up'"
             ) from error
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status in (409, 412) or code in ("PreconditionFailed", "ConditionalRequestConflict"):
-                raise Conflict(self.where(key)) from error
-            if status == 403:
-                raise ConfigError(f"the object store refuses access to {self.where(key)} ({code}): check the credentials") from error
-            raise InfraError(f"the object store failed on {self.where(key)}: {code} (HTTP {status})") from error
-        except (BotoCoreError, Boto3Error) as error:
-            if isinstance(error.__cause__, ClientError) or isinstance(error.__context__, ClientError):
-                raise InfraError(f"the object store failed on {self.where(key)}: {error}") from error
+        except (ClientError, BotoCoreError, Boto3Error) as error:
+            answer = error if isinstance(error, ClientError) else error.__context__  # an upload's error wraps the answer
+            if isinstance(answer, ClientError):
+                raise self._answered(key, answer) from error
             at = self.address.endpoint or f"AWS S3 in {self.address.region}"
             raise InfraError(f"the object store at {at} cannot be reached ({type(error).__name__}): is it up? try 'moxin up'") from error
+
+    def _answered(self, key: str, error: ClientError) -> Exception:
+        """What an answer of the store other than success means."""
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if status in (409, 412) or code in ("PreconditionFailed", "ConditionalRequestConflict"):
+            return Conflict(self.where(key))
+        if status == 403:
+            return ConfigError(f"the object store refuses access to {self.where(key)} ({code}): check the credentials")
+        return InfraError(f"the object store failed on {self.where(key)}: {code} (HTTP {status})")
 
     # --- small objects ----------------------------------------------------------------------------------------
 
@@ -117,11 +120,18 @@ class Store:
     def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
         """Write a small object; returns its ETag. Raises Conflict when the condition does not hold."""
         condition: dict[str, str] = {"IfNoneMatch": "*"} if if_absent else ({"IfMatch": if_match} if if_match else {})
-        with self._errors(key):
-            answer = self._client.put_object(
-                Bucket=self.address.bucket, Key=self._full(key), Body=data, ContentType="application/json", **condition
-            )
-            return answer["ETag"]
+        try:
+            with self._errors(key):
+                answer = self._client.put_object(
+                    Bucket=self.address.bucket, Key=self._full(key), Body=data, ContentType="application/json", **condition
+                )
+                return answer["ETag"]
+        except Conflict:
+            # The client repeats a request whose answer got lost; the conflict is then with our own first try.
+            found = self.get(key)
+            if found is None or found[0] != data:
+                raise
+            return found[1]
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """All objects under a prefix, in key order."""

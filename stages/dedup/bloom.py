@@ -12,7 +12,11 @@ import math
 import numpy as np
 from numba import njit
 
-from stages.dedup.shingles import ngram_hashes, word_hashes
+from stages.dedup.shingles import mix, ngram_hashes, word_hashes
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""Step between the probes of one hash. Each is mixed anew: a linear step modulo a filter size that is a multiple of 64
+ties the probes to each other (at 1,024 bits they all follow from the first, and 0.2 of new n-grams count as seen)."""
 
 
 @njit(nogil=True, cache=True)
@@ -28,7 +32,7 @@ def _contained(bits, hashes, probes):
             if (bits[position >> np.uint64(6)] >> (position & np.uint64(63))) & np.uint64(1) == np.uint64(0):
                 inside = False
                 break
-            state = state * np.uint64(0x5851F42D4C957F2D) + np.uint64(0x14057B7EF767814F)
+            state = mix(state + GOLDEN)
         count += inside
     return count
 
@@ -41,7 +45,7 @@ def _insert(bits, hashes, probes):
         for _ in range(probes):
             position = state % size
             bits[position >> np.uint64(6)] |= np.uint64(1) << (position & np.uint64(63))
-            state = state * np.uint64(0x5851F42D4C957F2D) + np.uint64(0x14057B7EF767814F)
+            state = mix(state + GOLDEN)
 
 
 class BloomDedup:

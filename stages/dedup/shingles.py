@@ -26,7 +26,8 @@ def character_count(text: str, how: str) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _mix(value):
+def mix(value):
+    """A bijection of uint64 whose every output bit depends on every input bit (MurmurHash3's fmix64)."""
     value ^= value >> np.uint64(33)
     value *= np.uint64(0xFF51AFD7ED558CCD)
     value ^= value >> np.uint64(33)
@@ -49,7 +50,7 @@ def _rolling(values, width):
         if i >= width:
             state -= power * (values[i - width] + np.uint64(1))
         if i >= width - 1:
-            out[i - width + 1] = _mix(state)
+            out[i - width + 1] = mix(state)
     return out
 
 

@@ -1,22 +1,24 @@
 """One reader for each raw format. A reader yields records, or the reason why one is unusable; memory stays bounded.
 
 A damaged file (truncated gzip, broken Parquet) ends its own reading with one `Bad` record and nothing else: what was
-read before it is kept.
+read before it is kept (decompression runs up to 64 KiB ahead of the records, and those are lost with it).
 """
 
 from __future__ import annotations
 
 import gzip
+import http.client
 import io
 import json
 import os
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from stages.core.contracts import InfraError, InputError
 from stages.ingest.spec import IngestConfig
@@ -43,6 +45,9 @@ class Bad:
 Reader = Callable[[RawFile, Path, IngestConfig], Iterator[Record | Bad]]
 
 
+DAMAGED = "truncated or damaged file"
+
+
 @contextmanager
 def opened(file: RawFile, folder: Path) -> Iterator[IO[bytes]]:
     """Open a raw file for reading, wherever it is. Raises InputError or InfraError naming it."""
@@ -55,11 +60,7 @@ def opened(file: RawFile, folder: Path) -> Iterator[IO[bytes]]:
             with open(path, "rb") as stream:
                 yield stream
         elif parts.scheme == "s3":
-            import boto3
-
-            client = boto3.client("s3", endpoint_url=os.environ.get("MOXIN_RAW_S3_ENDPOINT") or None)
-            body = client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"]
-            yield io.BufferedReader(body, 1 << 20)
+            yield io.BufferedReader(_s3_body(file.uri, parts.netloc, parts.path.lstrip("/")), 1 << 20)
         elif parts.scheme == "https":
             with urllib.request.urlopen(file.uri, timeout=60) as answer:
                 yield answer
@@ -67,12 +68,26 @@ def opened(file: RawFile, folder: Path) -> Iterator[IO[bytes]]:
             raise InputError(f"{file.uri}: no way to read '{parts.scheme}://' addresses of format {file.format}")
     except FileNotFoundError as error:
         raise InputError(f"raw file {file.uri} is not there") from error
-    except (InputError, InfraError):
-        raise
-    except OSError as error:
-        if isinstance(error, gzip.BadGzipFile):
-            raise
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise InputError(f"raw file {file.uri} is no file but a folder, or lies under a file") from error
+    except (OSError, http.client.HTTPException) as error:
         raise InfraError(f"raw file {file.uri} cannot be read: {error}") from error
+
+
+def _s3_body(uri: str, bucket: str, key: str) -> Any:
+    """The body of an object, as a raw stream. Raises InputError when there is none, InfraError for all else."""
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client = boto3.client("s3", endpoint_url=os.environ.get("MOXIN_RAW_S3_ENDPOINT") or None)
+        return client.get_object(Bucket=bucket, Key=key)["Body"]
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NoSuchBucket"):
+            raise InputError(f"raw file {uri} is not there") from error
+        raise InfraError(f"raw file {uri} cannot be read: {error}") from error
+    except BotoCoreError as error:
+        raise InfraError(f"raw file {uri} cannot be read: {error}") from error
 
 
 def lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
@@ -89,26 +104,28 @@ def lines(stream: IO[bytes], limit: int) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _decompressed(stream: IO[bytes], uri: str) -> IO[bytes]:
+    """The stream decompressed by its name's ending; a stream that ends inside a frame raises EOFError or OSError."""
     if uri.endswith(".zst"):
-        import zstandard
+        import pyarrow as pa  # zstandard's own reader takes a truncated frame for the end of the file
 
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True), 1 << 20)
+        source = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
+        return cast("IO[bytes]", io.BufferedReader(cast(Any, source), 1 << 16))
     if uri.endswith(".gz"):
-        return gzip.GzipFile(fileobj=stream)
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
     return stream
 
 
 def read_jsonl(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Record | Bad]:
     """JSON lines, plain or compressed (.gz, .zst)."""
-    import zstandard
-
     number = 0
     with opened(file, folder) as raw:
         try:
             for number, line in lines(_decompressed(raw, file.uri), config.max_record_bytes):
                 yield Bad("too long", f"{file.uri}:{number}") if line is None else _json_record(line, f"{file.uri}:{number}", config)
-        except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            yield Bad("truncated or damaged file", f"{file.uri} after line {number}: {error}")
+        except (EOFError, OSError, zlib.error) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk or the network, not the content
+            yield Bad(DAMAGED, f"{file.uri} after line {number}: {error}")
 
 
 def _json_record(line: bytes, place: str, config: IngestConfig) -> Record | Bad:
@@ -135,7 +152,12 @@ def _record(value: dict[str, Any], place: str, config: IngestConfig) -> Record |
         text.encode("utf-8")
     except UnicodeEncodeError:  # a JSON escape such as \ud800 makes a string that no file can hold
         return Bad("invalid UTF-8", place)
-    return Record(text, str(value.get(config.url_field) or ""), str(value.get(config.license_field) or ""))
+    return Record(text, _label(value.get(config.url_field)), _label(value.get(config.license_field)))
+
+
+def _label(value: Any) -> str:
+    """An address or licence as text; what UTF-8 cannot hold becomes '?', since the document itself is usable."""
+    return str(value or "").encode("utf-8", "replace").decode()
 
 
 def read_parquet(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Record | Bad]:
@@ -148,8 +170,8 @@ def read_parquet(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[
             stream = io.BytesIO(stream.read())
         try:
             parquet = pq.ParquetFile(stream)
-        except pa.ArrowInvalid as error:
-            yield Bad("truncated or damaged file", f"{file.uri}: {error}")
+        except (pa.ArrowInvalid, OSError) as error:
+            yield Bad(DAMAGED, f"{file.uri}: {str(error).strip()}")
             return
         present = set(parquet.schema_arrow.names)
         if config.text_field not in present:
@@ -158,11 +180,24 @@ def read_parquet(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[
         row = 0
         try:
             for batch in parquet.iter_batches(batch_size=1024, columns=columns):
-                for value in batch.to_pylist():
+                for value in _rows(batch):
                     row += 1
-                    yield _record(value, f"{file.uri}:{row}", config)
+                    place = f"{file.uri}:{row}"
+                    yield Bad("invalid UTF-8", place) if value is None else _record(value, place, config)
         except (pa.ArrowInvalid, OSError) as error:
-            yield Bad("truncated or damaged file", f"{file.uri} after row {row}: {error}")
+            yield Bad(DAMAGED, f"{file.uri} after row {row}: {str(error).strip()}")
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of a record batch; None for one whose strings are no UTF-8 (Parquet does not check them)."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # raised before the first row is yielded: now one by one
+        for index in range(batch.num_rows):
+            try:
+                yield batch.slice(index, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
 
 
 def read_warc(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Record | Bad]:
@@ -174,33 +209,43 @@ def read_warc(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Rec
     with opened(file, folder) as stream:
         counted = _Counted(stream)
         offset = records = 0
+        cut = False
         try:
-            for record in ArchiveIterator(counted, record_types=WarcRecordType.response, parse_http=True):
+            for record in ArchiveIterator(cast(Any, counted), record_types=WarcRecordType.response, parse_http=False):
                 offset, records = record.stream_pos, records + 1
-                place = f"{file.uri}@{offset}"
+                place, declared = f"{file.uri}@{offset}", record.content_length
+                if declared > config.max_record_bytes:
+                    yield Bad("too long", place)
+                    continue
+                record.freeze()  # the whole block into memory: only now is its real length known
+                cut = record.content_length < declared
+                if cut:
+                    yield Bad(DAMAGED, place)
+                    continue
+                record.parse_http()
                 if record.http_headers is None or record.http_headers.status_code != 200:
                     yield Bad("not status 200", place)
                     continue
                 if "html" not in (record.http_content_type or ""):
                     yield Bad("not HTML", place)
                     continue
-                body = record.reader.read(config.max_record_bytes + 1)
-                if len(body) < min(record.content_length, config.max_record_bytes + 1):
-                    yield Bad("truncated or damaged file", place)
-                    continue
-                if len(body) > config.max_record_bytes:
-                    yield Bad("too long", place)
-                    continue
-                text = extract_plain_text(bytes_to_str(body, detect_encoding(body)), main_content=config.main_content)
+                body = record.reader.read()
+                text = extract_plain_text(bytes_to_str(body, detect_encoding(body) or "utf-8"), main_content=config.main_content)
                 if not text.strip():
                     yield Bad("no main text", place)
                     continue
                 yield Record(text, record.headers.get("WARC-Target-URI") or "")
         except Exception as error:  # fastwarc raises its own stream errors, which share no base class
-            yield Bad("truncated or damaged file", f"{file.uri}@{offset}: {type(error).__name__}: {error}")
+            yield Bad(DAMAGED, f"{file.uri} after record @{offset}: {error}")
             return
-        if records == 0 or not counted.clean_end(file.uri):
-            yield Bad("truncated or damaged file", f"{file.uri}@{counted.position} (after {records} records)")
+        if not cut and not counted.clean_end():
+            yield Bad(DAMAGED, f"{file.uri}@{counted.position} (after {records} records)")
+        elif records == 0:
+            yield Bad("no response record", file.uri)
+
+
+TAIL = 1 << 20
+"""Bytes kept of what was read last, in which the last gzip member is looked for."""
 
 
 class _Counted(io.RawIOBase):
@@ -208,7 +253,7 @@ class _Counted(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self.position = stream, 0
-        self._tail = b""
+        self._head = self._tail = b""
 
     def readable(self) -> bool:
         return True
@@ -216,25 +261,26 @@ class _Counted(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         data = self._stream.read(size)
         self.position += len(data)
-        self._tail = (self._tail + data)[-(1 << 20) :]
+        self._head = self._head or data[:2]
+        self._tail = (self._tail + data)[-TAIL:]
         return data
 
     def tell(self) -> int:
         return self.position
 
-    def clean_end(self, uri: str) -> bool:
+    def clean_end(self) -> bool:
         """Whether the last gzip member of what was read is whole. A file without compression always ends cleanly."""
-        if not uri.endswith(".gz"):
+        if self._head != b"\x1f\x8b":
             return True
         start = self._tail.rfind(b"\x1f\x8b\x08")
         while start >= 0:
             try:
                 gzip.decompress(self._tail[start:])
                 return True
-            except (EOFError, OSError, gzip.zlib.error):  # type: ignore[attr-defined]
+            except (EOFError, OSError, zlib.error):
                 before = self._tail.rfind(b"\x1f\x8b\x08", 0, start)
                 if before < 0:
-                    return len(self._tail) == 1 << 20  # a member of over 1 MiB: cannot tell, fastwarc did not object
+                    return len(self._tail) == TAIL  # a member of over 1 MiB: cannot tell, fastwarc did not object
                 start = before
         return False
 
@@ -269,10 +315,10 @@ def read_hf(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Recor
         rows = load_dataset(name, query.get("config"), split=query.get("split", "train"), revision=revision, streaming=True)
         for number, value in enumerate(rows, 1):
             yield _record(dict(value), f"{file.uri}:{number}", config)
-    except (InputError, InfraError):
-        raise
+    except (ValueError, FileNotFoundError) as error:  # no such data set, configuration or split
+        raise InputError(f"{file.uri} cannot be used: {str(error).partition(chr(10))[0]}") from error
     except Exception as error:  # the library's errors share no base class; each is about the data set, not about us
-        raise InfraError(f"{file.uri} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise InfraError(f"{file.uri} cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
 
 
 READERS: dict[str, Reader] = {

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from stages.core.contracts import InputError
@@ -105,7 +106,10 @@ def load_model(folder: Path, dropout: float = 0.0, recompute: bool = False) -> M
         model = MoxinLM(shape, vocab_size, dropout, recompute)
     state = {}
     for path in sorted(folder.glob("*.safetensors")):
-        state.update(load_file(path))
+        try:
+            state.update(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path.name} is damaged: {error}") from error
     try:
         model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     except RuntimeError as error:

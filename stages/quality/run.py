@@ -1,18 +1,22 @@
 """Run `quality`: train on reference against web, score everything, keep the best.
 
-One thread: fastText with more is not reproducible (facts/data.md 6). Documents that trained as negatives are scored
-like all others, as upstream does.
+One thread: fastText with more is not reproducible (facts/data.md 6), and with one only when new memory is zero (see
+`zeroed_memory`). Documents that trained as negatives are scored like all others, as upstream does.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fasttext
 import numpy as np
 
-from stages.core.contracts import Context, InputError
+from stages.core.contracts import ConfigError, Context, InputError
 from stages.documents import DocumentWriter, count, read_documents
 from stages.quality.spec import QualityConfig
 
@@ -22,8 +26,31 @@ BATCH = 512
 
 
 def line(text: str) -> str:
-    """A document on one line, as DCLM gives it to fastText."""
-    return " ".join(text.strip().splitlines())
+    """A document on one line, as DCLM gives it to fastText; words that fastText would read as labels lose their mark."""
+    return " ".join(text.strip().splitlines()).replace("__label__", "label")
+
+
+M_PERTURB = -6
+"""glibc's mallopt option: fill new memory with the complement of the given byte (malloc.h)."""
+
+
+@contextmanager
+def zeroed_memory(ctx: Context[QualityConfig]) -> Iterator[None]:
+    """While this lasts, `malloc` hands out zeros.
+
+    fastText 0.9.2 with one thread draws random values for the first tenth of its input matrix and leaves the rest as the
+    allocator gives it: zeros in a fresh process, anything later. Then training differs from run to run, or ends in NaN.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        ctx.log("this C library has no mallopt: the classifier may differ from one training to the next", "warning")
+        yield
+        return
+    mallopt(M_PERTURB, 255)
+    try:
+        yield
+    finally:
+        mallopt(M_PERTURB, 0)
 
 
 def scores(model: Any, texts: list[str]) -> np.ndarray:
@@ -76,7 +103,7 @@ def _chosen(ctx: Context[QualityConfig], values: np.ndarray) -> np.ndarray:
     if config.threshold is not None:
         keep = values > config.threshold
     else:
-        keep[np.argsort(-values, kind="stable")[: int(len(values) * config.keep_fraction)]] = True
+        keep[np.argsort(-values, kind="stable")[: math.floor(len(values) * config.keep_fraction + 1e-9)]] = True
     if not keep.any():
         rule = f"threshold {config.threshold}" if config.threshold is not None else f"keep_fraction {config.keep_fraction}"
         raise InputError(f"{ctx.node}: {rule} keeps none of {len(values)} documents: lower the bar, or bring more documents")
@@ -105,17 +132,29 @@ def _train(ctx: Context[QualityConfig]) -> tuple[Any, dict[str, float]]:
     order = rng.permutation(len(train))
     file = Path(ctx.scratch) / "train.txt"
     file.write_text("".join(train[i] for i in order), encoding="utf-8", errors="replace")
-    model = fasttext.train_supervised(
-        str(file),
-        lr=config.learning_rate,
-        dim=config.dim,
-        epoch=config.epochs,
-        wordNgrams=config.word_ngrams,
-        bucket=config.buckets,
-        minCount=1,
-        thread=1,
-        seed=config.seed,
-        verbose=0,
-    )
+    model = _fit(ctx, file)
     right = (scores(model, [text for _, text in test]) > 0.5) == np.array([label == POSITIVE for label, _ in test])
     return model, {"train_documents": len(train), "test_documents": len(test), "test_accuracy": round(float(right.mean()), 4)}
+
+
+def _fit(ctx: Context[QualityConfig], file: Path) -> Any:
+    """Train fastText on a file of labelled lines. Raises ConfigError when it diverges."""
+    config = ctx.config
+    try:
+        with zeroed_memory(ctx):
+            return fasttext.train_supervised(
+                str(file),
+                lr=config.learning_rate,
+                dim=config.dim,
+                epoch=config.epochs,
+                wordNgrams=config.word_ngrams,
+                bucket=config.buckets,
+                minCount=1,
+                thread=1,
+                seed=config.seed,
+                verbose=0,
+            )
+    except RuntimeError as error:
+        if "NaN" not in str(error):
+            raise
+        raise ConfigError(f"{ctx.node}.learning_rate = {config.learning_rate}: the classifier diverged; lower it") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -34,8 +35,21 @@ def _sample(ctx: Context[TokenizerConfig]) -> Iterator[str]:
                 yield document["text"]
 
 
+def alphabet(texts: Iterable[str], size: int) -> list[str]:
+    """The `size` commonest characters, ties by code point; the rest is written in bytes.
+
+    The trainer's own choice breaks ties by the order of a hash map with a random seed: two runs, two vocabularies.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text.replace(" ", vocabulary.SPACE))
+        counts[vocabulary.SPACE] += 1  # the one put before every text
+    return [character for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]]
+
+
 def _train(ctx: Context[TokenizerConfig]) -> Tokenizer:
     config = ctx.config
+    letters = alphabet(_sample(ctx), min(1000, config.vocab_size // 8))
     model = models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer, tokenizer.decoder = vocabulary.metaspace_parts()
@@ -46,7 +60,8 @@ def _train(ctx: Context[TokenizerConfig]) -> Tokenizer:
         vocab_size=config.vocab_size,
         special_tokens=[*vocabulary.SPECIAL, *vocabulary.byte_tokens()],
         max_token_length=config.max_piece,
-        limit_alphabet=min(1000, config.vocab_size // 8),
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_sample(ctx), trainer)
@@ -59,7 +74,7 @@ def _train(ctx: Context[TokenizerConfig]) -> Tokenizer:
     value = json.loads(tokenizer.to_str())
     value["added_tokens"] = [t for t in value["added_tokens"] if t["content"] in vocabulary.SPECIAL]
     value["pre_tokenizer"] = None
-    return Tokenizer.from_str(json.dumps(value))
+    return vocabulary.without_control_merges(Tokenizer.from_str(json.dumps(value)))
 
 
 def _adopt(ctx: Context[TokenizerConfig]) -> Tokenizer:
@@ -68,14 +83,11 @@ def _adopt(ctx: Context[TokenizerConfig]) -> Tokenizer:
     path = Path(ctx.config.path)
     if not path.is_file():
         raise InputError(f"{ctx.node}.path: {path} is not there")
-    if path.suffix == ".json":
-        tokenizer = vocabulary.load(path.parent) if path.name == vocabulary.FILE else Tokenizer.from_file(str(path))
-    else:
-        tokenizer = from_sentencepiece(path)
+    tokenizer = vocabulary.read(path) if path.suffix == ".json" else from_sentencepiece(path)
     for token, wanted in zip(vocabulary.SPECIAL, (0, 1, 2), strict=True):
         if tokenizer.token_to_id(token) != wanted:
             raise InputError(f"{path.name}: '{token}' has id {tokenizer.token_to_id(token)}, this pipeline needs {wanted}")
-    return tokenizer
+    return vocabulary.without_control_merges(tokenizer)
 
 
 def from_sentencepiece(path: Path) -> Tokenizer:

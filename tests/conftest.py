@@ -1,0 +1,106 @@
+"""Fixtures of all tests: a real object store (SeaweedFS, started once), and the probe stages of `tests/probes`.
+
+`store` and `ledger` give each test a prefix of its own in the one bucket, so tests neither see nor disturb each other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import stages
+from flows import embedded
+from flows.settings import BUCKET, Settings
+from stages.core.contracts import InfraError, StoreAddress
+from stages.core.ledger import Ledger
+from stages.core.store import Store
+
+PROBES = Path(__file__).parent / "probes"
+"""A folder of small stages: what lies in it is found as `stages.probe_*`, in the tests only."""
+stages.__path__.append(str(PROBES))
+
+hypothesis.settings.register_profile("moxin", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("moxin")
+
+_PREFIXES = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A SeaweedFS on free loopback ports, with generated keys, for the whole session."""
+    environment = dict(os.environ)
+    folder = tmp_path_factory.mktemp("services")
+    first = 20_000 + 100 * (os.getpid() % 200)  # far from the ports of `moxin up`, and from other test processes'
+    keys = embedded._credentials(folder)
+    for attempt in range(3):
+        state = {f"{name}_port": first + 37 * i + attempt for i, name in enumerate(("s3", "master", "volume", "filer"))}
+        command, env = embedded._store_command(folder, state, keys)
+        embedded._start(folder, state, "store", command, env, lambda line: None)
+        settings = Settings(
+            home=folder,
+            store=StoreAddress(bucket=BUCKET, endpoint=f"http://127.0.0.1:{state['s3_port']}"),
+            prefect_api_url="http://127.0.0.1:9/api",
+            external_store=True,
+            external_prefect=False,
+            credentials={"AWS_ACCESS_KEY_ID": keys["s3_access_key"], "AWS_SECRET_ACCESS_KEY": keys["s3_secret_key"]},
+        )
+        try:
+            embedded._wait(folder, state, "store", lambda: embedded._store_ready(settings))
+            break
+        except InfraError:  # somebody took a port between the look and the start
+            embedded._stop(state, "store", 5.0)
+            if attempt == 2:
+                raise
+    yield settings
+    embedded._stop(state, "store", 0.0)  # nothing is worth keeping: no orderly end
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture(scope="session")
+def root_store(store_server: Settings) -> Store:
+    """The whole bucket. Most tests want `store`."""
+    return Store(store_server.store)
+
+
+@pytest.fixture
+def store(root_store: Store) -> Store:
+    """An empty store: a prefix of the bucket that no other test uses."""
+    address = root_store.address.model_copy(update={"prefix": f"test-{os.getpid()}-{next(_PREFIXES)}/"})
+    return Store(address, root_store._client)
+
+
+@pytest.fixture
+def ledger(store: Store) -> Ledger:
+    """An empty ledger."""
+    return Ledger(store)
+
+
+@pytest.fixture(scope="session")
+def finished_run(root_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    """A ledger in which the small pipeline of `tests.support` has run once. To be read only: others use it too."""
+    from tests import support
+
+    address = root_store.address.model_copy(update={"prefix": f"finished-{os.getpid()}/"})
+    ledger, folder, pipeline = Ledger(Store(address, root_store._client)), tmp_path_factory.mktemp("finished"), support.small_pipeline()
+    support.run_nodes(support.execution(pipeline, support.profile_of(pipeline, folder), ledger, folder), pipeline)
+    return ledger
+
+
+@pytest.fixture
+def settings(store_server: Settings, store: Store, tmp_path: Path) -> Settings:
+    """Settings of a control plane with an empty store and a state folder of its own."""
+    return Settings(
+        home=tmp_path / "home",
+        store=store.address,
+        prefect_api_url=store_server.prefect_api_url,
+        external_store=True,
+        external_prefect=False,
+        credentials=store_server.credentials,
+        prefect_auth="moxin:not-for-stages",
+    )

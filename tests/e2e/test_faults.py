@@ -1,0 +1,145 @@
+"""What is killed, cancelled or interrupted leaves nothing running, and the next run goes on from the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import SMALL, Installation, kill, sets, wait_for
+
+pytestmark = pytest.mark.e2e
+TRAIN = {"pretrain_1.tokens": 307_200, "pretrain_1.checkpoint_every": 40, "pretrain_1.log_every": 1, "pretrain_1.dropout": 0.1}
+
+
+def training(seed: int) -> dict[str, Any]:
+    """Overrides that give each test a training, hence a key, of its own: 300 steps, about half a minute."""
+    return SMALL | TRAIN | {"pretrain_1.seed": seed}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shards(installation: Installation) -> None:
+    """Everything before the training."""
+    installation.moxin("run", "--select", "+tokenize_short", *sets(SMALL))
+
+
+def past_a_checkpoint(installation: Installation, overrides: dict[str, Any]) -> int:
+    """Wait until the training has saved a checkpoint and gone on; the stage's process number."""
+
+    def look() -> bool:
+        events = installation.events("pretrain_1", overrides)
+        kinds = [e["event"] for e in events]
+        return "checkpoint" in kinds and "metric" in kinds[kinds.index("checkpoint") :]
+
+    wait_for(look, 90, "the training saved no checkpoint")
+    pids = installation.stages()
+    assert len(pids) == 1
+    return pids[0]
+
+
+def gone(installation: Installation) -> None:
+    """No stage process is left."""
+    wait_for(lambda: not installation.stages(), 40, "a stage outlived its run")
+
+
+def state_of(installation: Installation, run_id: str) -> str:
+    return installation.prefect("GET", f"/flow_runs/{run_id}")["state"]["type"]
+
+
+def deploy(installation: Installation, overrides: dict[str, Any]) -> str:
+    """A run of the deployment, as the UI's button makes it; its id once its stage has passed a checkpoint."""
+    found = installation.prefect("GET", "/deployments/name/moxin/pretrain_1")
+    values = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    body = {"parameters": {"select": "pretrain_1", "set": values}, "state": {"type": "SCHEDULED"}}
+    return installation.prefect("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
+
+
+def resumes(installation: Installation, overrides: dict[str, Any]) -> None:
+    """The next run continues from a checkpoint and finishes."""
+    rows = installation.json("plan", "--select", "pretrain_1", *sets(overrides))["nodes"]
+    assert rows[0]["state"] == "resume"
+    assert rows[0]["step"] >= 40
+    installation.moxin("run", "--select", "pretrain_1", *sets(overrides))
+    assert installation.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 40
+    assert [row["step"] for row in installation.metrics("pretrain_1")] == list(range(1, 301))
+
+
+def test_a_killed_training_resumes_to_the_curve_of_an_unbroken_one(installation: Installation) -> None:
+    overrides = training(1) | {"retries": 0}
+    run = installation.start("run", "--select", "pretrain_1", *sets(overrides))
+    kill(past_a_checkpoint(installation, overrides), signal.SIGKILL)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 1, out + err
+    assert "pretrain_1 failed (preempted): killed by signal 9" in out
+    resumes(installation, overrides)
+    broken = installation.metrics("pretrain_1")
+    installation.moxin("run", "--select", "pretrain_1", "--force", *sets(overrides))
+    assert installation.json("show", "pretrain_1")["attempt"]["resumed_from"] is None
+    whole = installation.metrics("pretrain_1")
+    drop = {"tokens_per_second"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in broken] == [
+        {k: v for k, v in row.items() if k not in drop} for row in whole
+    ]
+
+
+def test_a_killed_stage_is_tried_again_within_the_run(installation: Installation) -> None:
+    overrides = training(2)
+    run = installation.start("run", "--select", "pretrain_1", *sets(overrides))
+    kill(past_a_checkpoint(installation, overrides), signal.SIGKILL)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, out + err
+    assert "trying again" in out
+    assert installation.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 40
+
+
+def test_ctrl_c_saves_a_checkpoint_and_leaves_nothing(installation: Installation) -> None:
+    overrides = training(3)
+    run = installation.start("run", "--select", "pretrain_1", *sets(overrides))
+    past_a_checkpoint(installation, overrides)
+    kill(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130, out + err
+    assert "interrupted" in err
+    gone(installation)
+    resumes(installation, overrides)
+
+
+def test_a_run_cancelled_in_the_ui_ends_cancelled(installation: Installation) -> None:
+    overrides = training(4)
+    run_id = deploy(installation, overrides)
+    past_a_checkpoint(installation, overrides)
+    installation.prefect("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    wait_for(lambda: state_of(installation, run_id) == "CANCELLED", 90, "the run was not cancelled")
+    gone(installation)
+    resumes(installation, overrides)
+
+
+def test_a_killed_flow_is_crashed_and_its_stage_stops(installation: Installation) -> None:
+    overrides = training(5)
+    run_id = deploy(installation, overrides)
+    stage = past_a_checkpoint(installation, overrides)
+    kill(parent_of(stage), signal.SIGKILL)
+    wait_for(lambda: state_of(installation, run_id) == "CRASHED", 90, "the run stayed as it was")
+    gone(installation)
+    resumes(installation, overrides)
+
+
+def test_worker_and_flow_killed_together_do_not_stay_running(installation: Installation) -> None:
+    overrides = training(6)
+    run_id = deploy(installation, overrides)
+    stage = past_a_checkpoint(installation, overrides)
+    services = json.loads((installation.home / "services.json").read_text())
+    kill(int(services["worker"].partition(":")[0]), signal.SIGKILL)
+    kill(parent_of(stage), signal.SIGKILL)
+    gone(installation)
+    installation.moxin("up")  # notices the dead worker
+    resumes(installation, overrides)
+    wait_for(lambda: state_of(installation, run_id) == "CRASHED", 200, "the run stayed 'Running' for ever")
+
+
+def parent_of(pid: int) -> int:
+    """The process that started another."""
+    with open(f"/proc/{pid}/stat") as stream:
+        return int(stream.read().rpartition(")")[2].split()[1])

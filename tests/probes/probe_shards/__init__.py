@@ -1,0 +1,1 @@
+"""Windows of token ids, for the tests."""

@@ -1,0 +1,30 @@
+"""The `probe_shards` stage: carries the tokenizer's facets on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+
+from stages.core.artifacts import Documents, Tokenizer, TokenShards
+from stages.core.contracts import Facets, Input, Output, Stage, StageConfig, output
+
+
+class ShardsConfig(StageConfig):
+    """The length of a window."""
+
+    sequence_length: int = Field(default=16, gt=1, description="tokens in a window")
+
+
+class Shards(Stage[ShardsConfig], env="data", revision=1):
+    """Pack documents into windows."""
+
+    documents: Sequence[Input[Documents]]
+    tokenizer: Input[Tokenizer]
+    shards: Output[TokenShards] = output()
+
+    @classmethod
+    def facets(cls, config: ShardsConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:
+        of_tokenizer = inputs["tokenizer"][0]
+        carried = {name: of_tokenizer.get(name) for name in ("tokenizer_digest", "vocab_size")}
+        return {"shards": {**carried, "sequence_length": config.sequence_length, "dtype": "uint16"}}

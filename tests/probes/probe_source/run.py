@@ -1,0 +1,62 @@
+"""Run `probe_source`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stages.core.contracts import ConfigError, Context, InfraError, InputError, Preempted
+from stages.probe_source.spec import SourceConfig
+
+
+def run(ctx: Context[SourceConfig]) -> None:
+    """Write `parts` files, after failing as told."""
+    sentinel = ctx.config.sentinel
+    if sentinel is None or not Path(sentinel).exists():
+        if sentinel is not None:
+            Path(sentinel).touch()
+        _act(ctx, ctx.config.act)
+    for part in range(ctx.config.parts):
+        path = ctx.output("documents") / f"deep/part-{part:05d}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"{ctx.config.text} {part}\n")
+    ctx.metric(1, loss=2.5)
+    ctx.metric(2, loss=2.0, val_loss=2.25)
+    ctx.describe("documents", meta={"parts": ctx.config.parts})
+    ctx.stat(parts=ctx.config.parts, node=ctx.node)
+
+
+def _act(ctx: Context[SourceConfig], act: str) -> None:
+    expected = {"config": ConfigError, "input": InputError, "infra": InfraError, "preempted": Preempted}
+    if act in expected:
+        raise expected[act](f"asked for {act}")
+    if act == "memory":
+        raise MemoryError("asked for it")
+    if act == "bug":
+        raise KeyError("asked for a bug")
+    if act == "enospc":
+        raise OSError(errno.ENOSPC, "No space left on device", str(ctx.scratch))
+    if act == "print":
+        print("a line that a library prints")
+        subprocess.run(["echo", "a line of a child process"], check=True)
+    if act == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act == "orphan":  # a child that holds the output pipes open, and a parent that dies
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        ctx.log(f"child {child.pid}")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if act == "wait":
+        ctx.log("waiting")
+        time.sleep(600)
+    if act == "stubborn":  # swallows every request to stop
+        while True:
+            try:
+                ctx.log("waiting")
+                time.sleep(600)
+            except Preempted:
+                ctx.log("not now")

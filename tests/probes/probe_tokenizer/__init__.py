@@ -1,0 +1,1 @@
+"""A vocabulary made of the documents, for the tests."""

@@ -1,0 +1,1 @@
+"""A stage with checkpoints, for the tests."""

@@ -1,0 +1,388 @@
+"""The runtime inside one process: staging in, publishing, checkpoints, classification. Real store, no subprocess."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from stages.probe_source.spec import SourceConfig
+
+from stages.core import runtime
+from stages.core.artifacts import ArtifactManifest, FileEntry
+from stages.core.contracts import (
+    CodeRef,
+    ConfigError,
+    ExitClass,
+    InfraError,
+    InputError,
+    InputRef,
+    Preempted,
+    StageRequest,
+    StageResult,
+)
+from stages.core.keys import artifact_digest, sha256
+from stages.core.ledger import LeaseLost, Ledger
+from stages.core.runtime import classify, find_stage, link_or_copy, validated_config
+from tests.support import events_of, request_of
+
+KEY = "a" * 64
+
+
+class Stream:
+    """An event stream into a file, to be read back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.events = runtime.Events(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+
+    def rows(self) -> list[dict[str, Any]]:
+        return events_of(self._path.read_bytes())
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Stream:
+    return Stream(tmp_path / "events.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The launcher's cache and scratch. No attempt may leave anything in scratch."""
+    monkeypatch.setenv("MOXIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MOXIN_SCRATCH", str(tmp_path / "scratch"))
+    yield tmp_path
+    if (tmp_path / "scratch").exists():
+        assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def run(request: StageRequest, stream: Stream) -> StageResult:
+    stopper: Any = SimpleNamespace(context=None, cooperative=False)
+    return runtime.run(request, stream.events, stopper)
+
+
+def published(ledger: Ledger, data: bytes, path: str = "part.txt", key: str = "objects/up/k/000001/documents/0") -> InputRef:
+    """An input artifact of one file, as an upstream stage would have left it."""
+    ledger.store.put(key, data)
+    files = (FileEntry(path=path, size=len(data), sha256=sha256(data), object=key),)
+    manifest = ArtifactManifest(type="Documents", digest=artifact_digest("Documents", {}, files), facets={}, files=files)
+    return InputRef(node="up", key="k", port="documents", manifest=manifest)
+
+
+def vocabulary_request(ledger: Ledger, *inputs: InputRef, key: str = KEY, **changes: Any) -> StageRequest:
+    base = request_of(ledger.store.address, ledger, key)
+    return base.model_copy(
+        update={
+            "stage": "probe_tokenizer", "node": "vocabulary", "config": {"vocab_size": 9}, "inputs": {"documents": inputs},
+            "outputs": {"tokenizer": "Tokenizer"}, **changes,
+        }
+    )  # fmt: skip
+
+
+# --- a good attempt ---------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_publishes_files_facets_statistics_and_provenance(ledger: Ledger, stream: Stream) -> None:
+    request = request_of(ledger.store.address, ledger, text="x", parts=2, act="", sentinel=None)
+    result = run(request, stream)
+    found = ledger.manifest(KEY)
+    assert found is not None
+    assert found[0] == result
+    made = result.outputs["documents"]
+    assert [(f.path, f.size, f.sha256) for f in made.files] == [
+        ("deep/part-00000.txt", 4, sha256(b"x 0\n")),
+        ("deep/part-00001.txt", 4, sha256(b"x 1\n")),
+    ]
+    assert all(f.object == f"objects/probe_source/{KEY}/000001/documents/{f.path}" for f in made.files)
+    assert made.digest == artifact_digest("Documents", {}, made.files)
+    assert made.meta == {"parts": 2}
+    assert result.stats == {"parts": 2, "node": "source"}
+    assert ledger.missing_objects(result) == []
+    assert result.identity == {"text": "x", "parts": 2}
+    assert result.config == {"text": "x", "parts": 2, "act": "", "sentinel": None}
+    assert (result.attempt.epoch, result.attempt.run_id, result.attempt.bytes_out) == (1, "run-1", 8)
+    assert result.attempt.peak_rss_bytes > 1 << 20
+    assert result.code == request.code
+
+
+def test_metric_rows_are_kept_beside_the_result_and_streamed(ledger: Ledger, stream: Stream) -> None:
+    result = run(request_of(ledger.store.address, ledger), stream)
+    assert result.metrics_object is not None
+    kept = ledger.store.get(result.metrics_object)
+    assert kept is not None
+    rows = [json.loads(line) for line in kept[0].splitlines()]
+    assert rows == [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0, "val_loss": 2.25}]
+    streamed = [(e["step"], e["values"]) for e in stream.rows() if e["event"] == "metric"]
+    assert streamed == [(1, {"loss": 2.5}), (2, {"loss": 2.0, "val_loss": 2.25})]
+
+
+def test_the_same_request_gives_the_same_artifact(ledger: Ledger, stream: Stream) -> None:
+    one = run(request_of(ledger.store.address, ledger, "1" * 64), stream)
+    two = run(request_of(ledger.store.address, ledger, "2" * 64), stream)
+    assert one.outputs["documents"].digest == two.outputs["documents"].digest
+    assert one.outputs["documents"].files != two.outputs["documents"].files, "but each has its own objects"
+
+
+def test_inputs_arrive_in_wiring_order_and_are_counted(ledger: Ledger, stream: Stream) -> None:
+    first, second = published(ledger, b"one", key="objects/1"), published(ledger, b"two!", key="objects/2")
+    result = run(vocabulary_request(ledger, second, first), stream)
+    made = ledger.store.get(result.outputs["tokenizer"].files[0].object)
+    assert made is not None
+    assert made[0] == b"two!one9"
+    assert result.attempt.bytes_in == 7
+    assert result.outputs["tokenizer"].facets == {"vocab_size": 9, "tokenizer_digest": sha256(b"two!one9")[:16]}
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_an_input_is_fetched_once_and_read_only(ledger: Ledger, stream: Stream, folders: Path) -> None:
+    given = published(ledger, b"cached text")
+    run(vocabulary_request(ledger, given), stream)
+    cached = folders / "cache" / sha256(b"cached text")[:2] / sha256(b"cached text")
+    assert cached.read_bytes() == b"cached text"
+    assert cached.stat().st_mode & 0o777 == 0o444
+    ledger.store.delete([given.manifest.files[0].object])
+    assert run(vocabulary_request(ledger, given, key="b" * 64), stream).attempt.bytes_in == 11
+
+
+def test_what_a_stage_made_is_in_the_cache_for_the_next_one(ledger: Ledger, stream: Stream, folders: Path) -> None:
+    made = run(request_of(ledger.store.address, ledger), stream).outputs["documents"].files[0]
+    assert (folders / "cache" / made.sha256[:2] / made.sha256).read_bytes() == b"a 0\n"
+
+
+def test_a_cached_file_of_the_wrong_size_is_fetched_again(ledger: Ledger, stream: Stream, folders: Path) -> None:
+    digest = sha256(b"text")
+    damaged = folders / "cache" / digest[:2] / digest
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"te")
+    run(vocabulary_request(ledger, published(ledger, b"text")), stream)
+    assert damaged.read_bytes() == b"text"
+
+
+def test_a_damaged_input_is_refused_by_name(ledger: Ledger, stream: Stream) -> None:
+    given = published(ledger, b"text")
+    ledger.store.put(given.manifest.files[0].object, b"tex!")
+    with pytest.raises(InfraError, match=r"objects/up/k/000001/documents/0 is damaged: SHA-256"):
+        run(vocabulary_request(ledger, given), stream)
+
+
+def test_a_link_falls_back_to_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_text("x")
+    monkeypatch.setattr(os, "link", refuses)
+    link_or_copy(source, target)
+    assert target.read_text() == "x"
+    assert target.stat().st_ino != source.stat().st_ino
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["source", "target"]
+
+
+def test_a_link_that_exists_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("new")
+    (tmp_path / "target").write_text("old")
+    link_or_copy(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_text() == "old"
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["../escape", "a/../../escape", "/tmp/escape", "../../../../cache/x"])
+def test_a_path_out_of_the_artifact_is_refused(ledger: Ledger, stream: Stream, path: str, folders: Path) -> None:
+    with pytest.raises(InputError, match=r"artifact up\.documents lists a path outside itself"):
+        run(vocabulary_request(ledger, published(ledger, b"evil", path=path)), stream)
+    assert not list(folders.rglob("escape"))
+    assert not Path("/tmp/escape").exists()
+
+
+def test_an_unknown_setting_is_named(ledger: Ledger, stream: Stream) -> None:
+    with pytest.raises(ConfigError, match=r"^source\.txet: stage 'probe_source' has no such setting$"):
+        run(request_of(ledger.store.address, ledger, txet="x"), stream)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"parts": -1}, r"node\.parts = -1: Input should be greater than or equal to 0"),
+        ({"parts": "many"}, r"node\.parts = 'many': Input should be a valid integer"),
+        ({"text": None}, r"node\.text = None: Input should be a valid string"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validated_config(find_stage("probe_source"), "node", values)
+
+
+def test_a_valid_configuration_is_the_stages_own_class() -> None:
+    assert validated_config(find_stage("probe_source"), "node", {"text": "b"}) == SourceConfig(text="b")
+
+
+@pytest.mark.parametrize("name", ["no_such_stage", "core", "shards"])
+def test_a_stage_that_is_not_in_the_image_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"this image has no stage '{name}'"):
+        find_stage(name)
+
+
+def test_a_request_of_another_version_is_refused(ledger: Ledger, stream: Stream) -> None:
+    request = request_of(ledger.store.address, ledger).model_copy(update={"schema_version": 99})
+    with pytest.raises(ConfigError, match="the request has schema 99, this image speaks 1"):
+        run(request, stream)
+
+
+def test_facets_left_unstated_are_a_bug_of_the_stage(ledger: Ledger, stream: Stream) -> None:
+    request = request_of(ledger.store.address, ledger).model_copy(update={"outputs": {"documents": "Tokenizer"}})
+    with pytest.raises(TypeError, match="left facets of documents unstated: tokenizer_digest, vocab_size") as caught:
+        run(request, stream)
+    assert classify(caught.value, Path())[0] is ExitClass.BUG
+    assert ledger.manifest(KEY) is None
+
+
+def test_facets_other_than_predicted_are_a_bug_of_the_stage(ledger: Ledger, stream: Stream) -> None:
+    request = vocabulary_request(ledger, published(ledger, b"x"), expected_facets={"tokenizer": {"vocab_size": 8}})
+    with pytest.raises(TypeError, match="tokenizer.vocab_size is 9, the plan said 8"):
+        run(request, stream)
+    assert ledger.manifest(KEY) is None
+
+
+def test_an_output_without_files_is_a_bug_of_the_stage(ledger: Ledger, stream: Stream) -> None:
+    with pytest.raises(TypeError, match="wrote no file to its output documents"):
+        run(request_of(ledger.store.address, ledger, parts=0), stream)
+
+
+def test_an_output_that_was_not_declared_is_a_bug_of_the_stage(ledger: Ledger, stream: Stream) -> None:
+    request = request_of(ledger.store.address, ledger).model_copy(update={"outputs": {"texts": "Documents"}})
+    with pytest.raises(KeyError, match="has no output documents"):
+        run(request, stream)
+
+
+def test_a_stage_whose_lease_went_elsewhere_publishes_nothing(ledger: Ledger, stream: Stream) -> None:
+    request = request_of(ledger.store.address, ledger)
+    ledger.release(request.lease)
+    ledger.acquire(KEY, "other")
+    with pytest.raises(LeaseLost, match="epoch 2 of 'other'"):
+        run(request, stream)
+    assert ledger.manifest(KEY) is None
+    assert list(ledger.store.list(f"objects/probe_source/{KEY}/000001/")), "its objects are there, and invisible"
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def train_request(ledger: Ledger, key: str, **config: Any) -> StageRequest:
+    facets: dict[str, str | int] = {"tokenizer_digest": "d", "vocab_size": 9, "sequence_length": 16, "dtype": "uint16"}
+    files = published(ledger, b"tokens").manifest.files
+    shards = ArtifactManifest(type="TokenShards", digest="5" * 64, facets=facets, files=files)
+    tokenizer = ArtifactManifest(type="Tokenizer", digest="6" * 64, facets=facets, files=files)
+    return StageRequest(
+        run_id="run-1", node="train", stage="probe_train", revision=1, key=key, lease=ledger.acquire(key, "tester"), config=config,
+        inputs={
+            "shards": (InputRef(node="shards", key="k", port="shards", manifest=shards),),
+            "tokenizer": (InputRef(node="vocabulary", key="k", port="tokenizer", manifest=tokenizer),),
+        },
+        outputs={"model": "Model"}, code=CodeRef(source_digest="0"), store=ledger.store.address,
+    )  # fmt: skip
+
+
+def metrics_of(ledger: Ledger, result: StageResult) -> list[dict[str, float]]:
+    assert result.metrics_object is not None
+    found = ledger.store.get(result.metrics_object)
+    assert found is not None
+    return [json.loads(line) for line in found[0].splitlines()]
+
+
+def test_a_resumed_attempt_gives_what_an_uninterrupted_one_gives(ledger: Ledger, stream: Stream) -> None:
+    whole = run(train_request(ledger, "1" * 64, steps=7), stream)
+    broken = train_request(ledger, "2" * 64, steps=7, die_after=5)
+    with pytest.raises(Preempted, match="lost the machine after step 5"):
+        run(broken, stream)
+    assert ledger.checkpoint_steps("2" * 64) == [2, 4]
+    ledger.release(broken.lease)
+    again = train_request(ledger, "2" * 64, steps=7, die_after=5)
+    resumed = run(again, stream)
+    assert resumed.attempt.resumed_from == 4
+    assert whole.attempt.resumed_from is None
+    assert resumed.outputs["model"].digest == whole.outputs["model"].digest
+    assert metrics_of(ledger, resumed) == metrics_of(ledger, whole), "each step once, though step 5 was done twice"
+    assert [e["step"] for e in stream.rows() if e["event"] == "checkpoint"] == [2, 4, 6, 2, 4, 6]
+    assert any("resuming from the checkpoint at step 4" in e.get("message", "") for e in stream.rows())
+
+
+def test_a_checkpoint_that_was_damaged_stops_the_resume_with_its_name(ledger: Ledger, stream: Stream) -> None:
+    broken = train_request(ledger, KEY, steps=7, die_after=5)
+    with pytest.raises(Preempted):
+        run(broken, stream)
+    row = next(o.key for o in ledger.store.list(f"checkpoints/{KEY}/{4:012d}/") if o.key.endswith("value.txt"))
+    ledger.store.put(row, b"0.7")
+    ledger.release(broken.lease)
+    with pytest.raises(InfraError, match=r"checkpoints/.*value\.txt is damaged"):
+        run(train_request(ledger, KEY, steps=7), stream)
+
+
+# --- classification and events ----------------------------------------------------------------------------------------
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names it; torch itself is not imported by the runtime."""
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_class", "message"),
+    [
+        (ConfigError("a"), "config", "a"),
+        (InputError("b"), "input", "b"),
+        (LeaseLost("c"), "infra", "c"),
+        (Preempted("d"), "preempted", "d"),
+        (MemoryError(), "oom", "out of memory"),
+        (OutOfMemoryError("CUDA"), "oom", "out of memory: CUDA"),
+        (OSError(errno.ENOSPC, "full", "/data/x"), "infra", "no space left on the disk that holds /data/x"),
+        (OSError(errno.EDQUOT, "quota"), "infra", "no space left on the disk that holds request"),
+        (OSError(errno.EACCES, "denied", "/data/x"), "bug", "PermissionError: [Errno 13] denied: '/data/x'"),
+        (ValueError("e"), "bug", "ValueError: e"),
+        (SystemExit(3), "bug", "SystemExit: 3"),
+    ],
+)
+def test_errors_are_classified(error: BaseException, exit_class: str, message: str) -> None:
+    found = classify(error, Path("request"))
+    assert found[0] == exit_class
+    assert found[1].startswith(message)
+    assert "\n" not in found[1]
+
+
+def test_a_bug_is_shown_with_its_place() -> None:
+    with pytest.raises(ValueError) as caught:
+        json.loads("{")
+    assert "(decoder.py:" in classify(caught.value, Path())[1]
+
+
+def test_a_store_error_out_of_a_stage_is_not_hidden() -> None:
+    error = ClientError({"Error": {"Code": "X", "Message": "m"}}, "GetObject")
+    assert classify(error, Path())[0] is ExitClass.BUG
+
+
+def test_progress_is_thinned_out_but_the_end_is_always_told(stream: Stream) -> None:
+    for done in range(1, 1001):
+        stream.events.progress(done, 1000, "files")
+    rows = stream.rows()
+    assert 1 <= len(rows) < 20
+    assert rows[-1] == {"event": "progress", "done": 1000, "total": 1000, "unit": "files"}
+
+
+def test_events_are_one_line_of_utf8_each(stream: Stream) -> None:
+    stream.events.emit("log", message="two\nlines, é, \u2028", path=Path("x"))
+    assert stream.rows() == [{"event": "log", "message": "two\nlines, é, \u2028", "path": "x"}]
+
+
+def test_a_reader_that_is_gone_does_not_hurt() -> None:
+    reader, writer = os.pipe()
+    events = runtime.Events(writer)
+    os.close(reader)
+    events.emit("log", message="nobody listens")
+    events.emit("log", message="x" * 100_000)

@@ -1,0 +1,190 @@
+"""The `tokenizer` stage: exact size, fixed ids, the same bytes every time, and adoption that keeps the ids."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from pydantic import ValidationError
+from tokenizers import Tokenizer, models
+
+from stages import vocabulary
+from stages.core.artifacts import Documents
+from stages.core.contracts import ConfigError, InputError
+from stages.core.testing import LocalContext, local_artifact
+from stages.documents import write_documents
+from stages.tokenizer.run import _sample, alphabet, run
+from stages.tokenizer.spec import TokenizerConfig, TrainTokenizer
+
+VOCAB_SIZE = 600
+RARE = "".join(chr(0x4E00 + n) for n in range(600))
+"""More characters than the alphabet takes, each as common as the others."""
+
+
+def corpus() -> list[str]:
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 8))) for _ in range(300)]
+    texts = [" ".join(rng.choices(words, k=60)) + " </s> x</s> <s> <0x41>" for _ in range(120)]
+    return [*texts, RARE, "tabs\tand\n\nlines  and   spaces"]
+
+
+def write(folder: Path, texts: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_documents(folder, ({"id": str(n), "text": t, "source": "s"} for n, t in enumerate(texts)))
+    return folder
+
+
+def train(root: Path, texts: list[str] | None = None, **config: object) -> LocalContext[TokenizerConfig]:
+    texts = corpus() if texts is None else texts
+    folder = write(root / "documents", texts)
+    meta = {"text_bytes": sum(len(t.encode()) for t in texts)}
+    inputs = {"documents": [local_artifact(Documents, folder, meta=meta)]}
+    ctx = LocalContext(root, TokenizerConfig(**{"vocab_size": VOCAB_SIZE} | config), inputs)  # type: ignore[arg-type]
+    run(ctx)
+    return ctx
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> LocalContext[TokenizerConfig]:
+    return train(tmp_path_factory.mktemp("trained"))
+
+
+def test_size_and_ids_are_exact(trained: LocalContext[TokenizerConfig]) -> None:
+    tokenizer = vocabulary.load(trained.output("tokenizer"))
+    assert tokenizer.get_vocab_size() == VOCAB_SIZE
+    assert sorted(tokenizer.get_vocab().values()) == list(range(VOCAB_SIZE))
+    assert [tokenizer.token_to_id(t) for t in vocabulary.SPECIAL] == [0, 1, 2]
+    assert [tokenizer.token_to_id(t) for t in vocabulary.byte_tokens()] == list(range(3, 259))
+    digest = vocabulary.digest(trained.output("tokenizer"))
+    assert trained.facets["tokenizer"] == {"tokenizer_digest": digest, "vocab_size": VOCAB_SIZE}
+    assert trained.stats["bytes_per_token"] > 1.5
+
+
+def test_facets_known_before_the_run() -> None:
+    assert TrainTokenizer.facets(TokenizerConfig(vocab_size=999), {}) == {"tokenizer": {"vocab_size": 999}}
+    assert TrainTokenizer.facets(TokenizerConfig(origin="adopt", path="x"), {}) == {}
+    with pytest.raises(ValidationError):
+        TokenizerConfig(vocab_size=259)
+
+
+def test_what_looks_like_a_control_token_stays_text(trained: LocalContext[TokenizerConfig]) -> None:
+    """The corpus holds '</s>' often: BPE alone merges it into the piece of id 2."""
+    tokenizer = vocabulary.load(trained.output("tokenizer"))
+    for text in ("x</s>", "</s></s>", "a <s> <unk> </s>", "<0x41>", "</s"):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert not {0, 1, 2} & set(ids)
+        assert tokenizer.decode(ids, skip_special_tokens=False) == text
+
+
+def test_characters_without_a_piece_fall_back_to_bytes(trained: LocalContext[TokenizerConfig]) -> None:
+    tokenizer = vocabulary.load(trained.output("tokenizer"))
+    ids = tokenizer.encode("🙂", add_special_tokens=False).ids
+    assert ids[-4:] == [3 + byte for byte in "🙂".encode()]
+    assert tokenizer.decode(tokenizer.encode(RARE, add_special_tokens=False).ids) == RARE
+
+
+def test_transformers_encodes_equally(trained: LocalContext[TokenizerConfig]) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast.from_pretrained(trained.output("tokenizer"))
+    ours = vocabulary.load(trained.output("tokenizer"))
+    assert len(theirs) == VOCAB_SIZE
+    for text in [text.replace("</s>", "").replace("<s>", "") for text in corpus()[-20:]]:
+        assert theirs(text)["input_ids"] == ours.encode(text, add_special_tokens=False).ids
+
+
+def test_the_alphabet_is_the_commonest_with_ties_by_code_point() -> None:
+    assert alphabet(["bb a", "cab"], 3) == ["b", "▁", "a"]
+    assert alphabet([RARE], 4) == alphabet([RARE[::-1]], 4) == ["▁", *RARE[:3]]
+    assert alphabet([RARE + "zz"], 2) == ["z", "▁"]
+    assert alphabet([], 4) == []
+
+
+def test_training_gives_the_same_bytes_in_any_process(tmp_path: Path, trained: LocalContext[TokenizerConfig]) -> None:
+    """The trainer's hash maps have random seeds: its own choice among equally common characters differed each time."""
+    wanted = (trained.output("tokenizer") / vocabulary.FILE).read_bytes()
+    assert (train(tmp_path / "again").output("tokenizer") / vocabulary.FILE).read_bytes() == wanted
+    script = (
+        "import sys, pathlib; from tests.unit.test_tokenizer import train\n"
+        "train(pathlib.Path(sys.argv[1]))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "77", "RAYON_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "true"}
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "other")], check=True, env=environment, cwd=root)
+    other = tmp_path / "other" / "out" / "tokenizer"
+    assert (other / vocabulary.FILE).read_bytes() == wanted
+    assert sorted(p.name for p in other.iterdir()) == ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def test_a_sample_covers_the_corpus_evenly(tmp_path: Path) -> None:
+    texts = [("abc " * 50) + ("ö" if n % 3 else "") for n in range(90)]
+    size = sum(len(t.encode()) for t in texts)
+    folder = write(tmp_path / "documents", texts)
+    inputs = {"documents": [local_artifact(Documents, folder, meta={"text_bytes": size})]}
+    sample = list(_sample(LocalContext(tmp_path, TokenizerConfig(sample_bytes=size // 3 + 1), inputs)))
+    assert sample == texts[::3]
+
+
+def test_too_little_text_names_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the corpus yields \d+ pieces, vocab_size asks for 5000: set test\.vocab_size"):
+        train(tmp_path, ["a few words only"], vocab_size=5000)
+
+
+# --- adoption -------------------------------------------------------------------------------------------------------
+
+
+def adopt(root: Path, path: Path | None) -> Path:
+    folder = write(root / "documents", ["some text </s> to measure"])
+    inputs = {"documents": [local_artifact(Documents, folder, meta={"text_bytes": 25})]}
+    config = TokenizerConfig(origin="adopt", path=None if path is None else str(path))
+    ctx = LocalContext(root, config, inputs)
+    run(ctx)
+    return ctx.output("tokenizer")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "mine.json"])
+def test_adopting_a_tokenizer_json_keeps_every_id(tmp_path: Path, trained: LocalContext[TokenizerConfig], name: str) -> None:
+    source = tmp_path / name
+    source.write_bytes((trained.output("tokenizer") / vocabulary.FILE).read_bytes())
+    adopted = adopt(tmp_path / "run", source)
+    assert vocabulary.digest(adopted) == vocabulary.digest(trained.output("tokenizer"))
+    one, other = vocabulary.load(adopted), vocabulary.load(trained.output("tokenizer"))
+    assert all(one.encode(t).ids == other.encode(t).ids for t in corpus()[-10:])
+
+
+def test_adopting_a_sentencepiece_model_encodes_as_it_does(tmp_path: Path) -> None:
+    texts = [t.replace("</s>", "").replace("<s>", "").replace("<0x41>", "") for t in corpus() if t != RARE]
+    (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "tokenizer"), model_type="bpe", vocab_size=500,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        hard_vocab_limit=False,
+    )  # fmt: skip
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    ours = vocabulary.load(adopt(tmp_path / "run", tmp_path / "tokenizer.model"))
+    assert ours.get_vocab_size() == reference.vocab_size()
+    for text in [*texts[:40], "unseen Größe 🙂", "  two  spaces ", "a </s> b"]:
+        assert ours.encode(text, add_special_tokens=False).ids == reference.encode(text)
+
+
+def test_bad_tokenizers_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"test\.path is unset: name the tokenizer\.json"):
+        adopt(tmp_path / "a", None)
+    with pytest.raises(InputError, match="is not there"):
+        adopt(tmp_path / "b", tmp_path / "no.json")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(InputError, match=r"bad\.json is not a tokenizer"):
+        adopt(tmp_path / "c", tmp_path / "bad.json")
+    (tmp_path / "bad.model").write_bytes(b"nonsense")
+    with pytest.raises(InputError, match=r"bad\.model is not a SentencePiece model"):
+        adopt(tmp_path / "d", tmp_path / "bad.model")
+    other = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, "<unk>": 2}, merges=[], unk_token="<unk>"))
+    (tmp_path / "order.json").write_text(json.dumps(json.loads(other.to_str())))
+    with pytest.raises(InputError, match=r"order\.json: '<unk>' has id 2, this pipeline needs 0"):
+        adopt(tmp_path / "e", tmp_path / "order.json")
