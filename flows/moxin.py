@@ -74,11 +74,15 @@ def run_node(name: str, run_id: str) -> State[Any]:
     return Completed(message=f"ran in {outcome.seconds:.1f} s")
 
 
-def _reap(flow: Any, run: Any, state: Any) -> None:
-    """After a cancel or a crash, from the worker's process: stop whatever stage of that run is still there."""
+def _reap(flow: Any, flow_run: Any, state: Any) -> None:
+    """After a cancel or a crash, from the worker's process: stop whatever stage of that run is still there.
+
+    Prefect passes the arguments by these names.
+    """
     settings = Settings.load()
-    values = profiles.load(str(run.parameters.get("profile", "tiny")), PIPELINE, run.parameters.get("set", ()))
-    launcher(values.settings.launcher, settings).reap(run_id=str(run.id))
+    given = flow_run.parameters
+    values = profiles.load(str(given.get("profile", "tiny")), PIPELINE, given.get("set", ()))
+    launcher(values.settings.launcher, settings).reap(run_id=str(flow_run.id))
 
 
 @flow(

@@ -31,7 +31,7 @@ tokenize_short = Tokenize(name="tokenize_short", documents=corpus, tokenizer=tok
 tokenize_long = Tokenize(name="tokenize_long", documents=corpus, tokenizer=tokenizer.tokenizer)
 
 # Capability data: the training splits of benchmarks (paper 3.3.3), and their test splits for the evaluation.
-capability = Capability(name="capability", documents=[ingest_text.documents])
+capability = Capability(name="capability", documents=[ingest_text.documents, ingest_web.documents])
 tokenize_capability = Tokenize(
     name="tokenize_capability", documents=[capability.train, dedup_text.documents], tokenizer=tokenizer.tokenizer
 )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ PROBES = Path(__file__).parent / "probes"
 """A folder of small stages: what lies in it is found as `stages.probe_*`, in the tests only."""
 stages.__path__.append(str(PROBES))
 
-hypothesis.settings.register_profile("moxin", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("moxin", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("moxin")
 
 _PREFIXES = itertools.count()
@@ -49,8 +50,9 @@ def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]
             external_prefect=False,
             credentials={"AWS_ACCESS_KEY_ID": keys["s3_access_key"], "AWS_SECRET_ACCESS_KEY": keys["s3_secret_key"]},
         )
+        ready = functools.partial(embedded._store_ready, settings)
         try:
-            embedded._wait(folder, state, "store", lambda: embedded._store_ready(settings))
+            embedded._wait(folder, state, "store", ready)
             break
         except InfraError:  # somebody took a port between the look and the start
             embedded._stop(state, "store", 5.0)

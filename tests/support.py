@@ -21,8 +21,10 @@ from flows import profiles
 from flows.execute import Execution
 from flows.launch.base import Job
 from stages.core import runtime
-from stages.core.contracts import CodeRef, ExitClass, Lease, StageRequest, StageResult, StoreAddress
+from stages.core.artifacts import ArtifactManifest, FileEntry
+from stages.core.contracts import CodeRef, ExitClass, InputRef, StageRequest, StageResult, StoreAddress
 from stages.core.graph import Pipeline
+from stages.core.keys import artifact_digest, sha256
 from stages.core.ledger import Ledger
 
 PROFILE = """
@@ -164,6 +166,15 @@ def run_nodes(run: Execution, pipeline: Pipeline, until: str | None = None) -> d
     return results
 
 
+def folder_with(path: Path, **files: str) -> Path:
+    """A folder of small files; `__` in a name stands for a folder."""
+    for name, text in files.items():
+        target = path / name.replace("__", "/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    return path
+
+
 def copy_ledger(source: Ledger, target: Ledger) -> None:
     """Copy every object of one ledger to another prefix of the same bucket."""
     client, bucket = source.store._client, source.store.address.bucket
@@ -193,14 +204,6 @@ def request_of(store: StoreAddress, ledger: Ledger, key: str = "a" * 64, **confi
     )
 
 
-def result_of(ledger: Ledger, folder: Path, lease: Lease, node: str = "source", **config: Any) -> StageResult:
-    """Run `probe_source` for real, in this process, and return what it published."""
-    request = request_of(ledger.store.address, ledger, lease.key, **config).model_copy(update={"lease": lease, "node": node})
-    with open(os.devnull, "w") as sink:
-        events = runtime.Events(os.dup(sink.fileno()))
-    return runtime.run(request, events, SimpleNamespace(context=None, cooperative=False))  # type: ignore[arg-type]
-
-
 def python_with_probes(folder: Path) -> str:
     """A stand-in for `sys.executable` that runs `-m stages.core.runtime` with the probe stages in reach.
 
@@ -223,11 +226,45 @@ def python_with_probes(folder: Path) -> str:
     return str(script)
 
 
+def published(ledger: Ledger, data: bytes, path: str = "part.txt", key: str = "objects/up/k/000001/documents/0") -> InputRef:
+    """An input artifact of one file, as an upstream stage would have left it."""
+    ledger.store.put(key, data)
+    files = (FileEntry(path=path, size=len(data), sha256=sha256(data), object=key),)
+    manifest = ArtifactManifest(type="Documents", digest=artifact_digest("Documents", {}, files), facets={}, files=files)
+    return InputRef(node="up", key="k", port="documents", manifest=manifest)
+
+
+def train_request(ledger: Ledger, key: str, **config: Any) -> StageRequest:
+    facets: dict[str, str | int] = {"tokenizer_digest": "d", "vocab_size": 9, "sequence_length": 16, "dtype": "uint16"}
+    files = published(ledger, b"tokens").manifest.files
+    shards = ArtifactManifest(type="TokenShards", digest="5" * 64, facets=facets, files=files)
+    tokenizer = ArtifactManifest(type="Tokenizer", digest="6" * 64, facets=facets, files=files)
+    return StageRequest(
+        run_id="run-1", node="train", stage="probe_train", revision=1, key=key, lease=ledger.acquire(key, "tester"), config=config,
+        inputs={
+            "shards": (InputRef(node="shards", key="k", port="shards", manifest=shards),),
+            "tokenizer": (InputRef(node="vocabulary", key="k", port="tokenizer", manifest=tokenizer),),
+        },
+        outputs={"model": "Model"}, code=CodeRef(source_digest="0"), store=ledger.store.address,
+    )  # fmt: skip
+
+
 def events_of(output: bytes) -> list[dict[str, Any]]:
     """The events on a runtime's standard output. Fails on any line that is not one."""
     rows = [json.loads(line) for line in output.splitlines()]
     assert all(isinstance(row, dict) and "event" in row for row in rows), rows
     return rows
+
+
+class Stream:
+    """An event stream into a file, to be read back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.events = runtime.Events(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+
+    def rows(self) -> list[dict[str, Any]]:
+        return events_of(self._path.read_bytes())
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:

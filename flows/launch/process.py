@@ -149,8 +149,8 @@ class ProcessLauncher:
         found = []
         for entry in Path("/proc").glob("[0-9]*/environ"):
             try:
-                pairs = entry.read_bytes().split(b"\0")
-                env = dict(p.decode("utf-8", "replace").partition("=")[::2] for p in pairs if b"=" in p)
+                pairs = entry.read_bytes().decode("utf-8", "replace").split("\0")
+                env = {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
             except OSError:
                 continue
             if env.get("MOXIN_SCRATCH") != str(self._settings.home / "scratch") or "MOXIN_LAUNCHER" not in env:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import html
 import inspect
+import os
 import random
 import re
 import sys
@@ -49,10 +50,11 @@ def library_modules() -> list[Module]:
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {"test", "tests", "idle_test", "site-packages", "__pycache__", "ensurepip", "lib2to3", "pydoc_data"}
     found = []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        if not skip & set(relative.parts) and not path.name.startswith(BUILD_RECORD):
-            found.append(Module(f"python:{_dotted(relative)}", path, "PSF-2.0"))
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in skip]
+        for path in (Path(folder, name) for name in files if name.endswith(".py")):
+            if not path.name.startswith(BUILD_RECORD):
+                found.append(Module(f"python:{_dotted(path.relative_to(root))}", path, "PSF-2.0"))
     return sorted(found, key=lambda m: m.url)
 
 
@@ -140,11 +142,10 @@ def pages(limit: int, mirrored: float, seed: int) -> Iterator[Page]:
     A share of them is served by a second site too, with other navigation around the same words, as on the real web.
     """
     rng = random.Random(seed)
-    bodies = list(_descriptions())
     modules = [m for n, d in packages().items() if split(n) == "web" for m in package_modules(n, d)]
     rng.shuffle(modules)
     used = 0
-    for url, title, body in _chain(bodies, modules):
+    for url, title, body in _chain(_descriptions(), modules):
         if used >= limit:
             return
         sites = ["docs.example.org", *(["mirror.example.net"] if rng.random() < mirrored else [])]
@@ -154,7 +155,7 @@ def pages(limit: int, mirrored: float, seed: int) -> Iterator[Page]:
             yield page
 
 
-def _chain(bodies: list[tuple[str, str, str]], modules: list[Module]) -> Iterator[tuple[str, str, str]]:
+def _chain(bodies: Iterator[tuple[str, str, str]], modules: list[Module]) -> Iterator[tuple[str, str, str]]:
     yield from bodies
     for module in modules:
         texts = list(docstrings(module, shortest=200))

@@ -193,7 +193,11 @@ Facets = Mapping[str, "str | int | None"]
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(output,))
-class Stage(Generic[C_co]):
+class _Declared:
+    """Tells the type checker that the annotations of a stage are the arguments of its constructor: it checks the wiring."""
+
+
+class Stage(_Declared, Generic[C_co]):
     """A node of the DAG: an instance of a stage class, wired to the outputs of other nodes.
 
     Class keywords: `env` (folder in containers/), `revision` (raise it when the stage's *meaning* changes: it is part

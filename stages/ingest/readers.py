@@ -218,7 +218,7 @@ def read_warc(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Rec
                     yield Bad("too long", place)
                     continue
                 record.freeze()  # the whole block into memory: only now is its real length known
-                cut = record.content_length < declared
+                cut = record.content_length < declared or not declared  # a header cut in two declares nothing
                 if cut:
                     yield Bad(DAMAGED, place)
                     continue
@@ -245,15 +245,15 @@ def read_warc(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Rec
 
 
 TAIL = 1 << 20
-"""Bytes kept of what was read last, in which the last gzip member is looked for."""
+"""Bytes kept at least of what was read last, in which the last gzip member is looked for."""
 
 
 class _Counted(io.RawIOBase):
-    """A stream that counts what was read, and knows whether a gzip file ended where a member ends."""
+    """A stream that counts what was read, and knows whether a WARC file ended where a record ends."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self.position = stream, 0
-        self._head = self._tail = b""
+        self._head, self._tail = b"", bytearray()
 
     def readable(self) -> bool:
         return True
@@ -262,16 +262,18 @@ class _Counted(io.RawIOBase):
         data = self._stream.read(size)
         self.position += len(data)
         self._head = self._head or data[:2]
-        self._tail = (self._tail + data)[-TAIL:]
+        self._tail += data
+        if len(self._tail) > 2 * TAIL:
+            del self._tail[:-TAIL]
         return data
 
     def tell(self) -> int:
         return self.position
 
     def clean_end(self) -> bool:
-        """Whether the last gzip member of what was read is whole. A file without compression always ends cleanly."""
+        """Whether the last gzip member of what was read is whole; without compression, whether two empty lines end it."""
         if self._head != b"\x1f\x8b":
-            return True
+            return self._head != b"WA" or self._tail.endswith(b"\r\n\r\n")
         start = self._tail.rfind(b"\x1f\x8b\x08")
         while start >= 0:
             try:
@@ -280,7 +282,7 @@ class _Counted(io.RawIOBase):
             except (EOFError, OSError, zlib.error):
                 before = self._tail.rfind(b"\x1f\x8b\x08", 0, start)
                 if before < 0:
-                    return len(self._tail) == TAIL  # a member of over 1 MiB: cannot tell, fastwarc did not object
+                    return len(self._tail) >= TAIL  # a member of over 1 MiB: cannot tell, fastwarc did not object
                 start = before
         return False
 

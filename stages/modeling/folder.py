@@ -94,9 +94,11 @@ def read_shape(folder: Path) -> tuple[ModelShape, int]:
             rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
             norm_eps=config["rms_norm_eps"],
         )
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"config.json of the model cannot be used: {error}") from error
-    return shape, int(config["vocab_size"])
+        return shape, int(config["vocab_size"])
+    except KeyError as error:
+        raise InputError(f"config.json of the model has no {error}") from error
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"config.json of the model cannot be used: {' '.join(str(error).split())}") from error
 
 
 def load_model(folder: Path, dropout: float = 0.0, recompute: bool = False) -> MoxinLM:

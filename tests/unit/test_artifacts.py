@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from stages.core.artifacts import SHARED_FACETS, Artifact, ArtifactManifest, Documents, FileEntry, Model, Tokenizer, TokenShards
+from stages.core.artifacts import (
+    SHARED_FACETS,
+    Artifact,
+    ArtifactManifest,
+    Documents,
+    FileEntry,
+    Model,
+    Tokenizer,
+    TokenShards,
+)
 
 SHA = "a" * 64
 

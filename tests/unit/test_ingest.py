@@ -158,8 +158,7 @@ def test_a_truncated_warc_is_named_wherever_it_is_cut(tmp_path: Path, name: str)
     """What was whole is kept; one record says where it broke. Every cut inside the last record is tried in steps."""
     packed = [gzip.compress(page(n)) if name.endswith("gz") else page(n) for n in range(3)]
     whole, last = b"".join(packed), len(packed[-1])
-    trailer = 0 if name.endswith("gz") else 4  # an uncompressed record is whole without the two empty lines after it
-    for cut in range(trailer + 1, last, 7):
+    for cut in range(1, last, 3):
         (tmp_path / name).write_bytes(whole[:-cut])
         good, bad = read(tmp_path, name, "warc")
         assert [r.url for r in good[:2]] == ["https://example.org/0", "https://example.org/1"]
@@ -397,7 +396,7 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^test: no usable document in 0 raw files \(the listing is empty\)$"):
         ingest(tmp_path, [])
     (tmp_path / "a.jsonl").write_bytes(b"")
-    with pytest.raises(InputError, match="^test: no usable document in 1 raw files"):
+    with pytest.raises(InputError, match=r"^test: no usable document in 1 raw files"):
         ingest(tmp_path, [RawFile(uri="a.jsonl", format="jsonl", source="s")])
 
 
@@ -406,7 +405,7 @@ def test_a_missing_file_is_named(tmp_path: Path, format: str) -> None:
     with pytest.raises(InputError, match=r"^raw file no/such\.file is not there$"):
         read(tmp_path, "no/such.file", format)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="^raw file folder is no file but a folder"):
+    with pytest.raises(InputError, match=r"^raw file folder is no file but a folder"):
         read(tmp_path, "folder", format)
 
 

@@ -144,7 +144,7 @@ def test_deleting_nothing_asks_nothing(store: Store) -> None:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, PART_BYTES - 1, 2 * PART_BYTES + 12_345])
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES + 12_345])
 def test_a_file_survives_the_round_trip(store: Store, tmp_path: Path, size: int) -> None:
     source, target = tmp_path / "source", tmp_path / "deep" / "target"
     block = bytes(range(256)) * 4096 + b"x"
@@ -184,7 +184,7 @@ def test_a_full_disk_during_a_download_is_said_in_one_line(store: Store, tmp_pat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     full = Store(store.address, Client(store._client, download_file=fill))
-    with pytest.raises(InfraError, match="no space left on the disk that holds .*: free some"):
+    with pytest.raises(InfraError, match=r"no space left on the disk that holds .*: free some"):
         full.download("file", tmp_path / "file", "a" * 64)
 
 

@@ -51,7 +51,7 @@ def documents(folder: Path, texts: list[str], prefix: str = "d", **meta: Any) ->
 def tokenize(root: Path, tokenizer: LocalArtifact, *corpora: list[str], **config: Any) -> LocalContext[TokenizeConfig]:
     sources = [documents(root / f"in-{n}", texts, f"{n}-") for n, texts in enumerate(corpora)]
     inputs = {"documents": sources, "tokenizer": [tokenizer]}
-    ctx = LocalContext(root, TokenizeConfig(**{"threads": 1} | config), inputs)
+    ctx = LocalContext(root, TokenizeConfig(**{"threads": 1, **config}), inputs)
     run(ctx)
     return ctx
 

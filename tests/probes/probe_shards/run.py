@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from stages.core.contracts import Context
 from stages.probe_shards.spec import ShardsConfig
+
+from stages.core.contracts import Context
 
 
 def run(ctx: Context[ShardsConfig]) -> None:

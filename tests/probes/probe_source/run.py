@@ -10,8 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from stages.core.contracts import ConfigError, Context, InfraError, InputError, Preempted
 from stages.probe_source.spec import SourceConfig
+
+from stages.core.contracts import ConfigError, Context, InfraError, InputError, Preempted
 
 
 def run(ctx: Context[SourceConfig]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-from stages.core.contracts import Context
 from stages.probe_tokenizer.spec import VocabularyConfig
+
+from stages.core.contracts import Context
 
 
 def run(ctx: Context[VocabularyConfig]) -> None:

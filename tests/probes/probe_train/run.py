@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 
-from stages.core.contracts import Context, Preempted
 from stages.probe_train.spec import TrainConfig
+
+from stages.core.contracts import Context, Preempted
 
 
 def run(ctx: Context[TrainConfig]) -> None:

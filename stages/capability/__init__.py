@@ -1,0 +1,1 @@
+"""Capability data: training splits of benchmarks, and the suite to evaluate with."""

@@ -1,0 +1,52 @@
+"""The `capability` stage: the training splits of benchmarks as documents, their test splits as a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stages.core.artifacts import Documents, EvalSuite
+from stages.core.contracts import Input, Output, Resources, Stage, StageConfig, output
+
+Benchmark = Literal["arc", "hellaswag", "mmlu", "piqa", "winogrande"]
+BENCHMARKS: tuple[Benchmark, ...] = ("arc", "hellaswag", "mmlu", "piqa", "winogrande")
+
+
+class CapabilityConfig(StageConfig):
+    """Which benchmarks, and where their data comes from."""
+
+    origin: Literal["hub", "machine"] = Field(
+        default="hub", description="'hub': the benchmarks themselves; 'machine': questions in their schemas, made from the documents"
+    )
+    benchmarks: tuple[Benchmark, ...] = Field(default=BENCHMARKS, min_length=1, description="benchmarks of Tables 2 and 3 (paper 7)")
+    train_on: tuple[Benchmark, ...] | None = Field(
+        default=None, description="benchmarks whose training split becomes training data (paper 3.3.3: 'such as MMLU, HellaSwag'); unset: all"
+    )
+    mirror: str | None = Field(default=None, description="hub: folder on this machine that holds the data sets as owner/name")
+    revisions: Mapping[str, str] = Field(default={}, description="hub: commit of a data set, by owner/name")
+    train_questions: int = Field(default=1200, gt=0, description="machine: training questions for each task")
+    test_questions: int = Field(default=200, gt=0, description="machine: test questions for each task")
+    test_share: float = Field(default=0.2, gt=0, lt=1, description="machine: share of the documents that only test questions are made of")
+    classes: int = Field(default=6, ge=4, description="machine: sections and types that questions ask for, the commonest")
+    seed: int = Field(default=11, description="machine: which questions are made")
+
+    @model_validator(mode="after")
+    def _known(self) -> CapabilityConfig:
+        extra = sorted(set(self.train_on or ()) - set(self.benchmarks))
+        if extra:
+            raise ValueError(f"train_on names {', '.join(extra)}, which benchmarks leaves out")
+        return self
+
+
+class Capability(Stage[CapabilityConfig], env="data", revision=1):
+    """Training splits of benchmarks as documents for phase 3, and their test splits as an evaluation suite."""
+
+    documents: Sequence[Input[Documents]]
+    train: Output[Documents] = output()
+    suite: Output[EvalSuite] = output()
+
+    @classmethod
+    def resources(cls, config: CapabilityConfig) -> Resources:
+        return Resources(cpus=1, memory_gib=4)
