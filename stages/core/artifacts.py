@@ -53,6 +53,24 @@ class Model(Artifact):
     facets = frozenset({"architecture", "tokenizer_digest", "vocab_size", "context_length", "dtype", "chat_template_digest"})
 
 
+class Conversations(Artifact):
+    """Instruction data: `part-NNNNN.parquet` with columns id, messages (list of {role, content}), source, license."""
+
+
+class Preferences(Artifact):
+    """Pairs of answers: `part-NNNNN.parquet` with columns id, prompt, chosen, rejected (each a list of {role, content};
+    prompt ends with a user's turn, chosen and rejected are what follows it), source, license."""
+
+
+class Problems(Artifact):
+    """Verifiable problems: `part-NNNNN.parquet` with columns id, problem, answer, solution, source, license (strings;
+    solution may be '')."""
+
+
+class ImageConversations(Artifact):
+    """Visual instruction data: `part-NNNNN.jsonl` rows in LLaVA's schema (id, image or none, conversations), and `images/`."""
+
+
 class EvalSuite(Artifact):
     """A local mirror of evaluation data sets in the hub's own schemas: `<org>/<name>/` with README.md and parquet."""
 

@@ -104,7 +104,7 @@ def _plans(ctx: Context[EvaluateConfig], index: Any, suite: Suite, folder: Path,
 
 def _scores(ctx: Context[EvaluateConfig], plan: Any, scored: Any, suite: Suite) -> list[Score]:
     """The metrics of one task; those of a group are means over its members' documents."""
-    path, config = scored.data_set
+    path = scored.data_set[0]
     data_set = suite.find(path)
     assert data_set is not None
     limited, synthetic = scored.n < scored.n_total, data_set.origin == "machine"

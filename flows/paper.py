@@ -1,0 +1,99 @@
+"""The paper's printed tables (infra/paper_tables.json), with averages computed anew: two printed ones are wrong (RECIPE 7)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from stages.core.contracts import ConfigError
+
+FILE = Path(__file__).resolve().parents[1] / "infra" / "paper_tables.json"
+ROUNDING = 0.0051
+"""A printed average may differ from the exact one by half of its last digit (0.005); the rest is for binary fractions."""
+
+SUITES: Mapping[str, str] = {"zero_shot": "table_2", "few_shot": "table_3"}
+"""Which table a suite of the `evaluate` stage repeats (paper 7.2)."""
+COLUMNS: Mapping[str, str] = {
+    "hellaswag": "HellaSwag",
+    "winogrande": "WinoGrande",
+    "piqa": "PIQA",
+    "arc_easy": "ARC-E",
+    "arc_challenge": "ARC-C",
+    "mmlu": "MMLU",
+}
+"""The tables' column of each task of lm-evaluation-harness."""
+ORIGINAL, ENHANCED = "Moxin-7B-Original", "Moxin-7B-Enhanced"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's scores, in per cent."""
+
+    model: str
+    scores: Mapping[str, float]
+    printed: float | None
+    """The average as the paper prints it; None where it prints none."""
+
+    @property
+    def average(self) -> float:
+        """The average of the printed scores, computed anew."""
+        return sum(self.scores.values()) / len(self.scores)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the printed average is not that of the printed scores."""
+        return self.printed is not None and abs(self.printed - self.average) > ROUNDING
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables of scores."""
+
+    number: int
+    title: str
+    columns: tuple[str, ...]
+    shots: Mapping[str, int]
+    rows: tuple[Row, ...]
+
+    def row(self, model: str) -> Row:
+        """A model's row. Raises KeyError."""
+        return {row.model: row for row in self.rows}[model]
+
+
+@cache
+def tables(file: Path = FILE) -> Mapping[str, Table]:
+    """All tables by name ('table_2' ..). Raises ConfigError when the file is not what it should be."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["tables"]
+        return {name: _table(value) for name, value in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file.name} does not hold the paper's tables: {type(error).__name__}: {error}") from error
+
+
+def _table(value: Mapping[str, object]) -> Table:
+    columns = tuple(str(name) for name in _list(value["columns"]))
+    rows = []
+    for row in _list(value["rows"]):
+        scores = {name: float(row["scores"][name]) for name in columns if row["scores"].get(name) is not None}
+        if not scores:
+            raise ValueError(f"row {row['model']} has no score")
+        printed = row.get("average_printed")
+        rows.append(Row(str(row["model"]), scores, None if printed is None else float(printed)))
+    shots = value.get("num_fewshot") or {}
+    if not isinstance(shots, dict):
+        raise TypeError("num_fewshot is no table")
+    return Table(int(str(value["table"])), str(value["title"]), columns, {str(k): int(v) for k, v in shots.items()}, tuple(rows))
+
+
+def _list(value: object) -> list:
+    if not isinstance(value, list):
+        raise TypeError("expected a list")
+    return value
+
+
+def wrong_averages() -> list[tuple[int, Row]]:
+    """Table number and row of every average that the paper printed wrongly."""
+    return [(table.number, row) for table in tables().values() for row in table.rows if row.wrong]
