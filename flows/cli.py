@@ -192,6 +192,9 @@ def run(
     chosen = pipeline.select(select)
     if values.settings.plan_only:
         raise ConfigError(f"profile '{profile}' is for planning only as yet: try 'moxin plan --profile {profile}'")
+    # Read when Prefect is imported, which registering the deployments does: so before the services.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display shows it; the UI keeps it
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
     settings = _start_services(quiet=json_)
     state, outcomes, url = _run_flow(profile, select, overrides, force, settings, len(chosen), json_)
     ok = state.is_completed()
@@ -208,8 +211,6 @@ def _run_flow(
     profile: str, select: str, overrides: list[str], force: bool, settings: Settings, nodes: int, quiet: bool
 ) -> tuple[Any, list[dict[str, Any]], str]:
     """Run the flow in this process, with a display; its final state, the nodes' outcomes and its page."""
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display shows it; the UI keeps it
-    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
     from flows import moxin as flow_module
     from flows.console import RunDisplay
 
