@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -416,7 +416,7 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
     except typer.TyperException as error:  # an unknown command or option, a missing argument; without any: the help
         if not sys.argv[1:]:
-            error.show()
+            cast(Any, error).show()  # typer's NoArgsIsHelpError, a class that it does not export
             sys.exit(0)
         _fail(f"{error.format_message()} (see 'moxin --help')", 2)
     except ConfigError as error:

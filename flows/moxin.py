@@ -9,14 +9,15 @@ result caching stays off: the ledger is the one source of truth.
 
 import threading
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows import observe, profiles
@@ -29,8 +30,14 @@ from stages.core.ledger import Ledger
 from stages.core.store import Store
 from stages.pipeline import PIPELINE
 
-ProfileName = StrEnum("ProfileName", {name: name for name in profiles.names()})
-"""The profiles in infra/profiles, as a drop-down in the UI."""
+if TYPE_CHECKING:
+
+    class ProfileName(StrEnum):
+        """What a type checker sees of the enumeration below, whose members are files."""
+
+else:
+    ProfileName = StrEnum("ProfileName", {name: name for name in profiles.names()})
+    """The profiles in infra/profiles, as a drop-down in the UI."""
 
 #: Observers that whoever calls the flow in this process adds (the command line's progress display).
 EXTRA_OBSERVERS: list[Observer] = []
@@ -87,7 +94,8 @@ def _reap(flow: Any, flow_run: Any, state: Any) -> None:
 
 @flow(
     name="moxin",
-    task_runner=ThreadPoolTaskRunner(max_workers=2 * len(PIPELINE)),  # type: ignore[arg-type]
+    # TaskRunner is invariant in its future's type, so Prefect's own runners do not fit its own annotation
+    task_runner=cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=2 * len(PIPELINE))),
     on_cancellation=[_reap],
     on_crashed=[_reap],
     persist_result=False,
@@ -141,7 +149,7 @@ def _walk(run_id: str, run: _Run, plans: list[NodePlan]) -> State[Any]:
         futures: dict[str, Any] = {}
         for plan in plans:
             upstream = [futures[parent] for parent in plan.node.parents if parent in futures]
-            futures[plan.node.name] = run_node.submit(plan.node.name, run_id, wait_for=upstream)
+            futures[plan.node.name] = run_node.submit(plan.node.name, run_id, return_state=False, wait_for=upstream)
         for name, future in futures.items():
             future.wait()
             if future.state.is_failed() or future.state.is_crashed():  # a failure that no StageError told of

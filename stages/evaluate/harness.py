@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lm_eval
 import lm_eval.tasks
@@ -51,7 +51,8 @@ class Scored:
 class Loaded:
     """The model inside the harness."""
 
-    lm: HFLM
+    lm: Any
+    """lm_eval.models.huggingface.HFLM. Its registry's decorator hides the class from a type checker."""
     parameters: int
 
 
@@ -113,7 +114,7 @@ def load(folder: Path, config: EvaluateConfig) -> Loaded:
         raise ConfigError("device = 'cuda', but this machine has no GPU: set 'auto' or 'cpu'")
     torch.set_num_threads(config.threads)
     try:
-        lm = HFLM(
+        lm = cast(Any, HFLM)(
             pretrained=str(folder),
             device="cuda" if gpu and config.device != "cpu" else "cpu",
             dtype=DTYPE[config.precision],
@@ -132,7 +133,7 @@ def score(model: Loaded, index: TaskIndex, plan: Plan, config: EvaluateConfig) -
         {"task": name, "dataset_path": str(plan.mirror / index.data_set(name)[0]), "num_fewshot": plan.task.num_fewshot}
         for name in plan.members
     ]
-    found = lm_eval.simple_evaluate(
+    found = cast(Any, lm_eval).simple_evaluate(  # the package finds it lazily, without types
         model=model.lm,
         tasks=[{"group": f"{plan.suite}_{plan.task.task}_group", "task": members}],
         task_manager=index.manager_for(plan.members[0]),
@@ -144,7 +145,6 @@ def score(model: Loaded, index: TaskIndex, plan: Plan, config: EvaluateConfig) -
         torch_random_seed=config.seed,
         fewshot_random_seed=config.seed,
     )
-    assert found is not None
     counts = [found["n-samples"][name] for name in plan.members]
     samples = [_sample(name, row) for name in plan.members for row in found["samples"][name]]
     first = found["configs"][plan.members[0]]
@@ -190,7 +190,7 @@ def _requests(row: dict[str, Any]) -> list[Any]:
     return [list(pair) for pair in arguments]
 
 
-def _truncated(lm: HFLM, samples: dict[str, Any], members: tuple[str, ...]) -> int:
+def _truncated(lm: Any, samples: dict[str, Any], members: tuple[str, ...]) -> int:
     """Requests that do not fit: the harness then drops tokens from their beginning."""
     count = 0
     for name in members:
