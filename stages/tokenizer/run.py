@@ -14,6 +14,9 @@ from stages.core.contracts import ConfigError, Context, InputError
 from stages.documents import read_documents
 from stages.tokenizer.spec import TokenizerConfig
 
+WORDS = rf"{vocabulary.SPACE}*[^{vocabulary.SPACE}\s0-9]+|[0-9]|{vocabulary.SPACE}+|\s+"
+"""Within what training may merge: a word with the spaces before it, one digit, a run of spaces, a run of other whitespace."""
+
 
 def run(ctx: Context[TokenizerConfig]) -> None:
     """Write the tokenizer folder."""
@@ -54,8 +57,9 @@ def _train(ctx: Context[TokenizerConfig]) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.normalizer, tokenizer.decoder = vocabulary.metaspace_parts()
     # Split only for training: merges stay within a word and its leading space, or within a run of spaces or newlines,
-    # as SentencePiece's do. The saved tokenizer needs no pre-tokenizer, exactly as Llama's has none.
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(rf"{vocabulary.SPACE}*[^{vocabulary.SPACE}\s]+|{vocabulary.SPACE}+|\s+"), "isolated")
+    # as SentencePiece's do, and no merge touches a digit: a number is its digits, as in Llama's and Mistral's models
+    # (split_digits). The saved tokenizer needs no pre-tokenizer, exactly as Llama's has none.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         special_tokens=[*vocabulary.SPECIAL, *vocabulary.byte_tokens()],

@@ -66,6 +66,15 @@ def test_size_and_ids_are_exact(trained: LocalContext[TokenizerConfig]) -> None:
     assert trained.stats["bytes_per_token"] > 1.5
 
 
+def test_a_digit_is_always_a_piece_of_its_own(tmp_path: Path) -> None:
+    """The corpus repeats '1990' hundreds of times: BPE alone makes pieces of it, Llama's split_digits does not."""
+    ctx = train(tmp_path, [*corpus(), *("in 1990 and x1990y, 1990" for _ in range(300))])
+    tokenizer = vocabulary.load(ctx.output("tokenizer"))
+    pieces = [p for p in tokenizer.get_vocab() if p not in vocabulary.byte_tokens()]
+    assert not [p for p in pieces if len(p) > 1 and set(p) & set("0123456789")]
+    assert tokenizer.encode("1990 19", add_special_tokens=False).tokens == ["▁", "1", "9", "9", "0", "▁", "1", "9"]
+
+
 def test_facets_known_before_the_run() -> None:
     assert TrainTokenizer.facets(TokenizerConfig(vocab_size=999), {}) == {"tokenizer": {"vocab_size": 999}}
     assert TrainTokenizer.facets(TokenizerConfig(origin="adopt", path="x"), {}) == {}
