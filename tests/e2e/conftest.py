@@ -82,11 +82,14 @@ class Installation:
                 found.append(int(entry.name))
         return found
 
-    def events(self, node: str, overrides: dict[str, Any]) -> list[dict[str, Any]]:
-        """The events of the newest attempt at a node's present key; empty before it starts."""
+    def key(self, node: str, overrides: dict[str, Any]) -> str:
+        """A node's present key; its parents must have results."""
         rows = self.json("plan", "--select", f"+{node}", *sets(overrides))["nodes"]
-        key = next(row["key"] for row in rows if row["name"] == node)
-        logs = sorted((self.home / "logs" / "stages" / str(key)).glob("*.jsonl"))
+        return next(row["key"] for row in rows if row["name"] == node)
+
+    def events(self, key: str) -> list[dict[str, Any]]:
+        """The events of the newest attempt at a key; empty before it starts."""
+        logs = sorted((self.home / "logs" / "stages" / key).glob("*.jsonl"))
         return [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
 
     def metrics(self, node: str) -> list[dict[str, float]]:

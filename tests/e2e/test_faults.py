@@ -28,8 +28,10 @@ def shards(installation: Installation) -> None:
 def past_a_checkpoint(installation: Installation, overrides: dict[str, Any]) -> int:
     """Wait until the training has saved a checkpoint and gone on; the stage's process number."""
 
+    key = installation.key("pretrain_1", overrides)
+
     def look() -> bool:
-        events = installation.events("pretrain_1", overrides)
+        events = installation.events(key)
         kinds = [e["event"] for e in events]
         return "checkpoint" in kinds and "metric" in kinds[kinds.index("checkpoint") :]
 
