@@ -1,35 +1,139 @@
-"""Charts as SVG text, drawn with matplotlib: the same curves in the Prefect UI and in the report."""
+"""Charts as SVG text, drawn with matplotlib: the same curves in the Prefect UI and in the report.
+
+`curves_svg` makes a document of its own, on white. The others make pictures to stand inside a page: no background, and the
+page's own text colour and font, so that they follow its dark and light style.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+INK = "#010203"
+"""Stands for the page's text colour while matplotlib draws; written out as `currentColor`."""
+SMOOTHING = 0.9
+"""Weight of the past in the smoothed loss: about ten logged values."""
+_STYLE = {"svg.hashsalt": "moxin", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+_INKS = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+_INLINE = {"svg.fonttype": "none", "font.size": 10, "figure.facecolor": "none", "axes.facecolor": "none", **dict.fromkeys(_INKS, INK)}
+_DRAWING = threading.Lock()
+"""matplotlib's style is global, and nodes of a run draw in threads of one process."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training. start: training tokens before it; rows: metric rows whose `tokens` count from its own start."""
+
+    name: str
+    start: float
+    rows: Sequence[Mapping[str, float]] = field(repr=False)
+
+    def points(self, name: str) -> tuple[list[float], list[float]]:
+        """Tokens since the first phase began, and values, of the rows that have the field."""
+        chosen = [(self.start + row["tokens"], row[name]) for row in self.rows if name in row and "tokens" in row]
+        return [x for x, _ in chosen], [y for _, y in chosen]
 
 
 def curves_svg(
     series: Mapping[str, Sequence[Mapping[str, float]]], title: str, field: str = "loss", x: str = "step"
 ) -> str:
     """Training curves as one SVG document. series: `{name: metric rows}`; `val_<field>` rows are drawn as points."""
+    with _drawing({}) as figure:
+        canvas = figure((7.2, 3.2))
+        axes = canvas.add_subplot()
+        for index, (name, rows) in enumerate(series.items()):
+            colour = f"C{index}"
+            line = [(row[x], row[field]) for row in rows if field in row and x in row]
+            if line:
+                axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, label=name)
+            held_out = [(row[x], row[f"val_{field}"]) for row in rows if f"val_{field}" in row and x in row]
+            if held_out:
+                axes.plot(*zip(*held_out, strict=True), "o", color=colour, markersize=3.5, label=f"{name}, held out")
+        axes.set(title=title, xlabel={"tokens": "training tokens"}.get(x, x), ylabel=field)
+        axes.grid(alpha=0.25)
+        if axes.has_data():
+            axes.legend(frameon=False, fontsize=8)
+        return _text(canvas)
+
+
+def phases_svg(phases: Sequence[Phase]) -> str:
+    """Loss of phases that follow one another, on one axis of training tokens, with held-out points; the learning rate below."""
+    with _drawing(_INLINE) as figure:
+        canvas = figure((9.2, 4.8))
+        axes, rate = canvas.subplots(2, sharex=True, height_ratios=(4, 1))
+        for index, phase in enumerate(phases):
+            colour = f"C{index}"
+            xs, ys = phase.points("loss")
+            axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.4)
+            axes.plot(xs, smoothed(ys), color=colour, linewidth=1.8, label=phase.name)
+            axes.plot(*phase.points("val_loss"), "o", color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.8)
+            rate.plot(*phase.points("learning_rate"), color=colour, linewidth=1.4)
+            if phase.start:
+                for each in (axes, rate):
+                    each.axvline(phase.start, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
+        axes.plot([], [], color=INK, linewidth=0.8, alpha=0.5, label="as logged")
+        axes.plot([], [], "o", color=INK, markersize=5, label="held out")
+        axes.set_ylabel("loss (nats a token)")
+        axes.grid(alpha=0.2)
+        axes.legend(frameon=False, ncols=2)
+        rate.set(ylabel="learning rate", xlabel="training tokens")
+        rate.set_ylim(bottom=0)
+        rate.grid(alpha=0.2)
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        rate.xaxis.set_major_formatter(_engineering())
+        return _text(canvas)
+
+
+def lines_svg(
+    series: Mapping[str, Sequence[Mapping[str, float]]], x: str, y: str, xlabel: str = "", ylabel: str = "", height: float = 2.8
+) -> str:
+    """Lines. series: `{name: rows}`; rows without both fields are passed over. height: inches, of 9.2 inches of width."""
+    with _drawing(_INLINE) as figure:
+        canvas = figure((9.2, height))
+        axes = canvas.add_subplot()
+        for name, rows in series.items():
+            xs, ys = [r[x] for r in rows if x in r and y in r], [r[y] for r in rows if x in r and y in r]
+            axes.plot(xs, ys, linewidth=1.5, marker="o" if len(xs) < 30 else "", markersize=3, label=name)
+        axes.set(xlabel=xlabel or x, ylabel=ylabel or y)
+        axes.grid(alpha=0.2)
+        axes.xaxis.set_major_formatter(_engineering())
+        if series:
+            axes.legend(frameon=False)
+        return _text(canvas)
+
+
+def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
+    """Exponential moving average, corrected for its start as Adam's moments are."""
+    out, average = [], 0.0
+    for step, value in enumerate(values, 1):
+        average = weight * average + (1 - weight) * value
+        out.append(average / (1 - weight**step))
+    return out
+
+
+def _engineering() -> Any:
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep="\N{THIN SPACE}")
+
+
+@contextmanager
+def _drawing(style: Mapping[str, Any]) -> Iterator[Any]:
+    """A maker of figures in our style. Without pyplot: nothing of a figure outlives its drawing."""
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "moxin", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (name, rows) in enumerate(series.items()):
-        colour = f"C{index}"
-        line = [(row[x], row[field]) for row in rows if field in row and x in row]
-        if line:
-            axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, label=name)
-        held_out = [(row[x], row[f"val_{field}"]) for row in rows if f"val_{field}" in row and x in row]
-        if held_out:
-            axes.plot(*zip(*held_out, strict=True), "o", color=colour, markersize=3.5, label=f"{name}, held out")
-    axes.set(title=title, xlabel={"tokens": "training tokens"}.get(x, x), ylabel=field)
-    axes.grid(alpha=0.25)
-    if axes.has_data():
-        axes.legend(frameon=False, fontsize=8)
+    with _DRAWING, matplotlib.rc_context({**_STYLE, **style}):
+        yield lambda size: Figure(figsize=size, layout="constrained")
+
+
+def _text(figure: Any) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
+    return out.getvalue().replace(INK, "currentColor")

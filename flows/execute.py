@@ -296,11 +296,12 @@ def code_ref(node: Node) -> CodeRef:
     return CodeRef(
         source_digest=source_digest(node.stage),
         lock_digest=sha256(lock.read_bytes()) if lock.is_file() else None,
-        git_commit=_git_commit(),
+        git_commit=git_commit(),
     )
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """The commit of this checkout; None outside one."""
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=5, env={**os.environ}, check=False

@@ -1,0 +1,49 @@
+"""The report of a run: one HTML page that stands alone (no script, nothing fetched), from the newest results in the ledger.
+
+    moxin report                        writes .moxin/report/<profile>.html, prints the summary
+
+A section is a function `(data) -> Section | None` (None: the pipeline has nothing of the kind). To add one, write a module
+beside this one and name its function in SECTIONS; lines for the terminal go into SUMMARIES the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.report import corpus, overview, page, provenance, scores, training
+from flows.report.data import Data, collect
+from flows.report.markup import Section
+
+SECTIONS: list[Callable[[Data], Section | None]] = [
+    overview.graph,
+    training.losses,
+    scores.ablation,
+    corpus.funnels,
+    corpus.capability,
+    corpus.tokens,
+    provenance.costs,
+    provenance.origins,
+]
+"""The page, in reading order."""
+
+SUMMARIES: list[Callable[[Data], list[str]]] = [overview.summary, training.summary, scores.summary, corpus.summary]
+"""What the terminal shows of it."""
+
+
+def render(data: Data) -> str:
+    """The page as text."""
+    return page.render(data, overview.header(data), [s for make in SECTIONS if (s := make(data)) is not None])
+
+
+def write(data: Data, path: Path) -> None:
+    """Write the page; whoever reads `path` meanwhile sees the old page or the new one. Raises InfraError."""
+    page.write(render(data), path)
+
+
+def summary(data: Data) -> list[str]:
+    """A few lines for the terminal."""
+    return [line for make in SUMMARIES for line in make(data)]
+
+
+__all__ = ["SECTIONS", "SUMMARIES", "Data", "Section", "collect", "render", "summary", "write"]

@@ -1,0 +1,136 @@
+"""What a report is made of: the newest result of every node, read from the ledger into plain JSON values.
+
+Nothing is computed here that a manifest does not say, and nothing is filled in: a node without a result has `result: None`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flows.execute import git_commit
+from stages.core.artifacts import ArtifactManifest
+from stages.core.contracts import StageResult
+from stages.core.graph import Node, Pipeline
+from stages.core.keys import sha256, source_digest
+from stages.core.ledger import Ledger, NodeRecord, now
+from stages.reports import FILE, parse_report
+
+SCHEMA = 1
+"""Version of the collected data, as `moxin report --json` prints it."""
+METRIC_ROWS = 1000
+"""Metric rows kept of one result: more points than a chart has pixels. Rows with a held-out loss always stay."""
+
+Data = dict[str, Any]
+"""What `collect` returns."""
+NodeData = dict[str, Any]
+"""One of its nodes."""
+
+
+def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None) -> Data:
+    """Read the newest result of each node of a profile. The default pipeline is the paper's.
+
+    Returns `{schema_version, profile, made, commit, nodes: [node]}`. A node is `{name, stage, about, parents, state, why,
+    at, run_id, result, reports, problems}`; its `result` is the manifest as JSON with `metrics` (rows) beside it, and
+    `reports` maps an output port to the `stages.reports.Report` in it. Raises InfraError and InputError.
+    """
+    if pipeline is None:
+        from stages.pipeline import PIPELINE as pipeline
+    records = ledger.nodes(profile)
+    found: dict[str, StageResult] = {}
+    nodes = []
+    for node in pipeline:
+        nodes.append(_node(ledger, node, records.get(node.name), found))
+    return {"schema_version": SCHEMA, "profile": profile, "made": now(), "commit": git_commit(), "nodes": nodes}
+
+
+def _node(ledger: Ledger, node: Node, record: NodeRecord | None, found: dict[str, StageResult]) -> NodeData:
+    """One node; `found` holds the results of the nodes before it, and gains this one's."""
+    about = (type(node).__doc__ or "").strip().splitlines()
+    row: NodeData = {
+        "name": node.name,
+        "stage": node.stage,
+        "about": about[0] if about else "",
+        "parents": list(node.parents),
+        "at": record.at if record else None,
+        "run_id": record.run_id if record else None,
+        "result": None,
+        "reports": {},
+        "problems": [],
+    }
+    manifest = ledger.manifest(record.key) if record else None
+    if manifest is None:
+        why = "never ran in this profile" if record is None else "its last result is gone from the store"
+        return row | {"state": "missing", "why": why}
+    result = found[node.name] = manifest[0]
+    for port, artifact in result.outputs.items():
+        if artifact.type == "EvalReport":
+            _add_report(ledger, node.name, port, artifact, row)
+    row["result"] = result.model_dump(mode="json") | {"metrics": _metrics(ledger, result)}
+    state, why = _state(ledger, node, result, found)
+    return row | {"state": state, "why": why}
+
+
+def _state(ledger: Ledger, node: Node, result: StageResult, found: Mapping[str, StageResult]) -> tuple[str, str]:
+    """How far a result can be trusted to be what a run would make now: ok, drift, stale or damaged, and in words why."""
+    if lost := ledger.missing_objects(result):
+        return "damaged", f"{len(lost)} of its objects are gone from the store (first: {lost[0]})"
+    for port, refs in result.inputs.items():
+        for ref in refs:
+            parent = found.get(ref.node)
+            newest = parent.outputs.get(ref.port) if parent else None
+            if newest is None or newest.digest != ref.manifest.digest:
+                return "stale", f"its input {port} came from another result of {ref.node} than the newest"
+    if result.code.source_digest != source_digest(node.stage):
+        return "drift", f"the code of stage {node.stage} changed since"
+    return "ok", ""
+
+
+def _add_report(ledger: Ledger, name: str, port: str, artifact: ArtifactManifest, row: NodeData) -> None:
+    entry = next((f for f in artifact.files if f.path == FILE), None)
+    found = ledger.store.get(entry.object) if entry else None
+    if entry is None or found is None:
+        row["problems"].append(f"{name}.{port}: its {FILE} is not in the store")
+    elif sha256(found[0]) != entry.sha256:
+        row["problems"].append(f"{name}.{port}: its {FILE} is not what was published (another SHA-256)")
+    else:
+        row["reports"][port] = parse_report(found[0], f"{FILE} of {name}.{port}").model_dump(mode="json")
+
+
+def _metrics(ledger: Ledger, result: StageResult) -> list[dict[str, float]]:
+    found = ledger.store.get(result.metrics_object) if result.metrics_object else None
+    rows = [json.loads(line) for line in found[0].splitlines()] if found else []
+    return thin(rows, METRIC_ROWS)
+
+
+def thin(rows: list[dict[str, float]], most: int) -> list[dict[str, float]]:
+    """Every n-th row, so that at most about `most` stay; the first, the last, and rows with a held-out value always do."""
+    every = -(-len(rows) // most)
+    last = len(rows) - 1
+    return [r for i, r in enumerate(rows) if i % every == 0 or i == last or any(k.startswith("val_") for k in r)]
+
+
+# --- reading it -----------------------------------------------------------------------------------------------------
+
+
+def node_of(data: Data, name: str) -> NodeData | None:
+    """The node of that name; None when the pipeline has none."""
+    return next((node for node in data["nodes"] if node["name"] == name), None)
+
+
+def result_of(data: Data, name: str) -> dict[str, Any] | None:
+    """The newest result of a node; None when it has none."""
+    node = node_of(data, name)
+    return node["result"] if node else None
+
+
+def report_of(data: Data, name: str) -> dict[str, Any] | None:
+    """The evaluation report that a node published; None when it has none."""
+    node = node_of(data, name)
+    return next(iter(node["reports"].values()), None) if node else None
+
+
+def nodes_of(data: Data, *stages: str) -> Iterator[NodeData]:
+    """The nodes of the given stages that have a result, in pipeline order."""
+    return (node for node in data["nodes"] if node["stage"] in stages and node["result"])

@@ -1,0 +1,134 @@
+"""The head of the page, and the DAG as a picture with each node's state and time."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from flows.report.data import Data, NodeData
+from flows.report.markup import Markup, Section, badge, code, duration, items, join, number, paragraph, table, when
+
+WIDTH, HEIGHT, GAP_X, GAP_Y = 142, 40, 14, 26
+"""Of a node's box, and between boxes, in the picture's units."""
+STATES = {
+    "ok": "up to date",
+    "drift": "made by other code than is here now",
+    "stale": "made from another input than the newest",
+    "damaged": "its objects are gone from the store",
+    "missing": "no result",
+}
+
+
+def header(data: Data) -> Markup:
+    """Title, what was run when and on what, and what is not as it should be."""
+    made = [node for node in data["nodes"] if node["result"]]
+    attempts = [node["result"]["attempt"] for node in made]
+    commits = Counter(node["result"]["code"]["git_commit"] or "unknown" for node in made)
+    rows: list[tuple[str, Markup | str]] = [("Profile", data["profile"])]
+    if attempts:
+        first, last = min(a["started_at"] for a in attempts), max(a["ended_at"] for a in attempts)
+        wall, cpu = sum(a["wall_seconds"] for a in attempts), sum(a["cpu_seconds"] for a in attempts)
+        rows += [
+            ("Results made", f"{when(first)} to {when(last)}"),
+            ("Commit", Markup(", ").join(_commit(c, n, len(commits)) for c, n in commits.most_common())),
+            ("Machine", Markup("; ").join(sorted({_machine(a["machine"]) for a in attempts}))),
+            ("Time", f"{duration(wall)} of stages one after the other, {duration(cpu)} of CPU"),
+        ]
+    rows += [("Nodes", _states(data["nodes"])), ("Report written", Markup("%s by commit %s") % (when(data["made"]), code(data["commit"] or "unknown", 12)))]
+    facts = Markup("").join(Markup("<div><dt>%s</dt><dd>%s</dd></div>") % row for row in rows)
+    return Markup("<header><h1>Moxin run report</h1><dl>%s</dl>%s</header>") % (facts, warnings(data))
+
+
+def _commit(commit: str, nodes: int, different: int) -> Markup:
+    return code(commit, 12) if different == 1 else Markup("%s (%s nodes)") % (code(commit, 12), nodes)
+
+
+def _machine(machine: dict[str, str | int]) -> str:
+    return ", ".join(f"{value} cores" if name == "cores" else f"Python {value}" if name == "python" else str(value) for name, value in machine.items())
+
+
+def _states(nodes: list[NodeData]) -> Markup:
+    counts = Counter(node["state"] for node in nodes)
+    return Markup(" ").join(badge(f"{counts[state]} {state}", state) for state in STATES if counts[state])
+
+
+def warnings(data: Data) -> Markup:
+    """Every node that is missing, stale, drifted or damaged, and every trouble of reading, said plainly."""
+    lines = [Markup("%s %s: %s") % (code(n["name"]), n["state"], n["why"]) for n in data["nodes"] if n["state"] != "ok"]
+    lines += [Markup("%s") % problem for node in data["nodes"] for problem in node["problems"]]
+    if not lines:
+        return Markup("")
+    return Markup('<div class="warning"><p>Not all of this is one finished run:</p>%s</div>') % items(lines)
+
+
+def summary(data: Data) -> list[str]:
+    """How many nodes have results, and what is wrong with the others."""
+    nodes = data["nodes"]
+    made = [node for node in nodes if node["result"]]
+    wall = sum(node["result"]["attempt"]["wall_seconds"] for node in made)
+    lines = [f"profile {data['profile']}: {len(made)} of {len(nodes)} nodes have a result, made in {duration(wall)} of stage time"]
+    lines += [f"  {node['name']}: {node['state']}: {node['why']}" for node in nodes if node["state"] not in ("ok", "missing")]
+    if missing := [node["name"] for node in nodes if node["state"] == "missing"]:
+        lines.append(f"  missing: {', '.join(missing)}")
+    return lines
+
+
+# --- the picture ----------------------------------------------------------------------------------------------------
+
+
+def layers(nodes: list[NodeData]) -> list[list[str]]:
+    """Names in rows: a node stands below all that it reads from; within a row, near the middle of its parents."""
+    depth: dict[str, int] = {}
+    for node in nodes:
+        depth[node["name"]] = 1 + max((depth[parent] for parent in node["parents"]), default=-1)
+    rows: list[list[str]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
+    parents = {node["name"]: node["parents"] for node in nodes}
+    place: dict[str, float] = {}
+    for node in nodes:
+        rows[depth[node["name"]]].append(node["name"])
+    for row in rows:
+        row.sort(key=lambda name: sum(place[p] for p in parents[name]) / max(1, len(parents[name])))  # stable
+        place.update({name: index - (len(row) - 1) / 2 for index, name in enumerate(row)})
+    return rows
+
+
+def graph(data: Data) -> Section:
+    """The DAG."""
+    rows = layers(data["nodes"])
+    widest = max((len(row) for row in rows), default=1)
+    width, height = widest * (WIDTH + GAP_X) + GAP_X, len(rows) * (HEIGHT + GAP_Y) + GAP_Y // 2
+    place = {
+        name: (width / 2 + (index - len(row) / 2) * (WIDTH + GAP_X) + GAP_X / 2, 6 + level * (HEIGHT + GAP_Y))
+        for level, row in enumerate(rows)
+        for index, name in enumerate(row)
+    }
+    edges = [_edge(place[parent], place[node["name"]]) for node in data["nodes"] for parent in node["parents"]]
+    boxes = [_box(node, *place[node["name"]]) for node in data["nodes"]]
+    svg = Markup('<svg class="dag" viewBox="0 0 %s %s" width="%s" role="img" aria-label="The DAG">%s</svg>') % (
+        f"{width:.0f}", f"{height:.0f}", f"{width:.0f}", join(*edges, *boxes),
+    )  # fmt: skip
+    legend = Markup(" ").join(Markup("%s %s") % (badge(state, state), text) for state, text in STATES.items() if any(n["state"] == state for n in data["nodes"]))
+    missing = [[n["name"], n["stage"], n["why"]] for n in data["nodes"] if n["state"] == "missing"]
+    rest = table(("Node without a result", "Stage", "Why"), missing) if missing else None
+    return Section("dag", "The pipeline", join(Markup('<div class="wide">%s</div>') % svg, paragraph(legend, "note"), rest))
+
+
+def _edge(start: tuple[float, float], end: tuple[float, float]) -> Markup:
+    x1, y1, x2, y2 = start[0] + WIDTH / 2, start[1] + HEIGHT, end[0] + WIDTH / 2, end[1]
+    bend = min(40.0, (y2 - y1) / 1.6)
+    return Markup('<path class="edge" d="M%s C%s %s %s"/>') % (
+        f"{x1:.0f} {y1:.0f}", f"{x1:.0f} {y1 + bend:.0f}", f"{x2:.0f} {y2 - bend:.0f}", f"{x2:.0f} {y2:.0f}",
+    )  # fmt: skip
+
+
+def _box(node: NodeData, x: float, y: float) -> Markup:
+    time = duration(node["result"]["attempt"]["wall_seconds"]) if node["result"] else "no result"
+    label = time if node["state"] in ("ok", "missing") else f"{time}, {node['state']}"
+    text = Markup('<text x="{0}" y="{1}" class="name">%s</text><text x="{0}" y="{2}" class="time">%s</text>').format(
+        f"{x + WIDTH / 2:.0f}", f"{y + 17:.0f}", f"{y + 32:.0f}"
+    ) % (node["name"], label)
+    box = Markup('<rect x="%s" y="%s" width="%s" height="%s" rx="6"/>') % (f"{x:.0f}", f"{y:.0f}", WIDTH, HEIGHT)
+    hover = f"{node['name']} (stage {node['stage']}): {node['about']} {node['why']}".strip()
+    return Markup('<a href="#node-%s" class="node %s"><title>%s</title>%s%s</a>') % (node["name"], node["state"], hover, box, text)
+
+
+__all__ = ["graph", "header", "layers", "number", "summary", "warnings"]
