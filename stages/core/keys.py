@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,8 @@ from stages.core.contracts import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the package `stages`."""
+_PARSING = threading.Lock()
+"""One `ast.parse` at a time: before Python 3.11.8 two threads that parse at once can end in a SystemError (gh-106905)."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -71,16 +74,23 @@ def source_digest(stage: str) -> str:
 
 def _imported(source: bytes) -> set[Path]:
     """Files of the `stages.*` modules that a source imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
     files = set()
-    for name in names:
+    for name in _imported_names(source):
         if name.startswith("stages.") and not name.startswith("stages.core"):
             base = ROOT.joinpath(*name.split("."))
             files.update(p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file())
     return files
+
+
+@lru_cache(maxsize=1024)
+def _imported_names(source: bytes) -> frozenset[str]:
+    """Dotted names that a source imports, of modules or of what is in them. Cached: stages share most of their modules."""
+    names: set[str] = set()
+    with _PARSING:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names.add(node.module)
+                names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(names)

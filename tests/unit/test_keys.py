@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -271,3 +275,22 @@ def test_the_digest_is_that_of_the_files_not_of_the_folder_they_lie_in(tree: Pat
     source_digest.cache_clear()
     assert source_digest("alpha") == before
     assert source_digest("beta") != before
+
+
+def test_sources_are_parsed_one_at_a_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that become ready together ask at once, and CPython before 3.11.8 cannot parse in two threads at once."""
+    parse, inside, most = ast.parse, threading.Semaphore(1), []
+
+    def watched(source: bytes) -> ast.AST:
+        most.append(inside.acquire(blocking=False))
+        time.sleep(0.005)
+        inside.release()
+        return parse(source)
+
+    monkeypatch.setattr(keys.ast, "parse", watched)
+    keys._imported_names.cache_clear()
+    with ThreadPoolExecutor(6) as pool:
+        digests = set(pool.map(lambda _: source_digest.__wrapped__("alpha"), range(6)))
+    assert len(digests) == 1
+    assert all(most)
+    assert len(most) >= 7
