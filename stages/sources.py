@@ -20,16 +20,16 @@ Format = Literal["jsonl", "parquet", "warc", "code", "hf"]
 
 
 class RawFile(BaseModel):
-    """One raw source file.
-
-    uri: a path inside the artifact, `file:///..`, `s3://bucket/key`, `https://..`, or a Hugging Face data set as
-    `hf://owner/name@revision?config=..&split=..` (split defaults to train).
-    """
+    """One raw source file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    uri: str = Field(min_length=1)
-    format: Format
+    uri: str = Field(
+        min_length=1,
+        description="a path inside the artifact, file:///.., s3://bucket/key, https://.., or a Hugging Face data set as "
+        "hf://owner/name@revision?config=..&split=.. (split defaults to train)",
+    )
+    format: Format = Field(description="what is in it: 'hf' for a data set of the hub")
     source: str = Field(min_length=1, description="name that the documents carry, for reports and mixtures")
     license: str = Field(default="", description="SPDX identifier, where the whole file has one")
 

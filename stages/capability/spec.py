@@ -30,7 +30,7 @@ class CapabilityConfig(StageConfig):
     test_questions: int = Field(default=200, gt=0, description="machine: test questions for each task")
     test_share: float = Field(default=0.2, gt=0, lt=1, description="machine: share of the documents that only test questions are made of")
     classes: int = Field(default=6, ge=4, description="machine: sections and types that questions ask for, the commonest")
-    seed: int = Field(default=11, description="machine: which questions are made")
+    seed: int = Field(default=11, description="order of the training documents; machine: also which questions are made")
 
     @model_validator(mode="after")
     def _known(self) -> CapabilityConfig:

@@ -1,0 +1,50 @@
+"""The pipeline, its profiles and the files derived from it belong together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows import cost, derived, profiles
+from flows.plan import State, make_plan
+from stages.core.ledger import Ledger
+from stages.pipeline import PIPELINE
+
+SOURCES = {node.name for node in PIPELINE if not node.parents}
+
+
+def test_both_profiles_of_the_paper_and_the_laptop_are_there() -> None:
+    assert {"tiny", "7b"} <= set(profiles.names())
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_a_profile_plans_the_whole_dag_before_anything_ran(name: str, ledger: Ledger) -> None:
+    profile = profiles.load(name, PIPELINE)
+    plans = make_plan(PIPELINE, profile, ledger)
+    assert [plan.node.name for plan in plans] == list(PIPELINE.nodes)
+    assert {plan.node.name for plan in plans if plan.state is State.RUN} == SOURCES
+    assert {plan.state for plan in plans if plan.node.name not in SOURCES} == {State.PENDING}
+    estimates = cost.estimate(plans, profile, ledger)
+    assert set(estimates) == set(PIPELINE.nodes)
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_windows_fit_the_phases_that_read_them(name: str, ledger: Ledger) -> None:
+    """A facet that disagrees is refused when a plan is made: here, one token more."""
+    wrong = profiles.load(name, PIPELINE, ["pretrain_1.sequence_length=64"])
+    with pytest.raises(profiles.ConfigError, match=r"pretrain_1: sequence_length is 64, but its input tokens from tokenize_short"):
+        make_plan(PIPELINE, wrong, ledger)
+
+
+def test_derived_files_are_fresh() -> None:
+    assert derived.check() == []
+
+
+def test_a_stale_derived_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derived, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("<!-- derived: dag -->\nold\n<!-- /derived -->\n", encoding="utf-8")
+    assert derived.check() == [f"{name} is stale: run 'moxin check --write'" for name in ("prefect.yaml", "README.md")]
+    assert derived.check(write=True) == []
+    assert derived.check() == []
+    assert "collect --> ingest_text" in (tmp_path / "README.md").read_text(encoding="utf-8")
