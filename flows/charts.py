@@ -15,11 +15,11 @@ from typing import Any
 
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws; written out as `currentColor`."""
-SMOOTHING = 0.9
-"""Weight of the past in the smoothed loss: about ten logged values."""
-_STYLE = {"svg.hashsalt": "moxin", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+SMOOTHING = 9
+"""Logged values in the window of the smoothed loss, centred: an average of the past alone lags behind a falling curve."""
+_STYLE: dict[Any, Any] = {"svg.hashsalt": "moxin", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _INKS = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
-_INLINE = {"svg.fonttype": "none", "font.size": 10, "figure.facecolor": "none", "axes.facecolor": "none", **dict.fromkeys(_INKS, INK)}
+_INLINE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10, "figure.facecolor": "none", "axes.facecolor": "none", **dict.fromkeys(_INKS, INK)}
 _DRAWING = threading.Lock()
 """matplotlib's style is global, and nodes of a run draw in threads of one process."""
 
@@ -106,12 +106,14 @@ def lines_svg(
         return _text(canvas)
 
 
-def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
-    """Exponential moving average, corrected for its start as Adam's moments are."""
-    out, average = [], 0.0
-    for step, value in enumerate(values, 1):
-        average = weight * average + (1 - weight) * value
-        out.append(average / (1 - weight**step))
+def smoothed(values: Sequence[float], window: int = SMOOTHING) -> list[float]:
+    """Moving average over a centred window. At the start it shrinks to the first value, where the curve is steep; at the end
+    it reads the past alone, so that the last value is no less smooth than the others."""
+    out = []
+    for index in range(len(values)):
+        reach = min(window // 2, index)
+        near = values[index - reach : index + reach + 1]
+        out.append(sum(near) / len(near))
     return out
 
 
@@ -122,7 +124,7 @@ def _engineering() -> Any:
 
 
 @contextmanager
-def _drawing(style: Mapping[str, Any]) -> Iterator[Any]:
+def _drawing(style: Mapping[Any, Any]) -> Iterator[Any]:
     """A maker of figures in our style. Without pyplot: nothing of a figure outlives its drawing."""
     import matplotlib
 

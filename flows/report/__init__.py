@@ -33,7 +33,8 @@ SUMMARIES: list[Callable[[Data], list[str]]] = [overview.summary, training.summa
 
 def render(data: Data) -> str:
     """The page as text."""
-    return page.render(data, overview.header(data), [s for make in SECTIONS if (s := make(data)) is not None])
+    short = [line for make in SUMMARIES[1:] for line in make(data)]  # the first one's facts are the header
+    return page.render(data, overview.header(data, short), [s for make in SECTIONS if (s := make(data)) is not None])
 
 
 def write(data: Data, path: Path) -> None:

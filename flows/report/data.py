@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.execute import git_commit
 from stages.core.artifacts import ArtifactManifest
-from stages.core.contracts import StageResult
+from stages.core.contracts import InputError, StageResult
 from stages.core.graph import Node, Pipeline
 from stages.core.keys import sha256, source_digest
 from stages.core.ledger import Ledger, NodeRecord, now
@@ -33,7 +33,7 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None) -> D
 
     Returns `{schema_version, profile, made, commit, nodes: [node]}`. A node is `{name, stage, about, parents, state, why,
     at, run_id, result, reports, problems}`; its `result` is the manifest as JSON with `metrics` (rows) beside it, and
-    `reports` maps an output port to the `stages.reports.Report` in it. Raises InfraError and InputError.
+    `reports` maps an output port to the `stages.reports.Report` in it. Raises InfraError, and InputError for a damaged manifest.
     """
     if pipeline is None:
         from stages.pipeline import PIPELINE as pipeline
@@ -95,7 +95,10 @@ def _add_report(ledger: Ledger, name: str, port: str, artifact: ArtifactManifest
     elif sha256(found[0]) != entry.sha256:
         row["problems"].append(f"{name}.{port}: its {FILE} is not what was published (another SHA-256)")
     else:
-        row["reports"][port] = parse_report(found[0], f"{FILE} of {name}.{port}").model_dump(mode="json")
+        try:
+            row["reports"][port] = parse_report(found[0], f"{FILE} of {name}.{port}").model_dump(mode="json")
+        except InputError as error:  # of another version: the rest of the run can still be told
+            row["problems"].append(str(error))
 
 
 def _metrics(ledger: Ledger, result: StageResult) -> list[dict[str, float]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from flows.report.data import Data, NodeData
-from flows.report.markup import Markup, Section, badge, code, duration, items, join, number, paragraph, table, when
+from flows.report.markup import Markup, Section, badge, code, duration, figure, items, join, when
 
-WIDTH, HEIGHT, GAP_X, GAP_Y = 142, 40, 14, 26
+WIDTH, HEIGHT, GAP_X, GAP_Y = 158, 40, 14, 26
 """Of a node's box, and between boxes, in the picture's units."""
 STATES = {
     "ok": "up to date",
@@ -18,8 +19,8 @@ STATES = {
 }
 
 
-def header(data: Data) -> Markup:
-    """Title, what was run when and on what, and what is not as it should be."""
+def header(data: Data, short: Sequence[str]) -> Markup:
+    """Title, what was run when and on what, the results in short, and what is not as it should be."""
     made = [node for node in data["nodes"] if node["result"]]
     attempts = [node["result"]["attempt"] for node in made]
     commits = Counter(node["result"]["code"]["git_commit"] or "unknown" for node in made)
@@ -28,14 +29,15 @@ def header(data: Data) -> Markup:
         first, last = min(a["started_at"] for a in attempts), max(a["ended_at"] for a in attempts)
         wall, cpu = sum(a["wall_seconds"] for a in attempts), sum(a["cpu_seconds"] for a in attempts)
         rows += [
-            ("Results made", f"{when(first)} to {when(last)}"),
+            ("Results made", f"{first[:10]} {first[11:16]} to {last[11:16] if last[:10] == first[:10] else when(last)[:16]} UTC"),
             ("Commit", Markup(", ").join(_commit(c, n, len(commits)) for c, n in commits.most_common())),
             ("Machine", Markup("; ").join(sorted({_machine(a["machine"]) for a in attempts}))),
-            ("Time", f"{duration(wall)} of stages one after the other, {duration(cpu)} of CPU"),
+            ("Time of all stages", f"{duration(wall)} wall, one after the other; {duration(cpu)} CPU"),
         ]
     rows += [("Nodes", _states(data["nodes"])), ("Report written", Markup("%s by commit %s") % (when(data["made"]), code(data["commit"] or "unknown", 12)))]
     facts = Markup("").join(Markup("<div><dt>%s</dt><dd>%s</dd></div>") % row for row in rows)
-    return Markup("<header><h1>Moxin run report</h1><dl>%s</dl>%s</header>") % (facts, warnings(data))
+    lines = Markup('<div class="short"><p>In short</p>%s</div>') % items(short) if short else None
+    return Markup("<header><h1>Moxin run report</h1><dl>%s</dl>%s</header>") % (facts, join(warnings(data), lines))
 
 
 def _commit(commit: str, nodes: int, different: int) -> Markup:
@@ -51,13 +53,22 @@ def _states(nodes: list[NodeData]) -> Markup:
     return Markup(" ").join(badge(f"{counts[state]} {state}", state) for state in STATES if counts[state])
 
 
+def faults(data: Data) -> list[tuple[str, str, list[str]]]:
+    """State, reason and nodes of all that is not up to date."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for node in data["nodes"]:
+        if node["state"] != "ok":
+            found.setdefault((node["state"], node["why"]), []).append(node["name"])
+    return [(state, why, names) for (state, why), names in found.items()]
+
+
 def warnings(data: Data) -> Markup:
     """Every node that is missing, stale, drifted or damaged, and every trouble of reading, said plainly."""
-    lines = [Markup("%s %s: %s") % (code(n["name"]), n["state"], n["why"]) for n in data["nodes"] if n["state"] != "ok"]
+    lines = [Markup("%s %s: %s") % (badge(s, s), Markup(", ").join(code(name) for name in names), why) for s, why, names in faults(data)]
     lines += [Markup("%s") % problem for node in data["nodes"] for problem in node["problems"]]
     if not lines:
         return Markup("")
-    return Markup('<div class="warning"><p>Not all of this is one finished run:</p>%s</div>') % items(lines)
+    return Markup('<div class="warning"><p>Not all of this is up to date:</p>%s</div>') % items(lines)
 
 
 def summary(data: Data) -> list[str]:
@@ -66,10 +77,8 @@ def summary(data: Data) -> list[str]:
     made = [node for node in nodes if node["result"]]
     wall = sum(node["result"]["attempt"]["wall_seconds"] for node in made)
     lines = [f"profile {data['profile']}: {len(made)} of {len(nodes)} nodes have a result, made in {duration(wall)} of stage time"]
-    lines += [f"  {node['name']}: {node['state']}: {node['why']}" for node in nodes if node["state"] not in ("ok", "missing")]
-    if missing := [node["name"] for node in nodes if node["state"] == "missing"]:
-        lines.append(f"  missing: {', '.join(missing)}")
-    return lines
+    lines += [f"  {state}: {', '.join(names)}: {why}" for state, why, names in faults(data)]
+    return lines + [f"  {problem}" for node in nodes for problem in node["problems"]]
 
 
 # --- the picture ----------------------------------------------------------------------------------------------------
@@ -106,10 +115,8 @@ def graph(data: Data) -> Section:
     svg = Markup('<svg class="dag" viewBox="0 0 %s %s" width="%s" role="img" aria-label="The DAG">%s</svg>') % (
         f"{width:.0f}", f"{height:.0f}", f"{width:.0f}", join(*edges, *boxes),
     )  # fmt: skip
-    legend = Markup(" ").join(Markup("%s %s") % (badge(state, state), text) for state, text in STATES.items() if any(n["state"] == state for n in data["nodes"]))
-    missing = [[n["name"], n["stage"], n["why"]] for n in data["nodes"] if n["state"] == "missing"]
-    rest = table(("Node without a result", "Stage", "Why"), missing) if missing else None
-    return Section("dag", "The pipeline", join(Markup('<div class="wide">%s</div>') % svg, paragraph(legend, "note"), rest))
+    legend = Markup(" ").join(Markup("%s %s") % (badge(s, s), text) for s, text in STATES.items() if any(n["state"] == s for n in data["nodes"]))
+    return Section("dag", "The pipeline", figure(svg, Markup("Wall time of each node. %s") % legend))
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float]) -> Markup:
@@ -130,5 +137,3 @@ def _box(node: NodeData, x: float, y: float) -> Markup:
     hover = f"{node['name']} (stage {node['stage']}): {node['about']} {node['why']}".strip()
     return Markup('<a href="#node-%s" class="node %s"><title>%s</title>%s%s</a>') % (node["name"], node["state"], hover, box, text)
 
-
-__all__ = ["graph", "header", "layers", "number", "summary", "warnings"]

@@ -32,7 +32,7 @@ def costs(data: Data) -> Section | None:
     longest = max(a["wall_seconds"] for a in attempts)
     rows = [_cost(node, longest) for node in made]
     sums = {name: sum(a[name] for a in attempts) for name in ("wall_seconds", "cpu_seconds", "bytes_in", "bytes_out")}
-    foot = ["Sum", duration(sums["wall_seconds"]), "", duration(sums["cpu_seconds"]), _cores(sums), size(max(a["peak_rss_bytes"] for a in attempts)) + " at most", size(sums["bytes_in"]), size(sums["bytes_out"])]
+    foot = ["Sum", duration(sums["wall_seconds"]), "", duration(sums["cpu_seconds"]), _cores(sums), "max " + size(max(a["peak_rss_bytes"] for a in attempts)), size(sums["bytes_in"]), size(sums["bytes_out"])]
     head = ("Node", "Wall", "", "CPU", "Cores busy", "Peak memory", "Read", "Written")
     note = paragraph("Of the attempt that made the result; nodes that ran at the same time are both counted. A resumed attempt counts from its checkpoint.", "note")
     return Section("costs", "Costs", join(table(head, rows, numbers=(1, 3, 4, 5, 6, 7), foot=[foot]), note))

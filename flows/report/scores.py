@@ -99,7 +99,7 @@ def comparison(data: Data, left: Side, right: Side, tables: Mapping[str, str]) -
     """Two evaluations side by side, suite by suite. tables: which of the paper's tables a suite repeats."""
     reports = [report_of(data, side.node) for side in (left, right)]
     parts: list[Markup | None] = [
-        paragraph(f"Missing: {side.node} has no result, so nothing is known of {side.title}.", "warning")
+        paragraph(f"Missing: {side.node} has no evaluation report, so nothing is known of {side.title}.", "warning")
         for side, report in zip((left, right), reports, strict=True)
         if report is None
     ]
@@ -114,11 +114,14 @@ def _suite(suite: str, sides: Sequence[Side], reports: Sequence[Any], table_name
     papers = [side for side in sides if side.paper] if printed else []
     head = ["Task", "Shots", "n", sides[0].title, sides[1].title, "Difference", f"Beyond {SIGMAS:.0f} standard errors"]
     head += [f"Paper: {side.title}" for side in papers] + (["Paper: difference"] if len(papers) == 2 else []) + ["Notes"]
-    made = [_row(pair, papers, printed) for pair in rows]
+    notes = [_notes(pair, printed.shots.get(paper.COLUMNS.get(pair.any["task"], "")) if printed else None) for pair in rows]
+    common = [note for note in notes[0] if all(note in each for each in notes)] if notes else []
+    made = [[*_row(pair, papers, printed), Markup(" ").join(n for n in own if n not in common) or NONE] for pair, own in zip(rows, notes, strict=True)]
     foot = [_mean_row(mean, len(rows), papers, printed)] if mean else []
     title = suite.replace("_", " ").capitalize() + (f" (the paper's Table {printed.number})" if printed else "")
     body = table(head, made, numbers=range(1, len(head) - 1), foot=foot)
-    return [heading(title), body, _paper_rows(printed, [s.paper for s in papers]) if printed else None]
+    every = paragraph(Markup("Every task: %s") % Markup(" ").join(common), "note") if common else None
+    return [heading(title), every, body, _paper_rows(printed, [s.paper for s in papers]) if printed else None]
 
 
 def _row(pair: Pair, papers: Sequence[Side], printed: paper.Table | None) -> list[Any]:
@@ -126,10 +129,9 @@ def _row(pair: Pair, papers: Sequence[Side], printed: paper.Table | None) -> lis
     column = paper.COLUMNS.get(task)
     scores = [printed.row(side.paper).scores.get(column or "") if printed and side.paper else None for side in papers]
     counts = list(dict.fromkeys(side["n"] for side in (pair.left, pair.right) if side))
-    notes = Markup(" ").join(_notes(pair, printed.shots.get(column or "") if printed else None))
     return [
         Markup("%s <small>%s</small>") % (task, pair.any["metric"]), str(pair.any["num_fewshot"]), " / ".join(f"{n:,}" for n in counts),
-        *_cells(pair), *_paper_cells(scores), notes or NONE,
+        *_cells(pair), *_paper_cells(scores),
     ]  # fmt: skip
 
 
@@ -177,8 +179,7 @@ def _notes(pair: Pair, paper_shots: int | None) -> list[Markup]:
     elif any(side["in_domain"] for side in sides):
         found.append(badge("in-domain", "note"))
     if any(not side["comparable_to_paper"] for side in sides):
-        reasons = "; ".join(dict.fromkeys(side["note"] for side in sides if side["note"]))
-        found.append(Markup('<span class="badge note" title="%s">not comparable to the paper</span>') % reasons)
+        found.append(badge("not comparable to the paper", "note"))
     if paper_shots is not None and paper_shots != pair.any["num_fewshot"]:
         found.append(badge(f"paper: {paper_shots} shots", "note"))
     if any(side["truncated"] for side in sides):

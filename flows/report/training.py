@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from flows.charts import Phase, phases_svg
+from flows.charts import SMOOTHING, Phase, phases_svg
 from flows.report.data import Data, NodeData, nodes_of
 from flows.report.markup import NONE, Markup, Section, figure, join, number, paragraph, percent, short, table
 from flows.report.page import inline_svg
@@ -36,13 +36,13 @@ def losses(data: Data) -> Section | None:
     if not nodes:
         return Section("training", "Pre-training", join(warning))
     caption = (
-        "Cross-entropy against training tokens, the phases one after the other. Thin: as logged; thick: its moving average over "
-        "about ten logged values; dots: documents held out from training. Each phase has held-out documents of its own mixture, so "
+        "Cross-entropy against training tokens, the phases one after the other. Thin: as logged; thick: their average over "
+        f"{SMOOTHING} logged values; dots: documents held out from training. Each phase has held-out documents of its own mixture, so "
         "dots of one colour compare with each other, not with those of another colour."
     )
     chart = figure(inline_svg(phases_svg(phases(nodes))), caption)
     rows = [_row(node) for node in nodes]
-    head = ("Phase", "Parameters", "Context", "Batch, tokens", "Steps", "Tokens", "Epochs", "Peak rate", "Loss at the end", "Held out", "Perplexity", "Tokens a second", "TFLOP/s", "Device")
+    head = ("Phase", "Parameters", "Context", "Batch, tokens", "Steps", "Tokens", "Epochs", "Peak rate", "Last loss", "Held out", "Perplexity", "Tokens a second", "TFLOP/s", "Device")
     body = table(head, rows, numbers=range(1, 13))
     return Section("training", "Pre-training", join(warning, chart, body, *_remarks(nodes)))
 
@@ -88,5 +88,5 @@ def summary(data: Data) -> list[str]:
         stats = node["result"]["stats"]
         loss, val = number(stats.get("final_loss"), 3), stats.get("val_loss")
         held = f", held out {val:.3f}" if val is not None else ""
-        lines.append(f"{node['name']}: {short(stats.get('tokens') or 0)} tokens, loss {loss}{held}")
+        lines.append(f"{node['name']}: {short(stats.get('tokens') or 0)} tokens, last loss {loss}{held}")
     return lines
