@@ -91,6 +91,20 @@ def assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
 
 
+INSTRUCTION = r"Let's think step by step and output the final answer within \boxed{}."
+"""What DeepScaleR appends to every problem (its scripts/data; RECIPE 5)."""
+
+
+def problem_prompt(problem: str, instruction: str = INSTRUCTION) -> str:
+    """The user's turn that asks a problem: the same bytes in reasoning traces, in GRPO and in its evaluation."""
+    return f"{problem} {instruction}" if instruction else problem
+
+
+def trace(solution: str, answer: str) -> str:
+    """The assistant's turn that solves a problem: thought between tags, then the boxed answer (RECIPE 5)."""
+    return f"<think>\n{solution}\n</think>\n\\boxed{{{answer}}}"
+
+
 # --- faults -------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +221,12 @@ def whole(row: Conversation | Preference | Problem) -> bytes:
 
 def held_out(row: Conversation | Preference | Problem, share: float, seed: int) -> bool:
     """Whether a row belongs to the held-out part: by what it asks, so the same question is never on both sides."""
-    digest = hashlib.blake2b(question(row), digest_size=8, salt=seed.to_bytes(8, "big", signed=True)).digest()
+    return in_heldout(question(row), share, seed)
+
+
+def in_heldout(mark: bytes, share: float, seed: int) -> bool:
+    """Whether the question with this fingerprint is held out. Stages that share `share` and `seed` agree on it."""
+    digest = hashlib.blake2b(mark, digest_size=8, salt=seed.to_bytes(8, "big")).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 
@@ -238,7 +257,9 @@ class Sieve(Generic[RowT]):
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-class _RowWriter(PartWriter, Generic[RowT]):
+class ExampleWriter(PartWriter, Generic[RowT]):
+    """Base of the three writers: a context manager, `add` appends a row."""
+
     columns: pa.Schema
 
     def __init__(self, folder: Path) -> None:
@@ -259,19 +280,19 @@ def _text_bytes(value: str | list[Message]) -> int:
     return sum(len(m["content"].encode()) + len(m["role"]) for m in value)
 
 
-class ConversationWriter(_RowWriter[Conversation]):
+class ConversationWriter(ExampleWriter[Conversation]):
     """Write conversations into `part-NNNNN.parquet`. Same rows, same bytes."""
 
     columns = CONVERSATIONS
 
 
-class PreferenceWriter(_RowWriter[Preference]):
+class PreferenceWriter(ExampleWriter[Preference]):
     """Write pairs of answers into `part-NNNNN.parquet`. Same rows, same bytes."""
 
     columns = PREFERENCES
 
 
-class ProblemWriter(_RowWriter[Problem]):
+class ProblemWriter(ExampleWriter[Problem]):
     """Write problems into `part-NNNNN.parquet`. Same rows, same bytes."""
 
     columns = PROBLEMS

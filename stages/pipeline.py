@@ -5,11 +5,14 @@ Everything else is derived from here: Prefect tasks and deployments, `moxin plan
 
 from stages.capability.spec import Capability
 from stages.collect.spec import Collect
+from stages.conversations.spec import Conversations
 from stages.core.graph import Pipeline
 from stages.dedup.spec import Dedup
 from stages.evaluate.spec import Evaluate
 from stages.ingest.spec import Ingest
+from stages.preferences.spec import Preferences
 from stages.pretrain.spec import Pretrain
+from stages.problems.spec import Problems
 from stages.quality.spec import Quality
 from stages.tokenize.spec import Tokenize
 from stages.tokenizer.spec import TrainTokenizer
@@ -49,6 +52,14 @@ pretrain_3 = Pretrain(
 evaluate_original = Evaluate(name="evaluate_original", model=pretrain_2.model, suite=capability.suite)
 evaluate_enhanced = Evaluate(name="evaluate_enhanced", model=pretrain_3.model, suite=capability.suite)
 
+# What post-training learns from: two branches of instructions and preferences (paper 4), problems and reasoning traces (5).
+instructions_tulu = Conversations(name="instructions_tulu", documents=[ingest_text.documents])
+instructions_infinity = Conversations(name="instructions_infinity", documents=[ingest_web.documents])
+preferences_tulu = Preferences(name="preferences_tulu", documents=[ingest_text.documents])
+preferences_infinity = Preferences(name="preferences_infinity", documents=[ingest_web.documents])
+problems = Problems(name="problems")
+reasoning_traces = Conversations(name="reasoning_traces", problems=problems.train, reserved=problems.heldout)
+
 PIPELINE = Pipeline(
     [
         collect,
@@ -69,5 +80,11 @@ PIPELINE = Pipeline(
         evaluate_original,
         pretrain_3,
         evaluate_enhanced,
+        instructions_tulu,
+        instructions_infinity,
+        preferences_tulu,
+        preferences_infinity,
+        problems,
+        reasoning_traces,
     ]
 )

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from stages.capability.benchmarks import SCHEMAS, BenchmarkData
-from stages.capability.passages import gather as read
 from stages.capability.questions import MMLU_SUBJECTS, OPTIONS, TASKS, Labels, Maker, Row
 from stages.capability.spec import CapabilityConfig
 from stages.core.contracts import Context, InputError
 from stages.documents import read_documents
+from stages.licenses import licenses
+from stages.passages import gather as read
 
 FEW = 25
 """Rows of the split that few-shot examples are drawn from, where it is not the training split: the most that Table 3 asks for."""
@@ -33,7 +34,7 @@ def gather(ctx: Context[CapabilityConfig], wanted: Iterable[str]) -> list[Benchm
             f"{ctx.node}: {len(documents)} documents have {len(labels.sections)} sections, {len(labels.roles)} Sphinx roles and "
             f"{len(labels.kinds)} types of parameters, a question needs {OPTIONS}: bring documentation, or set {ctx.node}.origin to 'hub'"
         )
-    license = _licenses(d["license"] for d in documents)
+    license = licenses(d["license"] for d in documents)
     gathered = {id: BenchmarkData(id, license=license) for id in wanted}
     for number, (id, config_name, make, scored) in enumerate(TASKS):
         ctx.progress(number, len(TASKS), "tasks")
@@ -75,9 +76,3 @@ def _configs(id: str, name: str, rows: dict[str, list[Row]], scored: str) -> dic
 
 def _table(id: str, rows: list[Row]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SCHEMAS[id])
-
-
-def _licenses(found: Iterable[str]) -> str:
-    """The documents' licences as one SPDX expression, NOASSERTION for those that state none."""
-    names = sorted({part for license in found for part in (license or "NOASSERTION").split(" AND ")})
-    return " AND ".join(f"({name})" if " OR " in name else name for name in names)

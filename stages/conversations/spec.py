@@ -1,0 +1,58 @@
+"""The `conversations` stage: what supervised fine-tuning learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stages.core.artifacts import Conversations as ConversationRows
+from stages.core.artifacts import Documents
+from stages.core.artifacts import Problems as ProblemRows
+from stages.core.contracts import Input, Output, Resources, Stage, StageConfig, output
+from stages.mixture import Source
+
+
+class ConversationsConfig(StageConfig):
+    """Which conversations."""
+
+    origin: Literal["hub", "machine"] = Field(
+        default="hub", description="'hub': the data sets below; 'machine': made of the documents or the problems"
+    )
+    sources: tuple[Source, ...] = Field(default=(), description="hub: the mixture")
+    mirror: str | None = Field(default=None, description="hub: folder on this machine that holds the data sets as owner/name")
+    heldout: float = Field(default=0.01, gt=0, lt=1, description="share of the questions that is held out")
+    seed: int = Field(default=11, ge=0, description="which rows are drawn and held out. Nodes that share it hold the same questions out")
+    material: Literal["about", "editing", "traces"] = Field(
+        default="about",
+        description="machine: questions about the documents, editing tasks on their sentences, or solutions of the problems",
+    )
+    rows: int = Field(default=2000, gt=0, description="machine: conversations to make, at most")
+    labels: int = Field(default=6, ge=4, description="machine: sections, types and roles that questions ask for, the commonest")
+    max_characters: int = Field(default=240, gt=0, description="machine: a longer conversation is left out")
+    two_turns: float = Field(default=0.1, ge=0, lt=1, description="machine: share of conversations with a second question")
+    instruction: str = Field(
+        default=r"Let's think step by step and output the final answer within \boxed{}.",
+        description="machine, traces: what is appended to a problem (DeepScaleR's sentence)",
+    )
+
+    @model_validator(mode="after")
+    def _sources(self) -> ConversationsConfig:
+        if self.origin == "hub" and not self.sources:
+            raise ValueError("origin is 'hub', so sources must list at least one data set")
+        return self
+
+
+class Conversations(Stage[ConversationsConfig], env="data", revision=1):
+    """Instruction data in one schema; rows that cannot be learned from are counted by reason."""
+
+    documents: Sequence[Input[Documents]] | None
+    problems: Input[ProblemRows] | None
+    reserved: Input[ProblemRows] | None
+    train: Output[ConversationRows] = output()
+    heldout: Output[ConversationRows] = output()
+
+    @classmethod
+    def resources(cls, config: ConversationsConfig) -> Resources:
+        return Resources(cpus=1, memory_gib=4)

@@ -1,0 +1,51 @@
+"""Pairs made on the spot: a right answer and a wrong one, or a right answer in the wanted style and in the other."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+from stages.core.contracts import ConfigError, Context
+from stages.documents import read_documents
+from stages.examples import Preference, assistant, user
+from stages.lessons import ABOUT, EDITING, Lesson, Teacher, distinct, lessons
+from stages.licenses import licenses
+from stages.passages import gather
+from stages.preferences.spec import PreferencesConfig
+
+
+def made(ctx: Context[PreferencesConfig]) -> Iterator[Preference]:
+    """Pairs of the configured material, up to `rows`."""
+    config = ctx.config
+    if not ctx.inputs("documents"):
+        raise ConfigError(f"{ctx.node}.origin = 'machine' makes pairs of documents, and none are wired to the node")
+    documents = list(itertools.chain.from_iterable(read_documents(artifact.path) for artifact in ctx.inputs("documents")))
+    license = licenses(d["license"] for d in documents)
+    teacher = Teacher(gather(documents), config.labels, config.seed)
+    rng = random.Random(config.seed)
+    number = 0
+    for lesson in distinct(lessons(teacher, ABOUT if config.material == "about" else EDITING)):
+        name, chosen, rejected = _pair(lesson, config, rng)
+        if len(lesson.question) + max(len(chosen), len(rejected)) > config.max_characters:
+            continue
+        yield {
+            "id": f"{name}/{lesson.kind}/{number}",
+            "prompt": [user(lesson.question)],
+            "chosen": [assistant(chosen)],
+            "rejected": [assistant(rejected)],
+            "source": f"machine/{name}/{lesson.kind}",
+            "license": license,
+        }
+        number += 1
+        if number == config.rows:
+            return
+
+
+def _pair(lesson: Lesson, config: PreferencesConfig, rng: random.Random) -> tuple[str, str, str]:
+    """(what the pair differs in, chosen, rejected)."""
+    full = config.style == "sentence"
+    if rng.random() < config.style_share:
+        return "style", lesson.say(lesson.fact, full), lesson.say(lesson.fact, not full)
+    full = rng.random() < 0.5
+    return "fact", lesson.say(lesson.fact, full), lesson.say(rng.choice(lesson.wrong), full)

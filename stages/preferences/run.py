@@ -1,0 +1,18 @@
+"""Run `preferences`: gather, check and split."""
+
+from __future__ import annotations
+
+from stages.core.contracts import Context
+from stages.examples import PreferenceWriter, held_out, preference_fault
+from stages.preferences.spec import PreferencesConfig
+from stages.splits import write_split
+
+
+def run(ctx: Context[PreferencesConfig]) -> None:
+    """Write `train` and `heldout`."""
+    config = ctx.config
+    if config.origin == "machine":
+        from stages.preferences.machine import made as gather
+    else:
+        from stages.preferences.hub import mixed as gather  # imports `datasets`
+    write_split(ctx, gather(ctx), PreferenceWriter, preference_fault, lambda row: held_out(row, config.heldout, config.seed))

@@ -1,0 +1,168 @@
+"""Problems made on the spot, with worked solutions and exact answers.
+
+| kind | problem | solution | answer |
+| --- | --- | --- | --- |
+| `sum` | Compute 3 + 5 - 2. | 3 + 5 = 8. 8 - 2 = 6. | 6 |
+| `product` | Compute 2 * 4 + 1. | 2 * 4 = 8. 8 + 1 = 9. | 9 |
+| `equation` | Solve x + 3 = 8. | x = 8 - 3. x = 5. | 5 |
+| `sequence` | What comes next? 2, 4, 6 | 4 - 2 = 2. 6 + 2 = 8. | 8 |
+| `largest` | Which is the largest? 3, 7, 5 | 3 < 7. 7 > 5. | 7 |
+
+Any other kind is a generator of reasoning-gym (Apache-2.0) by its name: problem and answer are its own, there is no solution.
+"""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from stages.core.contracts import ConfigError, Context
+from stages.examples import Problem
+from stages.problems.spec import Kind, ProblemsConfig
+
+STALE = 500
+"""Draws in a row without a new problem after which a kind is taken to be used up."""
+
+Draw = tuple[str, str, str]
+"""problem, solution, answer"""
+
+
+def made(ctx: Context[ProblemsConfig]) -> Iterator[Problem]:
+    """Problems of all kinds by their weights, up to `rows`, each once."""
+    config = ctx.config
+    rng = random.Random(config.seed)
+    streams = {name: _distinct(_stream(ctx.node, name, kind, rng)) for name, kind in config.kinds.items()}
+    number = 0
+    while streams and number < config.rows:
+        names = sorted(streams)
+        name = rng.choices(names, [config.kinds[n].weight for n in names])[0]
+        if (drawn := next(streams[name], None)) is None:
+            ctx.log(f"{name}: no further problem of this kind; raise its terms or largest for more")
+            del streams[name]
+            continue
+        problem, solution, answer = drawn
+        license = "" if name in KINDS else "Apache-2.0"
+        source = f"machine/{name}" if name in KINDS else f"reasoning-gym/{name}"
+        yield {"id": f"{name}/{number}", "problem": problem, "answer": answer, "solution": solution, "source": source, "license": license}
+        number += 1
+
+
+def _distinct(draws: Iterator[Draw]) -> Iterator[Draw]:
+    seen: set[str] = set()
+    stale = 0
+    for drawn in draws:
+        stale = stale + 1 if drawn[0] in seen else 0
+        if stale == STALE:
+            return
+        if drawn[0] not in seen:
+            seen.add(drawn[0])
+            yield drawn
+
+
+def _stream(node: str, name: str, kind: Kind, rng: random.Random) -> Iterator[Draw]:
+    if name in KINDS:
+        return _draws(KINDS[name], kind, random.Random(rng.random()))
+    return _of_reasoning_gym(node, name, kind.parameters, rng.randrange(2**31))
+
+
+def _draws(make: Callable[[Kind, random.Random], Draw], kind: Kind, rng: random.Random) -> Iterator[Draw]:
+    while True:
+        yield make(kind, rng)
+
+
+def _of_reasoning_gym(node: str, name: str, parameters: Mapping[str, Any], seed: int) -> Iterator[Draw]:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, [*KINDS, *DATASETS], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(f"{node}.kinds names '{name}', which is no kind of this stage and no generator of reasoning-gym{hint}")
+    try:
+        rows = reasoning_gym.create_dataset(name, seed=seed, size=2**31 - 1, **parameters)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"{node}.kinds.{name}.parameters: {error or 'out of the range of the generator'}") from error
+    return ((row["question"], "", str(row["answer"])) for row in rows)
+
+
+# --- kinds --------------------------------------------------------------------------------------------------------
+
+
+def _sum(kind: Kind, rng: random.Random) -> Draw:
+    """A chain of additions and subtractions whose running total stays between 0 and `largest`."""
+    total = first = rng.randint(0, kind.largest)
+    shown, steps = str(first), []
+    for _ in range(rng.randint(*kind.terms) - 1):
+        sign = rng.choice("+-")
+        term = rng.randint(0, kind.largest - total if sign == "+" else total)
+        result = total + term if sign == "+" else total - term
+        shown += f" {sign} {term}"
+        steps.append(f"{total} {sign} {term} = {result}.")
+        total = result
+    return f"Compute {shown}.", " ".join(steps), str(total)
+
+
+def _product(kind: Kind, rng: random.Random) -> Draw:
+    """A product, and then additions and subtractions."""
+    a = rng.randint(1, kind.largest)
+    b = rng.randint(1, kind.largest // a)
+    total, shown, steps = a * b, f"{a} * {b}", [f"{a} * {b} = {a * b}."]
+    for _ in range(rng.randint(*kind.terms) - 2):
+        sign = rng.choice("+-")
+        term = rng.randint(0, kind.largest - total if sign == "+" else total)
+        result = total + term if sign == "+" else total - term
+        shown += f" {sign} {term}"
+        steps.append(f"{total} {sign} {term} = {result}.")
+        total = result
+    return f"Compute {shown}.", " ".join(steps), str(total)
+
+
+def _equation(kind: Kind, rng: random.Random) -> Draw:
+    """A linear equation with one unknown: with two numbers x + b = c or x - b = c, with three a x + b = c."""
+    if rng.randint(*kind.terms) == 2:
+        x = rng.randint(0, kind.largest)
+        if rng.random() < 0.5:
+            b = rng.randint(0, kind.largest - x)
+            return f"Solve x + {b} = {x + b}.", f"x = {x + b} - {b}. x = {x}.", str(x)
+        b = rng.randint(0, x)
+        return f"Solve x - {b} = {x - b}.", f"x = {x - b} + {b}. x = {x}.", str(x)
+    x = rng.randint(1, kind.largest)
+    a = rng.randint(1, max(1, kind.largest // x))
+    b = rng.randint(0, max(0, kind.largest - a * x))
+    c = a * x + b
+    return f"Solve {a} * x + {b} = {c}.", f"{a} * x = {c} - {b} = {a * x}. x = {a * x} / {a} = {x}.", str(x)
+
+
+def _sequence(kind: Kind, rng: random.Random) -> Draw:
+    """The next number of an arithmetic sequence of `terms` numbers."""
+    count = rng.randint(*kind.terms)
+    step = rng.randint(1, max(1, kind.largest // count))
+    start = rng.randint(0, max(0, kind.largest - step * count))
+    numbers = [start + step * n for n in range(count)]
+    answer = numbers[-1] + step
+    return (
+        f"What comes next? {', '.join(map(str, numbers))}",
+        f"{numbers[1]} - {numbers[0]} = {step}. {numbers[-1]} + {step} = {answer}.",
+        str(answer),
+    )
+
+
+def _largest(kind: Kind, rng: random.Random) -> Draw:
+    """The largest of some numbers."""
+    numbers = rng.sample(range(kind.largest + 1), min(rng.randint(*kind.terms), kind.largest + 1))
+    best, steps = numbers[0], []
+    for number in numbers[1:]:
+        steps.append(f"{best} {'<' if best < number else '>'} {number}.")
+        best = max(best, number)
+    return f"Which is the largest? {', '.join(map(str, numbers))}", " ".join(steps), str(best)
+
+
+KINDS: dict[str, Callable[[Kind, random.Random], Draw]] = {
+    "sum": _sum,
+    "product": _product,
+    "equation": _equation,
+    "sequence": _sequence,
+    "largest": _largest,
+}

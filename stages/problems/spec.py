@@ -1,0 +1,64 @@
+"""The `problems` stage: problems whose answers a verifier can check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stages.core.artifacts import Problems as ProblemRows
+from stages.core.contracts import Output, Resources, Stage, StageConfig, output
+from stages.mixture import Source
+
+
+class Kind(BaseModel):
+    """How hard the problems of one kind are, and how many of them there are beside the others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(default=1.0, gt=0, description="share beside the other kinds'")
+    terms: tuple[int, int] = Field(default=(2, 3), description="numbers in a problem, fewest and most")
+    largest: int = Field(default=9, ge=2, description="no number in a problem or its solution is larger")
+    parameters: Mapping[str, int | float | str | bool] = Field(
+        default={}, description="for a kind of reasoning-gym: settings of its generator, instead of terms and largest"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Kind:
+        if not 2 <= self.terms[0] <= self.terms[1]:
+            raise ValueError(f"terms = {list(self.terms)}: give the fewest (2 or more) and the most")
+        return self
+
+
+class ProblemsConfig(StageConfig):
+    """Which problems."""
+
+    origin: Literal["hub", "machine"] = Field(default="hub", description="'hub': the data sets below; 'machine': generated")
+    sources: tuple[Source, ...] = Field(default=(), description="hub: the mixture")
+    mirror: str | None = Field(default=None, description="hub: folder on this machine that holds the data sets as owner/name")
+    heldout: float = Field(default=0.01, gt=0, lt=1, description="share of the problems that is held out")
+    seed: int = Field(default=11, ge=0, description="which rows are drawn, generated and held out")
+    rows: int = Field(default=2000, gt=0, description="machine: problems to generate, at most")
+    kinds: Mapping[str, Kind] = Field(
+        default={"sum": Kind(), "equation": Kind(), "sequence": Kind()},
+        min_length=1,
+        description="machine: kinds of problems: sum, product, equation, sequence, largest (with worked solutions), or a generator of reasoning-gym by its name",
+    )
+
+    @model_validator(mode="after")
+    def _sources(self) -> ProblemsConfig:
+        if self.origin == "hub" and not self.sources:
+            raise ValueError("origin is 'hub', so sources must list at least one data set")
+        return self
+
+
+class Problems(Stage[ProblemsConfig], env="data", revision=1):
+    """Verifiable problems in one schema, through DeepScaleR's pipeline, with counts at each step."""
+
+    train: Output[ProblemRows] = output()
+    heldout: Output[ProblemRows] = output()
+
+    @classmethod
+    def resources(cls, config: ProblemsConfig) -> Resources:
+        return Resources(cpus=1, memory_gib=4)
