@@ -230,6 +230,10 @@ def in_heldout(mark: bytes, share: float, seed: int) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
+Reject = Callable[[str], None]
+"""Takes the reason why a row cannot be used."""
+
+
 class Sieve(Generic[RowT]):
     """Let each good row through once. `removed` counts the others by reason, `kept` what went through.
 
@@ -239,6 +243,10 @@ class Sieve(Generic[RowT]):
     def __init__(self, fault: Callable[[RowT], str | None]) -> None:
         self.kept, self.removed = 0, Counter[str]()
         self._fault, self._seen = fault, set[bytes]()
+
+    def reject(self, reason: str) -> None:
+        """Count a row that could not even be read."""
+        self.removed[reason] += 1
 
     def __call__(self, rows: Iterable[RowT]) -> Iterator[RowT]:
         for row in rows:
@@ -251,7 +259,7 @@ class Sieve(Generic[RowT]):
                 self.kept += 1
                 yield row
             else:
-                self.removed[reason] += 1
+                self.reject(reason)
 
 
 # --- files --------------------------------------------------------------------------------------------------------

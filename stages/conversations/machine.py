@@ -12,6 +12,7 @@ from stages.documents import read_documents
 from stages.examples import (
     Conversation,
     Message,
+    Reject,
     assistant,
     fingerprint,
     in_heldout,
@@ -25,7 +26,7 @@ from stages.licenses import licenses
 from stages.passages import gather
 
 
-def made(ctx: Context[ConversationsConfig]) -> Iterator[Conversation]:
+def made(ctx: Context[ConversationsConfig], reject: Reject) -> Iterator[Conversation]:
     """Conversations of the configured material, up to `rows`."""
     config = ctx.config
     if config.material == "traces":

@@ -32,4 +32,4 @@ def run(ctx: Context[ConversationsConfig]) -> None:
     def is_heldout(row: Conversation) -> bool:
         return question(row) in reserved if traces else held_out(row, config.heldout, config.seed)
 
-    write_split(ctx, gather(ctx), ConversationWriter, conversation_fault, is_heldout)
+    write_split(ctx, gather, ConversationWriter, conversation_fault, is_heldout)

@@ -47,9 +47,9 @@ class ConversationsConfig(StageConfig):
 class Conversations(Stage[ConversationsConfig], env="data", revision=1):
     """Instruction data in one schema; rows that cannot be learned from are counted by reason."""
 
-    documents: Sequence[Input[Documents]] | None
-    problems: Input[ProblemRows] | None
-    reserved: Input[ProblemRows] | None
+    documents: Sequence[Input[Documents]] | None = None
+    problems: Input[ProblemRows] | None = None
+    reserved: Input[ProblemRows] | None = None
     train: Output[ConversationRows] = output()
     heldout: Output[ConversationRows] = output()
 

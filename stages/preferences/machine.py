@@ -8,14 +8,14 @@ from collections.abc import Iterator
 
 from stages.core.contracts import ConfigError, Context
 from stages.documents import read_documents
-from stages.examples import Preference, assistant, user
+from stages.examples import Preference, Reject, assistant, user
 from stages.lessons import ABOUT, EDITING, Lesson, Teacher, distinct, lessons
 from stages.licenses import licenses
 from stages.passages import gather
 from stages.preferences.spec import PreferencesConfig
 
 
-def made(ctx: Context[PreferencesConfig]) -> Iterator[Preference]:
+def made(ctx: Context[PreferencesConfig], reject: Reject) -> Iterator[Preference]:
     """Pairs of the configured material, up to `rows`."""
     config = ctx.config
     if not ctx.inputs("documents"):

@@ -15,4 +15,4 @@ def run(ctx: Context[PreferencesConfig]) -> None:
         from stages.preferences.machine import made as gather
     else:
         from stages.preferences.hub import mixed as gather  # imports `datasets`
-    write_split(ctx, gather(ctx), PreferenceWriter, preference_fault, lambda row: held_out(row, config.heldout, config.seed))
+    write_split(ctx, gather, PreferenceWriter, preference_fault, lambda row: held_out(row, config.heldout, config.seed))

@@ -42,7 +42,7 @@ class PreferencesConfig(StageConfig):
 class Preferences(Stage[PreferencesConfig], env="data", revision=1):
     """Pairs of answers in one schema; pairs that cannot be learned from are counted by reason."""
 
-    documents: Sequence[Input[Documents]] | None
+    documents: Sequence[Input[Documents]] | None = None
     train: Output[PreferenceRows] = output()
     heldout: Output[PreferenceRows] = output()
 

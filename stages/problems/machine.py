@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from stages.core.contracts import ConfigError, Context
-from stages.examples import Problem
+from stages.examples import Problem, Reject
 from stages.problems.spec import Kind, ProblemsConfig
 
 STALE = 500
@@ -29,7 +29,7 @@ Draw = tuple[str, str, str]
 """problem, solution, answer"""
 
 
-def made(ctx: Context[ProblemsConfig]) -> Iterator[Problem]:
+def made(ctx: Context[ProblemsConfig], reject: Reject) -> Iterator[Problem]:
     """Problems of all kinds by their weights, up to `rows`, each once."""
     config = ctx.config
     rng = random.Random(config.seed)

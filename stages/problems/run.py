@@ -15,4 +15,4 @@ def run(ctx: Context[ProblemsConfig]) -> None:
         from stages.problems.machine import made as gather
     else:
         from stages.problems.hub import mixed as gather  # imports `datasets`
-    write_split(ctx, gather(ctx), ProblemWriter, problem_fault, lambda row: held_out(row, config.heldout, config.seed))
+    write_split(ctx, gather, ProblemWriter, problem_fault, lambda row: held_out(row, config.heldout, config.seed))

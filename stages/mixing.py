@@ -1,0 +1,71 @@
+"""Drawing a mixture: the wanted share of each data set by seed, one stream in which their rows are evenly spread."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from stages.core.contracts import Context, InputError
+from stages.hub import HubDataSet
+from stages.mixture import Source
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is taken of one data set."""
+
+    source: Source
+    license: str
+    revision: str | None
+    available: int
+    rows: datasets.Dataset
+
+    @property
+    def name(self) -> str:
+        """The data set, with its configuration when that is not the default."""
+        return self.source.data_set + ("" if self.source.config == "default" else f"/{self.source.config}")
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the rows come from, and how many were taken."""
+        found = {"revision": self.revision, "license": self.license, "split": self.source.split}
+        return {**found, "rows": self.available, "taken": len(self.rows)}
+
+
+def draw(ctx: Context[Any], sources: Sequence[Source], mirror: str | None, seed: int) -> list[Drawn]:
+    """Draw from every source: `fraction` of its rows, `cap` at most, in the data set's order.
+
+    Raises InputError or ConfigError naming the data set that cannot be had.
+    """
+    out = []
+    for number, source in enumerate(sources):
+        found = HubDataSet(
+            source.data_set, ctx.scratch / "datasets", mirror=mirror, revision=source.revision, where=f"{ctx.node}.mirror"
+        )
+        splits = found.splits(source.config)
+        if source.split not in splits:
+            raise InputError(f"data set {source.data_set}, configuration {source.config}, has no split '{source.split}', only {', '.join(splits)}")
+        rows = splits[source.split]
+        wanted = min(round(len(rows) * source.fraction), source.cap or len(rows))
+        taken = rows
+        if wanted < len(rows):
+            taken = rows.select(sorted(random.Random(f"{seed}/{number}").sample(range(len(rows)), wanted)))
+        out.append(Drawn(source, source.license or found.license, found.revision, len(rows), taken))
+        ctx.progress(number + 1, len(sources), "data sets")
+    names = [drawn.name for drawn in out]
+    ctx.stat(sources=[{"data_set": name, **drawn.provenance()} for name, drawn in zip(names, out, strict=True)])
+    return out
+
+
+def interleave(drawn: Sequence[Drawn], seed: int) -> Iterator[tuple[Drawn, int, dict[str, Any]]]:
+    """(where from, place in what was taken, row), each source's rows in order and spread evenly over the whole."""
+    rng = random.Random(seed)
+    streams = [iter(one.rows) for one in drawn]
+    left = [len(one.rows) for one in drawn]
+    while any(left):
+        at = rng.choices(range(len(left)), left)[0]
+        yield drawn[at], len(drawn[at].rows) - left[at], dict(next(streams[at]))
+        left[at] -= 1
