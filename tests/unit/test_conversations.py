@@ -15,7 +15,15 @@ from stages.core.artifacts import Documents, Problems
 from stages.core.contracts import ConfigError, InputError, LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
 from stages.documents import write_documents
-from stages.examples import Conversation, ProblemWriter, assistant, conversation_fault, question, read_conversations, user
+from stages.examples import (
+    Conversation,
+    ProblemWriter,
+    assistant,
+    conversation_fault,
+    question,
+    read_conversations,
+    user,
+)
 from stages.suites import write_data_set
 
 TULU, INFINITY, THOUGHTS = "allenai/tulu-3-sft-mixture", "BAAI/Infinity-Instruct", "open-thoughts/OpenThoughts-114k"

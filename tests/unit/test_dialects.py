@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from stages.dialects import BadRow, conversation_messages, preference_parts, problem_parts, rewrite_thoughts, row_id, row_source
+from stages.dialects import (
+    BadRow,
+    conversation_messages,
+    preference_parts,
+    problem_parts,
+    rewrite_thoughts,
+    row_id,
+    row_source,
+)
 from stages.examples import assistant, user
 
 
