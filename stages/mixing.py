@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from stages.core.contracts import Context, InputError
+from stages.core.contracts import ConfigError, Context, InputError
 from stages.hub import HubDataSet
 from stages.mixture import Source
 
@@ -40,6 +40,8 @@ def draw(ctx: Context[Any], sources: Sequence[Source], mirror: str | None, seed:
 
     Raises InputError or ConfigError naming the data set that cannot be had.
     """
+    if not sources:
+        raise ConfigError(f"{ctx.node}.sources is empty: list at least one data set, or set {ctx.node}.origin = 'machine'")
     out = []
     for number, source in enumerate(sources):
         found = HubDataSet(

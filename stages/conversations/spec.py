@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stages.core.artifacts import Conversations as ConversationRows
 from stages.core.artifacts import Documents
@@ -36,12 +36,6 @@ class ConversationsConfig(StageConfig):
         default=r"Let's think step by step and output the final answer within \boxed{}.",
         description="machine, traces: what is appended to a problem (DeepScaleR's sentence)",
     )
-
-    @model_validator(mode="after")
-    def _sources(self) -> ConversationsConfig:
-        if self.origin == "hub" and not self.sources:
-            raise ValueError("origin is 'hub', so sources must list at least one data set")
-        return self
 
 
 class Conversations(Stage[ConversationsConfig], env="data", revision=1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stages.core.artifacts import Documents
 from stages.core.artifacts import Preferences as PreferenceRows
@@ -31,12 +31,6 @@ class PreferencesConfig(StageConfig):
     style_share: float = Field(
         default=0.5, ge=0, le=1, description="machine: share of pairs of two right answers in the two styles; the rest are right against wrong"
     )
-
-    @model_validator(mode="after")
-    def _sources(self) -> PreferencesConfig:
-        if self.origin == "hub" and not self.sources:
-            raise ValueError("origin is 'hub', so sources must list at least one data set")
-        return self
 
 
 class Preferences(Stage[PreferencesConfig], env="data", revision=1):

@@ -46,12 +46,6 @@ class ProblemsConfig(StageConfig):
         description="machine: kinds of problems: sum, product, equation, sequence, largest (with worked solutions), or a generator of reasoning-gym by its name",
     )
 
-    @model_validator(mode="after")
-    def _sources(self) -> ProblemsConfig:
-        if self.origin == "hub" and not self.sources:
-            raise ValueError("origin is 'hub', so sources must list at least one data set")
-        return self
-
 
 class Problems(Stage[ProblemsConfig], env="data", revision=1):
     """Verifiable problems in one schema, through DeepScaleR's pipeline, with counts at each step."""

@@ -146,9 +146,9 @@ def test_a_mixture_with_nothing_left_says_why(tmp_path: Path) -> None:
         start(tmp_path / "run", sources=[{"data_set": TULU}], mirror=str(tmp_path / "mirror"))
 
 
-def test_hub_without_sources_is_refused() -> None:
-    with pytest.raises(ValueError, match="sources must list at least one data set"):
-        ConversationsConfig()
+def test_hub_without_sources_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"instructions.sources is empty: list at least one data set"):
+        start(tmp_path)
 
 
 @pytest.fixture(scope="module")
