@@ -125,7 +125,7 @@ _PARTS = {
     "allenai/ai2_arc": lambda r: (r["question"], _arc_answer(r)),
     "Rowan/hellaswag": lambda r: (r["ctx"], r["endings"][int(r["label"])]),
     "baber/piqa": lambda r: (r["goal"], _piqa_answer(r)),
-    "allenai/winogrande": lambda r: (r["sentence"], ""),
+    "allenai/winogrande": lambda r: (r["sentence"], _winogrande(r)),  # filled: the blank would hide thirteen words
     "cais/mmlu": lambda r: (r["question"], r["choices"][r["answer"]]),
 }
 

@@ -40,7 +40,7 @@ class CapabilityConfig(StageConfig):
         return self
 
 
-class Capability(Stage[CapabilityConfig], env="data", revision=1):
+class Capability(Stage[CapabilityConfig], env="data", revision=2):
     """Training splits of benchmarks as documents for phase 3, and their test splits as an evaluation suite."""
 
     documents: Sequence[Input[Documents]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import lm_eval
 import lm_eval.tasks
+import numpy
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -47,12 +49,23 @@ class Scored:
     samples: list[dict[str, Any]]
 
 
+class LM(cast(Any, HFLM)):  # its registry's decorator hides the class from a type checker
+    """The harness's model, which says it when an answer does not fit where the harness would fail an assertion."""
+
+    def _loglikelihood_tokens(self, requests: list[Any], *args: Any, **kwargs: Any) -> Any:
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise ConfigError(
+                f"a context of {self.max_length} tokens cannot hold an answer of {longest}: raise max_length, or give a model with a longer one"
+            )
+        return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+
 @dataclass
 class Loaded:
     """The model inside the harness."""
 
-    lm: Any
-    """lm_eval.models.huggingface.HFLM. Its registry's decorator hides the class from a type checker."""
+    lm: LM
     parameters: int
 
 
@@ -114,7 +127,7 @@ def load(folder: Path, config: EvaluateConfig) -> Loaded:
         raise ConfigError("device = 'cuda', but this machine has no GPU: set 'auto' or 'cpu'")
     torch.set_num_threads(config.threads)
     try:
-        lm = cast(Any, HFLM)(
+        lm = LM(
             pretrained=str(folder),
             device="cuda" if gpu and config.device != "cpu" else "cpu",
             dtype=DTYPE[config.precision],
@@ -133,17 +146,14 @@ def score(model: Loaded, index: TaskIndex, plan: Plan, config: EvaluateConfig) -
         {"task": name, "dataset_path": str(plan.mirror / index.data_set(name)[0]), "num_fewshot": plan.task.num_fewshot}
         for name in plan.members
     ]
-    found = cast(Any, lm_eval).simple_evaluate(  # the package finds it lazily, without types
-        model=model.lm,
-        tasks=[{"group": f"{plan.suite}_{plan.task.task}_group", "task": members}],
-        task_manager=index.manager_for(plan.members[0]),
-        limit=plan.task.limit,
-        bootstrap_iters=config.bootstrap_iters,
-        log_samples=True,
-        random_seed=config.seed,
-        numpy_random_seed=config.seed,
-        torch_random_seed=config.seed,
-        fewshot_random_seed=config.seed,
+    loaded = index.manager_for(plan.members[0]).load([{"group": f"{plan.suite}_{plan.task.task}_group", "task": members}])
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=config.seed)
+    random.seed(config.seed)  # of the bootstrap
+    numpy.random.seed(config.seed)
+    # `simple_evaluate` does the same, and then runs `pip list` and a dozen other programs to describe the machine
+    found = cast(Any, lm_eval).evaluate(
+        lm=model.lm, task_dict=loaded, limit=plan.task.limit, bootstrap_iters=config.bootstrap_iters, log_samples=True
     )
     counts = [found["n-samples"][name] for name in plan.members]
     samples = [_sample(name, row) for name in plan.members for row in found["samples"][name]]
@@ -190,7 +200,7 @@ def _requests(row: dict[str, Any]) -> list[Any]:
     return [list(pair) for pair in arguments]
 
 
-def _truncated(lm: Any, samples: dict[str, Any], members: tuple[str, ...]) -> int:
+def _truncated(lm: LM, samples: dict[str, Any], members: tuple[str, ...]) -> int:
     """Requests that do not fit: the harness then drops tokens from their beginning."""
     count = 0
     for name in members:
