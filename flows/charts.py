@@ -61,10 +61,11 @@ def curves_svg(
 
 
 def phases_svg(phases: Sequence[Phase]) -> str:
-    """Loss of phases that follow one another, on one axis of training tokens, with held-out points; the learning rate below."""
+    """Loss of phases that follow one another, on one axis of training tokens, with held-out points; below it the learning rate
+    and the norm of the gradient before clipping."""
     with _drawing(_INLINE) as figure:
-        canvas = figure((9.2, 4.8))
-        axes, rate = canvas.subplots(2, sharex=True, height_ratios=(4, 1))
+        canvas = figure((9.2, 5.8))
+        axes, rate, norm = canvas.subplots(3, sharex=True, height_ratios=(4, 1, 1))
         for index, phase in enumerate(phases):
             colour = f"C{index}"
             xs, ys = phase.points("loss")
@@ -72,19 +73,22 @@ def phases_svg(phases: Sequence[Phase]) -> str:
             axes.plot(xs, smoothed(ys), color=colour, linewidth=1.8, label=phase.name)
             axes.plot(*phase.points("val_loss"), "o", color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.8)
             rate.plot(*phase.points("learning_rate"), color=colour, linewidth=1.4)
+            norm.plot(*phase.points("grad_norm"), color=colour, linewidth=0.9)
             if phase.start:
-                for each in (axes, rate):
+                for each in (axes, rate, norm):
                     each.axvline(phase.start, color=INK, linewidth=0.8, linestyle=":", alpha=0.6)
         axes.plot([], [], color=INK, linewidth=0.8, alpha=0.5, label="as logged")
         axes.plot([], [], "o", color=INK, markersize=5, label="held out")
         axes.set_ylabel("loss (nats a token)")
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, ncols=2)
-        rate.set(ylabel="learning rate", xlabel="training tokens")
-        rate.set_ylim(bottom=0)
-        rate.grid(alpha=0.2)
+        rate.set_ylabel("learning\nrate")
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        rate.xaxis.set_major_formatter(_engineering())
+        norm.set(ylabel="gradient\nnorm", xlabel="training tokens")
+        norm.xaxis.set_major_formatter(_engineering())
+        for each in (rate, norm):
+            each.set_ylim(bottom=0)
+            each.grid(alpha=0.2)
         return _text(canvas)
 
 

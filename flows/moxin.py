@@ -163,10 +163,23 @@ def _walk(run_id: str, run: _Run, plans: list[NodePlan]) -> State[Any]:
     finally:
         _RUNS.pop(run_id, None)
     observe.run_summary(run.outcomes, run.failures)
+    if any(not outcome.cached for outcome in run.outcomes.values()):
+        _report(run.execution)
     if run.failures:
         return Failed(message="; ".join(run.failures.values()))
     ran = sum(not outcome.cached for outcome in run.outcomes.values())
     return Completed(message=f"{ran} nodes ran, {len(run.outcomes) - ran} were answered from the ledger")
+
+
+def _report(execution: Execution) -> None:
+    """Make the report. Trouble with it is told, and never spoils what the run has made."""
+    log = get_run_logger()
+    try:
+        log.info("report: %s", observe.run_report(execution.ledger, execution.profile.name, execution.home))
+    except StageError as error:
+        log.warning("no report: %s", error)
+    except Exception:
+        log.exception("no report, because of a fault in it")
 
 
 def _given(plans: list[NodePlan], ledger: Ledger, profile: profiles.Profile) -> dict[str, StageResult]:

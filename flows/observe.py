@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -20,9 +21,12 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
+from flows import report
 from flows.charts import curves_svg
 from flows.execute import Outcome
 from flows.plan import NodePlan
+from flows.report import scores
+from stages.core.artifacts import ArtifactManifest
 from stages.core.ledger import Ledger
 
 PROGRESS_SECONDS = 2.0
@@ -106,6 +110,9 @@ def node_artifacts(ledger: Ledger, outcome: Outcome) -> None:
         {"name": "bytes out", "value": f"{attempt.bytes_out:,}"},
     ]
     create_table_artifact(table=rows, key=f"{slug(result.node)}-stats", description=f"{result.node}: what it did")
+    for port, manifest in result.outputs.items():
+        if manifest.type == "EvalReport":
+            _scores(ledger, result.node, port, manifest)
     metrics = read_metrics(ledger, result.metrics_object)
     if any("loss" in row for row in metrics):
         svg = curves_svg({result.node: metrics}, title=f"{result.node}: loss")
@@ -113,10 +120,30 @@ def node_artifacts(ledger: Ledger, outcome: Outcome) -> None:
         create_image_artifact(image_url=url, key=f"{slug(result.node)}-loss", description=f"{result.node}: loss")
 
 
+def _scores(ledger: Ledger, node: str, port: str, manifest: ArtifactManifest) -> None:
+    found, problem = report.read_evaluation(ledger, f"{node}.{port}", manifest)
+    if found is not None:
+        create_table_artifact(table=scores.rows_of(found), key=f"{slug(node)}-scores", description=f"{node}: scores")
+    else:
+        get_run_logger().warning("%s", problem)
+
+
 def read_metrics(ledger: Ledger, key: str | None) -> list[dict[str, float]]:
     """The metric rows of a result; empty if it has none."""
     found = ledger.store.get(key) if key else None
     return [json.loads(line) for line in found[0].splitlines()] if found else []
+
+
+def run_report(ledger: Ledger, profile: str, home: Path) -> Path:
+    """Write the report's page, and show in short what it says; its path."""
+    data = report.collect(ledger, profile)
+    path = home / "report" / f"{profile}.html"
+    report.write(data, path)
+    if rows := scores.ablation_rows(data):
+        create_table_artifact(table=rows, key="ablation", description="Original (after phase 2) against Enhanced (after phase 3), in per cent")
+    lines = ["```text", *(line.replace("`", "'") for line in report.summary(data)), "```", "", f"The whole report, on the machine of this run: `{path}`"]
+    create_markdown_artifact(markdown="\n".join(lines), key="run-report", description=f"Report of profile {profile}")
+    return path
 
 
 def run_summary(outcomes: Mapping[str, Outcome], failures: Mapping[str, str]) -> None:

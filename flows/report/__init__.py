@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.report import corpus, overview, page, provenance, scores, training
-from flows.report.data import Data, collect
+from flows.report.data import Data, collect, read_evaluation
 from flows.report.markup import Section
 
 SECTIONS: list[Callable[[Data], Section | None]] = [
@@ -47,4 +47,4 @@ def summary(data: Data) -> list[str]:
     return [line for make in SUMMARIES for line in make(data)]
 
 
-__all__ = ["SECTIONS", "SUMMARIES", "Data", "Section", "collect", "render", "summary", "write"]
+__all__ = ["SECTIONS", "SUMMARIES", "Data", "Section", "collect", "read_evaluation", "render", "summary", "write"]

@@ -66,7 +66,9 @@ def _node(ledger: Ledger, node: Node, record: NodeRecord | None, found: dict[str
     result = found[node.name] = manifest[0]
     for port, artifact in result.outputs.items():
         if artifact.type == "EvalReport":
-            _add_report(ledger, node.name, port, artifact, row)
+            evaluation, problem = read_evaluation(ledger, f"{node.name}.{port}", artifact)
+            row["problems"] += [problem] if problem else []
+            row["reports"] |= {port: evaluation} if evaluation else {}
     row["result"] = result.model_dump(mode="json") | {"metrics": _metrics(ledger, result)}
     state, why = _state(ledger, node, result, found)
     return row | {"state": state, "why": why}
@@ -87,18 +89,18 @@ def _state(ledger: Ledger, node: Node, result: StageResult, found: Mapping[str, 
     return "ok", ""
 
 
-def _add_report(ledger: Ledger, name: str, port: str, artifact: ArtifactManifest, row: NodeData) -> None:
+def read_evaluation(ledger: Ledger, where: str, artifact: ArtifactManifest) -> tuple[dict[str, Any] | None, str]:
+    """The `stages.reports.Report` of an EvalReport as JSON, or None and what is wrong with it. where: `node.port`."""
     entry = next((f for f in artifact.files if f.path == FILE), None)
     found = ledger.store.get(entry.object) if entry else None
     if entry is None or found is None:
-        row["problems"].append(f"{name}.{port}: its {FILE} is not in the store")
-    elif sha256(found[0]) != entry.sha256:
-        row["problems"].append(f"{name}.{port}: its {FILE} is not what was published (another SHA-256)")
-    else:
-        try:
-            row["reports"][port] = parse_report(found[0], f"{FILE} of {name}.{port}").model_dump(mode="json")
-        except InputError as error:  # of another version: the rest of the run can still be told
-            row["problems"].append(str(error))
+        return None, f"{where}: its {FILE} is not in the store"
+    if sha256(found[0]) != entry.sha256:
+        return None, f"{where}: its {FILE} is not what was published (another SHA-256)"
+    try:
+        return parse_report(found[0], f"{FILE} of {where}").model_dump(mode="json"), ""
+    except InputError as error:  # of another version: the rest of the run can still be told
+        return None, str(error)
 
 
 def _metrics(ledger: Ledger, result: StageResult) -> list[dict[str, float]]:

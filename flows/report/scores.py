@@ -240,6 +240,36 @@ def _paper_rows(printed: paper.Table, marked: Sequence[str | None]) -> Markup:
     return details(f"Table {printed.number} of the paper: {printed.title}", body)
 
 
+def rows_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The scores of one evaluation as plain rows, for a table outside the page."""
+    rows = []
+    for row in report["results"]:
+        if row["headline"]:
+            error = f"{100 * row['stderr']:.1f}" if row["stderr"] is not None else ""
+            notes = [*(["in-domain"] if row["in_domain"] else []), *([] if row["comparable_to_paper"] else ["not comparable to the paper"])]
+            rows.append({
+                "suite": row["suite"], "task": row["task"], "shots": str(row["num_fewshot"]), "metric": row["metric"], "score, %": f"{100 * row['value']:.1f}",
+                "± standard error": error, "n": f"{row['n']:,}", "notes": ", ".join(notes),
+            })  # fmt: skip
+    return rows
+
+
+def ablation_rows(data: Data) -> list[dict[str, str]]:
+    """The ablation as plain rows, for a table outside the page; empty as long as a side is missing."""
+    reports = [report_of(data, side.node) for side in (ORIGINAL, ENHANCED)]
+    if None in reports:
+        return []
+    found = []
+    for suite in suites(*reports):
+        rows, mean = pairs(reports[0], reports[1], suite)
+        for pair in [*rows, *([mean] if mean else [])]:
+            verdict = {None: "", True: "yes", False: "no"}[pair.beyond_noise]
+            cells = [Markup(cell).striptags() for cell in (_score(pair.left), _score(pair.right), _signed(pair.difference, pair.stderr))]
+            task = pair.any.get("task", f"average of {len(rows)}")
+            found.append({"suite": suite, "task": task} | dict(zip((ORIGINAL.title, ENHANCED.title, "difference"), cells, strict=True)) | {f"beyond {SIGMAS:.0f} standard errors": verdict})
+    return found
+
+
 def summary(data: Data) -> list[str]:
     """One line a suite: the two averages and what they mean."""
     reports = [report_of(data, side.node) for side in (ORIGINAL, ENHANCED)]

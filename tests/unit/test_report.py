@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows import charts, report
+from flows import charts, observe, report
 from flows.report import data as collected
 from flows.report import markup, overview, scores, training
 from stages.core.artifacts import ArtifactManifest, FileEntry
@@ -427,3 +427,36 @@ def test_a_folder_in_the_way_is_one_clear_error(ledger: Ledger, tmp_path: Path) 
 )  # fmt: skip
 def test_numbers_for_people(make: Callable[[Any], str], value: Any, text: str) -> None:
     assert make(value) == text
+
+
+# --- outside the page -----------------------------------------------------------------------------------------------
+
+
+def test_the_ablation_as_plain_rows_is_the_same_as_on_the_page(trained: Ledger) -> None:
+    rows = scores.ablation_rows(report.collect(trained, "tiny"))
+    verdict = "beyond 2 standard errors"
+    assert rows[0] == {"suite": "zero_shot", "task": "hellaswag", "Original": "25.0 ±3.0", "Enhanced": "40.0 ±4.0", "difference": "+15.0 ±5.0", verdict: "yes"}
+    assert [(row["task"], row[verdict]) for row in rows] == [("hellaswag", "yes"), ("piqa", "no"), ("arc_easy", ""), ("average of 3", "yes")]
+    trained.store.delete([f"manifests/{sha256(b'evaluate_original')}.json"])
+    assert scores.ablation_rows(report.collect(trained, "tiny")) == []
+
+
+def test_the_scores_of_one_evaluation_as_plain_rows() -> None:
+    found = evaluation("m", score("piqa", 0.5, 0.05), score("piqa", 0.4, 0.05, headline=False, metric="acc"), score("mmlu", 0.25, None, in_domain=True, comparable_to_paper=False))
+    rows = scores.rows_of(found.model_dump(mode="json"))
+    assert [list(row.values()) for row in rows] == [
+        ["zero_shot", "piqa", "0", "acc_norm", "50.0", "5.0", "100", ""],
+        ["zero_shot", "mmlu", "0", "acc_norm", "25.0", "", "100", "in-domain, not comparable to the paper"],
+    ]
+
+
+def test_a_run_ends_with_the_page_and_its_short_form_in_prefect(trained: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, dict[str, Any]] = {}
+    for kind in ("table", "markdown"):
+        monkeypatch.setattr(observe, f"create_{kind}_artifact", lambda key, **fields: shown.update({key: fields}))
+    path = observe.run_report(trained, "tiny", tmp_path)
+    assert path == tmp_path / "report" / "tiny.html"
+    assert Page(path.read_text(encoding="utf-8")).text.count("Moxin run report") == 1
+    assert [row["task"] for row in shown["ablation"]["table"]][:2] == ["hellaswag", "piqa"]
+    assert str(path) in shown["run-report"]["markdown"]
+    assert all(line in shown["run-report"]["markdown"] for line in report.summary(report.collect(trained, "tiny")))
