@@ -110,6 +110,23 @@ def lines_svg(
         return _text(canvas)
 
 
+def intervals_svg(rows: Sequence[str], series: Mapping[str, Sequence[tuple[float, float] | None]], xlabel: str) -> str:
+    """Values with their intervals, one line of the picture a row. series: `{name: [(value, half of the interval) or None]}`."""
+    with _drawing(_INLINE) as figure:
+        canvas = figure((9.2, 0.8 + 0.36 * len(rows)))
+        axes = canvas.add_subplot()
+        for index, (name, points) in enumerate(series.items()):
+            shift = 0.13 * (2 * index - len(series) + 1)
+            known = [(row + shift, *point) for row, point in enumerate(points) if point is not None]
+            ys, xs, errors = zip(*known, strict=True) if known else ((), (), ())
+            axes.errorbar(xs, ys, xerr=errors, fmt="o", markersize=5, linewidth=1.6, color=f"C{index}", label=name)
+        axes.set(xlabel=xlabel, ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), rows)
+        axes.grid(alpha=0.2, axis="x")
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _text(canvas)
+
+
 def smoothed(values: Sequence[float], window: int = SMOOTHING) -> list[float]:
     """Moving average over a centred window. At the start it shrinks to the first value, where the curve is steep; at the end
     it reads the past alone, so that the last value is no less smooth than the others."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows import paper
+from flows.charts import intervals_svg
 from flows.report.data import Data, node_of, report_of
 from flows.report.markup import MISSING, NONE, Markup, Section, badge, details, heading, items, join, paragraph, table
+from flows.report.page import inline_svg
 from stages.core.contracts import ConfigError
 
 SIGMAS = 2.0
@@ -121,7 +123,13 @@ def _suite(suite: str, sides: Sequence[Side], reports: Sequence[Any], table_name
     title = suite.replace("_", " ").capitalize() + (f" (the paper's Table {printed.number})" if printed else "")
     body = table(head, made, numbers=range(1, len(head) - 1), foot=foot)
     every = paragraph(Markup("Every task: %s") % Markup(" ").join(common), "note") if common else None
-    return [heading(title), every, body, _paper_rows(printed, [s.paper for s in papers]) if printed else None]
+    return [heading(title), every, _picture(rows, sides), body, _paper_rows(printed, [s.paper for s in papers]) if printed else None]
+
+
+def _picture(rows: Sequence[Pair], sides: Sequence[Side]) -> Markup:
+    points = [[(100 * s["value"], 100 * SIGMAS * (s["stderr"] or 0.0)) if s else None for s in each] for each in zip(*((p.left, p.right) for p in rows), strict=True)]
+    svg = intervals_svg([pair.any["task"] for pair in rows], dict(zip((side.title for side in sides), points, strict=True)), f"score in per cent, ± {SIGMAS:.0f} standard errors")
+    return Markup('<div class="wide chart">%s</div>') % inline_svg(svg)
 
 
 def _row(pair: Pair, papers: Sequence[Side], printed: paper.Table | None) -> list[Any]:

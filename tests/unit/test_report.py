@@ -382,6 +382,14 @@ def test_phases_are_drawn_in_the_colours_of_the_page() -> None:
     assert "<text" in charts.lines_svg({"a": rows, "b": [{"tokens": 1}]}, "tokens", "loss", "tokens", "loss")
 
 
+def test_scores_are_drawn_with_their_intervals_where_they_are_known() -> None:
+    both = charts.intervals_svg(["a", "b"], {"Original": [(50.0, 5.0), None], "Enhanced": [None, (60.0, 0.0)]}, "score")
+    assert both == charts.intervals_svg(["a", "b"], {"Original": [(50.0, 5.0), None], "Enhanced": [None, (60.0, 0.0)]}, "score")
+    assert all(f">{word}</text>" in both for word in ("a", "b", "Original", "Enhanced", "score"))
+    nothing = charts.intervals_svg(["a"], {"Original": [None]}, "score")
+    assert nothing.count("<use") < both.count("<use")
+
+
 @given(st.lists(st.floats(-100, 100), max_size=50))
 def test_smoothing_stays_within_its_window(values: list[float]) -> None:
     smooth = charts.smoothed(values, 5)
