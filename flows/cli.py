@@ -376,8 +376,9 @@ def report(
     from flows import report as reports
 
     settings = Settings.load()
+    pipeline, values = _load(profile, [])
     with _ledger(settings) as ledger:
-        data = reports.collect(ledger, profile)
+        data = reports.collect(ledger, profile, pipeline, values)
     if json_:
         _print_json(data)
         return

@@ -175,7 +175,7 @@ def _report(execution: Execution) -> None:
     """Make the report. Trouble with it is told, and never spoils what the run has made."""
     log = get_run_logger()
     try:
-        log.info("report: %s", observe.run_report(execution.ledger, execution.profile.name, execution.home))
+        log.info("report: %s", observe.run_report(execution.ledger, execution.profile, PIPELINE, execution.home))
     except StageError as error:
         log.warning("no report: %s", error)
     except Exception:

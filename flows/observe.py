@@ -25,8 +25,10 @@ from flows import report
 from flows.charts import curves_svg
 from flows.execute import Outcome
 from flows.plan import NodePlan
+from flows.profiles import Profile
 from flows.report import scores
 from stages.core.artifacts import ArtifactManifest
+from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
 
 PROGRESS_SECONDS = 2.0
@@ -134,15 +136,15 @@ def read_metrics(ledger: Ledger, key: str | None) -> list[dict[str, float]]:
     return [json.loads(line) for line in found[0].splitlines()] if found else []
 
 
-def run_report(ledger: Ledger, profile: str, home: Path) -> Path:
+def run_report(ledger: Ledger, profile: Profile, pipeline: Pipeline, home: Path) -> Path:
     """Write the report's page, and show in short what it says; its path."""
-    data = report.collect(ledger, profile)
-    path = home / "report" / f"{profile}.html"
+    data = report.collect(ledger, profile.name, pipeline, profile)
+    path = home / "report" / f"{profile.name}.html"
     report.write(data, path)
     if rows := scores.ablation_rows(data):
         create_table_artifact(table=rows, key="ablation", description="Original (after phase 2) against Enhanced (after phase 3), in per cent")
     lines = ["```text", *(line.replace("`", "'") for line in report.summary(data)), "```", "", f"The whole report, on the machine of this run: `{path}`"]
-    create_markdown_artifact(markdown="\n".join(lines), key="run-report", description=f"Report of profile {profile}")
+    create_markdown_artifact(markdown="\n".join(lines), key="run-report", description=f"Report of profile {profile.name}")
     return path
 
 

@@ -196,7 +196,7 @@ def changes(node: Node, profile: Profile, resolved: Resolved, last: StageResult)
     found = []
     if last.revision != node.revision:
         found.append(f"revision {last.revision} -> {node.revision}")
-    found.extend(_diff("", last.identity, profile.configs[node.name].identity()))
+    found.extend(differences("", last.identity, profile.configs[node.name].identity()))
     for port, refs in resolved.inputs.items():
         before = last.inputs.get(port, ())
         if [r.manifest.digest for r in before] != [r.manifest.digest for r in refs]:
@@ -205,10 +205,11 @@ def changes(node: Node, profile: Profile, resolved: Resolved, last: StageResult)
     return found
 
 
-def _diff(path: str, old: Any, new: Any) -> list[str]:
+def differences(path: str, old: Any, new: Any) -> list[str]:
+    """Each setting that differs between two configurations, as 'path old -> new'."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        return [row for key in keys for row in _diff(f"{path}.{key}" if path else key, old.get(key), new.get(key))]
+        return [row for key in keys for row in differences(f"{path}.{key}" if path else key, old.get(key), new.get(key))]
     return [] if old == new else [f"{path} {_short(old)} -> {_short(new)}"]
 
 

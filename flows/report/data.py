@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows.execute import git_commit
+from flows.plan import differences
+from flows.profiles import Profile
 from stages.core.artifacts import ArtifactManifest
 from stages.core.contracts import InputError, StageResult
 from stages.core.graph import Node, Pipeline
@@ -21,6 +23,8 @@ SCHEMA = 1
 """Version of the collected data, as `moxin report --json` prints it."""
 METRIC_ROWS = 1000
 """Metric rows kept of one result: more points than a chart has pixels. Rows with a held-out loss always stay."""
+SETTINGS = 4
+"""Settings that differ, named one by one."""
 
 Data = dict[str, Any]
 """What `collect` returns."""
@@ -28,8 +32,9 @@ NodeData = dict[str, Any]
 """One of its nodes."""
 
 
-def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None) -> Data:
-    """Read the newest result of each node of a profile. The default pipeline is the paper's.
+def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, values: Profile | None = None) -> Data:
+    """Read the newest result of each node of a profile. The default pipeline is the paper's. With `values`, a result of other
+    settings than those is told apart too.
 
     Returns `{schema_version, profile, made, commit, nodes: [node]}`. A node is `{name, stage, about, parents, state, why,
     at, run_id, result, reports, problems}`; its `result` is the manifest as JSON with `metrics` (rows) beside it, and
@@ -41,12 +46,15 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None) -> D
     found: dict[str, StageResult] = {}
     nodes = []
     for node in pipeline:
-        nodes.append(_node(ledger, node, records.get(node.name), found))
+        wanted = values.configs[node.name].identity() if values else None
+        nodes.append(_node(ledger, node, records.get(node.name), found, wanted))
     return {"schema_version": SCHEMA, "profile": profile, "made": now(), "commit": git_commit(), "nodes": nodes}
 
 
-def _node(ledger: Ledger, node: Node, record: NodeRecord | None, found: dict[str, StageResult]) -> NodeData:
-    """One node; `found` holds the results of the nodes before it, and gains this one's."""
+def _node(
+    ledger: Ledger, node: Node, record: NodeRecord | None, found: dict[str, StageResult], wanted: dict[str, Any] | None
+) -> NodeData:
+    """One node; `found` holds the results of the nodes before it, and gains this one's; `wanted` is its configuration now."""
     about = (type(node).__doc__ or "").strip().splitlines()
     row: NodeData = {
         "name": node.name,
@@ -70,12 +78,14 @@ def _node(ledger: Ledger, node: Node, record: NodeRecord | None, found: dict[str
             row["problems"] += [problem] if problem else []
             row["reports"] |= {port: evaluation} if evaluation else {}
     row["result"] = result.model_dump(mode="json") | {"metrics": _metrics(ledger, result)}
-    state, why = _state(ledger, node, result, found)
+    state, why = _state(ledger, node, result, found, wanted)
     return row | {"state": state, "why": why}
 
 
-def _state(ledger: Ledger, node: Node, result: StageResult, found: Mapping[str, StageResult]) -> tuple[str, str]:
-    """How far a result can be trusted to be what a run would make now: ok, drift, stale or damaged, and in words why."""
+def _state(
+    ledger: Ledger, node: Node, result: StageResult, found: Mapping[str, StageResult], wanted: dict[str, Any] | None
+) -> tuple[str, str]:
+    """Whether a result is what a run would make now: ok, drift, changed, stale or damaged, and in words why."""
     if lost := ledger.missing_objects(result):
         return "damaged", f"{len(lost)} of its objects are gone from the store (first: {lost[0]})"
     for port, refs in result.inputs.items():
@@ -84,6 +94,12 @@ def _state(ledger: Ledger, node: Node, result: StageResult, found: Mapping[str, 
             newest = parent.outputs.get(ref.port) if parent else None
             if newest is None or newest.digest != ref.manifest.digest:
                 return "stale", f"its input {port} came from another result of {ref.node} than the newest"
+    changed = differences("", result.identity, wanted) if wanted is not None else []
+    if result.revision != node.revision:
+        changed.append(f"revision {result.revision} -> {node.revision}")
+    if changed:
+        more = [f"and {len(changed) - SETTINGS} more"] if len(changed) > SETTINGS else []
+        return "changed", f"made with other settings than the profile has: {'; '.join([*changed[:SETTINGS], *more])}"
     if result.code.source_digest != source_digest(node.stage):
         return "drift", f"the code of stage {node.stage} changed since"
     return "ok", ""

@@ -86,7 +86,7 @@ def table(
 
 
 def badge(text: str, kind: str) -> Markup:
-    """A word on a coloured ground: kinds ok, drift, stale, damaged, missing, note."""
+    """A word on a coloured ground: kinds ok, drift, changed, stale, damaged, missing, note."""
     return Markup('<span class="badge %s">%s</span>') % (kind, text)
 
 

@@ -13,6 +13,7 @@ WIDTH, HEIGHT, GAP_X, GAP_Y = 158, 40, 14, 26
 STATES = {
     "ok": "up to date",
     "drift": "made by other code than is here now",
+    "changed": "made with other settings than the profile has",
     "stale": "made from another input than the newest",
     "damaged": "its objects are gone from the store",
     "missing": "no result",

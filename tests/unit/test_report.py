@@ -6,13 +6,15 @@ import json
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows import charts, observe, report
+from flows import charts, observe, profiles, report
+from flows.plan import differences
 from flows.report import data as collected
 from flows.report import markup, overview, scores, training
 from stages.core.artifacts import ArtifactManifest, FileEntry
@@ -81,7 +83,7 @@ def publish(
     if metrics is not None:
         ledger.store.put(rows, "".join(json.dumps(row) + "\n" for row in metrics).encode())
     result = StageResult(
-        key=key, node=node, stage=stage, revision=1, config=config or {}, identity=config or {}, inputs=inputs or {}, outputs=outputs or {},
+        key=key, node=node, stage=stage, revision=PIPELINE[node].revision, config=config or {}, identity=config or {}, inputs=inputs or {}, outputs=outputs or {},
         stats=stats or {}, metrics_object=None if metrics is None else rows,
         code=CodeRef(source_digest=source or source_digest(stage), git_commit="c0ffee" * 6),
         attempt=Attempt(
@@ -211,6 +213,22 @@ def test_drift_stale_and_damaged_are_told_apart(trained: Ledger) -> None:
     for node in ("pretrain_2", "dedup_web", "evaluate_original"):
         assert nodes[node]["why"] in text
     assert "Missing: evaluate_original has no evaluation report" in text
+
+
+def test_a_result_of_other_settings_than_the_profiles_is_told(ledger: Ledger) -> None:
+    values = profiles.load("tiny", PIPELINE)
+    wanted = values.configs["tokenizer"].identity()
+    publish(ledger, "tokenizer", config=wanted)
+    publish(ledger, "dedup_text", config=values.configs["dedup_text"].identity() | {"recipe": "dclm"})
+    nodes = {node["name"]: node for node in report.collect(ledger, "tiny", PIPELINE, values)["nodes"]}
+    assert nodes["tokenizer"]["state"] == "ok"
+    assert nodes["dedup_text"]["state"] == "changed"
+    assert nodes["dedup_text"]["why"] == "made with other settings than the profile has: recipe dclm -> slimpajama"
+    publish(ledger, "pretrain_1")
+    node = collected.node_of(report.collect(ledger, "tiny", PIPELINE, values), "pretrain_1")
+    assert node is not None
+    assert node["why"].count(" -> ") == collected.SETTINGS
+    assert node["why"].endswith(f"and {len(differences('', {}, values.configs['pretrain_1'].identity())) - collected.SETTINGS} more")
 
 
 @pytest.mark.parametrize(
@@ -462,9 +480,29 @@ def test_a_run_ends_with_the_page_and_its_short_form_in_prefect(trained: Ledger,
     shown: dict[str, dict[str, Any]] = {}
     for kind in ("table", "markdown"):
         monkeypatch.setattr(observe, f"create_{kind}_artifact", lambda key, **fields: shown.update({key: fields}))
-    path = observe.run_report(trained, "tiny", tmp_path)
+    path = observe.run_report(trained, profiles.load("tiny", PIPELINE), PIPELINE, tmp_path)
     assert path == tmp_path / "report" / "tiny.html"
     assert Page(path.read_text(encoding="utf-8")).text.count("Moxin run report") == 1
     assert [row["task"] for row in shown["ablation"]["table"]][:2] == ["hellaswag", "piqa"]
     assert str(path) in shown["run-report"]["markdown"]
-    assert all(line in shown["run-report"]["markdown"] for line in report.summary(report.collect(trained, "tiny")))
+    for line in report.summary(report.collect(trained, "tiny")):
+        assert line in shown["run-report"]["markdown"]
+
+
+def test_trouble_with_the_report_is_told_and_never_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import moxin
+
+    told: list[str] = []
+    log = SimpleNamespace(warning=lambda *a: told.append("warning"), exception=lambda *a: told.append("exception"), info=lambda *a: told.append("info"))
+    monkeypatch.setattr(moxin, "get_run_logger", lambda: log)
+    execution: Any = SimpleNamespace(ledger=None, profile=None, home=None)
+    for error in (InfraError("no room"), ValueError("a fault"), None):
+
+        def made(*arguments: Any, error: Exception | None = error) -> str:
+            if error:
+                raise error
+            return "page"
+
+        monkeypatch.setattr(observe, "run_report", made)
+        moxin._report(execution)
+    assert told == ["warning", "exception", "info"]
