@@ -16,7 +16,7 @@ from typing import Any
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws; written out as `currentColor`."""
 SMOOTHING = 9
-"""Logged values in the window of the smoothed loss, centred: an average of the past alone lags behind a falling curve."""
+"""Logged values in the window of the smoothed loss, fewer when there are few. Centred: an average of the past alone lags behind a falling curve."""
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "moxin", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _INKS = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
 _INLINE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10, "figure.facecolor": "none", "axes.facecolor": "none", **dict.fromkeys(_INKS, INK)}
@@ -70,7 +70,7 @@ def phases_svg(phases: Sequence[Phase]) -> str:
             colour = f"C{index}"
             xs, ys = phase.points("loss")
             axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.4)
-            axes.plot(xs, smoothed(ys), color=colour, linewidth=1.8, label=phase.name)
+            axes.plot(xs, smoothed(ys, min(SMOOTHING, 1 + len(ys) // 10)), color=colour, linewidth=1.8, label=phase.name)
             axes.plot(*phase.points("val_loss"), "o", color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.8)
             rate.plot(*phase.points("learning_rate"), color=colour, linewidth=1.4)
             norm.plot(*phase.points("grad_norm"), color=colour, linewidth=0.9)

@@ -96,7 +96,7 @@ def _state(
                 return "stale", f"its input {port} came from another result of {ref.node} than the newest"
     changed = differences("", result.identity, wanted) if wanted is not None else []
     if result.revision != node.revision:
-        changed.append(f"revision {result.revision} -> {node.revision}")
+        return "changed", f"made by revision {result.revision} of stage {node.stage}, which is now {node.revision}"
     if changed:
         more = [f"and {len(changed) - SETTINGS} more"] if len(changed) > SETTINGS else []
         return "changed", f"made with other settings than the profile has: {'; '.join([*changed[:SETTINGS], *more])}"

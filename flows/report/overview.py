@@ -13,7 +13,7 @@ WIDTH, HEIGHT, GAP_X, GAP_Y = 158, 40, 14, 26
 STATES = {
     "ok": "up to date",
     "drift": "made by other code than is here now",
-    "changed": "made with other settings than the profile has",
+    "changed": "made with other settings, or by another revision of its stage",
     "stale": "made from another input than the newest",
     "damaged": "its objects are gone from the store",
     "missing": "no result",
@@ -86,10 +86,14 @@ def summary(data: Data) -> list[str]:
 
 
 def layers(nodes: list[NodeData]) -> list[list[str]]:
-    """Names in rows: a node stands below all that it reads from; within a row, near the middle of its parents."""
+    """Names in rows: a node stands below all that it reads from, and no higher than its readers need; within a row, near the
+    middle of its parents."""
     depth: dict[str, int] = {}
     for node in nodes:
         depth[node["name"]] = 1 + max((depth[parent] for parent in node["parents"]), default=-1)
+    for node in reversed(nodes):
+        if readers := [depth[other["name"]] for other in nodes if node["name"] in other["parents"]]:
+            depth[node["name"]] = min(readers) - 1
     rows: list[list[str]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
     parents = {node["name"]: node["parents"] for node in nodes}
     place: dict[str, float] = {}

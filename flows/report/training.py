@@ -37,7 +37,7 @@ def losses(data: Data) -> Section | None:
         return Section("training", "Pre-training", join(warning))
     caption = (
         "Cross-entropy against training tokens, the phases one after the other. Thin: as logged; thick: their average over "
-        f"{SMOOTHING} logged values; dots: documents held out from training. Each phase has held-out documents of its own mixture, so "
+        f"up to {SMOOTHING} logged values; dots: documents held out from training. Each phase has held-out documents of its own mixture, so "
         "dots of one colour compare with each other, not with those of another colour."
     )
     chart = figure(inline_svg(phases_svg(phases(nodes))), caption)

@@ -386,6 +386,8 @@ def test_every_node_stands_below_its_parents() -> None:
     level = {name: index for index, row in enumerate(overview.layers(nodes)) for name in row}
     assert sorted(level) == sorted(node.name for node in PIPELINE)
     assert all(level[parent] < level[node.name] for node in PIPELINE for parent in node.parents)
+    readers = {node.name: [level[other.name] for other in PIPELINE if node.name in other.parents] for node in PIPELINE}
+    assert all(level[name] == min(levels) - 1 for name, levels in readers.items() if levels)
 
 
 def test_phases_are_drawn_in_the_colours_of_the_page() -> None:
