@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 THOUGHT_END = "</think>"
+_BRACE = re.compile(r"[{}]")
 _BOXES = ("\\boxed", "\\fbox")
 
 
@@ -22,12 +25,19 @@ def last_boxed(text: str) -> str | None:
         return None
     depth = 0
     opened = None
-    for at in range(start, len(text)):
+    for brace in _BRACE.finditer(text, start):
+        at = brace.start()
         if text[at] == "{":
             depth += 1
             opened = at if opened is None else opened
-        elif text[at] == "}":
+        else:
             depth -= 1
             if depth <= 0:
                 return None if opened is None or text[start:opened].strip() not in _BOXES else text[opened + 1 : at].strip()
     return None
+
+
+def in_format(response: str) -> bool:
+    """Whether a response has the form that is asked for: a closed thought, and a boxed answer after it."""
+    rest = after_thought(response)
+    return rest is not None and bool(last_boxed(rest))
