@@ -19,8 +19,8 @@ TARGETS = (LatexExtractionConfig(boxed_match_priority=0),)
 def is_equal(answer: str, reference: str) -> bool:
     """Whether math-verify takes an answer for the reference. Time is not bounded: run it in a worker."""
     wanted, given = _parsed(reference), _parsed(answer)
-    return bool(wanted and given and verify(wanted, given, timeout_seconds=None))
+    return bool(wanted and given and verify(wanted, given, timeout_seconds=0))
 
 
 def _parsed(answer: str) -> list[Any]:
-    return parse(f"\\boxed{{{answer}}}", extraction_config=TARGETS, parsing_timeout=None)
+    return parse(f"\\boxed{{{answer}}}", extraction_config=TARGETS, parsing_timeout=0)

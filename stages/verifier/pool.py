@@ -77,7 +77,8 @@ class Verifier:
         self, workers: int = 1, rule: Rule = "deepscaler", *, limits: Limits | None = None, require_format: bool = True
     ) -> None:
         """require_format: whether a response without a closed thought scores 0, whatever it boxes."""
-        self.workers, self.rule, self.limits, self.require_format = workers, rule, limits or Limits(), require_format
+        self.workers, self.limits, self.require_format = workers, limits or Limits(), require_format
+        self.rule: Rule = rule
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[str, str], Outcome] = OrderedDict()
@@ -113,15 +114,17 @@ class Verifier:
     def verify_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Judge (response, reference) pairs, on all workers at once, in order."""
         found = [self._answer(response) for response, _ in pairs]
-        outcomes: list[Outcome | None] = [None if isinstance(f, _Answer) else f for f in found]
+        outcomes: dict[int, Outcome] = {}
         asked: dict[tuple[str, str], list[int]] = {}
         for number, (answer, (_, reference)) in enumerate(zip(found, pairs, strict=True)):
             if isinstance(answer, _Answer):
                 asked.setdefault((answer.text, reference), []).append(number)
+            else:
+                outcomes[number] = answer
         for key, outcome in self._judge(list(asked)):
             for number in asked[key]:
                 outcomes[number] = outcome
-        verdicts = [Verdict(float(outcome == "correct"), outcome) for outcome in outcomes if outcome is not None]
+        verdicts = [Verdict(float(outcomes[n] == "correct"), outcomes[n]) for n in range(len(pairs))]
         with self._lock:
             self.counts.update(verdict.outcome for verdict in verdicts)
         return verdicts

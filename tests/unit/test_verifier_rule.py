@@ -2,6 +2,7 @@ r"""DeepScaleR's rule: pairs with known verdicts, and that no text of any kind i
 
 from __future__ import annotations
 
+import contextlib
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -138,11 +139,8 @@ def test_hostile_text_is_refused_at_once(text: str) -> None:
     assert not is_equal(text[:512], "7")
     assert not is_equal("7", text[:512])
     is_gradable(text[:512])
-    if "\ud800" not in text:
-        try:
-            algebra.equal(text, "x")
-        except algebra.Unsupported as error:
-            assert str(error)
+    with contextlib.suppress(algebra.Unsupported):
+        assert not algebra.equal(text, "x")
     assert time.process_time() - started < 2.0
 
 
