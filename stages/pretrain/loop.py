@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stages.core.contracts import ConfigError, Context, InputError, Preempted
 from stages.modeling.decoder import MoxinLM
+from stages.modeling.noise import Noise
 from stages.pretrain.spec import PretrainConfig
 from stages.shards import Shards
 
@@ -126,9 +127,12 @@ class Trainer:
         batches = [self._batch(self.train, part) for part in parts]
         predicted = max(1, sum(count for _, _, count in batches))
         total = torch.zeros((), device=self.device)
+        first = self.step * config.batch_windows  # number in the whole run of the batch's first sequence
         for ids, documents, _ in batches:
+            noise = Noise(config.seed, range(first, first + len(ids)))
+            first += len(ids)
             with self._autocast():
-                loss, _ = self.model.loss_sum(ids, documents)
+                loss, _ = self.model.loss_sum(ids, documents, noise)
             self.scaler.scale(loss / predicted).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)

@@ -7,6 +7,7 @@ import torch
 from stages.core.contracts import ConfigError, Context
 from stages.modeling.decoder import MoxinLM
 from stages.modeling.folder import ARCHITECTURE, load_model, read_shape, save_model
+from stages.modeling.processor import prepare
 from stages.pretrain.card import model_card
 from stages.pretrain.loop import Trainer, open_shards
 from stages.pretrain.spec import PretrainConfig
@@ -16,7 +17,7 @@ def run(ctx: Context[PretrainConfig]) -> None:
     """Train one phase."""
     config = ctx.config
     device = _device(ctx)
-    torch.set_num_threads(config.threads)
+    prepare(config.threads)
     torch.manual_seed(config.seed)
     tokenizer = ctx.input("tokenizer")
     vocabulary = int(tokenizer.facets["vocab_size"])

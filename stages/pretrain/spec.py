@@ -65,7 +65,7 @@ class PretrainConfig(StageConfig):
         return self
 
 
-class Pretrain(Stage[PretrainConfig], env="train", revision=1, checkpoints=True):
+class Pretrain(Stage[PretrainConfig], env="train", revision=2, checkpoints=True):
     """Train the decoder on packed windows: one phase, resumable at any step."""
 
     tokens: Input[TokenShards]

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,8 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stages.core.contracts import InputError
 from stages.modeling import folder as folders
-from stages.modeling.decoder import Attention, MoxinLM, attention_mask, chunked_cross_entropy, rotary, rotate
+from stages.modeling.attention import Visibility, attention_mask, block_attention
+from stages.modeling.decoder import Attention, MoxinLM, Sight, rotary, rotate
 from stages.modeling.folder import load_model, read_shape, save_model
+from stages.modeling.kernels import chunked_cross_entropy
+from stages.modeling.noise import Noise
 from stages.modeling.shape import ModelShape
 
 VOCAB = 97
@@ -79,8 +84,8 @@ def test_shapes_that_cannot_be() -> None:
 def test_the_flops_formula_fits_a_counted_step(kv_heads: int) -> None:
     """Forward and backward, by PyTorch's counter. It counts the whole T x T attention, the formula the causal half."""
     batch, length = 2, 64
-    model = build(hidden=64, intermediate=96, heads=4, kv_heads=kv_heads, head_dim=16, vocab_size=VOCAB).train()
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the fused CPU kernel is not counted
+    model = build(hidden=64, intermediate=96, heads=4, kv_heads=kv_heads, head_dim=16, vocab_size=VOCAB).train().double()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # our own kernels (float32) are not counted
         model.loss_sum(tokens(batch, length))[0].backward()
     used = model.shape
     causal = 12.0 * used.layers * used.heads * used.head_dim * length / 2
@@ -169,7 +174,7 @@ def test_grouped_queries_equal_repeated_keys_and_values(kv_heads: int, window: i
     cos, sin = rotary(torch.arange(11), used.head_dim, used.rope_theta)
     mask = attention_mask(11, window, None, x.device)
     with torch.no_grad():
-        found = attention(x, cos, sin, mask)
+        found = attention(x, Sight(cos, sin, mask))
         query, key, value = (
             p(x).view(2, 11, -1, used.head_dim).transpose(1, 2) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
@@ -313,6 +318,109 @@ def test_dropout_acts_in_training_only() -> None:
         assert torch.equal(model(ids), plain(ids))
         model.train()
         assert not torch.equal(model(ids), plain(ids))
+
+
+# --- the CPU's own kernels ------------------------------------------------------------------------------------------------
+
+
+def double(model: MoxinLM) -> MoxinLM:
+    """A copy in float64: it takes PyTorch's own operators (`kernels.fused`), and is exact enough to judge by."""
+    copy = MoxinLM(model.shape, model.vocab_size, model.dropout)
+    copy.load_state_dict(model.state_dict())
+    return copy.double()
+
+
+@pytest.mark.parametrize("length", [7, 64, 128, 129, 200])
+@pytest.mark.parametrize("window", [None, 50, 130])
+@pytest.mark.parametrize("documents", [False, True])
+def test_loss_and_gradients_of_the_kernels_are_those_of_plain_operators(length: int, window: int | None, documents: bool) -> None:
+    """Blocks, their edges, windows and documents across them, against scaled_dot_product_attention and autograd in float64."""
+    model, ids = build(window=window, max_positions=512), tokens(2, length)
+    generator = torch.Generator().manual_seed(length)
+    owners = (torch.rand(2, length, generator=generator) < 0.05).cumsum(1).int() if documents else None
+    results = []
+    for used in (double(model).train(), model.train()):
+        loss, count = used.loss_sum(ids, owners)
+        (loss / count).backward()
+        results.append([loss.detach(), *(p.grad for p in used.parameters())])
+    for exact, found in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), exact.double(), atol=2e-5, rtol=2e-4)
+
+
+def test_gradients_are_those_of_transformers(tmp_path: Path) -> None:
+    from transformers import MistralForCausalLM
+
+    model, ids = build(window=50, max_positions=512), tokens(2, 140)
+    save_model(model, tmp_path, tmp_path, "card")
+    theirs = MistralForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    theirs(input_ids=ids, labels=ids).loss.backward()
+    loss, count = model.train().loss_sum(ids)
+    (loss / count).backward()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_attention_weights_that_are_not_kept_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for limit in (0, 1 << 30):
+        monkeypatch.setattr("stages.modeling.attention.KEEP_BYTES", limit)
+        model = build(dropout=0.2, window=60).train()
+        loss, _ = model.loss_sum(tokens(2, 150), None, Noise(1, [4, 5]))
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_dropout_on_weights_is_what_its_mask_says() -> None:
+    """One block attention with a known mask, against softmax, mask and product written out; gradients too."""
+    torch.manual_seed(0)
+    length, heads, groups, width, rate = 150, 4, 2, 8, 0.3
+    visibility = Visibility(length, 40, None)
+    kept = Noise(3, [0, 9]).kept(rate, 1, 0, heads * visibility.weights)
+    whole = torch.zeros(2, heads, length, length)
+    for block in visibility.blocks:
+        part = kept[:, heads * block.offset : heads * (block.offset + block.size)]
+        whole[:, :, block.start : block.stop, block.low : block.stop] = part.view(2, heads, block.stop - block.start, -1)
+    cos, sin = rotary(torch.arange(length), width, 1e4)
+    inputs = [torch.randn(2, length, n, width, dtype=torch.float64, requires_grad=True) for n in (heads, groups, groups)]
+    query, key, value = (x.transpose(1, 2) for x in inputs)
+    key, value = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
+    query, key = (rotate(x, cos.double(), sin.double()) for x in (query, key))
+    allowed = attention_mask(length, 40, None, torch.device("cpu"))
+    assert allowed is not None
+    weights = (query @ key.mT / math.sqrt(width)).masked_fill(~allowed, -torch.inf).softmax(-1) * whole / (1 - rate)
+    expected = (weights @ value).transpose(1, 2)
+    gradient = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, inputs, gradient)
+    single = [x.detach().float().requires_grad_() for x in inputs]
+    found = block_attention(*single, cos[:, :4], sin[:, :4], visibility, lambda: kept, rate)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
+    for one, other in zip(torch.autograd.grad(found, single, gradient.float()), wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-4)
+
+
+@given(st.integers(0, 5), st.integers(0, 1 << 40), st.floats(0.01, 0.9), st.integers(1, 5000))
+def test_noise_depends_on_its_sequence_alone(seed: int, sequence: int, rate: float, count: int) -> None:
+    batch = Noise(seed, [sequence + 1, sequence]).kept(rate, 2, 1, count)
+    alone = Noise(seed, [sequence]).kept(rate, 2, 1, count)
+    assert torch.equal(batch[1], alone[0])
+    assert set(batch.unique().tolist()) <= {0.0, 1.0}
+    if count > 1000:
+        assert float(batch.mean()) == pytest.approx(1 - rate, abs=0.06)
+        assert not torch.equal(batch[0], batch[1])
+        assert not torch.equal(batch[1], Noise(seed, [sequence]).kept(rate, 2, 0, count)[0])
+
+
+def test_noise_is_the_same_everywhere() -> None:
+    """A golden value: dropout must not change with a version of numpy, or old runs could not be resumed."""
+    assert Noise(7, [3]).kept(0.5, 1, 0, 12)[0].int().tolist() == [0, 1, 0, 0, 1, 0, 0, 1, 1, 0, 1, 1]
+
+
+def test_fewer_windows_make_fewer_weights() -> None:
+    """Work and memory are bounded by the window, not by the square of the length."""
+    assert Visibility(4096, 64, None).weights < 4096 * 130
+    assert Visibility(4096, None, None).weights < 0.51 * 4096**2
 
 
 # --- folders --------------------------------------------------------------------------------------------------------------

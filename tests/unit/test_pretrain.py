@@ -124,9 +124,10 @@ def test_the_stated_facets_are_the_planned_ones(tmp_path: Path, artifacts: Any) 
 
 
 def test_micro_batches_do_not_change_the_loss(tmp_path: Path, artifacts: Any) -> None:
+    """Not even with dropout: what is dropped depends on the sequence's number in the run."""
     curves = []
     for size in (1, 3, 4):
-        ctx = LocalContext(tmp_path / str(size), config(micro_batch=size, dropout=0.0), artifacts)
+        ctx = LocalContext(tmp_path / str(size), config(micro_batch=size, dropout=0.2), artifacts)
         run(ctx)
         curves.append([row["loss"] for row in ctx.metrics])
     assert np.allclose(curves[0], curves[1], atol=1e-4)

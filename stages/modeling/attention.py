@@ -1,0 +1,199 @@
+"""Exact causal attention with a sliding window, packed documents, grouped queries and dropout; never a mask at length.
+
+`block_attention` is the CPU's: PyTorch's fused kernel there knows no dropout (it falls back to whole matrices) and spends
+the upper triangle. It goes over blocks of queries, takes the keys that a block can see (causality and window bound
+them), and keeps the heads of a group together, so that keys and values are never repeated. `attention_mask` and
+scaled_dot_product_attention are for the other devices. Shapes: B batch, T tokens, H query heads, K key-value heads, E head
+width, G = H / K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+BLOCK = 64
+"""Queries in a block: at 256 tokens, 63 % of the square are computed. Up to two blocks are taken as one: calls cost more."""
+KEEP_BYTES = 1 << 27
+"""Attention weights of a layer that are kept for the backward pass; beyond, they are computed again there."""
+
+
+def attention_mask(length: int, window: int | None, document_ids: Tensor | None, device: torch.device) -> Tensor | None:
+    """Who may look at whom: bool [1 or B, 1, T, T], True where allowed; None when plain causality is all there is."""
+    windowed = window is not None and window < length
+    if not windowed and document_ids is None:
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    allowed = (distance >= 0) & (distance < window) if windowed and window is not None else distance >= 0
+    allowed = allowed[None, None]
+    if document_ids is not None:
+        allowed = allowed & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+    return allowed
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries start..stop look at keys low..stop; `offset` counts the weights of one head in the blocks before."""
+
+    start: int
+    stop: int
+    low: int
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Attention weights of one head."""
+        return (self.stop - self.start) * (self.stop - self.low)
+
+
+def blocks(length: int, window: int | None) -> list[Block]:
+    """The blocks of a sequence."""
+    out: list[Block] = []
+    offset = 0
+    step = length if length <= 2 * BLOCK else BLOCK
+    for start in range(0, length, step):
+        low = 0 if window is None else max(0, start - window + 1)
+        out.append(Block(start, min(start + step, length), low, offset))
+        offset += out[-1].size
+    return out
+
+
+class Visibility:
+    """Which keys of a block its queries may not see: made block by block, once for all layers."""
+
+    def __init__(self, length: int, window: int | None, document_ids: Tensor | None) -> None:
+        self.blocks = blocks(length, window)
+        self.weights = sum(block.size for block in self.blocks)
+        self._window = window if window is not None and window < length else None
+        self._documents = document_ids
+        self._hidden: dict[Block, tuple[Tensor, int]] = {}
+
+    def hide(self, scores: Tensor, block: Block) -> None:
+        """Set the scores [B, heads, queries, keys] that are not allowed to minus infinity."""
+        if block not in self._hidden:
+            self._hidden[block] = self._made(block)
+        hidden, first = self._hidden[block]
+        scores[..., first:].add_(hidden)  # ten times faster than a broadcast masked_fill_
+
+    def _made(self, block: Block) -> tuple[Tensor, int]:
+        """0 or minus infinity [1 or B, 1, queries, keys from `first` on], and `first`: before it all is visible."""
+        plain = self._window is None and self._documents is None
+        first = block.start - block.low if plain else 0
+        query = torch.arange(block.start, block.stop)[:, None]
+        key = torch.arange(block.low + first, block.stop)[None, :]
+        hidden = key > query
+        if self._window is not None:
+            hidden |= query - key >= self._window
+        hidden = hidden[None]
+        if self._documents is not None:
+            documents = self._documents
+            hidden = hidden | (documents[:, block.start : block.stop, None] != documents[:, None, block.low : block.stop])
+        return torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[:, None], first
+
+
+class _BlockAttention(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor,
+        visibility: Visibility, mask: Callable[[], Tensor] | None, probability: float,
+    ) -> Tensor:  # fmt: skip
+        batch, length, heads, width = query.shape
+        groups, scale = key.shape[2], width**-0.5
+        queries = _turned(query.transpose(1, 2), cos * scale, sin * scale).view(batch, groups, -1, length, width)
+        keys = _turned(key.transpose(1, 2), cos, sin).flatten(0, 1)
+        values = value.transpose(1, 2).reshape(batch * groups, length, width)
+        keep = queries.element_size() * batch * heads * visibility.weights <= KEEP_BYTES
+        saved: list[Tensor] = []
+        out, stays = torch.empty_like(query), mask() if mask else None
+        for block in visibility.blocks:
+            weights = _weights(queries, keys, block, visibility)
+            if keep:
+                saved.append(weights)
+            if stays is not None:
+                weights = weights * _part(stays, block, weights)
+            part = torch.bmm(weights, values[:, block.low : block.stop])
+            _of_tokens(out, block, groups).copy_(part.view(batch, groups, heads // groups, -1, width))
+        if mask:
+            out.mul_(1.0 / (1.0 - probability))
+        ctx.save_for_backward(queries, keys, values, cos, sin, stays if keep else None, *saved)
+        ctx.visibility, ctx.mask, ctx.probability = visibility, mask, probability
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, cos, sin, stays, *saved = ctx.saved_tensors
+        batch, groups, share, length, width = queries.shape
+        into_queries, into_keys, into_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
+        gradient = gradients[0] * (1.0 / (1.0 - ctx.probability)) if ctx.mask else gradients[0]
+        if ctx.mask and stays is None:
+            stays = ctx.mask()
+        for number, block in enumerate(ctx.visibility.blocks):
+            weights = saved[number] if saved else _weights(queries, keys, block, ctx.visibility)
+            seen = slice(block.low, block.stop)
+            outer = _of_tokens(gradient, block, groups).reshape(batch * groups, -1, width)
+            inner, used = torch.bmm(outer, values[:, seen].mT), weights
+            if stays is not None:
+                part = _part(stays, block, weights)
+                used = weights * part
+                inner.mul_(part)
+            into_values[:, seen] += torch.bmm(used.mT, outer)  # baddbmm_ on a slice goes matrix by matrix
+            scores = torch.ops.aten._softmax_backward_data(inner, weights, -1, weights.dtype)
+            into_keys[:, seen] += torch.bmm(scores.mT, _rows(queries, block))
+            part = torch.bmm(scores, keys[:, seen])
+            into_queries[:, :, :, block.start : block.stop] = part.view(batch, groups, share, -1, width)
+        scale = width**-0.5
+        query = _turned(into_queries.view(batch, -1, length, width), cos * scale, -sin * scale).transpose(1, 2)
+        key = _turned(into_keys.view(batch, groups, length, width), cos, -sin).transpose(1, 2)
+        value = into_values.view(batch, groups, length, width).transpose(1, 2)
+        return query, key, value, None, None, None, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, heads, T, E] rotated by angles given for half the width [T, E / 2]: a new tensor, contiguous."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = torch.empty(x.shape, dtype=x.dtype)
+    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
+    return out
+
+
+def _rows(queries: Tensor, block: Block) -> Tensor:
+    """The queries of a block [B K, G q, E], of [B, K, G, T, E]."""
+    return queries[:, :, :, block.start : block.stop].flatten(0, 1).flatten(1, 2)
+
+
+def _weights(queries: Tensor, keys: Tensor, block: Block, visibility: Visibility) -> Tensor:
+    """Attention weights of a block [B K, G q, keys]."""
+    scores = torch.bmm(_rows(queries, block), keys[:, block.low : block.stop].mT)
+    visibility.hide(scores.view(queries.shape[0], -1, block.stop - block.start, block.stop - block.low), block)
+    return torch.softmax(scores, -1)
+
+
+def _part(stays: Tensor, block: Block, weights: Tensor) -> Tensor:
+    """What of stays [B, H x weights of all blocks] falls on the weights of a block [B K, G q, keys], in their shape."""
+    heads = weights.shape[0] * weights.shape[1] // (len(stays) * (block.stop - block.start))
+    return stays[:, heads * block.offset : heads * (block.offset + block.size)].reshape(weights.shape)
+
+
+def _of_tokens(x: Tensor, block: Block, groups: int) -> Tensor:
+    """The tokens of a block in x [B, T, H, E], as [B, K, G, q, E]: a view."""
+    return x[:, block.start : block.stop].unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
+
+
+def block_attention(
+    query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor,
+    visibility: Visibility, mask: Callable[[], Tensor] | None = None, probability: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Attention with rotary positions: query [B, T, H, E], key and value [B, T, K, E], not rotated yet -> [B, T, H, E].
+
+    cos, sin [T, E / 2]. mask makes 1.0 for weights that stay and 0.0 for the dropped, [B, H x visibility.weights], the same
+    each time it is called; probability is that of being dropped.
+    """
+    return _BlockAttention.apply(query, key, value, cos, sin, visibility, mask, probability)  # type: ignore[no-any-return]
