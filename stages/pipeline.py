@@ -8,12 +8,14 @@ from stages.collect.spec import Collect
 from stages.conversations.spec import Conversations
 from stages.core.graph import Pipeline
 from stages.dedup.spec import Dedup
+from stages.dpo.spec import Dpo
 from stages.evaluate.spec import Evaluate
 from stages.ingest.spec import Ingest
 from stages.preferences.spec import Preferences
 from stages.pretrain.spec import Pretrain
 from stages.problems.spec import Problems
 from stages.quality.spec import Quality
+from stages.sft.spec import Sft
 from stages.tokenize.spec import Tokenize
 from stages.tokenizer.spec import TrainTokenizer
 
@@ -60,6 +62,29 @@ preferences_infinity = Preferences(name="preferences_infinity", documents=[inges
 problems = Problems(name="problems")
 reasoning_traces = Conversations(name="reasoning_traces", problems=problems.train, reserved=problems.heldout)
 
+# Two branches of instruction and preference tuning from the same base: Instruct, and Moxin-7B-II with its DPO (paper 4).
+sft_tulu = Sft(
+    name="sft_tulu", parent=pretrain_3.model, conversations=instructions_tulu.train, heldout=instructions_tulu.heldout
+)
+dpo_tulu = Dpo(name="dpo_tulu", parent=sft_tulu.model, preferences=preferences_tulu.train, heldout=preferences_tulu.heldout)
+sft_infinity = Sft(
+    name="sft_infinity",
+    parent=pretrain_3.model,
+    conversations=instructions_infinity.train,
+    heldout=instructions_infinity.heldout,
+)
+dpo_infinity = Dpo(
+    name="dpo_infinity",
+    parent=sft_infinity.model,
+    preferences=preferences_infinity.train,
+    heldout=preferences_infinity.heldout,
+)
+
+# Reasoning (paper 5): the instruct model learns to think aloud.
+sft_reason = Sft(
+    name="sft_reason", parent=dpo_tulu.model, conversations=reasoning_traces.train, heldout=reasoning_traces.heldout
+)
+
 PIPELINE = Pipeline(
     [
         collect,
@@ -86,5 +111,10 @@ PIPELINE = Pipeline(
         preferences_infinity,
         problems,
         reasoning_traces,
+        sft_tulu,
+        dpo_tulu,
+        sft_infinity,
+        dpo_infinity,
+        sft_reason,
     ]
 )

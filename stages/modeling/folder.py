@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,20 +56,37 @@ def config_json(shape: ModelShape, vocab_size: int, dropout: float, dtype: str) 
 
 def save_model(model: MoxinLM, folder: Path, tokenizer: Path, card: str, dropout: float = 0.0) -> None:
     """Write the whole folder: weights (in shards above 5 GB), configuration, tokenizer, generation config, card."""
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    shards = split_torch_state_dict_into_shards(state, max_shard_size=SHARD_SIZE)
+    dtype = save_weights(model.state_dict(), folder)
+    _write(folder / "config.json", config_json(model.shape, model.vocab_size, dropout, dtype))
+    _write(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "do_sample": False})
+    _copy(tokenizer, folder, TOKENIZER_FILES)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def save_child(state: Mapping[str, torch.Tensor], parent: Path, folder: Path, card: str, chat_template: str) -> None:
+    """Write the folder of a model tuned from `parent`: its configuration and tokenizer, other weights, a chat template."""
+    save_weights(state, folder)
+    _copy(parent, folder, ("config.json", "generation_config.json", *TOKENIZER_FILES))
+    (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def save_weights(state: Mapping[str, torch.Tensor], folder: Path) -> str:
+    """Write safetensors, in shards above 5 GB, and their index. Returns the name of the weights' type."""
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_SIZE)
     for filename, names in shards.filename_to_tensors.items():
-        save_file({name: state[name] for name in names}, folder / filename, metadata={"format": "pt"})
+        save_file({name: tensors[name] for name in names}, folder / filename, metadata={"format": "pt"})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         _write(folder / "model.safetensors.index.json", index)
-    _write(folder / "config.json", config_json(model.shape, model.vocab_size, dropout, dtype))
-    _write(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "do_sample": False})
-    for name in TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copyfile(tokenizer / name, folder / name)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+
+
+def _copy(source: Path, folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def _write(path: Path, value: Any) -> None:

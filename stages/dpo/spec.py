@@ -1,0 +1,65 @@
+"""The `dpo` stage: a model learns to prefer the better of two answers (paper 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stages.core.artifacts import ArtifactManifest, Model, Preferences
+from stages.core.contracts import Facets, Input, Output, Resources, Stage, Work, output
+from stages.finetuning.settings import SupervisedConfig, check_parent, child_facets, tuning_resources, tuning_work
+
+
+class DpoConfig(SupervisedConfig):
+    """Defaults: Tülu 3's DPO (RECIPE 4)."""
+
+    epochs: int = Field(default=1, gt=0, description="passes over the pairs (Tülu 3: 1)")
+    learning_rate: float = Field(default=5e-7, gt=0, description="peak (Tülu 3: 5e-7)")
+    max_length: int = Field(default=2048, gt=8, description="tokens of prompt and answer (Tülu 3: 2048); longer ones lose their end, and are counted")
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1, description="share of the steps with a rising rate (Tülu 3: 0.1); then linear to 0")
+    loss: Literal["dpo_norm"] = Field(default="dpo_norm", description="sigmoid of log-probabilities averaged over an answer's tokens (Tülu 3)")
+    beta: float = Field(default=5.0, gt=0, description="how far the model may move from its parent (Tülu 3: 5)")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="how often a pair is taken to be the wrong way round (Tülu 3: 0)")
+    turns: Literal["all", "last"] = Field(
+        default="all",
+        description="of which assistant's turns the log-probability counts: all, earlier ones in the prompt too (open-instruct's "
+        "preference_tulu_tokenize_and_truncate_v1, its default), or those after the prompt (its v1_2, and TRL's own way)",
+    )
+    answer_tokens: int = Field(default=256, gt=0, description="tokens of a sampled answer at most")
+
+    @model_validator(mode="after")
+    def _room(self) -> DpoConfig:
+        if self.answer_tokens >= self.max_length:
+            raise ValueError(f"answer_tokens = {self.answer_tokens} leaves no room for a prompt within max_length = {self.max_length}")
+        if self.label_smoothing:
+            raise ValueError("engine 'trl' smooths no labels in its length-normalised loss (sigmoid_norm): set label_smoothing = 0, as Tülu 3 does")
+        return self
+
+
+class Dpo(Stage[DpoConfig], env="train", revision=1, checkpoints=True):
+    """Tune a model on pairs of answers with length-normalised DPO."""
+
+    parent: Input[Model]
+    preferences: Input[Preferences]
+    heldout: Input[Preferences]
+    model: Output[Model] = output()
+
+    @classmethod
+    def facets(cls, config: DpoConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:
+        return {"model": child_facets(inputs["parent"][0], None)}
+
+    @classmethod
+    def check_facets(cls, node: str, config: DpoConfig, inputs: Mapping[str, Sequence[tuple[str, Facets]]]) -> None:
+        super().check_facets(node, config, inputs)
+        check_parent(node, inputs, template=None, lengths={"max_length": config.max_length})
+
+    @classmethod
+    def resources(cls, config: DpoConfig) -> Resources:
+        return tuning_resources(config)
+
+    @classmethod
+    def work(cls, config: DpoConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
+        # two answers a row, forward and backward; the reference's forward pass is a third of that, once
+        return tuning_work(inputs, "preferences", config.max_length, config.epochs + 1 / 3)

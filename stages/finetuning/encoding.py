@@ -1,0 +1,103 @@
+"""From conversations to token ids and labels, through the tokenizer's own chat template; what is left out is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from stages import vocabulary
+from stages.core.contracts import Context, InputError
+from stages.examples import Message
+
+IGNORED = -100
+"""Label of a token that is not learned (PyTorch's cross-entropy)."""
+BATCH = 512
+Row = dict[str, list[int]]
+T = TypeVar("T")
+
+
+@dataclass
+class Encoded:
+    """Rows of ids and labels, and what happened on the way."""
+
+    rows: list[Row] = field(default_factory=list)
+    seen: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    removed: Counter[str] = field(default_factory=Counter)
+
+    def stats(self, prefix: str = "") -> dict[str, Any]:
+        """For the manifest."""
+        kept = len(self.rows)
+        return {
+            f"{prefix}rows": kept,
+            f"{prefix}tokens": self.tokens,
+            f"{prefix}truncation_rate": round(self.truncated / kept, 6) if kept else 0.0,
+            f"{prefix}removed": dict(sorted(self.removed.items())),
+        }
+
+
+def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` values, the last one shorter (Python 3.12 has it in itertools)."""
+    rest = iter(values)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+def spells_control(messages: Iterable[Message]) -> bool:
+    """Whether a text holds a control token's spelling. The template's text is tokenized as a whole, so that it would *be* one."""
+    return any(token in message["content"] for message in messages for token in vocabulary.SPECIAL)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids and assistant mask of whole conversations: what open-instruct and TRL call input_ids and labels."""
+    for part in batched(conversations, BATCH):
+        turns: Any = [list(c) for c in part]
+        out: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        yield from zip(out["input_ids"], out["assistant_masks"], strict=True)
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Token ids of prompts, up to where the assistant begins to write."""
+    ids: list[list[int]] = []
+    for part in batched(prompts, BATCH):
+        turns: Any = [list(c) for c in part]
+        out: Any = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, add_generation_prompt=True)
+        ids.extend(out["input_ids"])
+    return ids
+
+
+def encode_conversations(
+    tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Sequence[Message]], max_length: int, max_rows: int | None = None
+) -> Encoded:
+    """Ids and labels for SFT. A row longer than max_length loses its end; without a label left it is left out."""
+    found = Encoded()
+    for part in batched(islice(conversations, max_rows), BATCH):
+        good = [c for c in part if not spells_control(c)]
+        found.seen += len(part)
+        found.removed["spells a control token"] += len(part) - len(good)
+        for ids, mask in encode(tokenizer, good):
+            labels = [i if m else IGNORED for i, m in zip(ids, mask, strict=True)][:max_length]
+            if not any(mask):
+                found.removed["no assistant turn"] += 1
+            elif all(label == IGNORED for label in labels[1:]):
+                found.removed["no answer within max_length"] += 1
+            else:
+                found.truncated += len(ids) > max_length
+                found.tokens += len(labels)
+                found.rows.append({"input_ids": ids[:max_length], "labels": labels})
+    found.removed = +found.removed
+    return found
+
+
+def require_rows(ctx: Context[Any], found: Encoded, what: str) -> None:
+    """Raise InputError when nothing is left, saying why."""
+    if found.rows:
+        return
+    why = ", ".join(f"{count} {reason}" for reason, count in found.removed.most_common()) or "it has none"
+    raise InputError(f"{ctx.node}: no row of its {what} can be used: of {found.seen}, {why}")

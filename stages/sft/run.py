@@ -1,0 +1,123 @@
+"""Run `sft`: encode, measure the parent, train, measure the child, write its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl.trainer.sft_config import SFTConfig as TrlConfig
+
+from stages.core.contracts import Context
+from stages.effects import Effect, as_stats, effect
+from stages.examples import Message, read_conversations
+from stages.finetuning import models
+from stages.finetuning.card import tuning_card
+from stages.finetuning.encoding import Encoded, encode_conversations, encode_prompts, require_rows, spells_control
+from stages.finetuning.measures import label_log_probs
+from stages.finetuning.sampling import sample, texts
+from stages.finetuning.trainer import Bridge, common_arguments, train
+from stages.sft.loss import SmoothedTrainer
+from stages.sft.spec import SftConfig
+
+METRICS = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "entropy": "entropy", "mean_token_accuracy": "token_accuracy"}
+"""TRL's names and ours."""
+
+
+class Heldout:
+    """Held-out rows, encoded once, on which parent and child are measured alike."""
+
+    def __init__(self, ctx: Context[SftConfig], tokenizer: Any) -> None:
+        config = self.config = ctx.config
+        self.tokenizer = tokenizer
+        conversations = [row["messages"] for row in read_conversations(ctx.input("heldout").path)]
+        self.rows = encode_conversations(tokenizer, conversations, config.max_length, config.eval_rows)
+        require_rows(ctx, self.rows, "held-out conversations")
+        asked = [c for c in conversations if not spells_control(c)][: config.samples]
+        self.shown = [(_until_answer(c), c[len(_until_answer(c))]["content"]) for c in asked]
+
+    def measure(self, model: Any) -> dict[str, Any]:
+        """Log-probabilities of the answers; sampled answers."""
+        sums, counts = label_log_probs(model, self.rows.rows, self.config.eval_batch)
+        found: dict[str, Any] = {"nll": [-s for s in sums], "tokens": counts, "samples": self.answer(model, [p for p, _ in self.shown])}
+        return found
+
+    def answer(self, model: Any, prompts: Sequence[Sequence[Message]]) -> list[str]:
+        """Greedy answers."""
+        limit = self.config.max_length - self.config.answer_tokens
+        ids = [p[-limit:] for p in encode_prompts(self.tokenizer, prompts)]
+        out = sample(model, ids, max_new=self.config.answer_tokens, temperature=0.0, seed=self.config.seed, batch=self.config.eval_batch)
+        return texts(self.tokenizer, out)
+
+
+def _until_answer(conversation: Sequence[Message]) -> list[Message]:
+    """The turns before the last assistant's."""
+    last = max(i for i, m in enumerate(conversation) if m["role"] == "assistant")
+    return list(conversation[:last])
+
+
+def run(ctx: Context[SftConfig]) -> None:
+    """Fine-tune."""
+    device = models.prepare(ctx)
+    template = models.parent_template(ctx, ctx.config.chat_template)
+    parent = Path(ctx.input("parent").path)
+    tokenizer = models.load_tokenizer(parent, template)
+    conversations = (row["messages"] for row in read_conversations(ctx.input("conversations").path))
+    data = encode_conversations(tokenizer, conversations, ctx.config.max_length, ctx.config.max_rows)
+    require_rows(ctx, data, "conversations")
+    heldout = Heldout(ctx, tokenizer)
+    ctx.log(f"{len(data.rows):,} conversations, {data.tokens:,} tokens, {data.truncated} truncated; {len(heldout.rows.rows)} held out")
+    model = models.load_model(parent, device)
+    before = heldout.measure(model)
+    fine_tune(ctx, model, tokenizer, data, device)
+    after = heldout.measure(model)
+    effects = compare(ctx, heldout, before, after)
+    stats = {**data.stats(), **data_stats(data, ctx.config)}
+    ctx.stat(**stats, **as_stats(effects))
+    folder = models.describe_child(ctx, model, template, tuning_card(ctx, "sft", stats, effects, ("conversations",)))
+    write_samples(folder, heldout, before["samples"], after["samples"])
+
+
+def data_stats(data: Encoded, config: SftConfig) -> dict[str, Any]:
+    """What the run amounted to."""
+    steps = -(-len(data.rows) // config.batch_size) * config.epochs
+    return {"steps": steps, "trained_tokens": data.tokens * config.epochs}
+
+
+def fine_tune(ctx: Context[SftConfig], model: Any, tokenizer: Any, data: Encoded, device: torch.device) -> None:
+    """Train in place."""
+    config = ctx.config
+    arguments = TrlConfig(
+        **common_arguments(ctx, device),
+        num_train_epochs=config.epochs,
+        gradient_accumulation_steps=config.batch_size // config.micro_batch,
+        lr_scheduler_type="linear",
+        warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
+        max_length=None,  # rows are cut, and counted, above
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    trainer = SmoothedTrainer(
+        model=model, args=arguments, train_dataset=Dataset.from_list(data.rows), processing_class=tokenizer, smoothing=config.label_smoothing
+    )
+    found = ctx.checkpoints.latest()
+    train(ctx, trainer, Bridge(ctx, METRICS), found[1] if found else None)
+
+
+def compare(ctx: Context[SftConfig], heldout: Heldout, before: dict[str, Any], after: dict[str, Any]) -> list[Effect]:
+    """Parent against child."""
+    effects = [effect("answer_loss", before["nll"], after["nll"], better="lower", unit="nats a token", weights=before["tokens"])]
+    for one in effects:
+        ctx.log(f"{one.metric}: {one.before:.4f} -> {one.after:.4f} ({one.unit}; difference {one.difference:+.4f} +- {one.difference_stderr:.4f}, n {one.n})")
+    return effects
+
+
+def write_samples(folder: Path, heldout: Heldout, before: list[str], after: list[str]) -> None:
+    """samples.jsonl: held-out prompts, the answer in the data, the parent's and the child's."""
+    with open(folder / "samples.jsonl", "w", encoding="utf-8") as stream:
+        for (prompt, reference), first, second in zip(heldout.shown, before, after, strict=True):
+            row = {"prompt": prompt, "reference": reference, "before": first, "after": second}
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")

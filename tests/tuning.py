@@ -1,0 +1,95 @@
+"""What the tests of fine-tuning share: a small parent model with a trained tokenizer, and small data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, trainers
+
+from stages import chat_template, vocabulary
+from stages.core.artifacts import Artifact, Conversations, Model, Preferences, Problems
+from stages.core.contracts import LocalArtifact
+from stages.core.testing import local_artifact
+from stages.examples import ConversationWriter, Message, PreferenceWriter, ProblemWriter, assistant, user
+from stages.modeling.decoder import MoxinLM
+from stages.modeling.folder import save_child, save_model
+from stages.modeling.shape import ModelShape
+
+SHAPE = ModelShape(layers=2, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8, window=48, max_positions=128)
+VOCABULARY = 320
+BASE_FACETS: dict[str, str | int] = {
+    "architecture": "MistralForCausalLM",
+    "tokenizer_digest": "digest",
+    "vocab_size": VOCABULARY,
+    "context_length": 128,
+    "dtype": "float32",
+    "chat_template_digest": chat_template.NONE,
+}
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """A small tokenizer in the pipeline's layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer, tokenizer.decoder = vocabulary.metaspace_parts()
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789<|>\n+=?.\\{}/") | {vocabulary.SPACE})
+    special = [*vocabulary.SPECIAL, *vocabulary.byte_tokens()]
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=letters, show_progress=False)
+    tokenizer.train_from_iterator(["<|user|>\nwhat\n<|assistant|>\nit is"] * 50, trainer)
+    while tokenizer.get_vocab_size() < VOCABULARY:
+        tokenizer.add_tokens([f"<filler{tokenizer.get_vocab_size()}>"])
+    import json
+
+    value = json.loads(tokenizer.to_str())
+    value["added_tokens"] = [t for t in value["added_tokens"] if t["content"] in vocabulary.SPECIAL]
+    vocabulary.save(Tokenizer.from_str(json.dumps(value)), folder)
+    return folder
+
+
+def parent(root: Path, template: str | None = None, seed: int = 0) -> LocalArtifact:
+    """A model with random weights: a base model, or with `template` (its text) a tuned one."""
+    tokens = tokenizer_folder(root / "tokenizer")
+    base = root / "base"
+    base.mkdir()
+    model = MoxinLM(SHAPE, VOCABULARY)
+    model.initialize(torch.Generator().manual_seed(seed))
+    save_model(model, base, tokens, "card")
+    if template is None:
+        return local_artifact(Model, base, BASE_FACETS, {"parameters": 1, "benchmarks": ["piqa"]})
+    tuned = root / "tuned"
+    tuned.mkdir()
+    save_child(model.state_dict(), base, tuned, "card", template)
+    return local_artifact(Model, tuned, {**BASE_FACETS, "chat_template_digest": chat_template.digest(template)})
+
+
+def _written(type_: type[Artifact], writer: Any, folder: Path, rows: Iterable[Any]) -> LocalArtifact:
+    folder.mkdir(parents=True)
+    with writer(folder) as stream:
+        for number, row in enumerate(rows):
+            stream.add({"id": str(number), "source": "s", "license": "MIT", **row})
+    return local_artifact(type_, folder, meta={"rows": number + 1})
+
+
+def conversations(folder: Path, rows: Iterable[list[Message]]) -> LocalArtifact:
+    """Conversations of these turns."""
+    return _written(Conversations, ConversationWriter, folder, ({"messages": row} for row in rows))
+
+
+def preferences(folder: Path, rows: Iterable[tuple[list[Message], str, str]]) -> LocalArtifact:
+    """Pairs: prompt, chosen answer, rejected answer."""
+    values = ({"prompt": p, "chosen": [assistant(c)], "rejected": [assistant(r)]} for p, c, r in rows)
+    return _written(Preferences, PreferenceWriter, folder, values)
+
+
+def problems(folder: Path, rows: Iterable[tuple[str, str]]) -> LocalArtifact:
+    """Problems and answers."""
+    return _written(Problems, ProblemWriter, folder, ({"problem": p, "answer": a, "solution": ""} for p, a in rows))
+
+
+def echoes(start: int, count: int) -> list[list[Message]]:
+    """Conversations with a rule that is soon learned: the answer is the question's letter, thrice."""
+    letters = "abcdefghijklmnop"
+    return [[user(f"what {letters[i % 16]} {i}"), assistant(letters[i % 16] * 3)] for i in range(start, start + count)]
