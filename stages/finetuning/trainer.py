@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from stages.core.contracts import ConfigError, Context, Preempted
 from stages.finetuning.settings import TuningConfig
@@ -112,6 +112,7 @@ def check(ctx: Context[Any], step: int, row: Mapping[str, float]) -> None:
 
 def train(ctx: Context[Any], trainer: Trainer, bridge: Bridge, checkpoint: Path | None) -> None:
     """Train to the end. Raises Preempted after a last checkpoint when asked to stop."""
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(bridge)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if bridge.stopped:
