@@ -346,6 +346,14 @@ def test_a_task_that_one_side_lacks_is_missing_there(trained: Ledger) -> None:
     assert row_of(section, "piqa").startswith("piqa acc_norm | 0 | 100 | missing | 55.0 ±5.0 | – | –")
 
 
+def test_only_the_metric_that_the_paper_prints_is_compared(trained: Ledger) -> None:
+    publish_report(trained, "evaluate_original", evaluation("pretrain_2", score("piqa", 0.5, 0.05), score("piqa", 0.9, 0.05, headline=False, metric="acc")))
+    section = scores.ablation(report.collect(trained, "tiny"))
+    assert row_of(section, "piqa").startswith("piqa acc_norm | 0 | 100 | 50.0 ±5.0 | 55.0 ±5.0")
+    assert section is not None
+    assert "90.0" not in section.body
+
+
 def test_other_shots_than_the_papers_are_told(trained: Ledger) -> None:
     for node in ("evaluate_original", "evaluate_enhanced"):
         publish_report(trained, node, evaluation(node, score("mmlu", 0.5, 0.1, suite="few_shot", num_fewshot=2), score("winogrande", 0.5, 0.1, suite="few_shot", num_fewshot=5)))
