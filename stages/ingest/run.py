@@ -20,6 +20,7 @@ def run(ctx: Context[IngestConfig]) -> None:
     raw = ctx.input("raw")
     listing = read_listing(raw.path)
     skipped: Counter[str] = Counter()
+    first: dict[str, str] = {}
     records = 0
     per_source: Counter[str] = Counter()
     with DocumentWriter(ctx.output("documents")) as writer:
@@ -28,6 +29,7 @@ def run(ctx: Context[IngestConfig]) -> None:
                 records += 1
                 if isinstance(record, Bad):
                     skipped[record.reason] += 1
+                    first.setdefault(record.reason, record.place)
                     if skipped[record.reason] <= EXAMPLES:
                         ctx.log(f"skipped, {record.reason}: {record.place}", "warning")
                     continue
@@ -40,9 +42,10 @@ def run(ctx: Context[IngestConfig]) -> None:
             if ctx.config.limit is not None and writer.documents >= ctx.config.limit:
                 break
     bad = sum(skipped.values())
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(skipped.items())) or "the listing is empty"
+    reasons = ", ".join(f"{reason}: {count}, first {first[reason]}" for reason, count in sorted(skipped.items()))
     if writer.documents == 0:
-        raise InputError(f"{ctx.node}: no usable document in {len(listing)} raw files ({reasons})")
+        empty = f"no record in {', '.join(file.uri for file in listing[:EXAMPLES])}" if listing else "the listing is empty"
+        raise InputError(f"{ctx.node}: no usable document in {len(listing)} raw files ({reasons or empty})")
     if bad > ctx.config.max_bad_fraction * records:
         raise InputError(
             f"{ctx.node}: {bad} of {records} records are unusable ({reasons}), more than max_bad_fraction "

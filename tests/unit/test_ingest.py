@@ -386,8 +386,8 @@ def test_too_little_that_is_usable_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         ingest(tmp_path, files)
     assert str(error.value) == (
-        "test: 3 of 4 records are unusable (no field 'text': 2, not a JSON object: 1), more than max_bad_fraction 0.5: "
-        "mend the source, or raise the limit"
+        "test: 3 of 4 records are unusable (no field 'text': 2, first a.jsonl:2, not a JSON object: 1, first a.jsonl:4), "
+        "more than max_bad_fraction 0.5: mend the source, or raise the limit"
     )
     assert ingest(tmp_path, files, max_bad_fraction=0.75).stats["documents"] == 1
 
@@ -396,7 +396,7 @@ def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^test: no usable document in 0 raw files \(the listing is empty\)$"):
         ingest(tmp_path, [])
     (tmp_path / "a.jsonl").write_bytes(b"")
-    with pytest.raises(InputError, match=r"^test: no usable document in 1 raw files"):
+    with pytest.raises(InputError, match=r"^test: no usable document in 1 raw files \(no record in a.jsonl\)$"):
         ingest(tmp_path, [RawFile(uri="a.jsonl", format="jsonl", source="s")])
 
 

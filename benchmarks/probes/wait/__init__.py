@@ -1,0 +1,1 @@
+"""A stage that takes a known time."""
