@@ -347,12 +347,16 @@ def classify(error: BaseException, root: Path) -> tuple[ExitClass, str]:
     return ExitClass.BUG, f"{type(error).__name__}: {error}{at}"
 
 
+def _scratch() -> Path:
+    """Where attempts have their folders. A stage writes here alone: a write that fails without a name failed here."""
+    return Path(os.environ.get("MOXIN_SCRATCH") or tempfile.gettempdir())
+
+
 @contextmanager
 def _workspace() -> Iterator[Path]:
     """A folder for this attempt alone, removed whatever happens."""
-    base = os.environ.get("MOXIN_SCRATCH")
-    if base:
-        Path(base).mkdir(parents=True, exist_ok=True)
+    base = _scratch()
+    base.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix="stage-", dir=base))
     try:
         yield root
@@ -397,7 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
         request = StageRequest.model_validate_json(options.request.read_bytes())
         result = run(request, events, stopper)
     except BaseException as error:
-        exit_class, message = classify(error, options.request)
+        exit_class, message = classify(error, _scratch())
         if exit_class is ExitClass.BUG:
             traceback.print_exc(file=sys.stderr)
         events.emit("done", exit=exit_class, message=message)

@@ -82,7 +82,7 @@ def test_every_failure_has_its_status_and_one_line(ledger: Ledger, start: Start,
     expected = {
         "config": (64, "asked for config"),
         "input": (65, "asked for input"),
-        "enospc": (69, f"no space left on the disk that holds {tmp_path}"),
+        "enospc": (69, f"no space left on the disk that holds {tmp_path / 'scratch'}: free some"),
         "memory": (71, "out of memory: asked for it"),
         "bug": (1, "KeyError: 'asked for a bug' (run.py:"),
     }

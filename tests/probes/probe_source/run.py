@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
@@ -41,7 +40,8 @@ def _act(ctx: Context[SourceConfig], act: str) -> None:
     if act == "bug":
         raise KeyError("asked for a bug")
     if act == "enospc":
-        raise OSError(errno.ENOSPC, "No space left on device", str(ctx.scratch))
+        with open("/dev/full", "w") as stream:  # the error of a write names no file
+            stream.write("x")
     if act == "print":
         print("a line that a library prints")
         subprocess.run(["echo", "a line of a child process"], check=True)
