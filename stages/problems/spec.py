@@ -43,7 +43,7 @@ class ProblemsConfig(StageConfig):
     kinds: Mapping[str, Kind] = Field(
         default={"sum": Kind(), "equation": Kind(), "sequence": Kind()},
         min_length=1,
-        description="machine: kinds of problems: sum, product, equation, sequence, largest (with worked solutions), or a generator of reasoning-gym by its name",
+        description="machine: kinds of problems: sum, product, columns, equation, sequence, largest (with worked solutions), or a generator of reasoning-gym by its name",
     )
 
 

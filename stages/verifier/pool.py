@@ -117,10 +117,10 @@ class Verifier:
         outcomes: dict[int, Outcome] = {}
         asked: dict[tuple[str, str], list[int]] = {}
         for number, (answer, (_, reference)) in enumerate(zip(found, pairs, strict=True)):
-            if isinstance(answer, _Answer):
-                asked.setdefault((answer.text, reference), []).append(number)
-            else:
+            if not isinstance(answer, _Answer):
                 outcomes[number] = answer
+            else:
+                asked.setdefault((answer.text, reference), []).append(number)
         for key, outcome in self._judge(list(asked)):
             for number in asked[key]:
                 outcomes[number] = outcome
@@ -139,9 +139,8 @@ class Verifier:
         """The boxed answer of a response, or why it has none that is looked at."""
         rest = after_thought(response) if self.require_format else response.rpartition("</think>")[2]
         answer = last_boxed(rest) if rest is not None else None
-        if not answer:
-            return "no format"
-        return "too long" if len(answer) > MAX_CHARACTERS else _Answer(answer)
+        outcome: Outcome = "no format" if not answer else "too long"
+        return _Answer(answer) if answer and len(answer) <= MAX_CHARACTERS else outcome
 
     def _judge(self, keys: list[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], Outcome]]:
         """Outcomes of (answer, reference) pairs: from memory, by the text itself, or of workers."""
