@@ -1,9 +1,12 @@
-"""Run `problems`: gather, check and split."""
+"""Run `problems`: gather, take DeepScaleR's steps, split."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from stages.core.contracts import Context
-from stages.examples import ProblemWriter, held_out, problem_fault
+from stages.examples import Problem, ProblemWriter, Reject, held_out, problem_fault
+from stages.problems.pipeline import selected
 from stages.problems.spec import ProblemsConfig
 from stages.splits import write_split
 
@@ -15,4 +18,8 @@ def run(ctx: Context[ProblemsConfig]) -> None:
         from stages.problems.machine import made as gather
     else:
         from stages.problems.hub import mixed as gather  # imports `datasets`
-    write_split(ctx, gather, ProblemWriter, problem_fault, lambda row: held_out(row, config.heldout, config.seed))
+
+    def pipeline(ctx: Context[ProblemsConfig], reject: Reject) -> Iterator[Problem]:
+        return selected(ctx, gather(ctx, reject), reject)
+
+    write_split(ctx, pipeline, ProblemWriter, problem_fault, lambda row: held_out(row, config.heldout, config.seed))

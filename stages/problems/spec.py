@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.core.artifacts import Problems as ProblemRows
-from stages.core.contracts import Output, Resources, Stage, StageConfig, output
+from stages.core.contracts import Operational, Output, Resources, Stage, StageConfig, output
 from stages.mixture import Source
 
 
@@ -39,6 +39,19 @@ class ProblemsConfig(StageConfig):
     mirror: str | None = Field(default=None, description="hub: folder on this machine that holds the data sets as owner/name")
     heldout: float = Field(default=0.01, gt=0, lt=1, description="share of the problems that is held out")
     seed: int = Field(default=11, ge=0, description="which rows are drawn, generated and held out")
+    verifier: Literal["deepscaler", "math-verify", "math-verify-strict"] = Field(
+        default="math-verify-strict", description="rule that has to accept every answer as its own reference; strict: it has to be mathematics"
+    )
+    max_similarity: float = Field(
+        default=0.90, gt=0, le=1, description="hub: a problem whose embedding has a larger cosine with an earlier one goes (DeepScaleR); 1: none goes"
+    )
+    embedding: str = Field(
+        default="ngrams",
+        min_length=1,
+        description="hub: what problems are compared by: folder of a sentence-embedding model, 'package:<installed package with a folder model>', "
+        "or 'ngrams' (spelling, not meaning)",
+    )
+    workers: Operational[int] = Field(default=1, ge=1, description="verifier's worker processes")
     rows: int = Field(default=2000, gt=0, description="machine: problems to generate, at most")
     kinds: Mapping[str, Kind] = Field(
         default={"sum": Kind(), "equation": Kind(), "sequence": Kind()},

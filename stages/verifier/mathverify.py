@@ -18,7 +18,15 @@ TARGETS = (LatexExtractionConfig(boxed_match_priority=0),)
 
 def is_equal(answer: str, reference: str) -> bool:
     """Whether math-verify takes an answer for the reference. Time is not bounded: run it in a worker."""
-    wanted, given = _parsed(reference), _parsed(answer)
+    return _equal(_parsed(answer), _parsed(reference))
+
+
+def is_equal_mathematics(answer: str, reference: str) -> bool:
+    """As `is_equal`, but what cannot be read as mathematics equals nothing: math-verify else compares it as text."""
+    return _equal(*([part for part in _parsed(text) if not isinstance(part, str)] for text in (answer, reference)))
+
+
+def _equal(given: list[Any], wanted: list[Any]) -> bool:
     return bool(wanted and given and verify(wanted, given, timeout_seconds=0))
 
 

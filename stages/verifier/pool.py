@@ -31,7 +31,8 @@ from typing import Literal, Self
 
 from stages.verifier.extract import after_thought, last_boxed
 
-Rule = Literal["deepscaler", "math-verify"]
+Rule = Literal["deepscaler", "math-verify", "math-verify-strict"]
+"""The last is math-verify's, but text that is no mathematics equals nothing, not even itself."""
 Outcome = Literal["correct", "wrong", "no format", "too long", "timeout", "memory", "crashed", "error"]
 
 MAX_CHARACTERS = 512
@@ -113,7 +114,7 @@ class Verifier:
 
     def verify_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Judge (response, reference) pairs, on all workers at once, in order."""
-        found = [self._answer(response) for response, _ in pairs]
+        found: list[_Answer | Outcome] = [self._answer(response) for response, _ in pairs]
         outcomes: dict[int, Outcome] = {}
         asked: dict[tuple[str, str], list[int]] = {}
         for number, (answer, (_, reference)) in enumerate(zip(found, pairs, strict=True)):
@@ -129,11 +130,13 @@ class Verifier:
             self.counts.update(verdict.outcome for verdict in verdicts)
         return verdicts
 
-    def matches(self, answer: str, reference: str) -> bool:
-        """Whether a bare answer is the reference by the rule, even if they are the same text: a test of the reference itself."""
-        if max(len(answer), len(reference)) > MAX_CHARACTERS:
-            return False
-        return self._of_worker([(answer, reference)])[0] == "correct"
+    def accepts(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Whether bare answers are the references by the rule, always by evaluation, even of equal texts: a test of references."""
+        fit = [number for number, pair in enumerate(pairs) if max(map(len, pair)) <= MAX_CHARACTERS]
+        chunks = self._chunks([pairs[number] for number in fit])
+        outcomes = [outcome for chunk in self._spread(chunks) for outcome in chunk]
+        right = {number for number, outcome in zip(fit, outcomes, strict=True) if outcome == "correct"}
+        return [number in right for number in range(len(pairs))]
 
     def _answer(self, response: str) -> _Answer | Outcome:
         """The boxed answer of a response, or why it has none that is looked at."""
@@ -156,12 +159,15 @@ class Verifier:
                 left.append(key)
             else:
                 yield key, known
-        share = max(1, min(CHUNK, -(-len(left) // self.workers)))
-        chunks = [left[at : at + share] for at in range(0, len(left), share)]
+        chunks = self._chunks(left)
         for chunk, outcomes in zip(chunks, self._spread(chunks), strict=True):
             for key, outcome in zip(chunk, outcomes, strict=True):
                 self._remember(key, outcome)
                 yield key, outcome
+
+    def _chunks(self, pairs: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+        share = max(1, min(CHUNK, -(-len(pairs) // self.workers)))
+        return [pairs[at : at + share] for at in range(0, len(pairs), share)]
 
     def _spread(self, chunks: list[list[tuple[str, str]]]) -> Iterable[list[Outcome]]:
         if len(chunks) < 2 or self.workers == 1:

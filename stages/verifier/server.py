@@ -22,9 +22,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-IMPORTS = {"deepscaler": ("sympy",), "math-verify": ("math_verify", "latex2sympy2_extended")}
-"""What a rule's workers need, imported before they are forked."""
-
+JUDGES = {
+    "deepscaler": "stages.verifier.rule:is_equal",
+    "math-verify": "stages.verifier.mathverify:is_equal",
+    "math-verify-strict": "stages.verifier.mathverify:is_equal_mathematics",
+}
+"""The function that decides by a rule."""
 WARM = (
     (r"\frac{x}{2} + \sqrt{2}", r"\frac{x + 2\sqrt{2}}{2}"),
     ("(x+1)^2", "x^2+2x+1"),
@@ -41,12 +44,8 @@ MAX_FILES = 64
 
 def judge_of(rule: str) -> Callable[[str, str], bool]:
     """The function that decides by a rule, warmed up: (answer, reference) -> right."""
-    for name in IMPORTS[rule]:
-        importlib.import_module(name)
-    if rule == "deepscaler":
-        from stages.verifier.rule import is_equal as judge
-    else:
-        from stages.verifier.mathverify import is_equal as judge
+    module, _, name = JUDGES[rule].partition(":")
+    judge = getattr(importlib.import_module(module), name)
     for answer, reference in WARM:
         judge(answer, reference)
     return judge
