@@ -77,6 +77,8 @@ class Execution:
     selected: frozenset[str]
     force: bool = False
     observers: list[Observer] = field(default_factory=list)
+    answered: Mapping[str, Resolved] = field(default_factory=dict)
+    """Nodes that the plan of this run, made a moment ago, found in the ledger: they are not looked up again."""
 
     def __post_init__(self) -> None:
         self._slots = threading.BoundedSemaphore(self.profile.settings.parallel)
@@ -115,7 +117,7 @@ class Execution:
     def node(self, node: Node, results: Mapping[str, StageResult]) -> Outcome:
         """Bring one node up to date. Raises StageError subclasses with one clear line."""
         started = time.monotonic()
-        resolved = resolve(node, self.profile, self.ledger, results)
+        resolved = self.answered.get(node.name) or resolve(node, self.profile, self.ledger, results)
         selected = node.name in self.selected
         on_drift = self.profile.settings.on_drift if selected else "warn"
         reason = rerun_reason(resolved, on_drift, self.force and selected)

@@ -131,9 +131,9 @@ def moxin(
             raise ConfigError(f"profile '{values.name}' is for planning only as yet: pass plan_only, or use another profile")
         engine = launcher(values.settings.launcher, settings)
         engine.reap()
-        execution = Execution(
-            run_id, values, ledger, engine, settings.home, frozenset(p.node.name for p in plans), force, list(EXTRA_OBSERVERS)
-        )
+        selected, observers = frozenset(p.node.name for p in plans), list(EXTRA_OBSERVERS)
+        answered = {p.node.name: p.resolved for p in plans if p.resolved and p.resolved.result and not p.will_run}
+        execution = Execution(run_id, values, ledger, engine, settings.home, selected, force, observers, answered)
     except StageError as error:
         log.error("%s", error)
         return Failed(message=str(error))

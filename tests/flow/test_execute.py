@@ -26,6 +26,18 @@ def test_a_finished_pipeline_is_answered_without_starting_anything(finished: Ben
     assert {record.run_id for record in finished.ledger.nodes("test").values()} == {"run-2"}
 
 
+def test_what_the_plan_found_is_not_looked_up_again(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finished.begin("train_1.learning_rate=0.2", run_id="run-2")
+    made = plans.make_plan(PIPE, run.profile, finished.ledger)
+    run.answered = {p.node.name: p.resolved for p in made if p.resolved and p.resolved.result and not p.will_run}
+    asked: list[str] = []
+    monkeypatch.setattr(execute, "resolve", lambda node, *rest: (asked.append(node.name), plans.resolve(node, *rest))[1])
+    results = run_nodes(run, PIPE)
+    assert asked == started(run) == ["train_1", "train_2"]
+    assert results["shards"] == finished.results()["shards"]
+    assert {record.run_id for record in finished.ledger.nodes("test").values()} == {"run-2"}
+
+
 def test_only_what_follows_from_a_change_runs(finished: Bench) -> None:
     run = finished.begin("train_1.learning_rate=0.2")
     run_nodes(run, PIPE)
