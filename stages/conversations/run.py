@@ -14,6 +14,7 @@ from stages.examples import (
     question,
     read_problems,
 )
+from stages.overlap import Reserved
 from stages.splits import write_split
 
 
@@ -24,12 +25,17 @@ def run(ctx: Context[ConversationsConfig]) -> None:
         from stages.conversations.machine import made as gather
     else:
         from stages.conversations.hub import mixed as gather  # imports `datasets`
-    reserved: set[bytes] = set()
-    if ctx.inputs("reserved"):
-        reserved = {fingerprint(problem_prompt(row["problem"], config.instruction)) for row in read_problems(ctx.input("reserved").path)}
-    traces = config.origin == "machine" and config.material == "traces"
+    tests = [row["problem"] for row in read_problems(ctx.input("reserved").path)] if ctx.inputs("reserved") else []
+    prompts = {fingerprint(problem_prompt(problem, config.instruction)) for problem in tests}
+    traces = config.origin == "machine" and config.material == "traces"  # of those too, to be held out
+    reserved = Reserved(() if traces else tests)
+
+    def fault(row: Conversation) -> str | None:
+        if reason := conversation_fault(row):
+            return reason
+        return "reserved for tests" if any(m["role"] == "user" and reserved.leaks(m["content"]) for m in row["messages"]) else None
 
     def is_heldout(row: Conversation) -> bool:
-        return question(row) in reserved if traces else held_out(row, config.heldout, config.seed)
+        return question(row) in prompts if traces else held_out(row, config.heldout, config.seed)
 
-    write_split(ctx, gather, ConversationWriter, conversation_fault, is_heldout)
+    write_split(ctx, gather, ConversationWriter, fault, is_heldout)

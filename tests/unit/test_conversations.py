@@ -195,6 +195,29 @@ def test_traces_are_made_of_problems_and_keep_the_reserved_ones_out(tmp_path: Pa
     assert len(train) == 19  # one has no solution
 
 
+def test_conversations_that_ask_what_tests_ask_are_removed(tmp_path: Path) -> None:
+    long = "A train leaves the town of Ulm at nine and reaches the town of Bonn at noon on the same day."
+    folder = tmp_path / "reserved"
+    folder.mkdir()
+    with ProblemWriter(folder) as writer:
+        for n, problem in enumerate((long, "What is 3 + 5?")):
+            writer.add({"id": str(n), "problem": problem, "answer": "1", "solution": "", "source": "s", "license": ""})
+    asked = [
+        f"Return your answer in a box. {long.upper()} How long does it take?",
+        "what is  3 + 5?",
+        "What is 3 - 5?",
+        "A train leaves the town of Ulm at ten and is late.",
+    ]
+    rows = [{"id": str(n), "messages": [user(text), assistant("x")], "source": "s"} for n, text in enumerate(asked)]
+    rows += [{"id": f"f{n}", "messages": [user(f"filler {n}"), assistant("x")], "source": "s"} for n in range(60)]
+    write_data_set(tmp_path / "mirror", TULU, {"default": {"train": pa.Table.from_pylist(rows)}})
+    inputs = {"reserved": [local_artifact(Problems, folder)]}
+    ctx = start(tmp_path / "run", inputs, sources=[{"data_set": TULU}], mirror=str(tmp_path / "mirror"), heldout=0.2)
+    assert ctx.stats["removed"] == {"reserved for tests": 2}
+    kept = {r["messages"][0]["content"] for port in ("train", "heldout") for r in read_conversations(ctx.output(port))}
+    assert set(asked[2:]) <= kept
+
+
 @pytest.mark.parametrize("material", ["about", "editing", "traces"])
 def test_material_that_is_not_wired_is_named(tmp_path: Path, material: str) -> None:
     with pytest.raises(ConfigError, match=rf"instructions.material = '{material}'.* wired to the node"):
