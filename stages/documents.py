@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from stages.parts import PART_BYTES, ROW_BYTES, ROW_GROUP_BYTES, PartWriter, count, read_batches
 
@@ -40,6 +41,12 @@ class DocumentWriter(PartWriter):
         size = len(text.encode("utf-8", "surrogatepass"))
         self.text_bytes += size
         self.append((id, text, source, url, license), size + len(url))
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Append the documents of a record batch of this schema."""
+        size = pc.sum(pc.binary_length(batch.column("text"))).as_py() or 0
+        self.text_bytes += size
+        self.append_batch(batch, size)
 
 
 def read_documents(folder: Path) -> Iterator[dict[str, str]]:

@@ -35,6 +35,7 @@ class PartWriter:
         self.folder, self.schema, self.rows = folder, schema, 0
         self._row_group_bytes, self._part_bytes = row_group_bytes, part_bytes
         self._rows: list[tuple[Any, ...]] = []
+        self._batches: list[pa.RecordBatch] = []
         self._buffered = self._in_part = self._part = 0
         self._writer: pq.ParquetWriter | None = None
 
@@ -46,16 +47,34 @@ class PartWriter:
         if self._buffered >= self._row_group_bytes:
             self._flush()
 
-    def _flush(self) -> None:
-        if not self._rows:
+    def append_batch(self, batch: pa.RecordBatch, size: int) -> None:
+        """Append the rows of a record batch of this schema, without making Python objects of them. size: as in `append`."""
+        if not batch.num_rows:
             return
-        columns = [pa.array(column, type=field.type) for column, field in zip(zip(*self._rows, strict=True), self.schema, strict=True)]
+        self._gather()
+        self._batches.append(batch)
+        self.rows += batch.num_rows
+        self._buffered += size + ROW_BYTES * batch.num_rows
+        if self._buffered >= self._row_group_bytes:
+            self._flush()
+
+    def _gather(self) -> None:
+        """Rows that came one by one become a batch."""
+        if self._rows:
+            columns = [pa.array(column, type=field.type) for column, field in zip(zip(*self._rows, strict=True), self.schema, strict=True)]
+            self._batches.append(pa.RecordBatch.from_arrays(columns, schema=self.schema))
+            self._rows = []
+
+    def _flush(self) -> None:
+        self._gather()
+        if not self._batches:
+            return
         if self._writer is None:
             path = self.folder / f"part-{self._part:05d}.parquet"
             self._writer = pq.ParquetWriter(path, self.schema, compression="zstd", write_statistics=False)
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
+        self._writer.write_table(pa.Table.from_batches(self._batches, schema=self.schema))
         self._in_part += self._buffered
-        self._rows, self._buffered = [], 0
+        self._batches, self._buffered = [], 0
         if self._in_part >= self._part_bytes:
             self._close_part()
 

@@ -1,75 +1,223 @@
-"""BFF `old-both`: paragraphs and documents whose n-grams were seen before, by a Bloom filter (DCLM, bff.rs).
+"""BFF `old-both`: paragraphs and documents whose n-grams were seen before, by a Bloom filter (DCLM, dedup/bff/src/main.rs).
 
-A paragraph goes when more than `threshold` of its 13-grams are in the filter, and is then not inserted; a document goes
-as a whole when that holds for its n-grams altogether. Paragraphs under 13 words are left alone. The outcome depends on
-the order of the documents, which the manifest fixes.
+A paragraph begins at a line feed and holds it. It goes when more than 0.8 of its 13-grams of words (Unicode word boundaries,
+`words.py`) are in the filter, and is then not inserted; a document goes as a whole when that holds for the 13-grams of all its
+paragraphs. Paragraphs under 13 words are left alone. The outcome depends on the order of the documents, which the inputs fix,
+so that this step runs over the shards one after another, as one of DCLM's shards does.
+
+The filter is a file mapped into memory, in blocks of one cache line: an n-gram costs one miss. With a copy of it after every few
+shards, an attempt that was broken off goes on from there.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numba import njit
+import pyarrow as pa
 
-from stages.dedup.shingles import mix, ngram_hashes, word_hashes
+from stages.compiled import compiled, mix
+from stages.dedup.funnel import Funnel
+from stages.dedup.shingles import BASE, _windows
+from stages.dedup.words import properties, word_hashes
+from stages.documents import DocumentWriter, read_batches, text_buffer
+from stages.workers import Pool
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""Step between the probes of one hash. Each is mixed anew: a linear step modulo a filter size that is a multiple of 64
-ties the probes to each other (at 1,024 bits they all follow from the first, and 0.2 of new n-grams count as seen)."""
+WIDTH, THRESHOLD, FALSE_POSITIVES = 13, 0.8, 0.01
+"""Of DCLM-BASELINE: `--min-ngram-size 13 --max-ngram-size 13 --filtering-threshold 0.8 --fp-rate 0.01` (facts/data.md 0)."""
+BYTES_PER_NGRAM = 6
+"""Text for each expected n-gram: about one word in six bytes (facts/data.md 5)."""
+BLOCK_BITS = 512
+"""A cache line."""
+SNAPSHOT_SHARDS = 16
+"""Shards between two copies of the filter."""
 
 
-@njit(nogil=True, cache=True)
-def _contained(bits, hashes, probes):
-    """How many of the hashes are in the filter."""
-    count = 0
-    size = np.uint64(bits.shape[0] * 64)
-    for i in range(hashes.shape[0]):
-        state = hashes[i]
-        inside = True
-        for _ in range(probes):
-            position = state % size
-            if (bits[position >> np.uint64(6)] >> (position & np.uint64(63))) & np.uint64(1) == np.uint64(0):
-                inside = False
+def expected_rate(bits_per_item: float, probes: int) -> float:
+    """False positives of a blocked filter: the number of items in a block is Poisson distributed."""
+    mean = BLOCK_BITS / bits_per_item
+    rate, weight = 0.0, math.exp(-mean)
+    for items in range(int(mean + 12 * math.sqrt(mean)) + 12):
+        rate += weight * (1 - (1 - 1 / BLOCK_BITS) ** (probes * items)) ** probes
+        weight *= mean / (items + 1)
+    return rate
+
+
+def dimensions(expected: int, false_positives: float = FALSE_POSITIVES) -> tuple[int, int]:
+    """Blocks and probes of a filter for `expected` items."""
+    bits = -math.log(false_positives) / math.log(2) ** 2
+    while expected_rate(bits, probes := max(1, round(bits * math.log(2)))) > false_positives:
+        bits *= 1.01
+    return max(16, math.ceil(expected * bits / BLOCK_BITS)), probes
+
+
+@compiled
+def contains(bits, value, probes):
+    """Whether a hash is in the filter `bits` ([blocks, 8], uint64)."""
+    block = np.int64((value >> np.uint64(32)) * np.uint64(bits.shape[0]) >> np.uint64(32))
+    state = value
+    for _ in range(probes):
+        state = mix(state + BASE)
+        if not (bits[block, np.int64(state >> np.uint64(61))] >> (state >> np.uint64(55) & np.uint64(63))) & np.uint64(1):
+            return False
+    return True
+
+
+@compiled
+def insert(bits, value, probes):
+    """Put a hash into the filter."""
+    block = np.int64((value >> np.uint64(32)) * np.uint64(bits.shape[0]) >> np.uint64(32))
+    state = value
+    for _ in range(probes):
+        state = mix(state + BASE)
+        bits[block, np.int64(state >> np.uint64(61))] |= np.uint64(1) << (state >> np.uint64(55) & np.uint64(63))
+
+
+@compiled
+def filter_texts(source, ends, classes, bits, probes, width, threshold, words, ngrams, out, out_ends, counts):
+    """Write what is left of each text into `out`, and where it ends; a text that goes as a whole is empty.
+
+    `counts`: paragraphs removed, bytes removed with them, n-grams, n-grams seen before.
+    """
+    filled = 0
+    for d in range(ends.shape[0] - 1):
+        total, seen, before = 0, 0, filled
+        start, end = ends[d], ends[d + 1]
+        cut = 0
+        while True:
+            stop = start + 1
+            while stop < end and source[stop] != 10:
+                stop += 1
+            stop = min(stop, end)
+            have = word_hashes(source, start, stop, classes, words) if stop > start else 0
+            made, contained = 0, 0
+            if have >= width:
+                made = _windows(words, have, width, ngrams)
+                for i in range(made):
+                    ngrams[i] = mix(ngrams[i])
+                    contained += int(contains(bits, ngrams[i], probes))
+            total, seen = total + made, seen + contained
+            if made and contained > threshold * made:
+                counts[0] += 1
+                cut += stop - start
+            else:
+                for i in range(made):
+                    insert(bits, ngrams[i], probes)
+                for i in range(start, stop):
+                    out[filled] = source[i]
+                    filled += 1
+            start = stop
+            if start >= end:
                 break
-            state = mix(state + GOLDEN)
-        count += inside
-    return count
+        if total and seen > threshold * total:
+            filled = before
+        else:
+            counts[1] += cut
+        counts[2] += total
+        counts[3] += seen
+        out_ends[d + 1] = filled
 
 
-@njit(nogil=True, cache=True)
-def _insert(bits, hashes, probes):
-    size = np.uint64(bits.shape[0] * 64)
-    for i in range(hashes.shape[0]):
-        state = hashes[i]
-        for _ in range(probes):
-            position = state % size
-            bits[position >> np.uint64(6)] |= np.uint64(1) << (position & np.uint64(63))
-            state = mix(state + GOLDEN)
+class BloomFilter:
+    """The filter, in memory or mapped from a file, and what it does with texts."""
+
+    def __init__(self, expected: int, path: Path | None = None) -> None:
+        blocks, self.probes = dimensions(expected)
+        if path is None:
+            self.bits = np.zeros((blocks, BLOCK_BITS // 64), np.uint64)
+        else:
+            mode = "r+" if path.is_file() and path.stat().st_size == blocks * BLOCK_BITS // 8 else "w+"
+            self.bits = np.memmap(path, np.uint64, mode, shape=(blocks, BLOCK_BITS // 64))
+        self.counts = np.zeros(4, np.int64)
+
+    def filter(self, source: np.ndarray, ends: np.ndarray, width: int = WIDTH, threshold: float = THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
+        """What is left of texts, in order: their bytes, and ends ([texts + 1])."""
+        longest = int(np.diff(ends).max(initial=0)) + 2
+        words, ngrams = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
+        out, out_ends = np.empty(int(ends[-1] - ends[0]), np.uint8), np.zeros(len(ends), np.int64)
+        filter_texts(source, ends, properties(), self.bits, self.probes, width, threshold, words, ngrams, out, out_ends, self.counts)
+        return out[: out_ends[-1]], out_ends
 
 
-class BloomDedup:
-    """The filter, and what it does with one document after another."""
+def filter_documents(
+    pool: Pool, folders: Sequence[Path], funnel: Funnel, progress: Callable[[float, float, str], None] | None = None
+) -> list[Path]:
+    """Send the documents of the shards' folders through one filter, in order; the folders of what is left."""
+    base = pool.folder / "bloom"
+    base.mkdir(exist_ok=True)
+    expected = max(1, funnel.rows["out"]["bytes"] // BYTES_PER_NGRAM)
+    bits = base / "bits"
+    done = _resume(base, bits, len(folders))
+    machine = BloomFilter(expected, bits)
+    funnel.restart()
+    for number, folder in enumerate(folders):
+        target = base / f"{number:06d}"
+        if number >= done:
+            value = _filter_shard(machine, folder, target)
+            (target / "value.json").write_text(json.dumps(value), encoding="utf-8")
+            if (number + 1) % SNAPSHOT_SHARDS == 0:
+                _snapshot(machine, base, bits, number + 1)
+        funnel.add(json.loads((target / "value.json").read_text(encoding="utf-8")))
+        if progress:
+            progress(number + 1, len(folders), "shards (bloom)")
+    return [base / f"{number:06d}" for number in range(len(folders))]
 
-    def __init__(self, expected: int, width: int = 13, threshold: float = 0.8, false_positives: float = 0.01) -> None:
-        bits = max(1024, math.ceil(-max(expected, 1) * math.log(false_positives) / math.log(2) ** 2))
-        self.probes = max(1, round(bits / max(expected, 1) * math.log(2)))
-        self.bits = np.zeros((bits + 63) // 64, np.uint64)
-        self.width, self.threshold = width, threshold
-        self.paragraphs_removed = 0
 
-    def filter(self, text: str) -> str | None:
-        """The text without paragraphs seen before; None when the document as a whole was."""
-        kept, total, seen = [], 0, 0
-        for paragraph in text.split("\n"):
-            hashes = ngram_hashes(word_hashes(paragraph), self.width)
-            contained = _contained(self.bits, hashes, self.probes)
-            total, seen = total + len(hashes), seen + contained
-            if len(hashes) and contained > self.threshold * len(hashes):
-                self.paragraphs_removed += 1
-                continue
-            _insert(self.bits, hashes, self.probes)
-            kept.append(paragraph)
-        if total and seen > self.threshold * total:
-            return None
-        return "\n".join(kept)
+def _resume(base: Path, bits: Path, shards: int) -> int:
+    """Bring the newest copy of the filter back; how many shards it has seen. Without one, begin anew."""
+    copies = sorted(base.glob("snapshot-*"))
+    if not copies:
+        bits.unlink(missing_ok=True)
+        return 0
+    shutil.copyfile(copies[-1], bits)
+    return min(shards, int(copies[-1].name.rpartition("-")[2]))
+
+
+def _snapshot(machine: BloomFilter, base: Path, bits: Path, number: int) -> None:
+    """Copy the filter, under its final name at once; older copies go."""
+    machine.bits.flush()  # type: ignore[attr-defined]
+    partial = base / f".snapshot.{os.getpid()}"
+    shutil.copyfile(bits, partial)
+    old = list(base.glob("snapshot-*"))
+    os.replace(partial, base / f"snapshot-{number:06d}")
+    for path in old:
+        path.unlink()
+
+
+def _filter_shard(machine: BloomFilter, folder: Path, target: Path) -> dict[str, Any]:
+    """Filter the documents of one folder into another; the funnel's rows."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    funnel = Funnel()
+    with DocumentWriter(target) as writer:
+        for batch in read_batches(folder, rows=4096):
+            source, ends = text_buffer(batch.column("text"))
+            left, left_ends = machine.filter(source, ends)
+            sizes, left_sizes = np.diff(ends), np.diff(left_ends)
+            gone = _blank(left, left_ends)
+            cut = (left_sizes < sizes) & ~gone
+            funnel.count("seen before (Bloom filter)", int(gone.sum()), int(sizes[gone].sum()))
+            funnel.count("paragraphs seen before", int(cut.sum()), int((sizes - left_sizes)[cut].sum()))
+            text = pa.LargeStringArray.from_buffers(len(left_sizes), pa.py_buffer(left_ends), pa.py_buffer(left))
+            place = batch.schema.get_field_index("text")
+            kept = batch.set_column(place, batch.schema.field(place), text).filter(pa.array(~gone))
+            writer.add_batch(kept)
+            funnel.keep(kept)
+    if not writer.documents:
+        (target / "part-00000.parquet").unlink()
+    return funnel.value()
+
+
+def _blank(source: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Which texts hold nothing but white space: [texts], bool."""
+    sizes = np.diff(ends)
+    blank = sizes == 0
+    for d in np.flatnonzero((sizes > 0) & (sizes < 64)):
+        blank[d] = not source[ends[d] : ends[d + 1]].tobytes().decode().strip()
+    return blank

@@ -1,100 +1,128 @@
-"""MinHash signatures, LSH candidates and clusters.
+"""MinHash signatures and the LSH keys made of them.
 
-A signature value is the minimum over a set of `a * h + b mod 2^32`: datasketch 2's `affine32` family in shape, with
-permutations of our own. Estimates and the banding curve are tested against datasketch.
+A signature value is the minimum over a set of `a * h + b mod 2^32`: datasketch 2's scheme `affine32`, with its pre-mix and
+its permutations of the same seed, so that the signatures are equal to datasketch's on the same 32-bit hashes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import pairwise
-
 import numpy as np
-from numba import njit
 
-ALL_PAIRS = 40
-"""Up to this many documents in a bucket every pair is a candidate; beyond, each with the first and with its neighbour."""
+from stages.compiled import compiled, mix
+from stages.dedup.normalization import table
+from stages.dedup.shingles import (
+    CHARACTERS,
+    DONE,
+    KINDS,
+    PYTHON,
+    SPACES,
+    ShingleKind,
+    begin,
+    buffers,
+    new_state,
+    next_hashes,
+    reread,
+)
+
+EMPTY = np.uint32(0xFFFFFFFF)
 
 
 def permutations(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Multipliers (odd) and offsets of `count` affine maps on 32-bit values, each of shape [count], uint32."""
-    rng = np.random.default_rng(seed)
-    multipliers = (rng.integers(0, 1 << 32, count, dtype=np.uint64) | np.uint64(1)).astype(np.uint32)
-    return multipliers, rng.integers(0, 1 << 32, count, dtype=np.uint64).astype(np.uint32)
+    """Multipliers (odd) and offsets of `count` affine maps on 32-bit values: [count], uint32. Drawn as datasketch 2 does."""
+    rng = np.random.RandomState(seed)
+    multipliers = rng.randint(0, 1 << 31, count, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    return multipliers, rng.randint(0, 1 << 32, count, dtype=np.uint32)
 
 
-@njit(nogil=True, cache=True)
-def signature(hashes, multipliers, offsets, out):
-    """Write the signature of a set of uint64 hashes into `out` [permutations], uint32; all ones for an empty set."""
-    for k in range(out.shape[0]):
-        out[k] = np.uint32(0xFFFFFFFF)
-    for i in range(hashes.shape[0]):
-        value = np.uint32(hashes[i])
-        for k in range(out.shape[0]):
-            mapped = np.uint32(multipliers[k] * value + offsets[k])
-            out[k] = min(out[k], mapped)
+@compiled
+def fold(value):
+    """32 bits of a raw 64-bit hash: what datasketch would be handed as the hash of the shingle."""
+    return np.uint32(value ^ (value >> np.uint64(32)))
 
 
-def sign(sets: Iterable[np.ndarray], count: int, seed: int) -> np.ndarray:
-    """Signatures of many sets: [sets, count], uint32."""
-    multipliers, offsets = permutations(count, seed)
-    rows = []
-    for hashes in sets:
-        row = np.empty(count, np.uint32)
-        signature(hashes, multipliers, offsets, row)
-        rows.append(row)
-    return np.array(rows, np.uint32).reshape(len(rows), count)
+@compiled
+def premix(value):
+    """datasketch's pre-mix of a 32-bit hash (MurmurHash3's fmix32)."""
+    value ^= value >> np.uint32(16)
+    value = np.uint32(value * np.uint32(0x85EBCA6B))
+    value ^= value >> np.uint32(13)
+    value = np.uint32(value * np.uint32(0xC2B2AE35))
+    return np.uint32(value ^ (value >> np.uint32(16)))
 
 
-def candidates(signatures: np.ndarray, bands: int, rows: int) -> np.ndarray:
-    """Pairs (i < j) that agree on all rows of at least one band: [pairs, 2], int64, sorted, unique."""
-    found: set[tuple[int, int]] = set()
+@compiled
+def lower_minima(hashes, count, multipliers, offsets, minima):
+    """Lower each minimum to those of `count` more raw hashes. Eight hashes at a time: the minima are loaded once for them."""
+    i = 0
+    while i + 8 <= count:
+        h0, h1, h2, h3 = premix(fold(hashes[i])), premix(fold(hashes[i + 1])), premix(fold(hashes[i + 2])), premix(fold(hashes[i + 3]))
+        h4, h5, h6, h7 = premix(fold(hashes[i + 4])), premix(fold(hashes[i + 5])), premix(fold(hashes[i + 6])), premix(fold(hashes[i + 7]))
+        for k in range(minima.shape[0]):
+            a, b = multipliers[k], offsets[k]
+            low = min(np.uint32(a * h0 + b), np.uint32(a * h1 + b))
+            low = min(low, min(np.uint32(a * h2 + b), np.uint32(a * h3 + b)))
+            high = min(np.uint32(a * h4 + b), np.uint32(a * h5 + b))
+            high = min(high, min(np.uint32(a * h6 + b), np.uint32(a * h7 + b)))
+            minima[k] = min(minima[k], min(low, high))
+        i += 8
+    while i < count:
+        value = premix(fold(hashes[i]))
+        for k in range(minima.shape[0]):
+            minima[k] = min(minima[k], np.uint32(multipliers[k] * value + offsets[k]))
+        i += 1
+
+
+@compiled
+def band_keys(minima, bands, rows, out):
+    """One 64-bit key for each band, from its rows and its number; equal bands, equal keys."""
     for band in range(bands):
-        part = np.ascontiguousarray(signatures[:, band * rows : (band + 1) * rows])
-        keys = part.view(np.dtype((np.void, part.dtype.itemsize * rows))).ravel()
-        _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        order = np.argsort(inverse, kind="stable")
-        ends = np.cumsum(counts)
-        for group in np.flatnonzero(counts > 1):
-            found.update(_pairs(order[ends[group] - counts[group] : ends[group]].tolist()))
-    return np.array(sorted(found), np.int64).reshape(-1, 2)
+        key = np.uint64(band + 1)
+        for row in range(rows):
+            key = mix(key ^ np.uint64(minima[band * rows + row])) + np.uint64(0x9E3779B97F4A7C15)
+        out[band] = key
 
 
-def _pairs(members: list[int]) -> Iterable[tuple[int, int]]:
-    if len(members) <= ALL_PAIRS:
-        return [(a, b) for i, a in enumerate(members) for b in members[i + 1 :]]
-    return [(members[0], b) for b in members[1:]] + list(pairwise(members[1:]))
+@compiled
+def sign_texts(kind, width, mapping, source, ends, multipliers, offsets, bands, rows, codes, words, hashes, state, minima, keys, counts):
+    """Sign the texts `source[ends[d]:ends[d + 1]]`: `minima` [documents, permutations], `keys` [documents, bands], and
+    `counts` [documents, 3]: characters of the normalized text, spaces among them, shingles (-1: left to Python)."""
+    for d in range(ends.shape[0] - 1):
+        begin(state, ends[d])
+        row = minima[d % minima.shape[0]]
+        row[:] = EMPTY
+        shingles = 0
+        while state[DONE] == 0:
+            made = next_hashes(kind, width, mapping, source, ends[d + 1], state, codes, words, hashes)
+            lower_minima(hashes, made, multipliers, offsets, row)
+            shingles += made
+        band_keys(row, bands, rows, keys[d])
+        counts[d, 0], counts[d, 1], counts[d, 2] = state[CHARACTERS], state[SPACES], shingles
+        if state[PYTHON]:
+            counts[d, 2] = -1
 
 
-def clusters(count: int, edges: np.ndarray) -> list[list[int]]:
-    """Connected components of more than one member, members ascending, components by their first member."""
-    parent = list(range(count))
+class Signer:
+    """Signs batches of documents by one recipe, in buffers that are reused."""
 
-    def find(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
+    def __init__(self, kind: ShingleKind, width: int, permutations_: int, bands: int, rows: int, seed: int) -> None:
+        self.kind: ShingleKind = kind
+        self.width, self.bands, self.rows = width, bands, rows
+        self.multipliers, self.offsets = permutations(permutations_, seed)
+        self._state, self._buffers = new_state(), buffers()
 
-    for one, other in edges.tolist():
-        first, second = find(one), find(other)
-        if first != second:
-            parent[max(first, second)] = min(first, second)
-    groups: dict[int, list[int]] = {}
-    for node in np.unique(edges).tolist():
-        groups.setdefault(find(node), []).append(node)
-    return [sorted(group) for _, group in sorted(groups.items())]
+    def sign(self, source: np.ndarray, ends: np.ndarray, keep: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(keys, counts, minima) of each text, see `sign_texts`; minima of all documents only when asked to keep them."""
+        size = len(ends) - 1
+        minima = np.empty((size if keep else 1, len(self.multipliers)), np.uint32)
+        keys, counts = np.empty((size, self.bands), np.uint64), np.zeros((size, 3), np.int64)
+        self._run(source, ends, minima, keys, counts)
+        for d in np.flatnonzero(counts[:, 2] < 0):
+            text = reread(self.kind, source[ends[d] : ends[d + 1]].tobytes().decode())
+            one = np.frombuffer(text, np.uint8)
+            place = minima[d : d + 1] if keep else minima
+            self._run(one, np.array([0, len(one)]), place, keys[d : d + 1], counts[d : d + 1])
+        return keys, counts, minima
 
-
-def keep_first(group: list[int]) -> list[int]:
-    """SlimPajama: of a cluster, the first document in input order."""
-    return group[:1]
-
-
-def keep_extremes(group: list[int], similarity: Callable[[int, int], float], threshold: float) -> list[int]:
-    """the-stack-dedup: every document whose real similarity to all kept before it stays below the threshold."""
-    kept: list[int] = []
-    for member in group:
-        if all(similarity(member, other) < threshold for other in kept):
-            kept.append(member)
-    return kept
+    def _run(self, source: np.ndarray, ends: np.ndarray, minima: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> None:
+        fixed = (KINDS[self.kind], self.width, table(), source, ends, self.multipliers, self.offsets, self.bands, self.rows)
+        sign_texts(*fixed, *self._buffers, self._state, minima, keys, counts)

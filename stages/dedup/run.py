@@ -1,156 +1,230 @@
-"""Run `dedup`: sign every document, find and verify candidates, keep one of each cluster, then the Bloom filter.
+"""Run `dedup`: sign every document, find and verify candidates, keep one of each cluster; then substrings, then the Bloom filter.
 
-Two passes over the text; what stays in memory is the signatures, and the sets of documents that are candidates.
+Every step runs per shard, partition or range through `stages.workers`; what is held in memory over the whole corpus is one byte
+of fate and four of cluster for each document. The text is read twice, and of candidates once more.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stages.core.contracts import Context, InputError
-from stages.dedup.bloom import BloomDedup
-from stages.dedup.minhash import candidates, clusters, keep_extremes, keep_first, sign
-from stages.dedup.shingles import character_count, jaccard, shingles
-from stages.dedup.spec import RECIPES, DedupConfig
-from stages.documents import DocumentWriter, read_documents
+from stages.dedup import bloom, lsh, substrings, verify
+from stages.dedup.funnel import Funnel, kept
+from stages.dedup.spec import DedupConfig, Recipe
+from stages.documents import Shard, gather_parts, shards
+from stages.workers import Pool, Result, work_folder
 
 EXAMPLE_CLUSTERS = 5
-
-
-class Funnel:
-    """Documents and bytes by what became of them."""
-
-    def __init__(self) -> None:
-        self.documents: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
-
-    def count(self, reason: str, text: str) -> None:
-        """Add one document."""
-        self.documents[reason] += 1
-        self.bytes[reason] += len(text.encode("utf-8", "surrogatepass"))
-
-    def row(self) -> dict[str, dict[str, int]]:
-        """As JSON values."""
-        return {reason: {"documents": self.documents[reason], "bytes": self.bytes[reason]} for reason in self.documents}
+RECORD_BYTES = 32
+"""Memory of one LSH record while its partition is sorted: key, document, order, and the sorted key and document."""
+PAIRS_PER_TASK = 1 << 17
+"""Candidate pairs that one task verifies: about a shard's worth of work."""
 
 
 def run(ctx: Context[DedupConfig]) -> None:
     """Write the documents that remain; raise InputError when none does."""
-    config, recipe = ctx.config, RECIPES[ctx.config.recipe]
-    threshold = config.threshold if config.threshold is not None else recipe.threshold
-    funnel = Funnel()
-    fate, sets = _first_pass(ctx, funnel)
-    members = np.flatnonzero(fate == 0)
-    signatures = sign(sets, recipe.permutations, config.seed)
-    pairs = candidates(signatures, config.bands or recipe.bands, config.rows or recipe.rows)
-    ctx.log(f"{len(members)} documents signed, {len(pairs)} candidate pairs")
-    wanted = set(np.unique(pairs).tolist())
-    exact = {i: shingles(recipe.shingle, t, recipe.width) for i, t in enumerate(_texts(ctx, members)) if i in wanted}
-    if config.verify:
-        similar = [jaccard(exact[a], exact[b]) >= threshold for a, b in pairs.tolist()]
-        pairs = pairs[np.array(similar, bool)] if len(pairs) else pairs
-    groups = clusters(len(members), pairs)
-    for group in groups:
-        if recipe.shingle == "token set":
-            kept = keep_extremes(group, lambda a, b: jaccard(exact[a], exact[b]), threshold)
-        else:
-            kept = keep_first(group)
-        for member in set(group) - set(kept):
-            fate[members[member]] = 1
-    _second_pass(ctx, funnel, fate, members, groups)
-
-
-def _first_pass(ctx: Context[DedupConfig], funnel: Funnel) -> tuple[np.ndarray, Iterator[np.ndarray]]:
-    """Short and exact duplicates; the fate of each document (0 kept, 1 near, 2 short, 3 exact), and the others' sets."""
-    config, recipe = ctx.config, RECIPES[ctx.config.recipe]
-    shortest = config.min_characters if config.min_characters is not None else recipe.min_characters
-    seen: set[bytes] = set()
-    fate: list[int] = []
-    for _, text in _documents(ctx):
-        funnel.count("in", text)
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
-        if shortest and character_count(text, config.short_filter) < shortest:
-            fate.append(2)
-        elif digest in seen:
-            fate.append(3)
-        else:
-            seen.add(digest)
-            fate.append(0)
-    if not fate:
+    recipe = ctx.config.resolved()
+    work = shards([Path(source.path) for source in ctx.inputs("sources")])
+    total = sum(shard.rows for shard in work)
+    if not total:
         raise InputError(f"{ctx.node}: the corpus is empty: its sources hold no document")
-    fates = np.array(fate, np.int8)
-    kept = np.flatnonzero(fates == 0)
-    if not len(kept):
-        raise InputError(f"{ctx.node}: nothing is left of {len(fates)} documents: all are shorter than {shortest} characters")
-
-    def sets() -> Iterator[np.ndarray]:
-        for done, text in enumerate(_texts(ctx, kept)):
-            found = shingles(recipe.shingle, text, recipe.width)
-            # a file of fewer tokens than the recipe asks for takes no part: its own digest stands for it
-            yield found if len(found) >= recipe.min_tokens else np.array([done + (1 << 40)], np.uint64)
-            ctx.progress(done, len(kept), "documents")
-
-    return fates, sets()
+    if total >= 1 << 32:
+        raise InputError(f"{ctx.node}: {total} documents are more than one dedup numbers (2^32): split the sources")
+    with Pool(work_folder(ctx), ctx.config.workers) as pool:
+        _deduplicate(ctx, pool, recipe, work)
 
 
-def _second_pass(
-    ctx: Context[DedupConfig], funnel: Funnel, fate: np.ndarray, members: np.ndarray, groups: list[list[int]]
-) -> None:
-    """Write what remains, in input order, and the statistics."""
-    recipe = RECIPES[ctx.config.recipe]
-    bloom = BloomDedup(expected=funnel.bytes["in"] // 6) if recipe.bloom else None  # about one word in six bytes
-    per_source: Counter[str] = Counter()
-    ids: dict[int, str] = {}
-    example_rows = {int(members[m]) for group in groups[:EXAMPLE_CLUSTERS] for m in group}
-    reasons = {1: "near duplicate", 2: "short", 3: "exact duplicate"}
-    with DocumentWriter(ctx.output("documents")) as writer:
-        for index, (document, text) in enumerate(_documents(ctx)):
-            if index in example_rows:
-                ids[index] = document["url"] or document["id"]
-            if fate[index]:
-                funnel.count(reasons[int(fate[index])], text)
-                continue
-            left = bloom.filter(text) if bloom else text
-            if left is None or not left.strip():
-                funnel.count("seen before (Bloom filter)", text)
-                continue
-            if len(left) < len(text):
-                cut = len(text.encode("utf-8", "surrogatepass")) - len(left.encode("utf-8", "surrogatepass"))
-                funnel.bytes["paragraphs seen before"] += cut
-                funnel.documents["paragraphs seen before"] += 1
-            writer.add(document["id"], left, document["source"], document["url"], document["license"])
-            funnel.count("out", left)
-            per_source[document["source"]] += 1
-    sizes = Counter(len(group) for group in groups)
-    ctx.describe("documents", meta={"documents": writer.documents, "text_bytes": writer.text_bytes})
+def _deduplicate(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard]) -> None:
+    """All steps, one after another."""
+    total = sum(shard.rows for shard in work)
+    fate, groups = np.zeros(total, np.int8), np.empty((0, 2), np.uint32)
+    if recipe.exact or recipe.bands or recipe.min_characters:
+        signed = _sign(ctx, pool, recipe, work)
+        fate = _exact(ctx, pool, signed, recipe, total)
+        if recipe.bands:
+            groups = _near(ctx, pool, signed, recipe, work, fate)
+    np.save(pool.folder / "fate.npy", fate)
+    funnel = Funnel()
+    examples = _examples(groups)
+    tasks = [
+        {"shard": asdict(s), "fates": str(pool.folder / "fate.npy"), "examples": [e for e in examples if s.start <= e < s.start + s.rows]}
+        for s in work
+    ]
+    results = pool.map("keep", kept, tasks, ctx.progress)
+    labels: dict[int, str] = {}
+    for result in results:
+        funnel.add(result.value["funnel"])
+        labels.update({int(document): label for document, label in result.value["labels"].items()})
+    last = [result.folder for result in results]
+    if recipe.substring_bytes:
+        last = substrings.cut(pool, last, recipe.substring_bytes, ctx.config.substring_megabytes << 20, funnel, ctx.progress)
+    if recipe.bloom:
+        last = bloom.filter_documents(pool, last, funnel, ctx.progress)
+    gather_parts(last, Path(ctx.output("documents")))
+    _tell(ctx, funnel, groups, labels)
+
+
+def _sign(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard]) -> list[Result]:
+    bands, rows = max(1, recipe.bands), recipe.rows if recipe.bands else 1
+    records = sum(shard.rows for shard in work) * bands
+    partitions = 1 << max(0, math.ceil(math.log2(max(1.0, records * RECORD_BYTES * 4 / (ctx.config.memory_mib << 20)))))
+    signer = [recipe.shingle, recipe.width, recipe.permutations if recipe.bands else 1, bands, rows, ctx.config.seed]
+    common = {
+        "signer": signer,
+        "shortest": recipe.min_characters,
+        "short_filter": recipe.short_filter,
+        "min_tokens": recipe.min_tokens,
+        "partitions": partitions,
+    }
+    return pool.map("sign", lsh.sign, [{"shard": asdict(shard), **common} for shard in work], ctx.progress)
+
+
+def _exact(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: Recipe, total: int) -> np.ndarray:
+    """The fate of every document after the short filter and the exact duplicates: [documents], int8."""
+    fate = np.concatenate([np.fromfile(result.folder / "fates", np.int8) for result in signed])
+    if recipe.exact:
+        runs = [(str(result.folder), result.value["digests"]) for result in signed]
+        partitions = range(len(runs[0][1]) - 1)
+        for result in pool.map("exact", lsh.exact, [{"partition": p, "runs": runs} for p in partitions], ctx.progress):
+            fate[np.fromfile(result.folder / "documents", np.uint32)] = lsh.EXACT
+    if not (fate == lsh.KEPT).any():
+        raise InputError(f"{ctx.node}: nothing is left of {total} documents: all are shorter than {recipe.min_characters} characters")
+    return fate
+
+
+def _near(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: Recipe, work: list[Shard], fate: np.ndarray) -> np.ndarray:
+    """Find the clusters of near duplicates, write NEAR into `fate`; rows (first document, document) of all of them, sorted."""
+    fates = pool.folder / "fate-exact.npy"
+    np.save(fates, fate)
+    pairs = _pairs(ctx, pool, signed, recipe, str(fates))
+    spills: dict[str, Any] = {}
+    if pairs and (recipe.verify or recipe.extremes):
+        spills = _spill(ctx, pool, recipe, work, pairs, len(fate))
+    parent = np.arange(len(fate), dtype=np.uint32)
+    edges: Iterable[Path] = [result.folder / "pairs" for result in pairs]
+    if recipe.verify:
+        tasks = [
+            {"pairs": str(result.folder / "pairs"), "low": low, "high": min(low + PAIRS_PER_TASK, result.value), **spills}
+            for result in pairs
+            for low in range(0, result.value, PAIRS_PER_TASK)
+        ]
+        verified = pool.map("verify", verify.verify, tasks, ctx.progress)
+        edges = [result.folder / "edges" for result in verified]
+        ctx.stat(verified_pairs=sum(result.value["edges"] for result in verified))
+    for path in edges:
+        found = np.fromfile(path, np.uint64)
+        verify.unite(parent, (found >> np.uint64(32)).astype(np.uint32), (found & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+    groups = clusters(parent)
+    if not recipe.extremes:
+        fate[groups[groups[:, 0] != groups[:, 1], 1]] = lsh.NEAR
+    elif len(groups):
+        for result in _extremes(ctx, pool, groups, spills):
+            fate[np.fromfile(result.folder / "gone", np.uint32)] = lsh.NEAR
+    return groups
+
+
+def _pairs(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: Recipe, fates: str) -> list[Result]:
+    """Candidate pairs in ascending ranges, sorted and unique."""
+    runs = [(str(result.folder), result.value["bands"]) for result in signed]
+    tasks = [{"partition": p, "runs": runs, "fates": fates, "star": not recipe.verify} for p in range(len(runs[0][1]) - 1)]
+    found = pool.map("pair", lsh.pair, tasks, ctx.progress)
+    files = [str(result.folder / "pairs") for result in found]
+    bounds = lsh.ranges([Path(f) for f in files], max(1, (ctx.config.memory_mib << 20) // RECORD_BYTES))
+    spans = [{"low": low, "high": high, "files": files} for low, high in itertools.pairwise(bounds)]
+    merged = pool.map("merge", lsh.merge, spans, ctx.progress)
+    ctx.stat(candidate_pairs=sum(result.value for result in merged))
+    return merged
+
+
+def _spill(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard], pairs: list[Result], total: int) -> dict[str, Any]:
+    """Bring the texts of all candidates together; what the tasks that read them are told."""
+    mask = np.zeros(total, bool)
+    for result in pairs:
+        found = np.memmap(result.folder / "pairs", np.uint64, "r") if result.value else np.empty(0, np.uint64)
+        for low in range(0, len(found), 1 << 20):
+            part = np.asarray(found[low : low + (1 << 20)])
+            mask[part >> np.uint64(32)] = True
+            mask[part & np.uint64(0xFFFFFFFF)] = True
+    np.save(pool.folder / "candidates.npy", mask)
+    tasks = [{"shard": asdict(shard), "candidates": str(pool.folder / "candidates.npy")} for shard in work]
+    spilled = pool.map("spill", verify.spill, tasks, ctx.progress)
+    return {
+        "spills": [str(result.folder) for result in spilled],
+        "starts": [shard.start for shard in work],
+        "kind": recipe.shingle,
+        "width": recipe.width,
+        "threshold": recipe.threshold,
+    }
+
+
+def _extremes(ctx: Context[DedupConfig], pool: Pool, groups: np.ndarray, spills: dict[str, Any]) -> list[Result]:
+    """Of every cluster the documents to keep, some thousand documents a task, clusters whole."""
+    path = pool.folder / "groups.bin"
+    groups.tofile(path)
+    starts = np.flatnonzero(np.concatenate([[True], groups[1:, 0] != groups[:-1, 0]]))
+    cuts = [int(starts[0])]
+    for start in starts.tolist():
+        if start - cuts[-1] >= 1 << 13:
+            cuts.append(start)
+    tasks = [{"members": str(path), "low": a, "high": b, **spills} for a, b in zip(cuts, [*cuts[1:], len(groups)], strict=True)]
+    return pool.map("extremes", verify.extremes, tasks, ctx.progress)
+
+
+def clusters(parent: np.ndarray) -> np.ndarray:
+    """Rows (first document, document) of all trees of more than one member, sorted: [rows, 2], uint32."""
+    flatten(parent)
+    joined = np.flatnonzero(parent != np.arange(len(parent), dtype=parent.dtype))
+    members = np.union1d(joined, parent[joined]).astype(np.uint32)
+    firsts = parent[members].astype(np.uint32)
+    order = np.lexsort((members, firsts))
+    return np.stack([firsts[order], members[order]], axis=1)
+
+
+def flatten(parent: np.ndarray) -> None:
+    """Point every node at its root. A parent is always lower, so one ascending pass, in blocks, until nothing moves."""
+    while True:
+        above = parent[parent]
+        if np.array_equal(above, parent):
+            return
+        parent[:] = above
+
+
+def _examples(groups: np.ndarray) -> list[int]:
+    """Up to four documents of each of the first clusters."""
+    if not len(groups):
+        return []
+    firsts = np.unique(groups[:, 0])[:EXAMPLE_CLUSTERS]
+    return [int(d) for first in firsts for d in groups[groups[:, 0] == first, 1][:4]]
+
+
+def _tell(ctx: Context[DedupConfig], funnel: Funnel, groups: np.ndarray, labels: dict[int, str]) -> None:
+    """The statistics."""
+    sizes = Counter(np.unique(groups[:, 0], return_counts=True)[1].tolist()) if len(groups) else Counter()
+    shown = _examples(groups)
+    of = dict(groups[np.isin(groups[:, 1], shown)][:, ::-1].tolist()) if len(groups) else {}
+    out = funnel.rows["out"]
+    ctx.describe("documents", meta={"documents": out["documents"], "text_bytes": out["bytes"]})
     ctx.stat(
         recipe=ctx.config.recipe,
-        funnel=funnel.row(),
-        keep_fraction_bytes=round(writer.text_bytes / max(1, funnel.bytes["in"]), 4),
-        per_source=dict(sorted(per_source.items())),
-        clusters=len(groups),
+        funnel=funnel.rows,
+        keep_fraction_bytes=round(out["bytes"] / max(1, funnel.rows["in"]["bytes"]), 4),
+        per_source=dict(sorted(funnel.sources.items())),
+        lengths=funnel.histogram(),
+        clusters=sum(sizes.values()),
         cluster_sizes={str(size): sizes[size] for size in sorted(sizes)},
-        example_clusters=[[ids[int(members[m])] for m in group[:4]] for group in groups[:EXAMPLE_CLUSTERS]],
-        documents=writer.documents,
-        text_bytes=writer.text_bytes,
+        example_clusters=[[labels[d] for d in shown if of[d] == first] for first in sorted(set(of.values()))],
+        documents=out["documents"],
+        text_bytes=out["bytes"],
     )
 
 
-def _documents(ctx: Context[DedupConfig]) -> Iterator[tuple[dict[str, str], str]]:
-    for source in ctx.inputs("sources"):
-        for document in read_documents(source.path):
-            yield document, document["text"]
 
-
-def _texts(ctx: Context[DedupConfig], rows: np.ndarray) -> Iterator[str]:
-    """The texts of the given rows (ascending), streamed."""
-    wanted = iter(rows.tolist())
-    nxt = next(wanted, None)
-    for index, (_, text) in enumerate(_documents(ctx)):
-        if index == nxt:
-            yield text
-            nxt = next(wanted, None)

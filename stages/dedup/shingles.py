@@ -1,92 +1,203 @@
-"""From text to the set of 64-bit hashes that MinHash and the exact Jaccard similarity both work on."""
+"""From UTF-8 text to the hashes of its shingles, a chunk at a time: the memory is the chunk's, whatever the document's size.
+
+A recipe's kind of shingle decides what is hashed: n-grams of characters or of words of the normalized text, or the tokens
+of source code. MinHash takes 32 bits of each hash (`fold`), the exact similarity all 64.
+"""
 
 from __future__ import annotations
 
-import re
-import string
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
-import xxhash
-from numba import njit
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_NOT_TOKEN = re.compile(r"[^A-Za-z_0-9]+")
-_WORD = re.compile(r"\w+|[^\w\s]")
+from stages.compiled import compiled, mix
+from stages.dedup.normalization import CODE, SPACE, WORD, fill, normalize, table
 
+ShingleKind = Literal["characters", "words", "token set"]
+KINDS: dict[ShingleKind, int] = {"characters": 0, "words": 1, "token set": 2}
+CHUNK = 4096
+"""Code points looked at together: what the passes over them share stays in the first-level cache."""
+BASE = np.uint64(0x9E3779B97F4A7C15)
+"""Base of the polynomial hashes (odd; 2^64 over the golden ratio)."""
 
-def normalize(text: str) -> str:
-    """SlimPajama's normalization: lower case, ASCII punctuation out, runs of whitespace to one space, stripped."""
-    return " ".join(text.lower().translate(_PUNCTUATION).split())
-
-
-def character_count(text: str, how: str) -> int:
-    """Length for the short filter. 'paper': without punctuation, spaces, newlines, tabs (3.3.1); 'code': with spaces."""
-    clean = normalize(text)
-    return len(clean) if how == "code" else len(clean) - clean.count(" ")
+POSITION, HELD, AFTER_SPACE, EMITTED, DONE, PYTHON, CHARACTERS, SPACES, PART, WORDS = range(10)
+"""Places in the state that one document's chunks hand on."""
 
 
-@njit(nogil=True, cache=True)
-def mix(value):
-    """A bijection of uint64 whose every output bit depends on every input bit (MurmurHash3's fmix64)."""
-    value ^= value >> np.uint64(33)
-    value *= np.uint64(0xFF51AFD7ED558CCD)
-    value ^= value >> np.uint64(33)
-    value *= np.uint64(0xC4CEB9FE1A85EC53)
-    value ^= value >> np.uint64(33)
-    return value
+def new_state() -> np.ndarray:
+    """A state for `next_hashes`: [10], int64; `begin` makes it ready for a document."""
+    return np.zeros(10, np.int64)
 
 
-@njit(nogil=True, cache=True)
-def _rolling(values, width):
-    """A mixed 64-bit polynomial hash of every window of `width` values."""
-    base = np.uint64(0x9E3779B97F4A7C15)
+@compiled
+def begin(state, position):
+    """Ready for a document that begins at `position`."""
+    state[:] = 0
+    state[POSITION] = position
+    state[AFTER_SPACE] = 1
+
+
+@compiled
+def _windows(values, count, width, out):
+    """Polynomial hash of every window of `width` of the first `count` values; returns how many."""
     power = np.uint64(1)
     for _ in range(width):
-        power *= base
-    out = np.empty(max(values.shape[0] - width + 1, 0), np.uint64)
+        power *= BASE
     state = np.uint64(0)
+    for i in range(width):
+        state = state * BASE + np.uint64(values[i]) + np.uint64(1)
+    out[0] = state
+    for i in range(width, count):
+        state = state * BASE + np.uint64(values[i]) - power * np.uint64(values[i - width]) + (np.uint64(1) - power)
+        out[i - width + 1] = state
+    return count - width + 1
+
+
+@compiled
+def _character_hashes(state, source, end, width, mapping, codes, out):
+    """The next chunk of n-grams of characters."""
+    held = state[HELD]
+    position, count, after, python = fill(source, state[POSITION], end, mapping, codes, held, state[AFTER_SPACE] == 1)
+    if python:
+        state[PYTHON] = 1
+        state[DONE] = 1
+        return 0
+    last = position >= end
+    usable = count
+    if count > 0 and codes[count - 1] == SPACE:  # at the end of a chunk it may turn out to be the last
+        usable = count - 1
+    for i in range(held, count):
+        codes[i] &= CODE
+        state[SPACES] += int(codes[i] == SPACE)
+    state[CHARACTERS] += count - held
+    if last and usable < count:
+        state[CHARACTERS] -= 1
+        state[SPACES] -= 1
+    made = 0
+    if usable >= width:
+        made = _windows(codes, usable, width, out)
+        state[EMITTED] = 1
+        keep = usable - width + 1
+        for i in range(keep, count):
+            codes[i - keep] = codes[i]
+        count -= keep
+    elif last and state[EMITTED] == 0 and usable > 0:
+        made = _windows(codes, usable, usable, out)  # a text shorter than a shingle is one
+    state[POSITION], state[HELD], state[AFTER_SPACE] = position, count, int(after)
+    state[DONE] = int(last)
+    return made
+
+
+@compiled
+def _close_word(state, words):
+    """The word whose hash grew in the state is complete: append it."""
+    words[state[WORDS]] = mix(np.uint64(state[PART]))
+    state[WORDS] += 1
+    state[PART] = 0
+
+
+@compiled
+def _word_hashes(state, source, end, width, mapping, codes, words, out):
+    """The next chunk of n-grams of words: runs of word characters, and every other character by itself."""
+    position, count, after, python = fill(source, state[POSITION], end, mapping, codes, 0, state[AFTER_SPACE] == 1)
+    if python:
+        state[PYTHON] = 1
+        state[DONE] = 1
+        return 0
+    for i in range(count):
+        entry = codes[i]
+        if entry & WORD:
+            state[PART] = np.int64(np.uint64(state[PART]) * BASE + np.uint64(entry & CODE) + np.uint64(1))
+            continue
+        if state[PART] != 0:
+            _close_word(state, words)
+        if entry != SPACE:
+            state[PART] = np.int64(np.uint64(entry) + np.uint64(1))
+            _close_word(state, words)
+    last = position >= end
+    if last and state[PART] != 0:
+        _close_word(state, words)
+    made, have = 0, state[WORDS]
+    if have >= width:
+        made = _windows(words, have, width, out)
+        state[EMITTED] = 1
+        for i in range(made, have):
+            words[i - made] = words[i]
+        state[WORDS] = have - made
+    elif last and state[EMITTED] == 0 and have > 0:
+        made = _windows(words, have, have, out)
+    state[POSITION], state[AFTER_SPACE], state[DONE] = position, int(after), int(last)
+    return made
+
+
+@compiled
+def _token_hashes(state, source, end, out):
+    """The next chunk of tokens: runs of [A-Za-z0-9_]; each occurrence is one hash."""
+    position, made = state[POSITION], 0
+    part = np.uint64(state[PART])
+    while position < end and made < out.shape[0] - 1:
+        byte = source[position]
+        letter = byte | np.uint8(32)
+        if (97 <= letter <= 122) or (48 <= byte <= 57) or byte == 95:
+            part = part * BASE + np.uint64(byte)
+        elif part != 0:
+            out[made] = part
+            made += 1
+            part = np.uint64(0)
+        position += 1
+    if position >= end:
+        state[DONE] = 1
+        if part != 0:
+            out[made] = part
+            made += 1
+    state[POSITION], state[PART] = position, np.int64(part)
+    return made
+
+
+@compiled
+def next_hashes(kind, width, mapping, source, end, state, codes, words, out):
+    """Raw hashes of the next chunk of a document, into `out`; how many. The document is over when `state[DONE]`."""
+    if kind == 0:
+        made = _character_hashes(state, source, end, width, mapping, codes, out)
+    elif kind == 1:
+        made = _word_hashes(state, source, end, width, mapping, codes, words, out)
+    else:
+        made = _token_hashes(state, source, end, out)
+    return made
+
+
+def buffers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `next_hashes` works in: code points, words, hashes. The last two have room for what a chunk is handed on."""
+    return np.empty(CHUNK, np.uint32), np.empty(2 * CHUNK, np.uint64), np.empty(2 * CHUNK, np.uint64)
+
+
+def reread(kind: ShingleKind, text: str) -> bytes:
+    """What to hand to the compiled path for a text that it left to Python."""
+    return (normalize(text) if kind != "token set" else text).encode()
+
+
+def shingles(kind: ShingleKind, text: str, width: int) -> np.ndarray:
+    """The set of a text, as sorted unique mixed uint64 hashes: for tests and single documents."""
+    source = np.frombuffer(text.encode("utf-8"), np.uint8)
+    state, (codes, words, out) = new_state(), buffers()
+    found: list[np.ndarray] = []
+    begin(state, 0)
+    while not state[DONE]:
+        made = next_hashes(KINDS[kind], width, table(), source, len(source), state, codes, words, out)
+        found.append(mixed(out[:made]))
+    if state[PYTHON]:
+        return shingles(kind, normalize(text), width)
+    return np.unique(np.concatenate(found))
+
+
+@compiled
+def mixed(values):
+    """Every value mixed: uint64."""
+    out = np.empty(values.shape[0], np.uint64)
     for i in range(values.shape[0]):
-        state = state * base + values[i] + np.uint64(1)
-        if i >= width:
-            state -= power * (values[i - width] + np.uint64(1))
-        if i >= width - 1:
-            out[i - width + 1] = mix(state)
+        out[i] = mix(values[i])
     return out
-
-
-def character_shingles(text: str, width: int) -> np.ndarray:
-    """Sorted unique hashes of the character n-grams of the normalized text; a shorter text is one shingle."""
-    codes = np.frombuffer(normalize(text).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    return np.unique(_rolling(codes, min(width, len(codes)) or 1))
-
-
-def word_hashes(text: str) -> np.ndarray:
-    """One 64-bit hash per word or punctuation mark, in order."""
-    return np.array([xxhash.xxh3_64_intdigest(w.encode("utf-8", "surrogatepass")) for w in _WORD.findall(text)], np.uint64)
-
-
-def ngram_hashes(words: np.ndarray, width: int) -> np.ndarray:
-    """Hashes of all n-grams of words, in order; empty when there are fewer words than `width`."""
-    return _rolling(words, width)
-
-
-def word_shingles(text: str, width: int) -> np.ndarray:
-    """Sorted unique hashes of the word n-grams of the normalized text; a shorter text is one shingle."""
-    words = word_hashes(normalize(text))
-    return np.unique(_rolling(words, min(width, len(words)) or 1))
-
-
-def token_set(text: str) -> np.ndarray:
-    """Sorted unique hashes of the tokens of source code: what lies between characters outside [A-Za-z_0-9]."""
-    tokens = {t for t in _NOT_TOKEN.split(text) if t}
-    return np.array(sorted(xxhash.xxh3_64_intdigest(t.encode()) for t in tokens), np.uint64)
-
-
-def shingles(kind: str, text: str, width: int) -> np.ndarray:
-    """The set of a text by a recipe's kind of shingle, as sorted unique uint64 hashes."""
-    if kind == "characters":
-        return character_shingles(text, width)
-    return word_shingles(text, width) if kind == "words" else token_set(text)
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
@@ -95,3 +206,6 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
         return 1.0
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / (len(one) + len(other) - common)
+
+
+Similarity = Callable[[Any, Any], float]

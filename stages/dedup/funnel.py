@@ -1,0 +1,83 @@
+"""What became of the documents, in documents and bytes by reason, and the step that drops those whose fate is sealed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.dedup.lsh import EXACT, KEPT, NEAR, SHORT
+from stages.documents import DocumentWriter, Shard, read_shard, text_buffer
+
+REASONS = {NEAR: "near duplicate", SHORT: "short", EXACT: "exact duplicate"}
+
+
+class Funnel:
+    """Documents and bytes by what became of them; of those that are left, also sources and lengths."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, int]] = {"in": {"documents": 0, "bytes": 0}, "out": {"documents": 0, "bytes": 0}}
+        self.sources: Counter[str] = Counter()
+        self.lengths: Counter[int] = Counter()
+
+    def count(self, reason: str, documents: int, size: int) -> None:
+        """Add documents of `size` bytes together."""
+        if documents:
+            row = self.rows.setdefault(reason, {"documents": 0, "bytes": 0})
+            row["documents"] += int(documents)
+            row["bytes"] += int(size)
+
+    def keep(self, batch: pa.RecordBatch) -> None:
+        """Documents that are left."""
+        if batch.num_rows:
+            sizes = np.diff(text_buffer(batch.column("text"))[1])
+            self.count("out", batch.num_rows, int(sizes.sum()))
+            self.sources.update({v["values"]: v["counts"] for v in batch.column("source").value_counts().to_pylist()})
+            self.lengths.update(np.frexp(sizes.astype(np.float64))[1].tolist())
+
+    def restart(self) -> None:
+        """Another step follows: what is left will be counted anew."""
+        self.rows["out"] = {"documents": 0, "bytes": 0}
+        self.sources.clear()
+        self.lengths.clear()
+
+    def value(self) -> dict[str, Any]:
+        """As JSON values, for `add`."""
+        return {"rows": self.rows, "sources": dict(self.sources), "lengths": {str(k): v for k, v in self.lengths.items()}}
+
+    def add(self, value: dict[str, Any]) -> None:
+        """Add another funnel's `value`."""
+        for reason, row in value["rows"].items():
+            self.count(reason, row["documents"], row["bytes"])
+        self.sources.update(value["sources"])
+        self.lengths.update({int(k): v for k, v in value["lengths"].items()})
+
+    def histogram(self) -> list[dict[str, int]]:
+        """Documents by length, in bytes: from (included) to twice that."""
+        return [{"from": 1 << (k - 1) if k else 0, "documents": self.lengths[k]} for k in sorted(self.lengths)]
+
+
+def kept(folder: Path, shard: dict[str, Any], fates: str, examples: list[int]) -> Any:
+    """Write the documents of a shard that are kept; the funnel, and the labels of example documents."""
+    fate, start, funnel, labels = np.load(fates, mmap_mode="r"), shard["start"], Funnel(), {}
+    wanted = set(examples)
+    with DocumentWriter(folder) as writer:
+        for batch in read_shard(Shard(**shard)):
+            here = fate[start : start + batch.num_rows]
+            sizes = np.diff(text_buffer(batch.column("text"))[1])
+            funnel.count("in", batch.num_rows, int(sizes.sum()))
+            for code, reason in REASONS.items():
+                funnel.count(reason, int((here == code).sum()), int(sizes[here == code].sum()))
+            for document in wanted & set(range(start, start + batch.num_rows)):
+                row = document - start
+                labels[str(document)] = batch.column("url")[row].as_py() or batch.column("id")[row].as_py()
+            left = batch if (here == KEPT).all() else batch.filter(pa.array(here == KEPT))
+            writer.add_batch(left)
+            funnel.keep(left)
+            start += batch.num_rows
+    if not writer.documents:
+        (folder / "part-00000.parquet").unlink()
+    return {"funnel": funnel.value(), "labels": labels}

@@ -1,0 +1,100 @@
+"""SlimPajama's normalization, plain and compiled: lower case, ASCII punctuation out, whitespace runs to one space, stripped.
+
+The compiled one reads UTF-8 and writes code points. Two letters need Python: the lower case of U+0130 is two code points,
+that of U+03A3 (capital sigma) depends on its neighbours. It says so, and the caller hands it `normalize(text)` instead,
+which normalizes to itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import string
+
+import numpy as np
+
+from stages.compiled import compiled
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+CASED_PLANES = 0x20000
+"""Code points from here on have no case and are no whitespace (planes 2 and up: ideographs, tags, private use)."""
+LETTERED_PLANES = 0x34000
+"""Code points from here on are no letters or digits (Unicode has assigned none). A test looks at all of them."""
+CODE = np.uint32(0x1FFFFF)
+WORD = np.uint32(1 << 24)
+"""Flag in the table: the code point is a word character (`\\w` of `re`)."""
+SPACE, DELETED = np.uint32(32), np.uint32(0x1FFFFF)
+
+
+def normalize(text: str) -> str:
+    """The normalized text: what the compiled path must agree with."""
+    return " ".join(text.lower().translate(_PUNCTUATION).split())
+
+
+def character_count(text: str, how: str) -> int:
+    """Length for the short filter. 'paper': without punctuation, spaces, newlines, tabs (3.3.1); 'code': with spaces."""
+    clean = normalize(text)
+    return len(clean) if how == "code" else len(clean) - clean.count(" ")
+
+
+@functools.cache
+def table() -> np.ndarray:
+    """For every code point what it becomes, uint32: the code point in the low 21 bits, `WORD` above; SPACE; DELETED."""
+    found = np.arange(0x110000, dtype=np.uint32)
+    words = np.zeros(0x110000, bool)
+    for point in range(CASED_PLANES):
+        if 0xD800 <= point < 0xE000:
+            continue
+        character = chr(point)
+        lower = character.lower()
+        if character.isspace():
+            found[point] = SPACE
+        elif character in string.punctuation:
+            found[point] = DELETED
+        elif len(lower) == 1:
+            found[point] = ord(lower)
+            words[point] = lower.isalnum()
+    for point in range(CASED_PLANES, LETTERED_PLANES):
+        words[point] = chr(point).isalnum()
+    return found | np.where(words, WORD, np.uint32(0))
+
+
+@compiled
+def decode(source, position):
+    """The code point at `position` of valid UTF-8, and the position after it."""
+    first = np.uint32(source[position])
+    if first < 0x80:
+        return first, position + 1
+    second = np.uint32(source[position + 1]) & np.uint32(0x3F)
+    if first < 0xE0:
+        return (first & np.uint32(0x1F)) << np.uint32(6) | second, position + 2
+    third = np.uint32(source[position + 2]) & np.uint32(0x3F)
+    if first < 0xF0:
+        return (first & np.uint32(0xF)) << np.uint32(12) | second << np.uint32(6) | third, position + 3
+    fourth = np.uint32(source[position + 3]) & np.uint32(0x3F)
+    high = (first & np.uint32(7)) << np.uint32(18) | second << np.uint32(12)
+    return high | third << np.uint32(6) | fourth, position + 4
+
+
+@compiled
+def fill(source, position, end, mapping, out, count, after_space):
+    """Normalize from `position` until the text ends or `out` is full: (position, count, after_space, needs Python).
+
+    `out` gets table entries, appended at `count`; `after_space` says that the last one was a space, or that there is none yet.
+    The caller takes a space at the very end of a text off.
+    """
+    room = out.shape[0]
+    while position < end and count < room:
+        first = source[position]
+        if first < 0x80:
+            entry = mapping[first]
+            position += 1
+        else:
+            point, position = decode(source, position)
+            if point == 0x130 or point == 0x3A3:
+                return position, count, after_space, True
+            entry = mapping[point]
+        space, deleted = entry == SPACE, entry == DELETED
+        out[count] = entry
+        count += int(not (deleted or (space and after_space)))
+        after_space = after_space if deleted else space
+    return position, count, after_space, False

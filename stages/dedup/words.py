@@ -1,0 +1,180 @@
+"""Words by Unicode's default word boundaries (UAX #29), compiled: what `split_word_bounds` of BFF's Rust gives.
+
+The property of every code point comes from the `regex` package's Unicode tables, once for each process; the tests compare
+the boundaries with that package's own (an independent implementation).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import regex
+
+from stages.compiled import compiled, mix
+from stages.dedup.normalization import decode
+
+OTHER, CR, LF, NEWLINE, EXTEND, ZWJ, FORMAT, KATAKANA, HEBREW, LETTER, MIDLETTER, MIDNUM, MIDNUMLET, NUMERIC, EXTENDNUMLET, RI, SPACE, SINGLE, DOUBLE = range(19)
+PICTOGRAPH = np.uint8(32)
+"""Flag beside the class: Extended_Pictographic (rule WB3c)."""
+WHITE = np.uint8(64)
+"""Flag beside the class: White_Space; a word of such characters alone is none (Rust's `char::is_whitespace`)."""
+PLAIN = np.uint8(128)
+"""Flag beside the class: an ASCII letter, digit or underscore. No boundary ever lies between two of them."""
+CLASS = np.uint8(31)
+OFFSET, PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
+"""FNV-1a, 64 bits."""
+_NAMES = {
+    "CR": CR,
+    "LF": LF,
+    "Newline": NEWLINE,
+    "Extend": EXTEND,
+    "ZWJ": ZWJ,
+    "Format": FORMAT,
+    "Katakana": KATAKANA,
+    "Hebrew_Letter": HEBREW,
+    "ALetter": LETTER,
+    "MidLetter": MIDLETTER,
+    "MidNum": MIDNUM,
+    "MidNumLet": MIDNUMLET,
+    "Numeric": NUMERIC,
+    "ExtendNumLet": EXTENDNUMLET,
+    "Regional_Indicator": RI,
+    "WSegSpace": SPACE,
+    "Single_Quote": SINGLE,
+    "Double_Quote": DOUBLE,
+}
+_ASSIGNED = (range(0xD800), range(0xE000, 0x34000), range(0xE0000, 0xE1000))
+"""Code points that may have a property; the rest is OTHER."""
+
+
+@functools.cache
+def properties() -> np.ndarray:
+    """Class and flags of every code point, uint8."""
+    found = np.zeros(0x110000, np.uint8)
+    text = "".join(chr(point) for span in _ASSIGNED for point in span)
+    for name, value in _NAMES.items():
+        for match in regex.finditer(rf"\p{{Word_Break={name}}}+", text):
+            found[np.frombuffer(match.group().encode("utf-32-le"), np.uint32)] = value
+    for name, flag in (("Extended_Pictographic", PICTOGRAPH), ("White_Space", WHITE)):
+        for match in regex.finditer(rf"\p{{{name}}}+", text):
+            found[np.frombuffer(match.group().encode("utf-32-le"), np.uint32)] |= flag
+    plain = np.isin(found[:128] & CLASS, [LETTER, NUMERIC, EXTENDNUMLET])
+    found[:128] |= np.where(plain, PLAIN, np.uint8(0))
+    return found
+
+
+AHLETTER = 1 << LETTER | 1 << HEBREW
+SKIPPED = 1 << EXTEND | 1 << FORMAT | 1 << ZWJ
+LINES = 1 << CR | 1 << LF | 1 << NEWLINE
+MIDLETTERS = 1 << MIDLETTER | 1 << MIDNUMLET | 1 << SINGLE
+MIDNUMBERS = 1 << MIDNUM | 1 << MIDNUMLET | 1 << SINGLE
+WORDLIKE = AHLETTER | 1 << NUMERIC | 1 << KATAKANA | 1 << EXTENDNUMLET
+"""Sets of classes, as the rules group them."""
+
+
+@compiled
+def within(value, classes):
+    """Whether a class is one of a set."""
+    return classes >> np.int64(value) & 1 != 0
+
+
+@compiled
+def _significant(source, position, end, classes):
+    """Class of the next character that rule WB4 does not skip; OTHER at the end."""
+    while position < end:
+        point, position = decode(source, position)
+        value = classes[point] & CLASS
+        if not within(value, SKIPPED):
+            return value
+    return np.uint8(OTHER)
+
+
+@compiled
+def _joined(before, last, value, source, position, end, classes, regional):
+    """Whether there is no boundary (WB5 to WB16) between `last` (`before` came ahead of it) and `value`, after which `position` is."""
+    letter, after = within(last, AHLETTER), within(value, AHLETTER)
+    if letter and (after or value == NUMERIC):  # WB5, WB9
+        return True
+    if letter and within(value, MIDLETTERS) and within(_significant(source, position, end, classes), AHLETTER):  # WB6
+        return True
+    if within(last, MIDLETTERS) and after and within(before, AHLETTER):  # WB7
+        return True
+    if last == HEBREW and (value == SINGLE or (value == DOUBLE and _significant(source, position, end, classes) == HEBREW)):  # WB7a, b
+        return True
+    if last == DOUBLE and value == HEBREW and before == HEBREW:  # WB7c
+        return True
+    if last == NUMERIC and (value == NUMERIC or after):  # WB8, WB10
+        return True
+    if value == NUMERIC and before == NUMERIC and within(last, MIDNUMBERS):  # WB11
+        return True
+    if last == NUMERIC and within(value, MIDNUMBERS) and _significant(source, position, end, classes) == NUMERIC:  # WB12
+        return True
+    if last == KATAKANA and value == KATAKANA:  # WB13
+        return True
+    if within(last, WORDLIKE) and value == EXTENDNUMLET:  # WB13a
+        return True
+    if last == EXTENDNUMLET and within(value, WORDLIKE):  # WB13b
+        return True
+    return last == RI and value == RI and regional % 2 == 1  # WB15, WB16
+
+
+@compiled
+def word_hashes(source, position, end, classes, out):
+    """One mixed hash for each word of `source[position:end]` that is not white space alone, in order; how many."""
+    made, part, solid = 0, np.uint64(0), False
+    before, last, raw, regional = np.uint8(OTHER), np.uint8(OTHER), np.uint8(OTHER), 0
+    started, plain = False, False
+    while position < end:
+        first = source[position]
+        start = position
+        if first < 0x80:
+            entry = classes[first]
+            if entry & PLAIN and (plain or raw == SPACE or not started):  # most text: runs of plain characters and spaces
+                if not plain:
+                    if solid:
+                        out[made] = mix(part)
+                        made += 1
+                    part = OFFSET
+                while entry & PLAIN:
+                    before, last = last, entry & CLASS
+                    part = (part ^ np.uint64(source[position])) * PRIME
+                    position += 1
+                    if position >= end or source[position] >= 0x80:
+                        break
+                    entry = classes[source[position]]
+                raw, regional, started, plain, solid = last, 0, True, True, True
+                continue
+            position += 1
+        else:
+            point, position = decode(source, position)
+            entry = classes[point]
+        value = entry & CLASS
+        skipped = within(value, SKIPPED)
+        line = within(value, LINES)
+        if not started:
+            boundary = True
+        elif raw == CR and value == LF:
+            boundary = False
+        elif line or within(raw, LINES):
+            boundary = True
+        elif (raw == ZWJ and entry & PICTOGRAPH) or (raw == SPACE and value == SPACE) or skipped:
+            boundary = False
+        else:
+            boundary = not _joined(before, last, value, source, position, end, classes, regional)
+        if boundary:
+            if solid:
+                out[made] = mix(part)
+                made += 1
+            part, solid = OFFSET, False
+        for i in range(start, position):
+            part = (part ^ np.uint64(source[i])) * PRIME
+        solid = solid or not entry & WHITE
+        if not skipped or within(raw, LINES) or not started:
+            before, last = last, value
+            regional = regional + 1 if value == RI else 0
+        raw, started, plain = value, True, entry & PLAIN != 0
+    if solid:
+        out[made] = mix(part)
+        made += 1
+    return made

@@ -1,0 +1,230 @@
+"""Per-shard work on one core, several processes, or a Ray cluster: same tasks, same files, same results.
+
+    with Pool(work_folder(ctx), ctx.config.workers) as pool:
+        results = pool.map("sign", sign_shard, [{"shard": ...}, ...])    # in the order of the tasks
+
+A task is a module-level function `function(folder, **arguments) -> value`: it writes files into `folder` and returns a JSON
+value. Its folder appears under its final name, with a receipt, in one rename: what a killed worker left is no result, and
+costs one shard. A task whose receipt lies there already (an earlier attempt in the same work folder) is not run again.
+With Ray, the work folder and the inputs must lie on a file system that all nodes see.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stages.core.contracts import ConfigError, Context, InfraError
+
+RECEIPT = "receipt.json"
+ATTEMPTS = 4
+"""How often a task may lose its worker before the stage gives up: a task that kills every worker must not go on for ever."""
+
+Function = Callable[..., Any]
+Workers = int | Literal["ray"]
+Job = tuple[str, str, str, dict[str, Any]]
+"""Module, function, folder, arguments."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task left behind."""
+
+    folder: Path
+    value: Any
+
+
+def work_folder(ctx: Context[Any]) -> Path:
+    """Where tasks leave their results: scratch, or under the `work` setting a folder for exactly this work.
+
+    What decides the work is the stage, its identity fields and the digests of its inputs, in order.
+    """
+    if getattr(ctx.config, "work", None) is None:
+        return Path(ctx.scratch)
+    config = ctx.config
+    names = [name for name in ("sources", "documents", "positives", "tokenizer", "raw") if ctx.inputs(name)]
+    inputs = [[name, [i.manifest.digest for i in ctx.inputs(name)]] for name in names]
+    identity = json.dumps([type(config).__module__, config.identity(), inputs], sort_keys=True)
+    folder = Path(config.work) / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class Pool:
+    """Runs tasks and keeps their receipts under `folder`. A context manager: its processes live until its end."""
+
+    def __init__(self, folder: Path, workers: Workers = 1) -> None:
+        self.folder = Path(folder)
+        self.workers: Workers = workers
+        self._processes: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop()
+
+    def map(
+        self,
+        name: str,
+        function: Function,
+        tasks: Sequence[Mapping[str, Any]],
+        progress: Callable[[float, float, str], None] | None = None,
+    ) -> list[Result]:
+        """Run every task once; results in the order of the tasks. A task's own exception is raised here as it is."""
+        base = self.folder / name
+        base.mkdir(parents=True, exist_ok=True)
+        jobs = [(function.__module__, function.__qualname__, str(base / f"{n:06d}"), dict(task)) for n, task in enumerate(tasks)]
+        left = [job for job in jobs if _receipt(job) is None]
+        if len(left) <= 1 or self.workers == 1:
+            runs = _inline(left)
+        else:
+            runs = _ray(left) if self.workers == "ray" else self._in_processes(left)
+        done = len(jobs) - len(left)
+        for _ in runs:
+            done += 1
+            if progress:
+                progress(done, len(jobs), f"shards ({name})")
+        values = [_receipt(job) for job in jobs]
+        if any(value is None for value in values):
+            raise InfraError(f"{base}: a shard that was done has no receipt: do all workers see this folder?")
+        return [Result(Path(job[2]), value[0]) for job, value in zip(jobs, values, strict=True) if value is not None]
+
+    def _in_processes(self, jobs: list[Job]) -> Iterator[None]:
+        """In processes of this machine; a worker that dies takes them all with it, so they are made anew for what is left."""
+        left = dict(enumerate(jobs))
+        for attempt in range(ATTEMPTS):
+            if self._processes is None:
+                context = multiprocessing.get_context("spawn")
+                self._processes = ProcessPoolExecutor(int(self.workers), context, _die_with_parent, (os.getpid(),))
+            running = {self._processes.submit(execute, job): n for n, job in left.items()}
+            try:
+                while running:
+                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        number = running.pop(future)
+                        future.result()
+                        del left[number]
+                        yield
+                return
+            except BrokenProcessPool as error:
+                self._stop()
+                if attempt == ATTEMPTS - 1:
+                    raise InfraError(
+                        f"workers died {ATTEMPTS} times (killed, or out of memory) with {len(left)} shards left: "
+                        "fewer workers, or more memory"
+                    ) from error
+            except BaseException:
+                self._stop()
+                raise
+
+    def _stop(self) -> None:
+        """End the processes now: after an error nobody wants what they are at."""
+        if self._processes is None:
+            return
+        processes = list((self._processes._processes or {}).values())
+        self._processes.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
+        self._processes = None
+
+
+def _fingerprint(job: Job) -> str:
+    """What decides a task's result: its arguments, but of absolute paths the last part only (another attempt has its inputs
+    elsewhere; which ones they are is in the work folder's name), and the code of its package."""
+    module, function, _, task = job
+    return hashlib.sha256(json.dumps([module, function, _placeless(task), _code(module)], sort_keys=True).encode()).hexdigest()
+
+
+def _placeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _placeless(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_placeless(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+@functools.cache
+def _code(module: str) -> str:
+    """Digest of a module's package and of the shared modules beside this one."""
+    home = Path(str(importlib.import_module(module).__file__)).parent
+    files = sorted({*home.glob("*.py"), *Path(__file__).parent.glob("*.py")})
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def _receipt(job: Job) -> tuple[Any] | None:
+    """The value of a finished task, in a tuple; None when it is not done, or was done for other arguments."""
+    try:
+        found = json.loads((Path(job[2]) / RECEIPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return (found["value"],) if found.get("task") == _fingerprint(job) else None
+
+
+def execute(job: Job) -> None:
+    """Do one task in a folder of its own, and bring that into place with its receipt."""
+    module, name, folder, task = job
+    partial = Path(f"{folder}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    function = importlib.import_module(module)
+    for part in name.split("."):
+        function = getattr(function, part)
+    value = function(partial, **task)  # type: ignore[operator]
+    (partial / RECEIPT).write_text(json.dumps({"task": _fingerprint(job), "value": value}), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.rename(partial, folder)
+    except OSError:  # somebody who was taken for dead has just finished the same task: one of the two equal results stays
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _inline(jobs: list[Job]) -> Iterator[None]:
+    for job in jobs:
+        execute(job)
+        yield
+
+
+def _die_with_parent(parent: int) -> None:
+    """A worker ends when the stage does, however that ends (prctl PR_SET_PDEATHSIG, linux/prctl.h)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _ray(jobs: list[Job]) -> Iterator[None]:
+    """As Ray tasks on the cluster of RAY_ADDRESS. Ray itself starts a task anew when its node is lost."""
+    try:
+        import ray  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ConfigError("workers = 'ray' needs the package ray: install containers/embedded/requirements-ray.txt") from error
+    ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, ignore_reinit_error=True)
+    task = ray.remote(execute).options(max_retries=ATTEMPTS, num_cpus=1, scheduling_strategy="SPREAD")
+    left = [task.remote(job) for job in jobs]
+    while left:
+        finished, left = ray.wait(left, num_returns=1)
+        try:
+            ray.get(finished)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise InfraError(f"the Ray cluster lost a shard {ATTEMPTS} times: {str(error).splitlines()[0]}") from error
+        yield
