@@ -1,7 +1,8 @@
 """Run `quality`: train on reference against web, score everything, keep the best.
 
 One thread: fastText with more is not reproducible (facts/data.md 6), and with one only when new memory is zero (see
-`zeroed_memory`). Documents that trained as negatives are scored like all others, as upstream does.
+`zeroed_memory`). Documents that trained as negatives are scored like all others, as upstream does. Scoring runs by shard, with the
+collapsed classifier (`scorer.py`); the share of the best is exact over all of them (`selection.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,13 @@ import fasttext
 import numpy as np
 
 from stages.core.contracts import ConfigError, Context, InputError
-from stages.documents import DocumentWriter, count, read_documents
+from stages.documents import Shard, count, gather_parts, read_documents, read_shard, shards
+from stages.quality import selection
+from stages.quality.scorer import NEGATIVE, POSITIVE, Scorer, line
 from stages.quality.spec import QualityConfig
+from stages.workers import Pool, Result, work_folder
 
-POSITIVE, NEGATIVE = "__label__hq", "__label__cc"
-"""DCLM's labels."""
 BATCH = 512
-
-
-def line(text: str) -> str:
-    """A document on one line, as DCLM gives it to fastText; words that fastText would read as labels lose their mark."""
-    return " ".join(text.strip().splitlines()).replace("__label__", "label")
 
 
 M_PERTURB = -6
@@ -66,48 +64,87 @@ def run(ctx: Context[QualityConfig]) -> None:
     total = count(documents.path)
     if not total or not count(positives.path):
         raise InputError(f"{ctx.node}: no documents from {(positives if total else documents).node}: nothing to score or to learn from")
-    model, test = _train(ctx)
-    values = np.empty(total, np.float64)
-    done = 0
-    batch: list[str] = []
-    for document in read_documents(documents.path):
-        batch.append(document["text"])
-        if len(batch) == BATCH:
-            values[done : done + len(batch)] = scores(model, batch)
-            done += len(batch)
-            batch = []
-            ctx.progress(done, total, "documents")
-    if batch:
-        values[done:] = scores(model, batch)
-    keep = _chosen(ctx, values)
-    with DocumentWriter(ctx.output("kept")) as writer:
-        for document, chosen in zip(read_documents(documents.path), keep, strict=True):
-            if chosen:
-                writer.add(**document)
-    histogram, edges = np.histogram(values, bins=10, range=(0.0, 1.0 + 1e-4))
-    ctx.describe("kept", meta={"documents": writer.documents, "text_bytes": writer.text_bytes})
+    work = shards([Path(documents.path)])
+    with Pool(work_folder(ctx), ctx.config.workers) as pool:
+        scored, test = _score(ctx, pool, work)
+        files = [result.folder / "scores" for result in scored]
+        tasks = [
+            {"shard": asdict(shard), "chosen": _write_mask(pool.folder, number, mask)}
+            for number, (shard, mask) in enumerate(zip(work, _chosen(ctx, files), strict=True))
+        ]
+        results = pool.map("keep", selection.keep, tasks, ctx.progress)
+        gather_parts([result.folder for result in results], Path(ctx.output("kept")))
+        lowest = min(float(np.fromfile(f, np.float64)[np.load(t["chosen"])].min(initial=2.0)) for f, t in zip(files, tasks, strict=True))
+    left, size = (sum(result.value[name] for result in results) for name in ("documents", "bytes"))
+    histogram = np.sum([result.value for result in scored], axis=0)
+    edges = np.linspace(0.0, 1.0, 11)
+    ctx.describe("kept", meta={"documents": left, "text_bytes": size})
     ctx.stat(
         scored=total,
-        documents=writer.documents,
-        text_bytes=writer.text_bytes,
-        threshold=float(values[keep].min()),
+        documents=left,
+        text_bytes=size,
+        threshold=lowest,
         histogram=[{"from": round(float(e), 2), "documents": int(n)} for e, n in zip(edges, histogram, strict=False)],
         **test,
     )
 
 
-def _chosen(ctx: Context[QualityConfig], values: np.ndarray) -> np.ndarray:
-    """Which documents stay: [documents], bool. Ties go to the earlier document."""
+def _score(ctx: Context[QualityConfig], pool: Pool, work: list[Shard]) -> tuple[list[Result], dict[str, Any]]:
+    """Score every shard: by the collapsed classifier, or by fastText itself where that does not apply."""
+    model, test = _adopt(ctx) if ctx.config.model else _train(ctx)
+    scorer = Scorer.of(model)
+    if scorer is None:
+        ctx.log("this classifier cannot be collapsed: fastText scores the documents itself, on one core", "warning")
+        return [_score_plainly(pool.folder / "plain" / f"{n:06d}", shard, model) for n, shard in enumerate(work)], test
+    tables = pool.folder / "tables"
+    tables.mkdir(exist_ok=True)
+    scorer.save(tables)
+    del model
+    tasks = [{"shard": asdict(shard), "tables": str(tables), "ngrams": scorer.ngrams} for shard in work]
+    return pool.map("score", selection.score, tasks, ctx.progress), test
+
+
+def _score_plainly(folder: Path, shard: Shard, model: Any) -> Result:
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = read_shard(shard, columns=["text"], rows=BATCH)
+    found = np.concatenate([scores(model, batch.column("text").to_pylist()) for batch in batches])
+    return Result(folder, selection.write_scores(folder, found))
+
+
+def _write_mask(folder: Path, number: int, mask: np.ndarray) -> str:
+    path = folder / f"chosen-{number:06d}.npy"
+    np.save(path, mask)
+    return str(path)
+
+
+def _chosen(ctx: Context[QualityConfig], files: list[Path]) -> Iterator[np.ndarray]:
+    """Which documents of each shard stay: [documents], bool. Ties go to the earlier document."""
     config = ctx.config
-    keep = np.zeros(len(values), bool)
+    total = sum(path.stat().st_size // 8 for path in files)
     if config.threshold is not None:
-        keep = values > config.threshold
+        left = sum(int((np.fromfile(path, np.float64) > config.threshold).sum()) for path in files)
     else:
-        keep[np.argsort(-values, kind="stable")[: math.floor(len(values) * config.keep_fraction + 1e-9)]] = True
-    if not keep.any():
+        left = math.floor(total * config.keep_fraction + 1e-9)
+    if not left:
         rule = f"threshold {config.threshold}" if config.threshold is not None else f"keep_fraction {config.keep_fraction}"
-        raise InputError(f"{ctx.node}: {rule} keeps none of {len(values)} documents: lower the bar, or bring more documents")
-    return keep
+        raise InputError(f"{ctx.node}: {rule} keeps none of {total} documents: lower the bar, or bring more documents")
+    if config.threshold is not None:
+        return (np.fromfile(path, np.float64) > config.threshold for path in files)
+    return selection.best(files, left)
+
+
+def _adopt(ctx: Context[QualityConfig]) -> tuple[Any, dict[str, Any]]:
+    """Load a trained classifier."""
+    path = Path(str(ctx.config.model))
+    if not path.is_file():
+        raise ConfigError(f"{ctx.node}.model = {path}: no such file")
+    try:
+        model = fasttext.load_model(str(path))
+    except ValueError as error:
+        raise ConfigError(f"{ctx.node}.model = {path}: no fastText model: {error}") from error
+    if sorted(model.get_labels()) != sorted((POSITIVE, NEGATIVE)):
+        raise ConfigError(f"{ctx.node}.model = {path}: its labels are {', '.join(model.get_labels())}; {POSITIVE} and {NEGATIVE} are needed")
+    return model, {"classifier": path.name}
 
 
 def _train(ctx: Context[QualityConfig]) -> tuple[Any, dict[str, float]]:
@@ -117,24 +154,32 @@ def _train(ctx: Context[QualityConfig]) -> tuple[Any, dict[str, float]]:
     sources = {POSITIVE: ctx.input("positives").path, NEGATIVE: ctx.input("documents").path}
     size = min(config.train_documents, *(count(path) for path in sources.values()))
     held = max(1, int(size * config.holdout))
-    train: list[str] = []
     test: list[tuple[str, str]] = []
-    for label, path in sources.items():
-        chosen = rng.permutation(count(path))[:size]
-        held_out, taken = set(chosen[:held].tolist()), set(chosen[held:].tolist())
-        for index, document in enumerate(read_documents(path)):
-            if index in held_out:
-                test.append((label, document["text"]))
-            elif index in taken:
-                train.append(f"{label} {line(document['text'])}\n")
-    if len(train) < 2:
+    raw = Path(ctx.scratch) / "unordered.txt"
+    places: list[tuple[int, int]] = []  # of each training line: where it lies, and its bytes
+    with open(raw, "wb") as out:
+        for label, path in sources.items():
+            total = count(path)
+            chosen = rng.choice(total, size, replace=False)
+            held_out, taken = set(chosen[:held].tolist()), set(chosen[held:].tolist())
+            for index, document in enumerate(read_documents(path)):
+                if index in held_out:
+                    test.append((label, document["text"]))
+                elif index in taken:
+                    data = f"{label} {line(document['text'])}\n".encode("utf-8", "replace")
+                    places.append((out.tell(), len(data)))
+                    out.write(data)
+    if len(places) < 2:
         raise InputError(f"{ctx.node}: {size} documents of each label are too few to train a classifier on")
-    order = rng.permutation(len(train))
     file = Path(ctx.scratch) / "train.txt"
-    file.write_text("".join(train[i] for i in order), encoding="utf-8", errors="replace")
+    with open(raw, "rb") as source, open(file, "wb") as out:
+        for number in rng.permutation(len(places)):
+            source.seek(places[number][0])
+            out.write(source.read(places[number][1]))
+    raw.unlink()
     model = _fit(ctx, file)
     right = (scores(model, [text for _, text in test]) > 0.5) == np.array([label == POSITIVE for label, _ in test])
-    return model, {"train_documents": len(train), "test_documents": len(test), "test_accuracy": round(float(right.mean()), 4)}
+    return model, {"train_documents": len(places), "test_documents": len(test), "test_accuracy": round(float(right.mean()), 4)}
 
 
 def _fit(ctx: Context[QualityConfig], file: Path) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from stages.core.artifacts import Documents
-from stages.core.contracts import Input, Output, Resources, Stage, StageConfig, output
+from stages.core.contracts import Input, Operational, Output, Resources, Stage, StageConfig, output
 
 
 class QualityConfig(StageConfig):
@@ -15,6 +17,9 @@ class QualityConfig(StageConfig):
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="keep by score instead; DCLM's released filter uses 0.018112"
     )
+    model: str | None = Field(
+        default=None, description="a trained fastText model (.bin, labels __label__hq and __label__cc) to score with; unset: train one"
+    )
     train_documents: int = Field(default=200_000, gt=1, description="of each label at most; DCLM trained on 200k in all")
     word_ngrams: int = Field(default=2, ge=1, description="DCLM: bigrams")
     dim: int = Field(default=100, ge=1, description="fastText's default")
@@ -23,9 +28,15 @@ class QualityConfig(StageConfig):
     buckets: int = Field(default=2_000_000, ge=1, description="hash buckets of n-grams, fastText's default")
     holdout: float = Field(default=0.1, gt=0, lt=1, description="share of the training documents that tests the classifier")
     seed: int = Field(default=1, description="which documents train")
+    workers: Operational[int | Literal["ray"]] = Field(
+        default=1, description="processes that score, or 'ray': the cluster that RAY_ADDRESS names; never changes the result"
+    )
+    work: Operational[str | None] = Field(
+        default=None, description="folder that outlives an attempt and that all workers see: finished shards are not done again"
+    )
 
 
-class Quality(Stage[QualityConfig], env="data", revision=1):
+class Quality(Stage[QualityConfig], env="data", revision=2):
     """Score documents with a fastText classifier and keep the best tenth."""
 
     documents: Input[Documents]
@@ -34,4 +45,4 @@ class Quality(Stage[QualityConfig], env="data", revision=1):
 
     @classmethod
     def resources(cls, config: QualityConfig) -> Resources:
-        return Resources(cpus=1, memory_gib=4)
+        return Resources(cpus=config.workers if isinstance(config.workers, int) else 1, memory_gib=4)

@@ -19,6 +19,8 @@ from stages.core.testing import LocalContext, local_artifact
 from stages.documents import read_documents, write_documents
 from stages.quality import run as quality
 from stages.quality.run import line, run
+from stages.quality.scorer import Scorer
+from stages.quality.selection import best
 from stages.quality.spec import QualityConfig
 
 SMALL: dict[str, Any] = {"dim": 8, "buckets": 2000, "epochs": 10, "learning_rate": 0.5}
@@ -93,19 +95,33 @@ def test_a_c_library_without_mallopt_is_warned_of(tmp_path: Path, monkeypatch: p
     assert ctx.logs == ["warning: this C library has no mallopt: the classifier may differ from one training to the next"]
 
 
+def written(folder: Path, values: np.ndarray, cuts: list[int]) -> list[Path]:
+    """Scores in files, as shards leave them."""
+    folder.mkdir(exist_ok=True)
+    files = []
+    for n, part in enumerate(np.split(values, cuts)):
+        part.tofile(folder / f"{n}")
+        files.append(folder / f"{n}")
+    return files
+
+
 @pytest.mark.parametrize(("documents", "fraction", "wanted"), [(10, 0.1, 1), (19, 0.1, 1), (100, 0.29, 29), (7, 1.0, 7)])
 def test_the_share_is_exact_and_ties_go_to_the_earlier(tmp_path: Path, documents: int, fraction: float, wanted: int) -> None:
     ctx = LocalContext(tmp_path, QualityConfig(keep_fraction=fraction))
-    keep = quality._chosen(ctx, np.full(documents, 0.5))
+    keep = np.concatenate(list(quality._chosen(ctx, written(tmp_path / "s", np.full(documents, 0.5), [3, 5]))))
     assert_array_equal(np.flatnonzero(keep), np.arange(wanted))
 
 
-@given(st.lists(st.floats(0, 1), min_size=10, max_size=60))
-def test_nothing_kept_scores_below_what_is_left_out(tmp_path_factory: pytest.TempPathFactory, scores: list[float]) -> None:
+@given(st.lists(st.floats(-1e-5, 1.00001) | st.sampled_from([0.0, -0.0, 0.25, 1e-5]), min_size=10, max_size=60), st.data())
+def test_the_best_are_those_of_a_sort(tmp_path_factory: pytest.TempPathFactory, scores: list[float], data: st.DataObject) -> None:
+    """The radix selection over files keeps exactly what a stable sort of all scores would."""
     values = np.array(scores)
-    keep = quality._chosen(LocalContext(tmp_path_factory.getbasetemp(), QualityConfig()), values)
-    assert keep.sum() == len(scores) // 10
-    assert values[keep].min() >= values[~keep].max()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(scores)), max_size=3)))
+    keep = data.draw(st.integers(0, len(scores)))
+    wanted = np.zeros(len(values), bool)
+    wanted[np.argsort(-values, kind="stable")[:keep]] = True
+    found = np.concatenate(list(best(written(tmp_path_factory.getbasetemp() / "scores", values, cuts), keep)))
+    assert_array_equal(found, wanted)
 
 
 def test_a_threshold_replaces_the_share(tmp_path: Path) -> None:
@@ -124,6 +140,58 @@ def test_labels_in_a_text_are_words(tmp_path: Path) -> None:
     model, _ = quality._train(ctx)
     assert sorted(model.labels) == ["__label__cc", "__label__hq"]
     assert not any("label" in word for word in model.words if word not in ("labelother", "labelhq", "</s>"))
+
+
+ODD = ["</s> ", "\u3000", "\u2028", "\u0085", "\x00", "\x1c", "\x1f", "\x0b", "__label__hq ", "naïve ", "日本 ", "🙂", "because ", "buy ", "\n", " "]
+
+
+@pytest.mark.parametrize("ngrams", [1, 2, 4])
+def test_the_collapsed_scorer_is_fasttext(tmp_path: Path, ngrams: int) -> None:
+    """Equal within 1e-6 on texts of known and unknown words, odd separators, and words that mean something to fastText."""
+    web, _, reference = corpus()
+    rng = random.Random(1)
+    web = [t if n % 3 else t + " " + "".join(rng.choices(ODD, k=8)) for n, t in enumerate(web)]
+    model, _ = quality._train(filtered(tmp_path, web, reference, word_ngrams=ngrams, buckets=500))
+    scorer = Scorer.of(model)
+    assert scorer is not None
+    tests = [*web[:100], *reference[:50], "", " ", "unknown words alone", *("".join(rng.choices([*ODD, *GOOD, *JUNK], k=12)) for _ in range(400))]
+    data = [t.encode() for t in tests]
+    found = scorer.score(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
+    wanted = quality.scores(model, tests)
+    assert np.abs(found - wanted).max() < 1e-6
+    assert found.min() < 0.2 < 0.8 < found.max()
+
+
+def test_a_classifier_that_does_not_fit_is_left_to_fasttext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    web, _, reference = corpus()
+    plain = filtered(tmp_path / "collapsed", web, reference)
+    model, _ = quality._train(plain)
+    arguments = type("Arguments", (), {"loss": "loss_name.hs", "maxn": 0, "wordNgrams": 1})
+    assert Scorer.of(type("Model", (), {"f": type("F", (), {"getArgs": staticmethod(lambda: arguments)})})) is None
+    monkeypatch.setattr(Scorer, "of", classmethod(lambda cls, model: None))
+    slow = filtered(tmp_path / "plain", web, reference)
+    assert kept(slow) == kept(plain)
+    assert slow.logs == ["warning: this classifier cannot be collapsed: fastText scores the documents itself, on one core"]
+    model.save_model(str(tmp_path / "model.bin"))
+    adopted = filtered(tmp_path / "adopted", web, reference, model=str(tmp_path / "model.bin"))
+    assert kept(adopted) == kept(plain)
+    assert adopted.stats["classifier"] == "model.bin"
+
+
+def test_a_model_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    web, _, reference = corpus(good=5, junk=40)
+    with pytest.raises(ConfigError, match=r"test\.model = .*none\.bin: no such file"):
+        filtered(tmp_path / "none", web, reference, model=str(tmp_path / "none.bin"))
+    (tmp_path / "bad.bin").write_bytes(b"no model at all")
+    with pytest.raises(ConfigError, match=r"bad\.bin: no fastText model"):
+        filtered(tmp_path / "bad", web, reference, model=str(tmp_path / "bad.bin"))
+
+
+def test_two_workers_keep_the_same(tmp_path: Path) -> None:
+    web, _, reference = corpus()
+    one, two = (filtered(tmp_path / str(n), web, reference, workers=n) for n in (1, 2))
+    assert (one.output("kept") / "part-00000.parquet").read_bytes() == (two.output("kept") / "part-00000.parquet").read_bytes()
+    assert one.stats == two.stats
 
 
 def test_scores_are_the_probability_of_the_positive_label(tmp_path: Path) -> None:
