@@ -7,9 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -58,22 +56,6 @@ def read_shard(shard: Shard, columns: list[str] | None = None, rows: int = 8192)
     with pq.ParquetFile(shard.path) as parquet:
         for group in range(shard.first_group, shard.end_group):
             yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
-
-
-def text_buffer(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The UTF-8 bytes of a string column, uint8, and where each value begins and the last ends, int64: no copy of the text."""
-    width = np.int64 if pa.types.is_large_string(column.type) else np.int32
-    _, offsets, data = column.buffers()
-    ends = np.frombuffer(offsets, width)[column.offset : column.offset + len(column) + 1].astype(np.int64)
-    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), ends
-
-
-def text_bytes(column: Any) -> int:
-    """UTF-8 bytes of all values of a string column."""
-    if not len(column):
-        return 0
-    _, ends = text_buffer(column)
-    return int(ends[-1] - ends[0])
 
 
 def gather_parts(folders: Iterable[Path], target: Path) -> None:

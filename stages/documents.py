@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from stages.parts import PART_BYTES, ROW_BYTES, ROW_GROUP_BYTES, PartWriter, count, read_batches
 
-__all__ = ["PART_BYTES", "ROW_BYTES", "ROW_GROUP_BYTES", "SCHEMA", "DocumentWriter", "count", "read_batches", "read_documents", "write_documents"]
+__all__ = ["PART_BYTES", "ROW_BYTES", "ROW_GROUP_BYTES", "SCHEMA", "DocumentWriter", "count", "read_batches", "read_documents", "text_buffer", "text_bytes", "write_documents"]
 
 SCHEMA = pa.schema(
     [
@@ -44,9 +45,25 @@ class DocumentWriter(PartWriter):
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
         """Append the documents of a record batch of this schema."""
-        size = pc.sum(pc.binary_length(batch.column("text"))).as_py() or 0
+        size = text_bytes(batch.column("text"))
         self.text_bytes += size
         self.append_batch(batch, size)
+
+
+def text_buffer(column: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The UTF-8 bytes of a string column, uint8, and where each value begins and the last ends, int64: no copy of the text."""
+    width = np.int64 if pa.types.is_large_string(column.type) else np.int32
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, width)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), ends
+
+
+def text_bytes(column: Any) -> int:
+    """UTF-8 bytes of all values of a string column."""
+    if not len(column):
+        return 0
+    _, ends = text_buffer(column)
+    return int(ends[-1] - ends[0])
 
 
 def read_documents(folder: Path) -> Iterator[dict[str, str]]:

@@ -58,7 +58,7 @@ class ShardWriter:
         while len(windows):
             stream = self._stream if self._stream and self._rows[-1] < self.rows_per_shard else self._next()
             part, windows = np.split(windows, [min(len(windows), self.rows_per_shard - self._rows[-1])])
-            stream.write(np.ascontiguousarray(part, self.dtype).tobytes())
+            stream.write(np.ascontiguousarray(part, self.dtype).data)
             self._rows[-1] += len(part)
             self.windows += len(part)
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stages.corpus import Shard, read_shard
 from stages.dedup.lsh import EXACT, KEPT, NEAR, SHORT
-from stages.documents import DocumentWriter, Shard, read_shard, text_buffer
+from stages.documents import DocumentWriter, text_buffer
 
 REASONS = {NEAR: "near duplicate", SHORT: "short", EXACT: "exact duplicate"}
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from stages.compiled import compiled
+from stages.corpus import Shard, read_shard
 from stages.dedup.minhash import Signer
-from stages.documents import Shard, read_shard, text_buffer
+from stages.documents import text_buffer
 
 ALL_PAIRS = 16
 """Up to this many documents in a bucket every pair is a candidate; beyond, each with the first and with its neighbour."""

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from stages.core.contracts import Context, InputError
+from stages.corpus import Shard, gather_parts, shards
 from stages.dedup import bloom, lsh, substrings, verify
 from stages.dedup.funnel import Funnel, kept
 from stages.dedup.spec import DedupConfig, Recipe
-from stages.documents import Shard, gather_parts, shards
 from stages.workers import Pool, Result, work_folder
 
 EXAMPLE_CLUSTERS = 5

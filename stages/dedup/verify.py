@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.compiled import compiled, mix
+from stages.corpus import Shard, read_shard
 from stages.dedup.normalization import table
 from stages.dedup.shingles import (
     DONE,
@@ -32,7 +33,7 @@ from stages.dedup.shingles import (
     reread,
     shingles,
 )
-from stages.documents import Shard, read_shard, text_buffer
+from stages.documents import text_buffer
 
 CHUNK_BYTES = 16 << 20
 """Text of the pairs that are looked at together."""

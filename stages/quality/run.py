@@ -19,7 +19,8 @@ import fasttext
 import numpy as np
 
 from stages.core.contracts import ConfigError, Context, InputError
-from stages.documents import Shard, count, gather_parts, read_documents, read_shard, shards
+from stages.corpus import Shard, gather_parts, read_shard, shards
+from stages.documents import count, read_documents
 from stages.quality import selection
 from stages.quality.scorer import NEGATIVE, POSITIVE, Scorer, line
 from stages.quality.spec import QualityConfig
@@ -142,8 +143,9 @@ def _adopt(ctx: Context[QualityConfig]) -> tuple[Any, dict[str, Any]]:
         model = fasttext.load_model(str(path))
     except ValueError as error:
         raise ConfigError(f"{ctx.node}.model = {path}: no fastText model: {error}") from error
-    if sorted(model.get_labels()) != sorted((POSITIVE, NEGATIVE)):
-        raise ConfigError(f"{ctx.node}.model = {path}: its labels are {', '.join(model.get_labels())}; {POSITIVE} and {NEGATIVE} are needed")
+    labels = [str(label) for label in model.get_labels()]
+    if sorted(labels) != sorted((POSITIVE, NEGATIVE)):
+        raise ConfigError(f"{ctx.node}.model = {path}: its labels are {', '.join(labels)}; {POSITIVE} and {NEGATIVE} are needed")
     return model, {"classifier": path.name}
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.documents import DocumentWriter, Shard, read_shard, text_buffer
+from stages.corpus import Shard, read_shard
+from stages.documents import DocumentWriter, text_buffer
 from stages.quality.scorer import Scorer
 
 BLOCK = 1 << 20

@@ -1,4 +1,4 @@
-"""Run `tokenize`: encode each input into a stream on disk, take each stream's share, cut windows, shuffle, write shards.
+"""Run `tokenize`: encode each input by shard, take each stream's share, cut windows, shuffle, write shards.
 
 Every document is its pieces and then </s>; no <s> (Mistral's tokenizer would add one, but in packed windows </s> alone
 marks the boundary). What does not fill the last window is left out, and counted. Held-out documents are chosen by a hash
@@ -7,34 +7,40 @@ of their id, so that the windows of every length and phase keep the same ones ou
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stages import vocabulary
-from stages.core.contracts import ConfigError, Context, InputError, LocalArtifact
-from stages.documents import read_batches
+from stages.core.contracts import ConfigError, Context, InputError
+from stages.corpus import shards
 from stages.shards import ShardWriter, dtype_for
+from stages.tokenize import packing
+from stages.tokenize.encoder import encode, held_out
 from stages.tokenize.spec import TokenizeConfig
+from stages.workers import Pool, Result, work_folder
 
-WRITE_ROWS = 4096
+__all__ = ["held_out", "run"]
 
 
 @dataclass(frozen=True)
-class Stream:
-    """The tokens of one input, on disk: those to train on, and those held out."""
+class Source:
+    """One input, encoded: what its shards left."""
 
     node: str
-    path: Path
-    tokens: int
-    documents: int
-    heldout: Path
-    heldout_tokens: int
+    results: list[Result]
     benchmarks: tuple[str, ...]
+
+    def total(self, part: str, what: str) -> int:
+        """Documents, bytes or tokens of `train` or `heldout`."""
+        return sum(result.value[part][what] for result in self.results)
+
+    def stream(self, part: str, take: int) -> packing.Stream:
+        """The first `take` ids, again and again where there are fewer."""
+        return packing.Stream([result.folder / part for result in self.results], take)
 
 
 def run(ctx: Context[TokenizeConfig]) -> None:
@@ -45,92 +51,89 @@ def run(ctx: Context[TokenizeConfig]) -> None:
     tokenizer = ctx.input("tokenizer")
     size = int(tokenizer.facets["vocab_size"])
     dtype = np.dtype(dtype_for(size))
-    sources = ctx.inputs("documents")
-    if config.weights is not None and (len(config.weights) != len(sources) or min(config.weights) < 0 or not sum(config.weights)):
+    inputs = ctx.inputs("documents")
+    if config.weights is not None and (len(config.weights) != len(inputs) or min(config.weights) < 0 or not sum(config.weights)):
         raise ConfigError(
             f"{ctx.node}.weights = {list(config.weights)}: give one weight of 0 or more for each of "
-            f"{', '.join(s.node for s in sources)}, not all 0"
+            f"{', '.join(s.node for s in inputs)}, not all 0"
         )
-    streams = [_encode(ctx, i, source, tokenizer.path, dtype) for i, source in enumerate(sources)]
-    takes = _shares(ctx, [s.tokens for s in streams])
+    with Pool(work_folder(ctx), config.workers) as pool:
+        sources = _encode(ctx, pool, dtype)
+    takes = _shares(ctx, [s.total("train", "tokens") for s in sources])
     total = sum(takes)
-    windows = total // config.sequence_length
-    if windows == 0:
+    count = total // config.sequence_length
+    if count == 0:
         raise InputError(f"{ctx.node}: {total} tokens are fewer than one window of {config.sequence_length}: bring more text")
-    packed = _pack(ctx, [(s.path, t) for s, t in zip(streams, takes, strict=True)], dtype)
-    order = np.random.default_rng(config.seed).permutation(windows)
     digest = str(tokenizer.facets["tokenizer_digest"])
+    streams = [source.stream("train", take) for source, take in zip(sources, takes, strict=True)]
     with ShardWriter(ctx.output("shards"), config.sequence_length, size, vocabulary.EOS_ID, digest) as writer:
-        for start in range(0, windows, WRITE_ROWS):
-            writer.add(packed[order[start : start + WRITE_ROWS]])
-        writer.extra["sources"] = [
-            {"node": s.node, "documents": s.documents, "tokens": t, "epochs": round(t / s.tokens, 4) if s.tokens else 0.0}
-            for s, t in zip(streams, takes, strict=True)
-        ]
-    heldout = _write_heldout(ctx, streams, size, digest, dtype)
+        packing.write_shuffled(streams, config.sequence_length, dtype, config.seed, Path(ctx.scratch) / "buckets", writer)
+        writer.extra["sources"] = [_row(source, take) for source, take in zip(sources, takes, strict=True)]
+    heldout = _write_heldout(ctx, sources, size, digest, dtype)
     facets = {"tokenizer_digest": digest, "vocab_size": size, "sequence_length": config.sequence_length, "dtype": dtype.name}
-    used = windows * config.sequence_length
-    benchmarks = sorted({name for s in streams for name in s.benchmarks})
-    ctx.describe("shards", facets=facets, meta={"windows": windows, "tokens": used, "benchmarks": benchmarks})
+    used = count * config.sequence_length
+    benchmarks = sorted({name for s in sources for name in s.benchmarks})
+    ctx.describe("shards", facets=facets, meta={"windows": count, "tokens": used, "benchmarks": benchmarks})
     ctx.stat(
-        windows=windows,
+        windows=count,
         tokens=used,
         heldout_windows=heldout,
         dropped_tail_tokens=total - used,
         sources=writer.extra["sources"],
+        funnel=_funnel(sources, takes),
     )
 
 
-def _write_heldout(ctx: Context[TokenizeConfig], streams: list[Stream], size: int, digest: str, dtype: np.dtype) -> int:
+def _row(source: Source, take: int) -> dict[str, Any]:
+    """What the index says of a source."""
+    tokens = source.total("train", "tokens")
+    epochs = round(take / tokens, 4) if tokens else 0.0
+    return {"node": source.node, "documents": source.total("train", "documents"), "tokens": take, "epochs": epochs}
+
+
+def _funnel(sources: list[Source], takes: list[int]) -> dict[str, dict[str, int]]:
+    """Documents, bytes and tokens that came in and were held out; tokens that the mixture cut or repeated."""
+    rows = {
+        reason: {what: sum(s.total(part, what) for s in sources for part in parts) for what in ("documents", "bytes", "tokens")}
+        for reason, parts in (("in", ("train", "heldout")), ("held out", ("heldout",)))
+    }
+    have = [s.total("train", "tokens") for s in sources]
+    rows["cut by the mixture"] = {"tokens": sum(max(0, n - t) for n, t in zip(have, takes, strict=True))}
+    rows["repeated by the mixture"] = {"tokens": sum(max(0, t - n) for n, t in zip(have, takes, strict=True))}
+    return rows
+
+
+def _encode(ctx: Context[TokenizeConfig], pool: Pool, dtype: np.dtype) -> list[Source]:
+    """Encode every shard of every input; by the reference encoder when the fast one differs from it anywhere."""
+    inputs = ctx.inputs("documents")
+    work = [(n, shard) for n, source in enumerate(inputs) for shard in shards([Path(source.path)])]
+    common = {"tokenizer": str(ctx.input("tokenizer").path), "dtype": dtype.name, "heldout": ctx.config.heldout}
+    tasks = [{"shard": asdict(shard), **common} for _, shard in work]
+    results = pool.map("encode", encode, [{**task, "fast": True} for task in tasks], ctx.progress)
+    if not all(result.value["exact"] for result in results):
+        ctx.log("fastokens differs from tokenizers on this corpus: encoding it with tokenizers, which is slower", "warning")
+        results = pool.map("encode-reference", encode, [{**task, "fast": False} for task in tasks], ctx.progress)
+    return [
+        Source(source.node, [r for r, (m, _) in zip(results, work, strict=True) if m == n], tuple(source.meta.get("benchmarks", ())))
+        for n, source in enumerate(inputs)
+    ]
+
+
+def _write_heldout(ctx: Context[TokenizeConfig], sources: list[Source], size: int, digest: str, dtype: np.dtype) -> int:
     """The held-out documents as windows of their own, in `heldout/`; returns how many windows."""
-    if not ctx.config.heldout:
+    config = ctx.config
+    if not config.heldout:
         return 0
-    packed = _pack(ctx, [(s.heldout, s.heldout_tokens) for s in streams], dtype)
-    if not len(packed):
-        ctx.log(f"heldout = {ctx.config.heldout}: the documents held out do not fill a window", "warning")
+    streams = [source.stream("heldout", source.total("heldout", "tokens")) for source in sources]
+    count = sum(stream.take for stream in streams) // config.sequence_length
+    if not count:
+        ctx.log(f"heldout = {config.heldout}: the documents held out do not fill a window", "warning")
         return 0
-    order = np.random.default_rng([ctx.config.seed, 1]).permutation(len(packed))
     folder = Path(ctx.output("shards")) / "heldout"
     folder.mkdir()
-    with ShardWriter(folder, ctx.config.sequence_length, size, vocabulary.EOS_ID, digest) as writer:
-        writer.add(packed[order])
-    return len(packed)
-
-
-def _encode(ctx: Context[TokenizeConfig], index: int, source: LocalArtifact, tokenizer_folder: Path, dtype: np.dtype) -> Stream:
-    """Encode one input to files of ids, a batch of documents at a time."""
-    tokenizer = vocabulary.load(tokenizer_folder)
-    path, heldout = Path(ctx.scratch) / f"stream-{index}.bin", Path(ctx.scratch) / f"heldout-{index}.bin"
-    tokens = documents = heldout_tokens = 0
-    with open(path, "wb") as stream, open(heldout, "wb") as kept_out:
-        for batch in read_batches(source.path, columns=["id", "text"], rows=256):
-            encoded = tokenizer.encode_batch_fast(batch.column("text").to_pylist(), add_special_tokens=False)
-            out = [held_out(id, ctx.config.heldout) for id in batch.column("id").to_pylist()]
-            ids = _ids((e.ids for e, o in zip(encoded, out, strict=True) if not o), dtype)
-            stream.write(ids.tobytes())
-            if any(out):
-                rest = _ids((e.ids for e, o in zip(encoded, out, strict=True) if o), dtype)
-                kept_out.write(rest.tobytes())
-                heldout_tokens += len(rest)
-            tokens, documents = tokens + len(ids), documents + len(encoded) - sum(out)
-            ctx.progress(documents, unit="documents")
-    benchmarks = tuple(source.meta.get("benchmarks", ()))
-    return Stream(source.node, path, tokens, documents, heldout, heldout_tokens, benchmarks)
-
-
-def held_out(id: str, share: float) -> bool:
-    """Whether a document is kept out of training: a hash of its id falls into the first `share` of all values."""
-    return share > 0 and int.from_bytes(hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:8]) < share * 2**64
-
-
-def _ids(rows: Iterator[list[int]], dtype: np.dtype) -> np.ndarray:
-    return np.fromiter(_with_ends(rows), dtype)
-
-
-def _with_ends(rows: Iterator[list[int]]) -> Iterator[int]:
-    for row in rows:
-        yield from row
-        yield vocabulary.EOS_ID
+    with ShardWriter(folder, config.sequence_length, size, vocabulary.EOS_ID, digest) as writer:
+        packing.write_shuffled(streams, config.sequence_length, dtype, config.seed + 1, Path(ctx.scratch) / "buckets", writer)
+    return count
 
 
 def _shares(ctx: Context[TokenizeConfig], available: list[int]) -> list[int]:
@@ -151,19 +154,3 @@ def _shares(ctx: Context[TokenizeConfig], available: list[int]) -> list[int]:
     if config.max_tokens is not None and sum(takes) > config.max_tokens:
         takes = [n * config.max_tokens / sum(takes) for n in takes]
     return [int(n) for n in takes]
-
-
-def _pack(ctx: Context[TokenizeConfig], takes: list[tuple[Path, int]], dtype: np.dtype) -> np.ndarray:
-    """Streams one after another, each repeated until its share is full, memory-mapped as [windows, sequence_length]."""
-    path = Path(ctx.scratch) / "packed.bin"
-    path.unlink(missing_ok=True)  # an earlier mapping keeps its own file
-    with open(path, "wb") as out:
-        for source, take in takes:
-            left = take
-            while left > 0:
-                ids = np.fromfile(source, dtype, count=left)
-                out.write(ids.tobytes())
-                left -= len(ids)
-    length = ctx.config.sequence_length
-    windows = sum(take for _, take in takes) // length
-    return np.memmap(path, dtype, "r", shape=(windows, length)) if windows else np.empty((0, length), dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from pydantic import Field
 
@@ -23,10 +24,16 @@ class TokenizeConfig(StageConfig):
         default=0.0, ge=0, lt=1, description="share of documents kept out of training, by a hash of their id: the same at any length"
     )
     seed: int = Field(default=1, description="order of the windows")
-    threads: Operational[int] = Field(default=2, ge=1, description="encoder threads; they never change the result")
+    threads: Operational[int] = Field(default=2, ge=1, description="encoder threads in each process; they never change the result")
+    workers: Operational[int | Literal["ray"]] = Field(
+        default=1, description="processes that encode, or 'ray': the cluster that RAY_ADDRESS names; never changes the result"
+    )
+    work: Operational[str | None] = Field(
+        default=None, description="folder that outlives an attempt and that all workers see: finished shards are not done again"
+    )
 
 
-class Tokenize(Stage[TokenizeConfig], env="data", revision=1):
+class Tokenize(Stage[TokenizeConfig], env="data", revision=2):
     """Encode documents and pack them into shuffled windows of one length."""
 
     documents: Sequence[Input[Documents]]
@@ -43,4 +50,4 @@ class Tokenize(Stage[TokenizeConfig], env="data", revision=1):
 
     @classmethod
     def resources(cls, config: TokenizeConfig) -> Resources:
-        return Resources(cpus=config.threads, memory_gib=4)
+        return Resources(cpus=config.threads * (config.workers if isinstance(config.workers, int) else 1), memory_gib=4)

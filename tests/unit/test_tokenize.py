@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,10 @@ from stages.core.artifacts import Documents, Tokenizer
 from stages.core.contracts import ConfigError, InputError, LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
 from stages.documents import write_documents
-from stages.shards import Shards
+from stages.shards import Shards, ShardWriter
+from stages.tokenize import packing
+from stages.tokenize.encoder import RESERVED, Encoder
+from stages.tokenize.packing import window_order
 from stages.tokenize.run import held_out, run
 from stages.tokenize.spec import Tokenize, TokenizeConfig
 
@@ -59,7 +64,7 @@ def tokenize(root: Path, tokenizer: LocalArtifact, *corpora: list[str], **config
 def ids_of(folder: Path, seed: int = 1) -> list[int]:
     """All ids in stream order: the shuffle of the windows undone."""
     shards = Shards.open(folder)
-    order = np.random.default_rng(seed).permutation(len(shards))
+    order = window_order(len(shards), seed)
     rows: list[Any] = [None] * len(shards)
     for place, window in enumerate(order):
         rows[window] = shards[place]
@@ -168,7 +173,7 @@ def test_held_out_documents_are_the_same_at_every_length(tmp_path: Path, tokeniz
         assert len(train) >= len(texts) - len(chosen) - 1
         shards = Shards.open(ctx.output("shards") / "heldout")
         assert len(shards) == ctx.stats["heldout_windows"] > 0
-        order = np.random.default_rng([1, 1]).permutation(len(shards))
+        order = window_order(len(shards), 2)
         stream = np.concatenate([shards[int(place)] for place in np.argsort(order)]).tolist()
         assert texts_of(stream, tokenizer) == chosen[: stream.count(EOS)]
 
@@ -215,3 +220,85 @@ def test_what_cannot_work_is_named(
 ) -> None:
     with pytest.raises(error, match=says):
         tokenize(tmp_path, tokenizer, *corpora, **config)
+
+
+# --- the fast encoder ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100)
+@given(st.lists(TEXT | TRICKY | st.text("ab cd<>/s\n▁0", max_size=30), max_size=6))
+def test_the_fast_encoder_gives_the_references_ids(tokenizer: LocalArtifact, texts: list[str]) -> None:
+    encoder = Encoder(tokenizer.path)
+    assert encoder.fast
+    ids, ends = encoder.encode(texts)
+    rows = [ids[a:b].tolist() for a, b in pairwise(ends.tolist())]
+    library = vocabulary.load(tokenizer.path)
+    assert rows == [library.encode(text, add_special_tokens=False).ids for text in texts]
+    assert encoder.agrees(texts)
+
+
+def test_pieces_that_fastokens_would_take_for_tokens_go_to_the_reference() -> None:
+    assert all(RESERVED.search(f"a{piece}b") for piece in ("<unk>", "<s>", "</s>", "<0x00>", "<0xFF>"))
+    assert not RESERVED.search("<0xff> <S> < s> 0x41")
+
+
+def test_an_encoder_that_differs_is_noticed_and_not_used(tmp_path: Path, tokenizer: LocalArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = tokenize(tmp_path / "right", tokenizer, corpus(1), sequence_length=8)
+
+    def wrong(self: Encoder, texts: Any) -> tuple[np.ndarray, np.ndarray]:
+        ids, ends = self.reference(texts)
+        return ids[::-1].copy(), ends
+
+    monkeypatch.setattr(Encoder, "_encode_fast", wrong)
+    ctx = tokenize(tmp_path / "wrong", tokenizer, corpus(1), sequence_length=8)
+    assert ctx.logs == ["warning: fastokens differs from tokenizers on this corpus: encoding it with tokenizers, which is slower"]
+    assert digests(ctx.output("shards")) == digests(right.output("shards"))
+
+
+def test_without_fastokens_the_result_is_the_same(tmp_path: Path, tokenizer: LocalArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = tokenize(tmp_path / "right", tokenizer, corpus(1), sequence_length=8)
+    monkeypatch.setitem(sys.modules, "fastokens", None)
+    assert not Encoder(tokenizer.path).fast
+    assert digests(tokenize(tmp_path / "slow", tokenizer, corpus(1), sequence_length=8).output("shards")) == digests(right.output("shards"))
+
+
+# --- packing out of core --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bucket", [64, 1000, 1 << 26])
+def test_the_order_is_the_same_whatever_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: int) -> None:
+    monkeypatch.setattr(packing, "BUCKET_BYTES", bucket)
+    monkeypatch.setattr(packing, "READ_TOKENS", 37)
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(3, 300, n, dtype=np.uint16) for n in (100, 0, 333, 250)]
+    files = []
+    for n, ids in enumerate(parts):
+        ids.tofile(tmp_path / f"{n}")
+        files.append(tmp_path / f"{n}")
+    streams = [packing.Stream(files[:3], 1000), packing.Stream(files[3:], 90)]  # the first is read 2.3 times
+    stream = np.concatenate([np.tile(np.concatenate(parts[:3]), 3)[:1000], parts[3][:90]])
+    wanted = stream[: 1090 // 7 * 7].reshape(-1, 7)[window_order(1090 // 7, 5)]
+    (tmp_path / "out").mkdir()
+    with ShardWriter(tmp_path / "out", 7, 300, EOS, "digest") as writer:
+        packing.write_shuffled(streams, 7, np.dtype(np.uint16), 5, tmp_path / "scratch", writer)
+    assert np.array_equal(np.stack(list(Shards.open(tmp_path / "out"))), wanted)  # type: ignore[attr-defined]
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_the_order_is_a_permutation_that_the_seed_decides() -> None:
+    """Every place is equally likely for a window: chi-squared over 64 places, 5 sigma."""
+    orders = [window_order(64, seed) for seed in range(2000)]
+    assert all(sorted(order) == list(range(64)) for order in orders)
+    counts = np.bincount([int(np.flatnonzero(order == 17)[0]) for order in orders], minlength=64)
+    expected = len(orders) / 64
+    chi = float(((counts - expected) ** 2 / expected).sum())
+    assert abs(chi - 63) < 5 * (2 * 63) ** 0.5
+
+
+def test_two_workers_write_the_same(tmp_path: Path, tokenizer: LocalArtifact) -> None:
+    runs = [tokenize(tmp_path / str(n), tokenizer, corpus(1), corpus(2), sequence_length=16, heldout=0.2, workers=n) for n in (1, 2)]
+    assert digests(runs[0].output("shards")) == digests(runs[1].output("shards"))
+    assert runs[0].stats == runs[1].stats
+    funnel = runs[0].stats["funnel"]
+    assert funnel["in"]["documents"] == 120
+    assert funnel["in"]["tokens"] - funnel["held out"]["tokens"] == runs[0].stats["tokens"] + runs[0].stats["dropped_tail_tokens"]
