@@ -1,0 +1,295 @@
+"""The data stages against their peers, on one corpus of real text, in one run.
+
+    python -m benchmarks.data --folder /tmp/data-benchmark --peers PEERS/bin/python [--documents 100000] [--scale 10000,100000,1000000]
+
+Makes the corpus (`data_corpus`, from Debian's packages; nothing else is downloaded), then prints one Markdown table: CPU of one core
+(`time.process_time` of the process that works), peak memory, recall and precision against exact Jaccard similarities at 0.8, and
+the ratio to the best peer. PEERS is an environment with data-peers.txt; without it the ratios are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.data_corpus import build
+from stages.core.artifacts import Documents, Tokenizer
+from stages.core.testing import LocalContext, local_artifact
+from stages.corpus import read_shard, shards
+from stages.dedup import lsh
+from stages.dedup.bloom import BYTES_PER_NGRAM, BloomFilter
+from stages.dedup.minhash import Signer
+from stages.dedup.shingles import jaccard, shingles
+from stages.documents import DocumentWriter, text_buffer
+
+PEERS = {"datasketch": 4000, "rensa": 20_000, "gaoya": 20_000, "datatrove": 2000}
+"""Peers, and how many documents each gets: what takes it about half a minute."""
+
+
+def batches(corpus: Path, documents: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The first texts of the corpus, as buffers."""
+    found, left = [], documents
+    for shard in shards([corpus]):
+        for batch in read_shard(shard, columns=["text"]):
+            part = batch.slice(0, left)
+            if part.num_rows:
+                found.append(text_buffer(part.column("text")))
+            left -= part.num_rows
+    return found
+
+
+def size_of(work: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Megabytes of text."""
+    return sum(int(ends[-1] - ends[0]) for _, ends in work) / 1e6
+
+
+def timed(work: Any) -> float:
+    """CPU seconds of the second of two calls (the first compiles), the better of two."""
+    work()
+    best = float("inf")
+    for _ in range(2):
+        started = time.process_time()
+        work()
+        best = min(best, time.process_time() - started)
+    return best
+
+
+def measure_kernels(corpus: Path, documents: int) -> dict[str, dict[str, float]]:
+    """Signing, Bloom filter and substrings alone: documents and MB a second of one core."""
+    work = batches(corpus, documents)
+    count, size = sum(len(ends) - 1 for _, ends in work), size_of(work)
+    rows = {}
+    for name, arguments in (
+        ("sign slimpajama (128 permutations, 18 x 7)", ("characters", 13, 128, 18, 7, 1)),
+        ("sign dclm (words, 128)", ("words", 5, 128, 18, 7, 1)),
+        ("sign the-stack (tokens, 256)", ("token set", 1, 256, 25, 10, 1)),
+    ):
+        signer = Signer(*arguments)  # type: ignore[arg-type]
+        rows[name] = timed(lambda signer=signer: [signer.sign(*part) for part in work])
+
+    def bloom() -> None:
+        machine = BloomFilter(int(size * 1e6) // BYTES_PER_NGRAM)
+        for part in work:
+            machine.filter(*part)
+
+    rows["BFF old-both"] = timed(bloom)
+    return {name: {"docs/s": count / cpu, "MB/s": size / cpu} for name, cpu in rows.items()}
+
+
+def measure_substrings(corpus: Path) -> dict[str, float]:
+    """Suffix array, longest common prefixes and cutting of 16 MB."""
+    from stages.dedup.substrings import repetitions
+
+    source = np.concatenate([s[e[0] : e[-1]] for s, e in batches(corpus, 8000)])[: 16 << 20].copy()
+    return {"MB/s": len(source) / 1e6 / timed(lambda: repetitions(source, 100))}
+
+
+def measure_scorer(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
+    """The collapsed classifier and fastText on the same texts; the largest difference of a score."""
+    from stages.quality import run as quality
+    from stages.quality.scorer import Scorer
+    from stages.quality.spec import QualityConfig
+
+    root = folder / "quality"
+    inputs = {}
+    for port, keep in (("documents", lambda n: n % 2), ("positives", lambda n: not n % 2)):
+        (root / port).mkdir(parents=True, exist_ok=True)
+        with DocumentWriter(root / port) as writer:
+            for n, (source, ends) in enumerate(batches(corpus, 4000)):
+                for d in range(len(ends) - 1):
+                    if keep(d):
+                        writer.add(f"{n}-{d}", source[ends[d] : ends[d + 1]].tobytes().decode(), "s")
+        inputs[port] = [local_artifact(Documents, root / port)]
+    model, _ = quality._train(LocalContext(root, QualityConfig(buckets=200_000), inputs))
+    scorer = Scorer.of(model)
+    assert scorer is not None
+    work = batches(corpus, 8000)
+    texts = [s[a:b].tobytes().decode() for s, e in work for a, b in itertools.pairwise(e)]
+    found = np.concatenate([scorer.score(*part) for part in work])
+    started = time.process_time()
+    wanted = quality.scores(model, texts)
+    plain = time.process_time() - started
+    return {
+        "score, collapsed": {"MB/s": size_of(work) / timed(lambda: [scorer.score(*part) for part in work])},
+        "score, fastText": {"MB/s": size_of(work) / plain, "largest difference": float(np.abs(found - wanted).max())},
+    }
+
+
+def measure_tokens(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
+    """Encoding by the fast encoder and the reference, and packing of its ids."""
+    from stages.shards import ShardWriter
+    from stages.tokenize import packing
+    from stages.tokenize.encoder import Encoder
+    from stages.tokenizer.run import run
+    from stages.tokenizer.spec import TokenizerConfig
+
+    root = folder / "tokens"
+    ctx = LocalContext(root, TokenizerConfig(vocab_size=16_000, sample_bytes=8_000_000), {"documents": [local_artifact(Documents, corpus, meta={"text_bytes": sum(p.stat().st_size * 4 for p in corpus.glob("part-*"))})]})
+    run(ctx)
+    encoder = Encoder(local_artifact(Tokenizer, ctx.output("tokenizer")).path)
+    texts = [s[a:b].tobytes().decode() for s, e in batches(corpus, 6000) for a, b in itertools.pairwise(e)]
+    size = sum(len(t.encode()) for t in texts) / 1e6
+    few = texts[:600]
+    slow = timed(lambda: encoder.reference(few)) / (sum(len(t.encode()) for t in few) / 1e6)
+    rows = {"encode, fastokens": {"MB/s": size / timed(lambda: encoder.encode(texts))}, "encode, tokenizers": {"MB/s": 1 / slow}}
+    ids = np.random.default_rng(0).integers(3, 16_000, 100 << 20, dtype=np.uint16)
+    (root / "ids").write_bytes(ids.tobytes())
+
+    def pack() -> None:
+        out = root / "packed"
+        out.mkdir(exist_ok=True)
+        with ShardWriter(out, 2000, 16_000, 2, "digest") as writer:
+            packing.write_shuffled([packing.Stream([root / "ids"], len(ids))], 2000, np.dtype(np.uint16), 1, root / "buckets", writer)
+
+    rows["pack and shuffle"] = {"MB/s": ids.nbytes / 1e6 / timed(pack)}
+    return rows
+
+
+def dedup_run(corpus: Path, root: Path, recipe: str = "slimpajama") -> dict[str, Any]:
+    """The whole stage in this process, its CPU by step, and the documents that it removed as near duplicates."""
+    from stages import workers
+    from stages.dedup.run import run
+    from stages.dedup.spec import DedupConfig
+
+    steps: Counter[str] = Counter()
+    plain = workers.Pool.map
+
+    def watched(self: Any, name: str, *arguments: Any) -> Any:
+        started = time.process_time()
+        results = plain(self, name, *arguments)
+        steps[name] += time.process_time() - started
+        return results
+
+    workers.Pool.map = watched  # type: ignore[method-assign]
+    ctx = LocalContext(root, DedupConfig.model_validate({"recipe": recipe}), {"sources": [local_artifact(Documents, corpus)]})
+    started = time.process_time()
+    run(ctx)
+    cpu = time.process_time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"cpu": cpu, "steps": dict(steps), "peak": peak, "documents": ctx.stats["funnel"]["in"]["documents"], "bytes": ctx.stats["funnel"]["in"]["bytes"], "candidates": ctx.stats["candidate_pairs"], "verified": ctx.stats["verified_pairs"]}
+
+
+def truth(corpus: Path, documents: int) -> set[tuple[int, int]]:
+    """Pairs at 0.8 or more among the first documents: every pair that shares one of 32 bands of 4 (a pair at 0.8 is missed with
+    probability 5e-8), by exact similarity."""
+    keys = [Signer("characters", 13, 128, 32, 4, 99).sign(*part)[0] for part in batches(corpus, documents)]
+    flat = np.concatenate(keys)
+    numbers = np.repeat(np.arange(len(flat), dtype=np.uint32), 32)
+    order = np.argsort(flat.ravel(), kind="stable")
+    pairs = lsh.bucket_pairs(flat.ravel()[order], numbers[order])
+    rough = np.stack([pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
+    texts = [s[a:b].tobytes().decode() for s, e in batches(corpus, documents) for a, b in itertools.pairwise(e)]
+    sets: dict[int, np.ndarray] = {}
+    found = set()
+    for a, b in rough.tolist():
+        for d in (a, b):
+            if d not in sets:
+                sets[d] = shingles("characters", texts[d], 13)
+        if jaccard(sets[a], sets[b]) >= 0.8:
+            found.add((a, b))
+        if len(sets) > 20_000:
+            sets.clear()
+    return found
+
+
+def same_cluster(pairs: set[tuple[int, int]], edges: np.ndarray, documents: int) -> float:
+    """Share of the true pairs whose documents the edges connect."""
+    from stages.dedup.verify import find, unite
+
+    parent = np.arange(documents, dtype=np.uint32)
+    unite(parent, edges[:, 0].astype(np.uint32), edges[:, 1].astype(np.uint32))
+    return sum(find(parent, a) == find(parent, b) for a, b in pairs) / max(1, len(pairs))
+
+
+def edges_of(root: Path) -> np.ndarray:
+    """The verified pairs that a run left in its scratch folder."""
+    found = np.concatenate([np.fromfile(path, np.uint64) for path in sorted(root.glob("scratch/verify/*/edges"))])
+    return np.stack([found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
+
+
+def main() -> None:
+    """Measure, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for the corpus and scratch")
+    parser.add_argument("--documents", type=int, default=100_000)
+    parser.add_argument("--peers", help="the Python of an environment with data-peers.txt")
+    parser.add_argument("--scale", default="10000,100000,1000000", help="sizes of the scaling table; empty: none")
+    parser.add_argument("--only", default="kernels,quality,dedup,scale", help="parts to run")
+    parser.add_argument("--dedup-run", nargs=2, metavar=("CORPUS", "ROOT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.dedup_run:
+        print(json.dumps(dedup_run(Path(options.dedup_run[0]), Path(options.dedup_run[1]))))
+        return
+    print(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, numpy {np.__version__}, load {os.getloadavg()[0]:.1f}\n")
+    corpus = build(options.folder, options.documents)
+    parts = options.only.split(",")
+    if "kernels" in parts:
+        _table(measure_kernels(corpus, 20_000))
+    if "quality" in parts:
+        _table({"substrings (suffix array)": measure_substrings(corpus), **measure_scorer(corpus, options.folder), **measure_tokens(corpus, options.folder)})
+    if "dedup" in parts:
+        _compare(corpus, options)
+    if "scale" in parts:
+        for size in (int(n) for n in options.scale.split(",") if n):
+            row = _in_process(build(options.folder, size), options.folder / f"run-{size}")
+            steps = " ".join(f"{name} {cpu:.1f}" for name, cpu in row["steps"].items())
+            print(f"| {row['documents']} | {row['bytes'] / 1e6:.0f} MB | {row['cpu']:.1f} s | {row['documents'] / row['cpu']:.0f} docs/s | {row['peak']:.0f} MB | {steps} |", flush=True)
+
+
+def _compare(corpus: Path, options: argparse.Namespace) -> None:
+    """Ours on everything, peers on what they can do in half a minute; recall and precision on the same documents."""
+    root = options.folder / f"compared-{options.documents}"
+    row = _in_process(corpus, root)
+    edges = edges_of(root)
+    print(f"ours, whole stage: {row['documents']} documents, {row['cpu']:.1f} s CPU, {row['documents'] / row['cpu']:.0f} docs/s, {row['bytes'] / 1e6 / row['cpu']:.1f} MB/s, peak {row['peak']:.0f} MB; by step: {row['steps']}; {row['candidates']} candidates, {row['verified']} verified")
+    all_true = truth(corpus, row["documents"])
+    wrong = {(a, b) for a, b in edges.tolist()} - all_true
+    print(f"ours: recall {same_cluster(all_true, edges, row['documents']):.4f} of {len(all_true)} pairs at 0.8, precision {1 - len(wrong) / max(1, len(edges)):.4f} of {len(edges)} verified pairs", flush=True)
+    for name, documents in PEERS.items() if options.peers else ():
+        command = [options.peers, str(Path(__file__).parent / "data_peers.py"), name, str(corpus), str(documents)]
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            print(f"{name}: failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
+            continue
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        true = {(a, b) for a, b in all_true if b < documents}
+        pairs = [tuple(pair) for pair in found["pairs"]]
+        right = sum(pair in all_true for pair in pairs)
+        recall = same_cluster(true, np.array(pairs, np.int64).reshape(-1, 2), documents)
+        print(f"| {name} | {documents} | {documents / found['signing']:.0f} docs/s signing | {documents / found['cpu']:.0f} docs/s | {found['bytes'] / 1e6 / found['cpu']:.2f} MB/s | recall {recall:.3f} of {len(true)} | precision {right / max(1, len(pairs)):.3f} |", flush=True)
+
+
+def _in_process(corpus: Path, root: Path) -> dict[str, Any]:
+    """`dedup_run` in a process of its own, for its peak memory."""
+    subprocess.run(["rm", "-rf", str(root)], check=True)
+    command = [sys.executable, "-m", "benchmarks.data", "--folder", str(root), "--dedup-run", str(corpus), str(root)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1])
+
+
+def _table(rows: dict[str, dict[str, float]]) -> None:
+    for name, values in rows.items():
+        print(f"| {name} | " + " | ".join(f"{value:.3g} {unit}" if value < 1 else f"{value:,.1f} {unit}" for unit, value in values.items()) + " |", flush=True)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+if __name__ == "__main__":
+    main()
