@@ -6,6 +6,7 @@ Every peer gets the same shingles (character 13-grams of SlimPajama's normalizat
 without) and 128 permutations; LSH as it has it at 0.8. Prints {"cpu", "signing", "pairs"} as JSON.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import itertools
