@@ -18,6 +18,8 @@ from stages.problems.spec import ProblemsConfig
 from stages.verifier import Verifier
 from stages.verifier.rule import is_gradable
 
+BATCH = 1000
+"""Answers that are verified between two reports of progress."""
 _PROOF_ASKED = re.compile(r"(?:^|[.;:!?]\s+)(?:prove|show|demonstrate|verify) (?:that|the|this|if|for)\b", re.I)
 _PROOF_ANSWER = re.compile(r"\b(?:proof|proven|proved|see solution|q\.?e\.?d\.?|not found|none given)\b|\\blacksquare|\\square", re.I)
 _LETTER = re.compile(r"\\?(?:text|textbf|mathrm|mathbf)?\{?\(?([A-E])\)?\.?\}?\Z")
@@ -72,13 +74,21 @@ def _gradable(ctx: Context[ProblemsConfig], rows: list[Problem], reject: Reject)
             reject(reason)
         else:
             good.append(row)
-    answers = sorted({row["answer"] for row in good})
-    ctx.log(f"verifying {len(answers)} different answers")
-    with Verifier(ctx.config.workers, ctx.config.verifier) as verifier:
-        accepted = {answer for answer, right in zip(answers, verifier.accepts([(a, a) for a in answers]), strict=True) if right}
+    accepted = _accepted(ctx, sorted({row["answer"] for row in good}))
     for _ in range(sum(row["answer"] not in accepted for row in good)):
         reject("verifier refuses the answer")
     return [row for row in good if row["answer"] in accepted]
+
+
+def _accepted(ctx: Context[ProblemsConfig], answers: list[str]) -> set[str]:
+    """The answers that the verifier takes for themselves, each judged once."""
+    found: set[str] = set()
+    with Verifier(ctx.config.workers, ctx.config.verifier) as verifier:
+        for at in range(0, len(answers), BATCH):
+            ctx.progress(at, len(answers), "answers verified")
+            batch = answers[at : at + BATCH]
+            found.update(a for a, right in zip(batch, verifier.accepts([(a, a) for a in batch]), strict=True) if right)
+    return found
 
 
 def _new(ctx: Context[ProblemsConfig], rows: list[Problem], reject: Reject) -> list[Problem]:

@@ -48,7 +48,7 @@ def boxed(answer: str) -> str:
 
 @pytest.fixture(scope="module")
 def deepscaler() -> Iterator[Verifier]:
-    with Verifier(workers=2, limits=LIMITS) as verifier:
+    with Verifier(workers=2) as verifier:
         yield verifier
 
 
