@@ -10,6 +10,7 @@ from stages.core.graph import Pipeline
 from stages.dedup.spec import Dedup
 from stages.dpo.spec import Dpo
 from stages.evaluate.spec import Evaluate
+from stages.grpo.spec import Grpo
 from stages.ingest.spec import Ingest
 from stages.preferences.spec import Preferences
 from stages.pretrain.spec import Pretrain
@@ -82,8 +83,19 @@ dpo_infinity = Dpo(
 
 # Reasoning (paper 5): the instruct model learns to think aloud.
 sft_reason = Sft(
-    name="sft_reason", parent=dpo_tulu.model, conversations=reasoning_traces.train, heldout=reasoning_traces.heldout
+    name="sft_reason",
+    parent=dpo_tulu.model,
+    conversations=reasoning_traces.train,
+    heldout=reasoning_traces.heldout,
+    problems=problems.heldout,
 )
+
+# Reinforcement, twice from the same parent (paper 5 names the reasoning model in one place and the DPO model in another; RECIPE 5:
+# a declared choice): DeepScaleR's recipe gives the Reasoning model, AReaL's the other one of Table 9.
+grpo_deepscaler = Grpo(
+    name="grpo_deepscaler", parent=sft_reason.model, problems=problems.train, heldout=problems.heldout
+)
+grpo_areal = Grpo(name="grpo_areal", parent=sft_reason.model, problems=problems.train, heldout=problems.heldout)
 
 PIPELINE = Pipeline(
     [
@@ -116,5 +128,7 @@ PIPELINE = Pipeline(
         sft_infinity,
         dpo_infinity,
         sft_reason,
+        grpo_deepscaler,
+        grpo_areal,
     ]
 )

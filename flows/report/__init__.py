@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.report import corpus, overview, page, provenance, scores, training
+from flows.report import corpus, overview, page, provenance, scores, training, tuning
 from flows.report.data import Data, collect, read_evaluation
 from flows.report.markup import Section
 
 SECTIONS: list[Callable[[Data], Section | None]] = [
     overview.graph,
     training.losses,
+    tuning.effects,
     scores.ablation,
     corpus.funnels,
     corpus.capability,
@@ -27,7 +28,7 @@ SECTIONS: list[Callable[[Data], Section | None]] = [
 ]
 """The page, in reading order."""
 
-SUMMARIES: list[Callable[[Data], list[str]]] = [overview.summary, training.summary, scores.summary, corpus.summary]
+SUMMARIES: list[Callable[[Data], list[str]]] = [overview.summary, training.summary, tuning.summary, scores.summary, corpus.summary]
 """What the terminal shows of it."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from stages.dpo.spec import DpoConfig
 from stages.effects import Effect, as_stats, effect
 from stages.examples import Preference, read_preferences
 from stages.finetuning import models
-from stages.finetuning.card import tuning_card
+from stages.finetuning.card import tuning_card, write_samples
 from stages.finetuning.encoding import encode_prompts
 from stages.finetuning.measures import label_log_probs
 from stages.finetuning.sampling import sample, texts
@@ -76,12 +75,12 @@ def run(ctx: Context[DpoConfig]) -> None:
         "removed": dict(sorted(pairs.removed.items())),
         "steps": -(-len(pairs.rows) // config.batch_size) * config.epochs,
     }
-    ctx.stat(**stats, **as_stats(effects))
     folder = models.describe_child(ctx, model, template, tuning_card(ctx, "dpo", stats, effects, ("preferences",)))
-    with open(folder / "samples.jsonl", "w", encoding="utf-8") as stream:
-        for pair, one, two in zip(shown, first, second, strict=True):
-            row = {"prompt": pair["prompt"], "chosen": pair["chosen"], "rejected": pair["rejected"], "before": one, "after": two}
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = [
+        {"prompt": p["prompt"], "chosen": p["chosen"], "rejected": p["rejected"], "before": one, "after": two}
+        for p, one, two in zip(shown, first, second, strict=True)
+    ]
+    ctx.stat(**stats, **as_stats(effects), samples=write_samples(folder, rows))
 
 
 def _pairs(ctx: Context[DpoConfig], tokenizer: Any, port: str, max_rows: int | None) -> Pairs:

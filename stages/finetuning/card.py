@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from stages.core.contracts import Context
@@ -82,3 +84,20 @@ def data_lines(ctx: Context[Any], ports: Sequence[str]) -> list[str]:
         if isinstance(sources, Mapping):
             lines += [f"  - {name}: {value}" for name, value in sources.items()]
     return lines
+
+
+SHOWN, SHOWN_CHARACTERS = 3, 400
+"""Samples that travel with the manifest, for the report, and how much of each text; all of them are in samples.jsonl."""
+
+
+def write_samples(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Write samples.jsonl: `{prompt: turns, before, after, ...}` of held-out prompts. Returns the first few as text."""
+    with open(folder / "samples.jsonl", "w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return [{key: _text(value)[:SHOWN_CHARACTERS] for key, value in row.items()} for row in rows[:SHOWN]]
+
+
+def _text(value: Any) -> str:
+    """Turns, or a text, as text."""
+    return value.strip() if isinstance(value, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in value)

@@ -64,8 +64,8 @@ class Bridge(TrainerCallback):
         period: int = 1,
         on_save: Callable[[Path], None] | None = None,
     ) -> None:
-        self._ctx, self._names, self._offset, self._total, self._period, self._on_save = ctx, names, offset, total, period, on_save
-        self.stopped = False
+        self._ctx, self._names, self._offset, self._period, self._on_save = ctx, names, offset, period, on_save
+        self.stopped, self.step, self.total = False, offset, total
         self.last: dict[str, float] = {}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
@@ -81,8 +81,8 @@ class Bridge(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Progress; a checkpoint when one is due or the stage is asked to stop, at a step where one can be made."""
-        step, total = state.global_step, self._total or state.max_steps
-        self._ctx.progress(self._offset + step, total, "steps")
+        step, self.step, self.total = state.global_step, self._offset + state.global_step, self.total or state.max_steps
+        self._ctx.progress(self.step, self.total, "steps")
         if step >= state.max_steps or step % self._period:
             return
         self.stopped = self._ctx.stopping
@@ -116,5 +116,4 @@ def train(ctx: Context[Any], trainer: Trainer, bridge: Bridge, checkpoint: Path 
     trainer.add_callback(bridge)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if bridge.stopped:
-        step, total = trainer.state.global_step, trainer.state.max_steps
-        raise Preempted(f"stopped at step {step} of {total}; the next run goes on from there")
+        raise Preempted(f"stopped at step {bridge.step} of {bridge.total}; the next run goes on from there")

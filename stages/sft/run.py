@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,16 @@ from trl.trainer.sft_config import SFTConfig as TrlConfig
 
 from stages.core.contracts import Context
 from stages.effects import Effect, as_stats, effect
-from stages.examples import Message, read_conversations
+from stages.examples import Message, problem_prompt, read_conversations, read_problems, user
 from stages.finetuning import models
-from stages.finetuning.card import tuning_card
+from stages.finetuning.card import tuning_card, write_samples
 from stages.finetuning.encoding import Encoded, encode_conversations, encode_prompts, require_rows, spells_control
 from stages.finetuning.measures import label_log_probs
 from stages.finetuning.sampling import sample, texts
 from stages.finetuning.trainer import Bridge, common_arguments, train
 from stages.sft.loss import SmoothedTrainer
 from stages.sft.spec import SftConfig
+from stages.verifier import Verifier, in_format
 
 METRICS = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "entropy": "entropy", "mean_token_accuracy": "token_accuracy"}
 """TRL's names and ours."""
@@ -38,11 +38,17 @@ class Heldout:
         require_rows(ctx, self.rows, "held-out conversations")
         asked = [c for c in conversations if not spells_control(c)][: config.samples]
         self.shown = [(_until_answer(c), c[len(_until_answer(c))]["content"]) for c in asked]
+        problems = [row for a in ctx.inputs("problems") for row in read_problems(a.path)]
+        self.problems = [
+            (problem_prompt(p["problem"], config.instruction), p["answer"]) for p in problems if not spells_control([user(p["problem"])])
+        ][: config.problem_rows]
 
     def measure(self, model: Any) -> dict[str, Any]:
-        """Log-probabilities of the answers; sampled answers."""
+        """Log-probabilities of the answers; sampled answers; solved problems."""
         sums, counts = label_log_probs(model, self.rows.rows, self.config.eval_batch)
         found: dict[str, Any] = {"nll": [-s for s in sums], "tokens": counts, "samples": self.answer(model, [p for p, _ in self.shown])}
+        if self.problems:
+            found["solutions"] = self.answer(model, [[user(prompt)] for prompt, _ in self.problems])
         return found
 
     def answer(self, model: Any, prompts: Sequence[Sequence[Message]]) -> list[str]:
@@ -76,9 +82,10 @@ def run(ctx: Context[SftConfig]) -> None:
     after = heldout.measure(model)
     effects = compare(ctx, heldout, before, after)
     stats = {**data.stats(), **data_stats(data, ctx.config)}
-    ctx.stat(**stats, **as_stats(effects))
     folder = models.describe_child(ctx, model, template, tuning_card(ctx, "sft", stats, effects, ("conversations",)))
-    write_samples(folder, heldout, before["samples"], after["samples"])
+    answers = zip(heldout.shown, before["samples"], after["samples"], strict=True)
+    rows = [{"prompt": p, "reference": reference, "before": first, "after": second} for (p, reference), first, second in answers]
+    ctx.stat(**stats, **as_stats(effects), samples=write_samples(folder, rows))
 
 
 def data_stats(data: Encoded, config: SftConfig) -> dict[str, Any]:
@@ -110,14 +117,20 @@ def fine_tune(ctx: Context[SftConfig], model: Any, tokenizer: Any, data: Encoded
 def compare(ctx: Context[SftConfig], heldout: Heldout, before: dict[str, Any], after: dict[str, Any]) -> list[Effect]:
     """Parent against child."""
     effects = [effect("answer_loss", before["nll"], after["nll"], better="lower", unit="nats a token", weights=before["tokens"])]
+    if heldout.problems:
+        effects += _solved(ctx, heldout, before["solutions"], after["solutions"])
     for one in effects:
         ctx.log(f"{one.metric}: {one.before:.4f} -> {one.after:.4f} ({one.unit}; difference {one.difference:+.4f} +- {one.difference_stderr:.4f}, n {one.n})")
     return effects
 
 
-def write_samples(folder: Path, heldout: Heldout, before: list[str], after: list[str]) -> None:
-    """samples.jsonl: held-out prompts, the answer in the data, the parent's and the child's."""
-    with open(folder / "samples.jsonl", "w", encoding="utf-8") as stream:
-        for (prompt, reference), first, second in zip(heldout.shown, before, after, strict=True):
-            row = {"prompt": prompt, "reference": reference, "before": first, "after": second}
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _solved(ctx: Context[SftConfig], heldout: Heldout, before: list[str], after: list[str]) -> list[Effect]:
+    """Required format, and right answers, of held-out problems."""
+    answers = [answer for _, answer in heldout.problems]
+    with Verifier(workers=ctx.config.verify_workers) as verifier:
+        right = [[v.score for v in verifier.verify_many(list(zip(texts_, answers, strict=True)))] for texts_ in (before, after)]
+    shaped = [[float(in_format(text)) for text in texts_] for texts_ in (before, after)]
+    return [
+        effect("format", shaped[0], shaped[1], better="higher"),
+        effect("accuracy", right[0], right[1], better="higher"),
+    ]

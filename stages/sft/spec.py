@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.artifacts import ArtifactManifest, Conversations, Model
-from stages.core.contracts import Facets, Input, Output, Resources, Stage, Work, output
+from stages.core.artifacts import ArtifactManifest, Conversations, Model, Problems
+from stages.core.contracts import Facets, Input, Operational, Output, Resources, Stage, Work, output
 from stages.finetuning.settings import SupervisedConfig, check_parent, child_facets, tuning_resources, tuning_work
 
 
@@ -23,7 +23,13 @@ class SftConfig(SupervisedConfig):
         description="share of the target spread over the vocabulary. Paper 3.1: used in fine-tuning, no value; 0.1 is Vaswani et al. 2017's. "
         "open-instruct's finetune.py has none: 0 is its loss",
     )
-    answer_tokens: int = Field(default=256, gt=0, description="tokens of a sampled answer at most")
+    answer_tokens: int = Field(default=256, gt=0, description="tokens of a sampled answer at most, for samples and for problems")
+    instruction: str = Field(
+        default=r"Let's think step by step and output the final answer within \boxed{}.",
+        description="with `problems`: what follows a problem in its prompt, as in the training data (DeepScaleR's sentence)",
+    )
+    problem_rows: int = Field(default=200, gt=0, description="with `problems`: held-out problems to answer, greedily; the first ones")
+    verify_workers: Operational[int] = Field(default=1, gt=0, description="processes that check answers")
 
     @model_validator(mode="after")
     def _room(self) -> SftConfig:
@@ -38,6 +44,7 @@ class Sft(Stage[SftConfig], env="train", revision=1, checkpoints=True):
     parent: Input[Model]
     conversations: Input[Conversations]
     heldout: Input[Conversations]
+    problems: Input[Problems] | None = None
     model: Output[Model] = output()
 
     @classmethod

@@ -131,6 +131,21 @@ def test_it_learns_and_says_so(tmp_path: Path, artifacts: Inputs) -> None:
     assert samples[0]["before"] != samples[0]["after"]
 
 
+def test_format_and_accuracy_are_measured_on_held_out_problems(tmp_path: Path, artifacts: Inputs) -> None:
+    letters = "abcdefghijklmnop"
+    traces = [[user(f"what {letter}"), assistant(f"<think>{letter}</think>\\boxed{{{letter}}}")] for letter in letters] * 3
+    asked = [(f"what {letter}", letter if letter != "c" else "z") for letter in letters[:6]]
+    inputs = {**artifacts, "conversations": [tuning.conversations(tmp_path / "traces", traces)], "problems": [tuning.problems(tmp_path / "asked", asked)]}
+    made = config(epochs=20, learning_rate=1e-2, label_smoothing=0.0, answer_tokens=32, instruction="")
+    ctx = LocalContext(tmp_path / "run", made, inputs)
+    run(ctx)
+    found = {one.metric: one for one in from_stats(ctx.stats, "test")}
+    assert (found["format"].before, found["accuracy"].before) == (0.0, 0.0)
+    assert found["format"].after > 0.8
+    assert found["accuracy"].after < found["format"].after  # the reference of 'c' is another letter
+    assert found["format"].n == 6
+
+
 def test_the_child_is_an_ordinary_folder_with_the_planned_facets(tmp_path: Path, artifacts: Inputs) -> None:
     ctx = LocalContext(tmp_path, config(epochs=1), artifacts)
     run(ctx)
