@@ -10,7 +10,10 @@ from stages.core.graph import Pipeline
 from stages.dedup.spec import Dedup
 from stages.dpo.spec import Dpo
 from stages.evaluate.spec import Evaluate
+from stages.evaluate_vlm.spec import EvaluateVlm
 from stages.grpo.spec import Grpo
+from stages.image_data.spec import ImageData
+from stages.image_features.spec import SeeImages
 from stages.ingest.spec import Ingest
 from stages.preferences.spec import Preferences
 from stages.pretrain.spec import Pretrain
@@ -19,6 +22,7 @@ from stages.quality.spec import Quality
 from stages.sft.spec import Sft
 from stages.tokenize.spec import Tokenize
 from stages.tokenizer.spec import TrainTokenizer
+from stages.vlm.spec import TrainVlm
 
 # Raw sources, each cleaned by its own recipe (paper 3.3): SlimPajama for text, DCLM for web, the-stack-dedup for code.
 collect = Collect(name="collect")
@@ -97,6 +101,19 @@ grpo_deepscaler = Grpo(
 )
 grpo_areal = Grpo(name="grpo_areal", parent=sft_reason.model, problems=problems.train, heldout=problems.heldout)
 
+# The vision-language branch (paper 6, 7.5). Its parent is Base: the paper says so, upstream's code names the Instruct model. The
+# frozen towers look at every image once, whatever is trained on them.
+scenes = ImageData(name="scenes")
+image_features = SeeImages(name="image_features", images=scenes.train)
+vlm = TrainVlm(
+    name="vlm",
+    base=pretrain_3.model,
+    conversations=scenes.train,
+    towers=image_features.towers,
+    features=image_features.features,
+)
+evaluate_vlm = EvaluateVlm(name="evaluate_vlm", model=vlm.model, suite=scenes.suite)
+
 PIPELINE = Pipeline(
     [
         collect,
@@ -130,5 +147,9 @@ PIPELINE = Pipeline(
         sft_reason,
         grpo_deepscaler,
         grpo_areal,
+        scenes,
+        image_features,
+        vlm,
+        evaluate_vlm,
     ]
 )

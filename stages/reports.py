@@ -33,6 +33,16 @@ class Harness(_Part):
     version: str
 
 
+class Control(_Part):
+    """The same questions without what the task is about: for images, every question with another one's image ('blind')."""
+
+    name: str
+    value: float = Field(description="0 to 1")
+    stderr: float | None
+    gain: float = Field(description="the score minus this")
+    gain_stderr: float | None = Field(description="of the mean of the questions' differences (paired)")
+
+
 class Score(_Part):
     """One metric of one task."""
 
@@ -52,6 +62,7 @@ class Score(_Part):
     in_domain: bool
     comparable_to_paper: bool
     note: str = ""
+    control: Control | None = None
 
 
 class Aggregate(_Part):

@@ -68,7 +68,24 @@ class Problems(Artifact):
 
 
 class ImageConversations(Artifact):
-    """Visual instruction data: `part-NNNNN.jsonl` rows in LLaVA's schema (id, image or none, conversations), and `images/`."""
+    """Visual instruction data: `part-NNNNN.jsonl` rows in LLaVA's schema (id, image or none, conversations), and
+    `images-NNNNN.zip` (see `stages.vision.conversations`)."""
+
+
+class ImageSuite(Artifact):
+    """Visual benchmarks in the data sets' own files, with `<benchmark>-NNNNN.zip` of their images (`stages.vision.benchmarks`)."""
+
+
+class VisionTowers(Artifact):
+    """Two frozen vision towers as Hugging Face folders, `dino/` and `siglip/`, for one image size."""
+
+    facets = frozenset({"image_size", "patches", "feature_width"})
+
+
+class ImageFeatures(Artifact):
+    """Patch features of every image of an `ImageConversations`: `features-NNNNN.safetensors`, and `index.json`."""
+
+    facets = frozenset({"patches", "feature_width", "images_digest"})
 
 
 class EvalSuite(Artifact):

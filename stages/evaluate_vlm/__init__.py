@@ -1,0 +1,1 @@
+"""Evaluate a vision-language model on the seven benchmarks."""

@@ -1,0 +1,259 @@
+"""Run `evaluate_vlm`: every question once with its image and once with another one's, scored; report, samples, pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from stages.core.contracts import ConfigError, Context, InputError
+from stages.evaluate_vlm import scorers
+from stages.evaluate_vlm.answering import Answerer
+from stages.evaluate_vlm.spec import EvaluateVlmConfig
+from stages.reports import Aggregate, Control, EvaluatedModel, Harness, Report, Score, write_report
+from stages.suites import Suite, read_suite
+from stages.vision import folder as folders
+from stages.vision.benchmarks import BENCHMARKS, Benchmark, Question, read_questions
+from stages.vision.conversations import ImageReader
+from stages.vision.images import MAX_BYTES, ImageProblem, decode
+
+SUITE = "visual"
+"""Name of the suite in the report: Table 8's."""
+HARNESS, HARNESS_VERSION = "moxin-visual", "1"
+BLIND = "blind: another question's image"
+IOU = {"refcoco+": 0.5, "ocid-ref": 0.25}
+"""Least overlap that counts (RefCOCO's and OCID-Ref's own definitions)."""
+THUMBNAIL = 256
+"""Longest side of a kept picture, pixels."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, what the model said and what that scored, with its image and blind. blind_*: None when not asked for."""
+
+    question: Question
+    answer: str
+    score: float
+    blind_answer: str | None
+    blind_score: float | None
+
+
+def run(ctx: Context[EvaluateVlmConfig]) -> None:
+    """Write the report."""
+    config, folder = ctx.config, Path(ctx.input("suite").path)
+    suite = read_suite(folder)
+    absent = [name for name in config.benchmarks if suite.find(name) is None]
+    if absent:
+        raise InputError(f"{ctx.node}: the suite of {ctx.input('suite').node} does not hold {', '.join(absent)}; it has {', '.join(d.id for d in suite.data_sets)}")
+    device = _device(ctx)
+    torch.set_num_threads(config.threads)
+    model, tokenizer = folders.load(ctx.input("model").path, DTYPES[config.precision])
+    parameters = sum(p.numel() for p in model.parameters())
+    answerer = Answerer(model, tokenizer, config.batch_size, device)
+    results: list[Score] = []
+    pictures: list[dict[str, Any]] = []
+    for number, name in enumerate(config.benchmarks):
+        ctx.progress(number, len(config.benchmarks), "benchmarks")
+        answered, truncated, images, whole = _answer(ctx, answerer, name, folder)
+        results.extend(_scores(BENCHMARKS[name], answered, truncated, suite, whole))
+        _write_samples(Path(ctx.output("report")), name, answered)
+        pictures.extend(_keep_pictures(Path(ctx.output("report")), name, answered, images, config.pictures))
+        ctx.log(_line(next(s for s in results[::-1] if s.headline)))
+    (Path(ctx.output("report")) / "pictures.json").write_text(json.dumps(pictures, indent=1) + "\n", encoding="utf-8")
+    _finish(ctx, results, parameters)
+
+
+def _device(ctx: Context[EvaluateVlmConfig]) -> torch.device:
+    config, gpu = ctx.config, torch.cuda.is_available()
+    if config.device == "cuda" and not gpu:
+        raise ConfigError(f"{ctx.node}.device = 'cuda', but this machine has no GPU: set 'auto' or 'cpu'")
+    device = torch.device("cuda" if gpu and config.device != "cpu" else "cpu")
+    if device.type == "cpu" and config.precision != "fp32":
+        raise ConfigError(f"{ctx.node}.precision = '{config.precision}' on a CPU is about 100 times slower than fp32: set 'fp32', or run on a GPU")
+    return device
+
+
+def _answer(ctx: Context[EvaluateVlmConfig], answerer: Answerer, name: str, folder: Path) -> tuple[list[Answered], int, dict[str, Image.Image], int]:
+    """Ask one benchmark's questions; also how many prompts did not fit, the images, and how many questions there are in all."""
+    config = ctx.config
+    every = read_questions(folder, name)
+    questions = every[: config.limit]
+    images = load_images(folder, name, dict.fromkeys(q.image for q in questions))
+    answerer.look(list(images.items()))
+    seen = _ask(answerer, questions, [q.image for q in questions], config)
+    blind: list[tuple[str, Any]] | None = None
+    if config.blind:
+        other = derangement(list(images), config.seed)
+        blind = _ask(answerer, questions, [other[q.image] for q in questions], config)
+    score = scorer(name, images)
+    answered = []
+    for i, question in enumerate(questions):
+        unseen = blind[i] if blind is not None else None
+        answered.append(
+            Answered(question, seen[i][0], score(question, seen[i][1]), unseen[0] if unseen else None, score(question, unseen[1]) if unseen else None)
+        )
+    truncated = sum(len(answerer.ask(q.prompt, q.image).ids) + config.max_new_tokens > answerer.context for q in questions)
+    return answered, truncated, images, len(every)
+
+
+def load_images(folder: Path, name: str, wanted: Sequence[str] | dict[str, None]) -> dict[str, Image.Image]:
+    """The images of a benchmark's questions. Raises InputError naming one that cannot be used."""
+    reader = ImageReader(folder.glob(f"{name}-[0-9]*.zip"), MAX_BYTES)
+    out = {}
+    for image in wanted:
+        try:
+            out[image] = decode(reader[image])[0]
+        except (KeyError, ImageProblem) as error:
+            raise InputError(f"benchmark {name}: image {image} cannot be used: {error}") from error
+    reader.close()
+    return out
+
+
+def derangement(names: list[str], seed: int) -> dict[str, str]:
+    """Another image for each image, drawn by the seed (one image alone keeps its own)."""
+    order = sorted(names)
+    random.Random(seed).shuffle(order)
+    return dict(zip(order, [*order[1:], *order[:1]], strict=True))
+
+
+def _ask(answerer: Answerer, questions: Sequence[Question], images: Sequence[str], config: EvaluateVlmConfig) -> list[tuple[str, Any]]:
+    """(answer for people, answer for the scorer) of each question: written text, or the number of the likeliest option."""
+    asked = [answerer.ask(q.prompt, image) for q, image in zip(questions, images, strict=True)]
+    if not questions[0].options:
+        return [(text, text) for text in answerer.write(asked, config.max_new_tokens)]
+    options = questions[0].options
+    choices = [max(range(len(options)), key=likelihoods.__getitem__) for likelihoods in answerer.choose(asked, options)]
+    return [(options[choice], choice) for choice in choices]
+
+
+def scorer(name: str, images: dict[str, Image.Image]) -> Callable[[Question, Any], float]:
+    """The benchmark's score of one answer."""
+    if name == "gqa":
+        return lambda q, answer: scorers.exact_match(answer, q.truth)
+    if name == "vizwiz":
+        return lambda q, answer: scorers.vqa_accuracy(answer, q.truth)
+    if name in IOU:
+        return lambda q, answer: scorers.grounded(answer, scorers.normalized_box(q.truth, q.size or images[q.image].size), IOU[name])
+    return lambda q, answer: scorers.chosen(answer, q.truth)
+
+
+def _scores(benchmark: Benchmark, answered: list[Answered], truncated: int, suite: Suite, whole: int) -> list[Score]:
+    """The benchmark's headline, then its groups."""
+    data_set = suite.find(benchmark.name)
+    assert data_set is not None
+    notes = [
+        *(["scenes that this run rendered, in the data set's format"] if data_set.origin == "machine" else []),
+        *([f"{len(answered)} of {whole} questions"] if len(answered) < whole else []),
+        *([f"the suite has {whole} questions, the published split {benchmark.total}"] if data_set.origin != "machine" and whole != benchmark.total else []),
+    ]
+    groups = dict.fromkeys(a.question.group for a in answered if a.question.group)
+    parts = [("", answered), *((f"/{group}", [a for a in answered if a.question.group == group]) for group in groups)]
+    out = []
+    for suffix, part in parts:
+        value, error = _mean(benchmark, [a.score for a in part], part, bool(suffix))
+        out.append(
+            Score(
+                suite=SUITE,
+                task=benchmark.name + suffix,
+                metric=benchmark.metric,
+                headline=not suffix,
+                value=value,
+                stderr=error,
+                n=len(part),
+                n_total=whole if not suffix else len(part),
+                num_fewshot=0,
+                data_set=benchmark.data_set,
+                split=benchmark.split,
+                task_version=HARNESS_VERSION,
+                truncated=truncated if not suffix else 0,
+                in_domain=data_set.origin == "machine",
+                comparable_to_paper=not notes and not truncated,
+                note="; ".join(notes),
+                control=_control(benchmark, part, value, bool(suffix)),
+            )
+        )
+    return out
+
+
+def _mean(benchmark: Benchmark, scores: list[float], part: list[Answered], inside: bool) -> tuple[float, float | None]:
+    if benchmark.by_group and not inside:
+        return scorers.grouped(scores, [a.question.group for a in part])
+    return scorers.mean_and_error(scores)
+
+
+def _control(benchmark: Benchmark, part: list[Answered], value: float, inside: bool) -> Control | None:
+    blind = [a.blind_score for a in part if a.blind_score is not None]
+    if len(blind) < len(part):
+        return None
+    mean, error = _mean(benchmark, blind, part, inside)
+    _, gain_error = _mean(benchmark, [a.score - b for a, b in zip(part, blind, strict=True)], part, inside)
+    return Control(name=BLIND, value=mean, stderr=error, gain=value - mean, gain_stderr=gain_error)
+
+
+def _line(score: Score) -> str:
+    control = f", blind {score.control.value:.4f}" if score.control else ""
+    return f"{score.task}: {score.metric} {score.value:.4f}{control} ({score.n} questions)"
+
+
+def _write_samples(folder: Path, name: str, answered: list[Answered]) -> None:
+    (folder / "samples").mkdir(exist_ok=True)
+    with open(folder / "samples" / f"{SUITE}.{name}.jsonl", "w", encoding="utf-8") as stream:
+        for a in answered:
+            stream.write(json.dumps(_sample(name, a), ensure_ascii=False) + "\n")
+
+
+def _sample(name: str, a: Answered) -> dict[str, Any]:
+    q = a.question
+    truth = q.options[q.truth] if q.options else q.truth
+    scored = {"answer": a.answer, "truth": truth, "score": a.score, "blind_answer": a.blind_answer, "blind_score": a.blind_score}
+    return {"benchmark": name, "id": q.id, "image": q.image, "group": q.group, "question": q.asked, **scored}
+
+
+def _keep_pictures(folder: Path, name: str, answered: list[Answered], images: dict[str, Image.Image], count: int) -> list[dict[str, Any]]:
+    """A few questions, evenly spaced and so not chosen, with a small copy of their image."""
+    kept = []
+    (folder / "pictures").mkdir(exist_ok=True)
+    for number in range(min(count, len(answered))):
+        a = answered[number * len(answered) // count]
+        image = images[a.question.image].copy()
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        out = io.BytesIO()
+        image.save(out, format="JPEG", quality=90)
+        file = f"pictures/{name}-{number}.jpg"
+        (folder / file).write_bytes(out.getvalue())
+        kept.append({"file": file, **_sample(name, a)})
+    return kept
+
+
+def _finish(ctx: Context[EvaluateVlmConfig], results: list[Score], parameters: int) -> None:
+    artifact = ctx.input("model")
+    heads = [s for s in results if s.headline]
+    errors = [s.stderr for s in heads if s.stderr is not None]
+    error = sum(e * e for e in errors) ** 0.5 / len(heads) if len(errors) == len(heads) else None
+    report = Report(
+        model=EvaluatedModel(
+            node=artifact.node,
+            digest=artifact.manifest.digest,
+            parameters=parameters,
+            dtype=str(DTYPES[ctx.config.precision]).removeprefix("torch."),
+            trained_on=tuple(artifact.meta.get("benchmarks", ())),
+        ),
+        harness=Harness(name=HARNESS, version=HARNESS_VERSION),
+        seed=ctx.config.seed,
+        results=tuple(results),
+        aggregates=(Aggregate(suite=SUITE, value=sum(s.value for s in heads) / len(heads), stderr=error, tasks=len(heads)),),
+    )
+    write_report(ctx.output("report"), report)
+    ctx.stat(**{s.task: round(s.value, 4) for s in heads})
+    ctx.stat(**{f"{s.task} blind": round(s.control.value, 4) for s in heads if s.control})
+    sees = [s.task for s in heads if s.control and s.control.gain_stderr is not None and s.control.gain > 3 * s.control.gain_stderr]
+    ctx.stat(average=round(report.aggregates[0].value, 4), better_than_blind_by_3_errors=sees)
+    ctx.describe("report", meta={"benchmarks": len(heads)})

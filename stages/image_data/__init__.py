@@ -1,0 +1,1 @@
+"""Visual instruction data, and the seven visual benchmarks."""

@@ -1,0 +1,76 @@
+"""The `image_data` stage: visual instruction data in LLaVA's schema, and the seven visual benchmarks as a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stages.core.artifacts import ImageConversations, ImageSuite
+from stages.core.contracts import Operational, Output, Resources, Stage, StageConfig, output
+
+Kind = Literal["captions", "instructions"]
+BenchmarkName = Literal["gqa", "vizwiz", "refcoco+", "ocid-ref", "vsr", "pope", "tally-qa"]
+
+
+class ConversationFile(BaseModel):
+    """One file of conversations, and where its images are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, description="for counts and cards")
+    kind: Kind = Field(description="captions (the 558K set), or instructions (the 665K mixture)")
+    path: str = Field(min_length=1, description="LLaVA's JSON (a list) or JSON lines, on this machine")
+    images: tuple[str, ...] = Field(default=(), description="folders or zip files that the rows' image names are looked up in, in order")
+
+
+class BenchmarkFiles(BaseModel):
+    """One benchmark as its authors publish it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str = Field(min_length=1, description="holds the annotation files (stages/vision/benchmarks.py names them)")
+    images: tuple[str, ...] = Field(min_length=1, description="folders or zip files that its image names are looked up in, in order")
+
+
+class ImageDataConfig(StageConfig):
+    """Files that exist somewhere, or scenes that this stage renders."""
+
+    origin: Literal["listing", "machine"] = Field(
+        default="listing", description="'listing': the files named below; 'machine': rendered scenes with a known content"
+    )
+    sources: tuple[ConversationFile, ...] = Field(default=(), description="listing: files of conversations (paper 6: LLaVA v1.5's two sets)")
+    train_on: tuple[Kind, ...] = Field(
+        default=("instructions",),
+        min_length=1,
+        description="kinds that are trained on; the paper lists both sets, upstream's single stage (no-align) never reads the captions",
+    )
+    benchmarks: Mapping[BenchmarkName, BenchmarkFiles] = Field(default={}, description="listing: the suite of Table 8 (paper 7.5)")
+    max_unusable: float = Field(default=0.01, ge=0, le=1, description="listing: largest share of rows that may be left out, counted by reason")
+    scenes: int = Field(default=3000, gt=0, description="machine: scenes to train on")
+    rows_per_scene: int = Field(default=3, ge=1, description="machine: rows with the scene's image; the first is a dense caption")
+    text_share: float = Field(default=0.05, ge=0, lt=1, description="machine: rows without an image, as a share of those with one")
+    test_scenes: int = Field(default=400, gt=0, description="machine: scenes of the suite; no layout of theirs is trained on")
+    test_questions: int = Field(default=200, gt=0, description="machine: questions of each benchmark")
+    grid: int = Field(default=2, ge=1, le=4, description="machine: cells on each side of a scene")
+    size: int = Field(default=96, ge=16, description="machine: pixels on each side of a scene")
+    seed: int = Field(default=7, description="machine: which scenes and questions are made")
+    threads: Operational[int] = Field(default=2, gt=0, description="listing: images decoded at the same time")
+
+    @model_validator(mode="after")
+    def _room(self) -> ImageDataConfig:
+        if self.size < 12 * self.grid:
+            raise ValueError(f"size = {self.size} leaves less than 12 pixels for each of {self.grid} cells")
+        return self
+
+
+class ImageData(Stage[ImageDataConfig], env="data", revision=1):
+    """Image conversations to train on, and the seven visual benchmarks; unusable images are counted by reason."""
+
+    train: Output[ImageConversations] = output()
+    suite: Output[ImageSuite] = output()
+
+    @classmethod
+    def resources(cls, config: ImageDataConfig) -> Resources:
+        return Resources(cpus=config.threads, memory_gib=2 if config.origin == "machine" else 16)

@@ -1,0 +1,1 @@
+"""Frozen towers and the features that they see, computed once."""

@@ -1,0 +1,1 @@
+"""Train the vision-language model."""

@@ -1,0 +1,112 @@
+"""The `vlm` stage: projector and decoder trained on image conversations, towers frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stages.core.artifacts import ArtifactManifest, ImageConversations, ImageFeatures, Model, VisionTowers
+from stages.core.contracts import (
+    ConfigError,
+    Facets,
+    Input,
+    Operational,
+    Output,
+    Resources,
+    Stage,
+    StageConfig,
+    Work,
+    output,
+)
+
+ARCHITECTURE = "MoxinVLM"
+EMBEDDING_MULTIPLE = 64
+"""Rows of the embedding are padded to a multiple of it (Prismatic: 32,001 become 32,064)."""
+ADDED_TOKENS = 2
+"""`<PAD>`, as upstream, and `<image>`, which only holds the place of a patch."""
+TOKENS_A_ROW = 700
+"""What the estimate of work assumes of a row: 256 patches, and the text of a mean row of the 665K mixture (declared)."""
+
+
+def padded(entries: int) -> int:
+    """Rows of the embedding for a base vocabulary."""
+    return -(-(entries + ADDED_TOKENS) // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
+
+
+class VlmConfig(StageConfig):
+    """Optimizer, schedule, batches. Defaults: Moxin-VLM's `prism-moxin-dinosiglip-224px+7b` (RECIPE 6)."""
+
+    epochs: int = Field(default=2, gt=0, description="passes over the rows (paper 6)")
+    batch_rows: int = Field(default=128, gt=0, description="rows in an optimizer step, all with an image or all without")
+    learning_rate: float = Field(default=2e-5, gt=0, description="peak")
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1, description="share of the steps with a linear warmup; then a cosine to 0")
+    weight_decay: float = Field(default=0.1, ge=0, description="AdamW, on matrices only")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW (PyTorch's default, which upstream keeps)")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW (PyTorch's default, which upstream keeps)")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW (PyTorch's default, which upstream keeps)")
+    grad_clip: float = Field(default=1.0, gt=0, description="largest global gradient norm")
+    max_length: int = Field(default=2048, gt=1, description="tokens of a row, patches included; longer ones are cut")
+    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="of matrix products; weights and optimizer are float32")
+    seed: int = Field(default=7, description="fresh weights of the projector, order of the rows")
+    micro_rows: Operational[int] = Field(default=16, gt=0, description="rows in one forward pass of one process")
+    recompute: Operational[bool] = Field(default=False, description="activation checkpointing: less memory, a third more work")
+    checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
+    log_every: Operational[int] = Field(default=10, gt=0, description="steps between two metric rows")
+    processes: Operational[int] = Field(default=1, gt=0, description="more than one: FSDP2, weights and optimizer sharded over them")
+    threads: Operational[int] = Field(default=2, gt=0, description="CPU threads of a process")
+    device: Operational[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="auto: GPUs if there are any")
+
+    @model_validator(mode="after")
+    def _divides(self) -> VlmConfig:
+        if self.batch_rows % self.processes:
+            raise ValueError(f"batch_rows = {self.batch_rows} cannot be shared evenly by processes = {self.processes}")
+        return self
+
+
+class TrainVlm(Stage[VlmConfig], env="vlm", revision=1, checkpoints=True):
+    """Train projector and decoder on image conversations (single stage, towers frozen), resumable at any step."""
+
+    base: Input[Model]
+    conversations: Input[ImageConversations]
+    towers: Input[VisionTowers]
+    features: Input[ImageFeatures] | None = None
+    model: Output[Model] = output()
+
+    @classmethod
+    def facets(cls, config: VlmConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:
+        base = inputs["base"][0]
+        entries = base.get("vocab_size")
+        return {
+            "model": {
+                "architecture": ARCHITECTURE,
+                "vocab_size": None if entries is None else padded(int(entries)),
+                "context_length": base.get("context_length"),
+                "dtype": "float32",
+                "chat_template_digest": "none",
+            }
+        }
+
+    @classmethod
+    def check_facets(cls, node: str, config: VlmConfig, inputs: Mapping[str, Sequence[tuple[str, Facets]]]) -> None:
+        super().check_facets(node, config, inputs)
+        producer, base = inputs["base"][0]
+        if base.get("architecture") not in (None, "MistralForCausalLM"):
+            raise ConfigError(f"node {node}: its base from {producer} is a {base['architecture']}; wire a language model (MistralForCausalLM)")
+        context, (maker, towers) = base.get("context_length"), inputs["towers"][0]
+        if context is not None and config.max_length > int(context):
+            raise ConfigError(f"node {node}: max_length is {config.max_length}, but its base from {producer} has {context} positions")
+        patches = towers.get("patches")
+        if patches is not None and int(patches) + 2 > config.max_length:
+            raise ConfigError(f"node {node}: max_length is {config.max_length}, but an image from {maker} takes {patches} tokens")
+
+    @classmethod
+    def resources(cls, config: VlmConfig) -> Resources:
+        return Resources(cpus=config.threads * config.processes, memory_gib=4 * config.processes)
+
+    @classmethod
+    def work(cls, config: VlmConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
+        rows = sum(int(m.meta.get("rows", 0)) for m in inputs.get("conversations", ()))
+        parameters = sum(int(m.meta.get("parameters", 0)) for m in inputs.get("base", ()))
+        return Work(flops=6.0 * config.epochs * rows * TOKENS_A_ROW * parameters)
