@@ -8,11 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from stages.conversations.run import run as converse
+from stages.conversations.spec import ConversationsConfig
 from stages.core.artifacts import Documents
 from stages.core.contracts import ConfigError, LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
 from stages.documents import write_documents
-from stages.examples import Preference, preference_fault, question, read_preferences
+from stages.examples import Preference, preference_fault, question, read_conversations, read_preferences
 from stages.preferences.run import run
 from stages.preferences.spec import PreferencesConfig
 from stages.suites import write_data_set
@@ -72,6 +74,17 @@ def test_pairs_about_documents(tmp_path: Path, documents: LocalArtifact, style: 
         assert all("int" in chosen and "int" not in rejected and ("type" in chosen) == ("type" in rejected) for chosen, rejected in pairs)
     else:
         assert pairs == ({("int", "The type is int.")} if style == "bare" else {("The type is int.", "int")})
+
+
+def test_no_held_out_prompt_was_learned_from_in_fine_tuning(tmp_path: Path, documents: LocalArtifact) -> None:
+    """Nodes that share seed and share of held-out questions hold the same ones out, second turns too."""
+    config = {"origin": "machine", "heldout": 0.3, "rows": 200}
+    pairs = start(tmp_path / "pairs", {"documents": [documents]}, **config)
+    tuning = LocalContext(tmp_path / "tuning", ConversationsConfig(**config, two_turns=0.5), {"documents": [documents]}, node="tuning")
+    converse(tuning)
+    learned = {m["content"] for r in read_conversations(tuning.output("train")) for m in r["messages"] if m["role"] == "user"}
+    assert len(learned & {r["prompt"][0]["content"] for r in rows(pairs, "train")}) > 50
+    assert learned.isdisjoint(r["prompt"][0]["content"] for r in rows(pairs, "heldout"))
 
 
 def test_pairs_without_documents_name_what_is_missing(tmp_path: Path) -> None:
