@@ -144,6 +144,7 @@ class Resources(BaseModel):
     memory_gib: float = Field(default=2, gt=0)
     gpus: int = Field(default=0, ge=0, description="GPUs a node")
     nodes: int = Field(default=1, ge=1)
+    processes: int = Field(default=1, ge=1, description="processes a node that work on one model (torchrun); with GPUs, at least one each")
     scratch_gib: float = Field(default=10, gt=0)
 
 
@@ -444,6 +445,14 @@ class Checkpoints(typing.Protocol):
 
     def save(self, step: int, directory: Any) -> None:
         """Publish the files under `directory` as the checkpoint of `step`. Atomic: torn uploads are invisible."""
+
+    def upload(self, step: int, directory: Any) -> list[dict[str, Any]]:
+        """Store the files under `directory` as this process's part of a checkpoint; nothing is visible yet. Returns what
+        `commit` must be told. For a stage of several processes; file names must differ among them."""
+        ...
+
+    def commit(self, step: int, parts: Sequence[dict[str, Any]]) -> None:
+        """Publish the checkpoint of `step` from what all processes uploaded. Called by the first process alone."""
 
     def latest(self) -> tuple[int, Any] | None:
         """Step and local folder of the newest complete checkpoint of this key, or None."""

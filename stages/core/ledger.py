@@ -246,9 +246,15 @@ class Ledger:
 
     def save_checkpoint(self, lease: Lease, step: int, folder: Path) -> None:
         """Upload a checkpoint and commit it; older ones but the previous are then removed."""
+        self.commit_checkpoint(lease, step, self.upload_checkpoint(lease, step, folder))
+
+    def upload_checkpoint(self, lease: Lease, step: int, folder: Path) -> tuple[FileEntry, ...]:
+        """Upload files of a checkpoint. They are invisible until it is committed."""
         self.check(lease)
-        prefix = f"checkpoints/{lease.key}/{step:012d}/{lease.epoch:06d}"
-        files = upload_folder(self.store, prefix, folder)
+        return upload_folder(self.store, f"checkpoints/{lease.key}/{step:012d}/{lease.epoch:06d}", folder)
+
+    def commit_checkpoint(self, lease: Lease, step: int, files: tuple[FileEntry, ...]) -> None:
+        """Make uploaded files a checkpoint; older ones but the previous are then removed."""
         self.check(lease)  # the upload may have outlived the lease
         commit = CheckpointCommit(step=step, epoch=lease.epoch, files=files)
         self.store.put(f"checkpoints/{lease.key}/{step:012d}/COMMIT.json", commit.model_dump_json().encode())

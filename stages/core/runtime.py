@@ -23,14 +23,14 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from stages.core.artifacts import Artifact, ArtifactManifest
+from stages.core.artifacts import Artifact, ArtifactManifest, FileEntry
 from stages.core.contracts import (
     SCHEMA,
     Attempt,
@@ -64,7 +64,14 @@ class Events:
         self._last_progress = 0.0
 
     def emit(self, event: str, **fields: Any) -> None:
-        """Write one event. A reader that is gone is no reason to fail: the stop comes by another way."""
+        """Write one event. A reader that is gone is no reason to fail: the stop comes by another way.
+
+        A process that is not the first of its stage says why it failed, as a log line, and nothing else.
+        """
+        if (rank := own_rank()) > 0:
+            if event != "done" or fields["exit"] in (ExitClass.OK, ExitClass.PREEMPTED):
+                return
+            event, fields = "log", {"level": "error", "message": f"process {rank}: {fields['message']}"}
         line = json.dumps({"event": event, **fields}, ensure_ascii=False, default=str)
         with self._lock:
             try:
@@ -103,18 +110,33 @@ def validated_config(stage: type[Stage[StageConfig]], node: str, values: Mapping
         raise ConfigError(f"{node}.{key} = {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
+def own_rank() -> int:
+    """Which of a stage's processes this is (torchrun's RANK). Only the first tells, publishes and commits."""
+    return int(os.environ.get("RANK", "0"))
+
+
 class RuntimeCheckpoints:
-    """Checkpoints of the request's key; the metric rows so far travel with each one."""
+    """Checkpoints of the request's key; the metric rows up to its step travel with each one."""
 
     def __init__(self, context: RuntimeContext) -> None:
         self._context = context
         self.resumed_from: int | None = None
 
     def save(self, step: int, directory: Path) -> None:
-        shutil.copyfile(self._context.metrics_path, Path(directory) / METRICS_FILE)
-        self._context.ledger.save_checkpoint(self._context.request.lease, step, Path(directory))
+        self.commit(step, self.upload(step, directory))
+
+    def upload(self, step: int, directory: Path) -> list[dict[str, Any]]:
+        files = self._context.ledger.upload_checkpoint(self._context.request.lease, step, Path(directory))
+        return [entry.model_dump() for entry in files]
+
+    def commit(self, step: int, parts: Sequence[dict[str, Any]]) -> None:
+        with tempfile.TemporaryDirectory(dir=self._context.root) as folder:
+            rows = self._context.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [row for row in rows if json.loads(row)["step"] <= step]  # the stage may have gone on meanwhile
+            (Path(folder) / METRICS_FILE).write_text("".join(kept), encoding="utf-8")
+            files = [FileEntry.model_validate(part) for part in [*parts, *self.upload(step, Path(folder))]]
+        self._context.ledger.commit_checkpoint(self._context.request.lease, step, tuple(files))
         self._context.events.emit("checkpoint", step=step)
-        (Path(directory) / METRICS_FILE).unlink()
 
     def latest(self) -> tuple[int, Path] | None:
         steps = self._context.ledger.checkpoint_steps(self._context.request.key)
@@ -364,8 +386,8 @@ def _workspace() -> Iterator[Path]:
         shutil.rmtree(root, ignore_errors=True)
 
 
-def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult:
-    """Run one attempt from request to published manifest. Raises StageError, or whatever the stage raised."""
+def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult | None:
+    """Run one attempt from request to published manifest (None where another process publishes). Raises StageError, or whatever the stage raised."""
     started = (now(), time.monotonic())
     if request.schema_version != SCHEMA:
         raise ConfigError(f"the request has schema {request.schema_version}, this image speaks {SCHEMA}: use matching versions")
@@ -382,6 +404,8 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult:
             raise Preempted("stopped on request")
         module.run(context)
         stopper.cooperative = False
+        if own_rank() > 0:
+            return None
         if context.stopping:
             raise Preempted("stopped on request")
         return context.publish(started, cache)
@@ -406,7 +430,8 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc(file=sys.stderr)
         events.emit("done", exit=exit_class, message=message)
         return exit_class.code
-    events.emit("done", exit=ExitClass.OK, message="", key=result.key, wall_seconds=result.attempt.wall_seconds)
+    if result is not None:
+        events.emit("done", exit=ExitClass.OK, message="", key=result.key, wall_seconds=result.attempt.wall_seconds)
     return 0
 
 

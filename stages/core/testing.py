@@ -45,10 +45,21 @@ class LocalCheckpoints:
         self.root = root
 
     def save(self, step: int, directory: Path) -> None:
-        shutil.copytree(directory, self.root / f"{step:08d}", dirs_exist_ok=True)
+        self.commit(step, self.upload(step, directory))
+
+    def upload(self, step: int, directory: Path) -> list[dict[str, Any]]:
+        target = self.root / f".{step:08d}"
+        shutil.copytree(directory, target, dirs_exist_ok=True)
+        return [{"path": p.name} for p in Path(directory).iterdir()]
+
+    def commit(self, step: int, parts: Sequence[dict[str, Any]]) -> None:
+        source, target = self.root / f".{step:08d}", self.root / f"{step:08d}"
+        assert {part["path"] for part in parts} == {p.name for p in source.iterdir()}
+        shutil.rmtree(target, ignore_errors=True)
+        source.rename(target)
 
     def latest(self) -> tuple[int, Path] | None:
-        found = sorted(self.root.glob("*")) if self.root.exists() else []
+        found = sorted(self.root.glob("[0-9]*")) if self.root.exists() else []
         return (int(found[-1].name), found[-1]) if found else None
 
 

@@ -101,7 +101,7 @@ class _BlockAttention(Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor,
-        visibility: Visibility, mask: Callable[[], Tensor] | None, probability: float,
+        visibility: Visibility, mask: Callable[[], Tensor] | None, probability: float, first: int,
     ) -> Tensor:  # fmt: skip
         batch, length, heads, width = query.shape
         groups, scale = key.shape[2], width**-0.5
@@ -116,13 +116,13 @@ class _BlockAttention(Function):
             if keep:
                 saved.append(weights)
             if stays is not None:
-                weights = weights * _part(stays, block, weights)
+                weights = weights * _part(stays, block, visibility, first, weights)
             part = torch.bmm(weights, values[:, block.low : block.stop])
             _of_tokens(out, block, groups).copy_(part.view(batch, groups, heads // groups, -1, width))
         if mask:
             out.mul_(1.0 / (1.0 - probability))
         ctx.save_for_backward(queries, keys, values, cos, sin, stays if keep else None, *saved)
-        ctx.visibility, ctx.mask, ctx.probability = visibility, mask, probability
+        ctx.visibility, ctx.mask, ctx.probability, ctx.first = visibility, mask, probability, first
         return out
 
     @staticmethod
@@ -139,7 +139,7 @@ class _BlockAttention(Function):
             outer = _of_tokens(gradient, block, groups).reshape(batch * groups, -1, width)
             inner, used = torch.bmm(outer, values[:, seen].mT), weights
             if stays is not None:
-                part = _part(stays, block, weights)
+                part = _part(stays, block, ctx.visibility, ctx.first, weights)
                 used = weights * part
                 inner.mul_(part)
             into_values[:, seen] += torch.bmm(used.mT, outer)  # baddbmm_ on a slice goes matrix by matrix
@@ -151,7 +151,7 @@ class _BlockAttention(Function):
         query = _turned(into_queries.view(batch, -1, length, width), cos * scale, -sin * scale).transpose(1, 2)
         key = _turned(into_keys.view(batch, groups, length, width), cos, -sin).transpose(1, 2)
         value = into_values.view(batch, groups, length, width).transpose(1, 2)
-        return query, key, value, None, None, None, None, None
+        return query, key, value, None, None, None, None, None, None
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -176,10 +176,12 @@ def _weights(queries: Tensor, keys: Tensor, block: Block, visibility: Visibility
     return torch.softmax(scores, -1)
 
 
-def _part(stays: Tensor, block: Block, weights: Tensor) -> Tensor:
-    """What of stays [B, H x weights of all blocks] falls on the weights of a block [B K, G q, keys], in their shape."""
-    heads = weights.shape[0] * weights.shape[1] // (len(stays) * (block.stop - block.start))
-    return stays[:, heads * block.offset : heads * (block.offset + block.size)].reshape(weights.shape)
+def _part(stays: Tensor, block: Block, visibility: Visibility, first: int, weights: Tensor) -> Tensor:
+    """What of stays [B, all heads x weights of all blocks] falls on a block [B K, G q, keys], in its shape."""
+    batch, heads = len(stays), stays.shape[1] // visibility.weights
+    mine = weights.numel() // (batch * block.size)
+    part = stays[:, heads * block.offset : heads * (block.offset + block.size)]
+    return part.unflatten(1, (heads, block.size))[:, first : first + mine].reshape(weights.shape)
 
 
 def _of_tokens(x: Tensor, block: Block, groups: int) -> Tensor:
@@ -189,11 +191,11 @@ def _of_tokens(x: Tensor, block: Block, groups: int) -> Tensor:
 
 def block_attention(
     query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor,
-    visibility: Visibility, mask: Callable[[], Tensor] | None = None, probability: float = 0.0,
+    visibility: Visibility, mask: Callable[[], Tensor] | None = None, probability: float = 0.0, first: int = 0,
 ) -> Tensor:  # fmt: skip
     """Attention with rotary positions: query [B, T, H, E], key and value [B, T, K, E], not rotated yet -> [B, T, H, E].
 
     cos, sin [T, E / 2]. mask makes 1.0 for weights that stay and 0.0 for the dropped, [B, H x visibility.weights], the same
-    each time it is called; probability is that of being dropped.
+    each time it is called, for all heads of the model; `first` is the first of those H among them. probability: of being dropped.
     """
-    return _BlockAttention.apply(query, key, value, cos, sin, visibility, mask, probability)  # type: ignore[no-any-return]
+    return _BlockAttention.apply(query, key, value, cos, sin, visibility, mask, probability, first)  # type: ignore[no-any-return]

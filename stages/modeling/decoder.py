@@ -13,6 +13,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.utils.checkpoint import checkpoint
 
 from stages.modeling.attention import Visibility, attention_mask, block_attention
@@ -20,6 +22,8 @@ from stages.modeling.kernels import chunked_cross_entropy, fused, rms_norm, swig
 from stages.modeling.noise import ATTENTION, FEED_FORWARD, Noise
 from stages.modeling.shape import ModelShape
 
+IGNORED = -100
+"""The label of a token that is not predicted (PyTorch's own default)."""
 INIT_STD = 0.02
 """Of all matrices; those that write into the residual stream get 0.02 / sqrt(2 x layers), so that the variance of the
 stream does not grow with depth (GPT-2; the paper's 3.1 asks for an initialization against vanishing and exploding
@@ -50,7 +54,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, local(self.weight), self.eps)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,33 @@ class Sight:
     mask: Tensor | None = None
     visibility: Visibility | None = None
     noise: Noise | None = None
+    group: DeviceMesh | None = None
+    """Processes that share each block's heads and feed-forward (tensor parallel); between blocks they share the tokens."""
+
+    @property
+    def rank(self) -> int:
+        """This process's place in the group."""
+        return self.group.get_local_rank() if self.group else 0
+
+    def gather(self, x: Tensor) -> Tensor:
+        """All tokens [B, T, D] of this process's [B, T / processes, D]."""
+        if self.group is None:
+            return x
+        shared = DTensor.from_local(x, self.group, [Shard(1)])
+        return shared.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """This process's tokens of the sum over processes of x [B, T, D]."""
+        if self.group is None:
+            return x
+        return DTensor.from_local(x, self.group, [Partial()]).redistribute(placements=[Shard(1)]).to_local()
+
+
+def local(weight: Tensor) -> Tensor:
+    """A weight, or this process's part of it under tensor parallelism. Gradients of a part that all hold are added up."""
+    if not isinstance(weight, DTensor):
+        return weight
+    return weight.to_local(grad_placements=[Partial() if isinstance(p, Replicate) else p for p in weight.placements])
 
 
 class Attention(nn.Module):
@@ -77,18 +108,21 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        query, key, value = (p(x).unflatten(-1, (-1, self.shape.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (
+            F.linear(x, local(p.weight)).unflatten(-1, (-1, self.shape.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         out = self._blocks(query, key, value, sight) if sight.visibility else self._whole(query, key, value, sight)
-        return self.o_proj(out.flatten(2))
+        return F.linear(out.flatten(2), local(self.o_proj.weight))
 
     def _blocks(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
         assert sight.visibility is not None
         kept, half = None, self.shape.head_dim // 2
         if self.dropout and sight.noise is not None:
-            count = query.shape[2] * sight.visibility.weights
+            count = self.shape.heads * sight.visibility.weights
             kept = partial(sight.noise.kept, self.dropout, self.layer, ATTENTION, count)
         cos, sin = sight.cos[:, :half], sight.sin[:, :half]
-        return block_attention(query, key, value, cos, sin, sight.visibility, kept, self.dropout)
+        first = sight.rank * query.shape[2]
+        return block_attention(query, key, value, cos, sin, sight.visibility, kept, self.dropout, first)
 
     def _whole(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
@@ -116,11 +150,13 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        out = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        inner = swiglu(F.linear(x, local(self.gate_proj.weight)), F.linear(x, local(self.up_proj.weight)))
+        out = sight.scatter(F.linear(inner, local(self.down_proj.weight)))
         if sight.noise is None or not self.dropout:
             return F.dropout(out, self.dropout, self.training)
-        kept = sight.noise.kept(self.dropout, self.layer, FEED_FORWARD, out[0].numel())
-        return out * kept.mul_(1.0 / (1.0 - self.dropout)).view(out.shape)
+        kept = sight.noise.kept(self.dropout, self.layer, FEED_FORWARD, x[0].numel()).view(x.shape)
+        kept = kept.narrow(1, sight.rank * out.shape[1], out.shape[1])
+        return out * (kept * (1.0 / (1.0 - self.dropout)))
 
 
 class Block(nn.Module):
@@ -135,8 +171,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), sight)
-        return x + self.mlp(self.post_attention_layernorm(x), sight)
+        x = x + sight.scatter(self.self_attn(sight.gather(self.input_layernorm(x)), sight))
+        return x + self.mlp(sight.gather(self.post_attention_layernorm(x)), sight)
 
 
 class Backbone(nn.Module):
@@ -155,6 +191,7 @@ class MoxinLM(nn.Module):
     def __init__(self, shape: ModelShape, vocab_size: int, dropout: float = 0.0, recompute: bool = False) -> None:
         super().__init__()
         self.shape, self.vocab_size, self.dropout, self.recompute = shape, vocab_size, dropout, recompute
+        self.tensor_group: DeviceMesh | None = None
         self.model = Backbone(shape, vocab_size, dropout)
         self.lm_head = nn.Linear(shape.hidden, vocab_size, bias=False)
 
@@ -167,28 +204,33 @@ class MoxinLM(nn.Module):
                     std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD
                     parameter.normal_(0.0, std, generator=generator)
 
-    def sight(self, x: Tensor, document_ids: Tensor | None, noise: Noise | None) -> Sight:
-        """Angles, visibility and noise of a forward pass over embeddings x [B, T, D]."""
-        length = x.shape[1]
+    def sight(self, x: Tensor, length: int, document_ids: Tensor | None, noise: Noise | None) -> Sight:
+        """Angles, visibility and noise of a forward pass over `length` tokens; x: their embeddings."""
         cos, sin = rotary(torch.arange(length, device=x.device), self.shape.head_dim, self.shape.rope_theta)
         if not fused(x):
             mask = attention_mask(length, self.shape.window, document_ids, x.device)
-            return Sight(cos.to(x.dtype), sin.to(x.dtype), mask)
+            return Sight(cos.to(x.dtype), sin.to(x.dtype), mask, group=self.tensor_group)
         if not self.training:
             noise = None
         elif self.dropout and noise is None:
             noise = Noise.drawn(len(x))
-        return Sight(cos, sin, None, Visibility(length, self.shape.window, document_ids), noise)
+        return Sight(cos, sin, None, Visibility(length, self.shape.window, document_ids), noise, self.tensor_group)
+
+    def _part(self, tokens: Tensor) -> Tensor:
+        """This process's part of tokens [B, T, ...] between blocks: all of them, or its share under tensor parallelism."""
+        if self.tensor_group is None:
+            return tokens
+        return tokens.chunk(self.tensor_group.size(), 1)[self.tensor_group.get_local_rank()]
 
     def hidden_states(self, ids: Tensor, document_ids: Tensor | None = None, noise: Noise | None = None) -> Tensor:
-        """Final hidden states [B, T, D] of token ids [B, T].
+        """Final hidden states [B, T, D] of token ids [B, T]; under tensor parallelism those of this process's tokens.
 
         document_ids [B, T]: attention stays within a document. Positions run on through the window: rotary attention
         depends on differences of positions alone, so starting each document at 0 would change nothing.
         noise: which elements dropout zeroes, on a CPU in training; drawn from PyTorch's generator when not given.
         """
-        x = self.model.embed_tokens(ids)
-        sight = self.sight(x, document_ids, noise)
+        x = F.embedding(self._part(ids), local(self.model.embed_tokens.weight))
+        sight = self.sight(x, ids.shape[1], document_ids, noise)
         for block in self.model.layers:
             if self.recompute and self.training:
                 x = checkpoint(block, x, sight, use_reentrant=False)
@@ -198,7 +240,7 @@ class MoxinLM(nn.Module):
 
     def forward(self, ids: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """Logits [B, T, V] of token ids [B, T]."""
-        return self.lm_head(self.hidden_states(ids, document_ids))
+        return F.linear(self.hidden_states(ids, document_ids), local(self.lm_head.weight))
 
     def loss_sum(self, ids: Tensor, document_ids: Tensor | None = None, noise: Noise | None = None) -> tuple[Tensor, int]:
         """Summed next-token cross-entropy of windows [B, T], and the number of predicted tokens.
@@ -206,9 +248,10 @@ class MoxinLM(nn.Module):
         Labels are the ids shifted by one inside the window. With document_ids, the first token of a document is not
         predicted: nothing that it may look at tells of it.
         """
-        hidden = self.hidden_states(ids, document_ids, noise)[:, :-1].reshape(-1, self.shape.hidden)
-        labels = ids[:, 1:].reshape(-1)
+        hidden = self.hidden_states(ids, document_ids, noise)
+        labels = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
         if document_ids is not None:
-            same = (document_ids[:, 1:] == document_ids[:, :-1]).reshape(-1)
-            labels = labels.masked_fill(~same, -100)
-        return chunked_cross_entropy(hidden, self.lm_head.weight, labels), int((labels != -100).sum())
+            labels = labels.masked_fill(F.pad(document_ids[:, 1:] != document_ids[:, :-1], (0, 1)), IGNORED)
+        labels = self._part(labels).flatten()
+        loss = chunked_cross_entropy(hidden.flatten(0, 1), local(self.lm_head.weight), labels)
+        return loss, int((labels != IGNORED).sum())

@@ -54,9 +54,14 @@ def config_json(shape: ModelShape, vocab_size: int, dropout: float, dtype: str) 
     }
 
 
-def save_model(model: MoxinLM, folder: Path, tokenizer: Path, card: str, dropout: float = 0.0) -> None:
-    """Write the whole folder: weights (in shards above 5 GB), configuration, tokenizer, generation config, card."""
-    dtype = save_weights(model.state_dict(), folder)
+def save_model(
+    model: MoxinLM, folder: Path, tokenizer: Path, card: str, dropout: float = 0.0, weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Write the whole folder: weights (in shards above 5 GB), configuration, tokenizer, generation config, card.
+
+    weights: those of a model that is spread over processes, gathered; else they are the model's own.
+    """
+    dtype = save_weights(weights or model.state_dict(), folder)
     _write(folder / "config.json", config_json(model.shape, model.vocab_size, dropout, dtype))
     _write(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "do_sample": False})
     _copy(tokenizer, folder, TOKENIZER_FILES)

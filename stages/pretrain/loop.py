@@ -1,14 +1,17 @@
 """The training loop: data order, schedule, optimizer step, held-out loss, checkpoints.
 
 Everything that a step depends on is a function of the configuration and the step's number (which windows, which rate)
-or lies in the checkpoint (weights, moments, loss scale, random state). So a resumed run repeats an unbroken one exactly.
+or lies in the checkpoint (weights, moments, loss scale). So a resumed run repeats an unbroken one exactly.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,10 @@ from stages.core.contracts import ConfigError, Context, InputError, Preempted
 from stages.modeling.decoder import MoxinLM
 from stages.modeling.noise import Noise
 from stages.pretrain.spec import PretrainConfig
+from stages.pretrain.world import World, hold_back, read, rest, state_of, whole, write
 from stages.shards import Shards
 
-STATE = "state.pt"
+STATE = "state.json"
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INITIAL_SCALE = 2.0**16
 """Loss scale that fp16 begins with: at 2**32 (Colossal-AI's default) the first steps overflow (facts/pretraining.md 2)."""
@@ -58,17 +62,20 @@ def make_optimizer(model: MoxinLM, config: PretrainConfig) -> torch.optim.AdamW:
 
 
 class Trainer:
-    """One phase of training on one device."""
+    """One phase of training. Every process of the world runs the same steps on its part of each batch."""
 
     def __init__(
-        self, ctx: Context[PretrainConfig], model: MoxinLM, train: Shards, heldout: Shards | None, device: torch.device
+        self, ctx: Context[PretrainConfig], model: MoxinLM, train: Shards, heldout: Shards | None, world: World
     ) -> None:
-        self.ctx, self.config, self.model, self.train, self.heldout, self.device = ctx, ctx.config, model, train, heldout, device
+        self.ctx, self.config, self.model, self.train, self.heldout, self.world = ctx, ctx.config, model, train, heldout, world
+        self.device = world.device
         self.optimizer = make_optimizer(model, ctx.config)
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=INITIAL_SCALE, enabled=ctx.config.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=INITIAL_SCALE, enabled=ctx.config.precision == "fp16")
         self.step = self.skipped = 0
         self.loss = self.val_loss = math.nan
         self.seconds = 0.0
+        self.stopping = False
+        self._saver = Saver(ctx, world)
 
     @property
     def batch_tokens(self) -> int:
@@ -77,7 +84,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the last step. Raises Preempted after a last checkpoint when asked to stop."""
-        config, ctx = self.config, self.ctx
+        config = self.config
         self._resume()
         self.model.train()
         while self.step < config.steps:
@@ -88,11 +95,13 @@ class Trainer:
             self.seconds += elapsed
             self._tell(norm, self.batch_tokens / elapsed)
             done = self.step == config.steps
-            if not done and ctx.stopping:
+            if not done and self.stopping:
                 self._save()
+                self._saver.wait()
                 raise Preempted(f"stopped at step {self.step} of {config.steps}; the next run goes on from there")
             if not done and self.step % config.checkpoint_every == 0:
                 self._save()
+        self._saver.wait()
 
     def _tell(self, norm: float, speed: float) -> None:
         config, done = self.config, self.step == self.config.steps
@@ -104,6 +113,7 @@ class Trainer:
             row = {"loss": self.loss, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": speed, **row}
             self.ctx.metric(self.step, tokens=self.step * self.batch_tokens, **row)
         self.ctx.progress(self.step * self.batch_tokens, config.steps * self.batch_tokens, "tokens")
+        self.stopping = self.world.sums(float(self.ctx.stopping))[0] > 0  # all stop after the same step, or none
 
     def _batch(self, shards: Shards, numbers: np.ndarray) -> tuple[Tensor, Tensor | None, int]:
         """Ids [B, T], document ids [B, T] or None, and how many tokens are predicted."""
@@ -119,25 +129,29 @@ class Trainer:
 
     def _optimizer_step(self) -> tuple[float, float]:
         """One step over a global batch: (mean loss of its tokens, gradient norm before clipping)."""
-        config = self.config
+        config, world = self.config, self.world
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, self.step)
-        numbers = window_numbers(config.seed, len(self.train), self.step * config.batch_windows, config.batch_windows)
-        parts = [numbers[i : i + config.micro_batch] for i in range(0, len(numbers), config.micro_batch)]
-        batches = [self._batch(self.train, part) for part in parts]
-        predicted = max(1, sum(count for _, _, count in batches))
+        if self.device.type == "cuda":  # a GPU's own dropout: a function of the step, so that a resumed run repeats it
+            torch.cuda.manual_seed(hash((config.seed, self.step, world.rank)) % (1 << 63))
+        first = self.step * config.batch_windows
+        sequences = world.share(np.arange(first, first + config.batch_windows))  # numbers in the whole run
+        numbers = world.share(window_numbers(config.seed, len(self.train), first, config.batch_windows))
+        starts = range(0, len(numbers), config.micro_batch)
+        batches = [self._batch(self.train, numbers[i : i + config.micro_batch]) for i in starts]
+        predicted = max(1.0, world.sums(float(sum(count for _, _, count in batches)))[0])
         total = torch.zeros((), device=self.device)
-        first = self.step * config.batch_windows  # number in the whole run of the batch's first sequence
-        for ids, documents, _ in batches:
-            noise = Noise(config.seed, range(first, first + len(ids)))
-            first += len(ids)
+        for start, (ids, documents, _) in zip(starts, batches, strict=True):
+            hold_back(self.model, start + config.micro_batch >= len(numbers))
+            noise = Noise(config.seed, sequences[start : start + config.micro_batch])
             with self._autocast():
                 loss, _ = self.model.loss_sum(ids, documents, noise)
-            self.scaler.scale(loss / predicted).backward()
+            self.scaler.scale(loss * (world.data_size / predicted)).backward()  # FSDP takes the mean over the parts
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip))
-        mean = float(total) / predicted
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)))
+        # Under tensor parallelism each process has the loss of its own tokens: the sum over all is that of the batch.
+        mean = world.sums(float(total))[0] * world.tensor / predicted
         self._check(mean, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -158,52 +172,83 @@ class Trainer:
 
     @torch.no_grad()
     def heldout_loss(self) -> float:
-        """Mean loss of the tokens of the first `eval_windows` held-out windows. Leaves the random state alone."""
+        """Mean loss of the tokens of the first `eval_windows` held-out windows, shared by the parts of the world."""
         assert self.heldout is not None
         self.model.eval()
         total, predicted = 0.0, 0
-        count = min(len(self.heldout), self.config.eval_windows)
-        for start in range(0, count, self.config.micro_batch):
-            part = np.arange(start, min(start + self.config.micro_batch, count))
-            ids, documents, n = self._batch(self.heldout, part)
-            with self._autocast():
+        count, size, parts = min(len(self.heldout), self.config.eval_windows), self.config.micro_batch, self.world.data_size
+        for start in range(0, count, size * parts):
+            own = np.arange(start + size * self.world.data_rank, min(start + size * (self.world.data_rank + 1), count))
+            ids, documents, n = self._batch(self.heldout, own if len(own) else np.zeros(1, np.int64))
+            with self._autocast():  # a process without a window goes along: the weights are gathered from all
                 loss, _ = self.model.loss_sum(ids, documents)
-            total, predicted = total + float(loss), predicted + n
+            if len(own):
+                total, predicted = total + float(loss), predicted + n
         self.model.train()
-        return total / max(1, predicted)
+        rest(self.model)
+        total, predicted = self.world.sums(total, float(predicted))
+        return total * self.world.tensor / max(1.0, predicted)
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        folder = Path(self.ctx.scratch) / f"save-{self.step}"
-        folder.mkdir(exist_ok=True)
         state = {
             "step": self.step,
             "skipped": self.skipped,
             "seconds": self.seconds,
             "val_loss": self.val_loss,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
         }
-        torch.save(state, folder / STATE)
-        self.ctx.checkpoints.save(self.step, folder)
-        (folder / STATE).unlink()
+        self._saver.save(self.step, state, state_of(self.model, self.optimizer, self.world))
 
     def _resume(self) -> None:
         found = self.ctx.checkpoints.latest()
         if found is None:
             return
-        state = torch.load(found[1] / STATE, map_location=self.device, weights_only=True)
+        state = json.loads((found[1] / STATE).read_text(encoding="utf-8"))
         self.step, self.skipped, self.seconds, self.val_loss = (state[k] for k in ("step", "skipped", "seconds", "val_loss"))
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"].cpu())
-        if state["random_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"].cpu())
+        read(state_of(self.model, self.optimizer, self.world), found[1], self.world)
+        for own in self.optimizer.state.values():
+            own["step"].fill_(self.step - self.skipped)
+
+
+class Saver:
+    """Writes and uploads checkpoints beside the training, one at a time."""
+
+    def __init__(self, ctx: Context[PretrainConfig], world: World) -> None:
+        self._ctx, self._world = ctx, world
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Copy the state, then write it and upload it in the background. Waits for the save before, if that is still on."""
+        self.wait()
+        folder = Path(self._ctx.scratch) / f"save-{step}"
+        folder.mkdir()
+        if self._world.rank == 0:
+            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+        written = write(tensors, folder, self._world)
+        self._thread = threading.Thread(target=self._publish, args=(step, folder, written), daemon=True)
+        self._thread.start()
+
+    def _publish(self, step: int, folder: Path, written: Callable[[], None]) -> None:
+        try:
+            written()
+            parts = self._world.gathered(self._ctx.checkpoints.upload(step, folder))
+            if self._world.rank == 0:
+                self._ctx.checkpoints.commit(step, [entry for part in parts for entry in part])
+            shutil.rmtree(folder)
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Wait for the save that is on. Raises what it failed with."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            raise self._error
 
 
 def open_shards(ctx: Context[PretrainConfig], warn: Callable[[str], None]) -> tuple[Shards, Shards | None]:

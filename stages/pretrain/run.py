@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import torch
 
-from stages.core.contracts import ConfigError, Context
+from stages.core.contracts import ConfigError, Context, Preempted
 from stages.modeling.decoder import MoxinLM
 from stages.modeling.folder import ARCHITECTURE, load_model, read_shape, save_model
 from stages.modeling.processor import prepare
 from stages.pretrain.card import model_card
 from stages.pretrain.loop import Trainer, open_shards
 from stages.pretrain.spec import PretrainConfig
+from stages.pretrain.world import World, join, shard, whole
 
 
 def run(ctx: Context[PretrainConfig]) -> None:
     """Train one phase."""
     config = ctx.config
-    device = _device(ctx)
     prepare(config.threads)
-    torch.manual_seed(config.seed)
+    world = join(config, ctx.node, _device(ctx))
+    try:
+        _train(ctx, world)
+    except RuntimeError as error:
+        if world.lost(error):
+            raise Preempted("another process of this stage was lost; the next attempt goes on from the last checkpoint") from error
+        raise
+    finally:
+        world.leave()
+
+
+def _train(ctx: Context[PretrainConfig], world: World) -> None:
+    config, device = ctx.config, world.device
     tokenizer = ctx.input("tokenizer")
     vocabulary = int(tokenizer.facets["vocab_size"])
     train, heldout = open_shards(ctx, lambda line: ctx.log(line, "warning"))
     model = _model(ctx, vocabulary).to(device)
     parameters = sum(p.numel() for p in model.parameters())
+    shard(model, world)
     ctx.log(
-        f"{parameters:,} parameters on {device.type}; {config.steps:,} steps of {config.batch_windows} x {config.sequence_length} "
+        f"{parameters:,} parameters on {_machines(world)}; {config.steps:,} steps of {config.batch_windows} x {config.sequence_length} "
         f"tokens; {len(train):,} windows to train on, {len(heldout) if heldout else 0} held out"
     )
-    trainer = Trainer(ctx, model, train, heldout, device)
+    trainer = Trainer(ctx, model, train, heldout, world)
     trainer.run()
     tokens = config.steps * trainer.batch_tokens
     speed = tokens / trainer.seconds
@@ -40,6 +53,7 @@ def run(ctx: Context[PretrainConfig]) -> None:
         "final_loss": round(trainer.loss, 6),
         "val_loss": round(trainer.val_loss, 6) if heldout else None,
         "skipped_steps": trainer.skipped,
+        "processes": world.size,
         "tokens_per_second": round(speed),
         "tflops_per_second": round(speed * config.shape.flops_per_token(vocabulary, config.sequence_length) / 1e12, 4),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -49,7 +63,10 @@ def run(ctx: Context[PretrainConfig]) -> None:
     ctx.stat(**stats)
     benchmarks = _benchmarks(ctx)
     card = model_card(ctx, stats, train.index, benchmarks)
-    save_model(model, ctx.output("model"), tokenizer.path, card, config.dropout)
+    state = {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+    if world.rank > 0:
+        return
+    save_model(model, ctx.output("model"), tokenizer.path, card, config.dropout, state)
     facets = {
         "architecture": ARCHITECTURE,
         "tokenizer_digest": str(tokenizer.facets["tokenizer_digest"]),
@@ -59,6 +76,12 @@ def run(ctx: Context[PretrainConfig]) -> None:
         "chat_template_digest": "none",
     }
     ctx.describe("model", facets=facets, meta={"parameters": parameters, "benchmarks": benchmarks})
+
+
+def _machines(world: World) -> str:
+    if world.size == 1:
+        return world.device.type
+    return f"{world.size} {world.device.type} processes ({world.data_size} share the batch, {world.tensor} each matrix)"
 
 
 def _device(ctx: Context[PretrainConfig]) -> torch.device:

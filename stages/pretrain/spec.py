@@ -47,6 +47,8 @@ class PretrainConfig(StageConfig):
     checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
     log_every: Operational[int] = Field(default=10, gt=0, description="steps between two metric rows")
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads")
+    processes: Operational[int] = Field(default=1, gt=0, description="processes on a machine without GPUs; with GPUs, one each")
+    tensor_parallel: Operational[int] = Field(default=1, gt=0, description="processes that share each matrix; the others share the batch")
     device: Operational[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="auto: a GPU if there is one")
 
     @property
@@ -62,6 +64,20 @@ class PretrainConfig(StageConfig):
             raise ValueError(f"warmup_steps = {self.warmup_steps}, but the budget is {self.steps} steps in all")
         if self.sequence_length > self.shape.max_positions:
             raise ValueError(f"sequence_length = {self.sequence_length} exceeds shape.max_positions = {self.shape.max_positions}")
+        if self.shape.kv_heads % self.tensor_parallel:
+            raise ValueError(
+                f"tensor_parallel = {self.tensor_parallel} cannot share {self.shape.heads} query and {self.shape.kv_heads} key-value "
+                "heads evenly: choose a divisor of the key-value heads"
+            )
+        for name, value in (("sequence_length", self.sequence_length), ("shape.intermediate", self.shape.intermediate)):
+            if value % self.tensor_parallel:
+                raise ValueError(f"{name} = {value} cannot be shared evenly by tensor_parallel = {self.tensor_parallel}")
+        parts = self.processes // self.tensor_parallel
+        if self.processes > 1 and (self.processes % self.tensor_parallel or self.batch_windows % parts):
+            raise ValueError(
+                f"processes = {self.processes} must be a multiple of tensor_parallel = {self.tensor_parallel}, and their parts must "
+                f"divide batch_windows = {self.batch_windows}"
+            )
         return self
 
 
@@ -92,7 +108,8 @@ class Pretrain(Stage[PretrainConfig], env="train", revision=2, checkpoints=True)
     @classmethod
     def resources(cls, config: PretrainConfig) -> Resources:
         bytes_ = 16 * config.shape.parameters(PAPER_VOCABULARY)  # weights, gradients and two moments in float32
-        return Resources(cpus=config.threads, memory_gib=2 + 1.3 * bytes_ / 2**30)
+        memory = 2 * config.processes + 1.3 * bytes_ / 2**30
+        return Resources(cpus=config.threads * config.processes, memory_gib=memory, processes=config.processes)
 
     @classmethod
     def work(cls, config: PretrainConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
