@@ -2,6 +2,9 @@
 
 The stage holds one end of a pipe; when this process dies, however it dies, the pipe closes and the stage stops. No
 orphan survives its grace. `reap` finds what is left of it all the same (a stage stuck in the kernel, say).
+
+A stage of several processes runs under torchrun, whose own exit status says nothing: how it ended is what its first process
+told last, and one that could not tell was lost.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Any, ClassVar
 
 from flows.launch.base import Job
 from flows.settings import Settings
-from stages.core.contracts import InfraError
+from stages.core.contracts import ExitClass, InfraError
 from stages.core.ledger import process_alive, process_identity
 
 _END = object()
@@ -31,8 +34,9 @@ _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "REQU
 class ProcessHandle:
     """A running stage process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], request_file: Path) -> None:
-        self._process, self._request_file = process, request_file
+    def __init__(self, process: subprocess.Popen[bytes], request_file: Path, processes: int = 1) -> None:
+        self._process, self._request_file, self._processes = process, request_file, processes
+        self._told = ExitClass.PREEMPTED
         self._lines: queue.Queue[Any] = queue.Queue(maxsize=10_000)
         self._readers = [
             threading.Thread(target=self._read, args=(process.stdout, False), daemon=True),
@@ -65,6 +69,8 @@ class ProcessHandle:
             if event is _END:
                 open_streams -= 1
             else:
+                if event["event"] == "done":
+                    self._told = ExitClass(event["exit"])
                 yield event
 
     def wait(self) -> int:
@@ -74,7 +80,7 @@ class ProcessHandle:
                 self._process.stdin.close()
         self._sweeper.join()
         self._request_file.unlink(missing_ok=True)
-        return code
+        return self._told.code if self._processes > 1 and (code or self._told is not ExitClass.OK) else code
 
     def stop(self, grace: float) -> None:
         if self._process.poll() is not None:
@@ -94,10 +100,27 @@ class ProcessHandle:
         with contextlib.suppress(ChildProcessError):  # it has been waited for already
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self._kill_group()
+        if self._processes > 1:  # torchrun's processes are groups of their own: what is left of them sees its input end
+            with contextlib.suppress(OSError):
+                if self._process.stdin:
+                    self._process.stdin.close()
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def processes(job: Job) -> int:
+    """Processes that a job is made of: what its stage wants, and at least one for each GPU."""
+    return max(job.resources.processes, job.resources.gpus)
+
+
+def _torchrun(job: Job) -> list[str]:
+    """How Python starts several processes; nothing for one. A lost process ends them all: the next attempt resumes."""
+    count = processes(job)
+    if count == 1:
+        return []
+    return ["-m", "torch.distributed.run", "--standalone", "--max-restarts=0", f"--nproc-per-node={count}"]
 
 
 class ProcessLauncher:
@@ -115,7 +138,7 @@ class ProcessLauncher:
             path = self._requests / f"{job.request.key[:16]}-{job.request.lease.epoch}.json"
             path.write_text(job.request.model_dump_json(), encoding="utf-8")
             process = subprocess.Popen(
-                [sys.executable, "-m", "stages.core.runtime", str(path)],
+                [sys.executable, *_torchrun(job), "-m", "stages.core.runtime", str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -125,10 +148,10 @@ class ProcessLauncher:
             )
         except OSError as error:
             raise InfraError(f"cannot start stage {job.request.stage}: {error.strerror} ({error.filename})") from error
-        return ProcessHandle(process, path)
+        return ProcessHandle(process, path, processes(job))
 
     def _environment(self, job: Job) -> dict[str, str]:
-        threads = str(max(1, int(job.resources.cpus)))
+        threads = str(max(1, int(job.resources.cpus / processes(job))))
         env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         env |= self._settings.store_environment()
         env |= {
@@ -137,6 +160,7 @@ class ProcessLauncher:
             "OMP_NUM_THREADS": threads,
             # Waiting threads sleep: where two stages share the cores, threads that spin made each 30 times slower (measured).
             "OMP_WAIT_POLICY": "passive",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or gloo's processes now and then miss each other (pytorch#135712)
             "MOXIN_CACHE": str(self._settings.home / "cache"),
             "MOXIN_SCRATCH": str(self._settings.home / "scratch"),
             "NUMBA_CACHE_DIR": str(self._settings.home / "cache" / "numba"),

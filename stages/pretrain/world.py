@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -163,12 +164,12 @@ def write(state: Mapping[str, Tensor], folder: Path, world: World) -> Callable[[
     """
     writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
     if world.size == 1:
-        dcp.save(dict(state), storage_writer=writer, no_dist=True)
+        save(dict(state), storage_writer=writer, no_dist=True)
         return lambda: None
-    future = dcp.async_save(dict(state), storage_writer=writer, process_group=world.side)
+    future = async_save(dict(state), storage_writer=writer, process_group=world.side)
     return lambda: (future.result(), None)[1]  # type: ignore[union-attr]
 
 
 def read(state: Mapping[str, Tensor], folder: Path, world: World) -> None:
     """Fill a state from a checkpoint of any number of processes."""
-    dcp.load(dict(state), storage_reader=HuggingFaceStorageReader(path=str(folder)), no_dist=world.size == 1, process_group=world.side)
+    load(dict(state), storage_reader=HuggingFaceStorageReader(path=str(folder)), no_dist=world.size == 1, process_group=world.side)
