@@ -23,6 +23,7 @@ class Pairs:
     """Encoded pairs: columns `<side>_ids` and `<side>_mask`, and what happened on the way."""
 
     rows: list[Row] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)  # which of the pairs that were seen these are
     seen: int = 0
     truncated: int = 0
     tokens: int = 0
@@ -40,31 +41,35 @@ def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Preference]
     """Encode pairs; one whose answer is cut away, or that becomes identical, is left out and counted."""
     found = Pairs()
     for part in batched(islice(pairs, max_rows), BATCH):
-        good = [p for p in part if not spells_control([*p["prompt"], *p["chosen"], *p["rejected"]])]
+        numbered = [(found.seen + i, p) for i, p in enumerate(part) if not spells_control([*p["prompt"], *p["chosen"], *p["rejected"]])]
+        good = [p for _, p in numbered]
         found.seen += len(part)
         found.removed["spells a control token"] += len(part) - len(good)
         starts = [len(ids) for ids in encode_prompts(tokenizer, [p["prompt"] for p in good])]
         sides = [encode(tokenizer, [[*p["prompt"], *p[side]] for p in good]) for side in SIDES]
-        for start, *both in zip(starts, *sides, strict=True):
-            _add(found, start, both, config)
+        for (position, _), start, *both in zip(numbered, starts, *sides, strict=True):
+            if _add(found, start, both, config):
+                found.kept.append(position)
     found.removed = +found.removed
     return found
 
 
-def _add(found: Pairs, start: int, both: Sequence[tuple[list[int], list[int]]], config: DpoConfig) -> None:
+def _add(found: Pairs, start: int, both: Sequence[tuple[list[int], list[int]]], config: DpoConfig) -> bool:
+    """Add a pair, or count why not."""
     row: Row = {}
     for side, (ids, mask) in zip(SIDES, both, strict=True):
         kept = mask if config.turns == "all" else [m if i >= start else 0 for i, m in enumerate(mask)]
         row |= {f"{side}_ids": ids[: config.max_length], f"{side}_mask": kept[: config.max_length]}
         if not any(row[f"{side}_mask"][start:]):
             found.removed["no answer within max_length"] += 1
-            return
+            return False
     if row["chosen_ids"] == row["rejected_ids"]:
         found.removed["identical within max_length"] += 1
-        return
+        return False
     found.truncated += any(len(ids) > config.max_length for ids, _ in both)
     found.tokens += len(row["chosen_ids"]) + len(row["rejected_ids"])
     found.rows.append(row)
+    return True
 
 
 class PairCollator:

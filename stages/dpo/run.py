@@ -16,10 +16,11 @@ from stages.core.contracts import Context, InputError
 from stages.dpo.pairs import SIDES, PairCollator, Pairs, encode_pairs
 from stages.dpo.spec import DpoConfig
 from stages.effects import Effect, as_stats, effect
+from stages.engines import openinstruct
 from stages.examples import Preference, read_preferences
 from stages.finetuning import models
 from stages.finetuning.card import tuning_card, write_samples
-from stages.finetuning.encoding import encode_prompts
+from stages.finetuning.encoding import encode_prompts, selected
 from stages.finetuning.measures import label_log_probs
 from stages.finetuning.sampling import sample, texts
 from stages.finetuning.trainer import Bridge, common_arguments, train
@@ -95,6 +96,11 @@ def _pairs(ctx: Context[DpoConfig], tokenizer: Any, port: str, max_rows: int | N
 def tune(ctx: Context[DpoConfig], model: Any, tokenizer: Any, pairs: Pairs, reference: list[list[float]], device: torch.device) -> None:
     """Train in place. reference: log-probabilities of the chosen and of the rejected answers under the parent."""
     config = ctx.config
+    if config.engine == "open-instruct":
+        kept = selected(read_preferences(ctx.input("preferences").path), pairs.kept)
+        rows = ({side: [*p["prompt"], *p[side]] for side in SIDES} for p in kept)
+        openinstruct.train(ctx, model, openinstruct.dpo_recipe(config), rows)
+        return
     arguments = TrlConfig(
         **common_arguments(ctx, device),
         num_train_epochs=config.epochs,

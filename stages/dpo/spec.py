@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from stages.core.artifacts import ArtifactManifest, Model, Preferences
 from stages.core.contracts import Facets, Input, Output, Resources, Stage, Work, output
+from stages.engines import rules
 from stages.finetuning.settings import SupervisedConfig, check_parent, child_facets, tuning_resources, tuning_work
 
 
@@ -33,8 +34,10 @@ class DpoConfig(SupervisedConfig):
     def _room(self) -> DpoConfig:
         if self.answer_tokens >= self.max_length:
             raise ValueError(f"answer_tokens = {self.answer_tokens} leaves no room for a prompt within max_length = {self.max_length}")
-        if self.label_smoothing:
-            raise ValueError("engine 'trl' smooths no labels in its length-normalised loss (sigmoid_norm): set label_smoothing = 0, as Tülu 3 does")
+        if self.engine == "trl":
+            rules.require(self, {"label_smoothing": (0.0, "smooths no labels in its length-normalised loss (sigmoid_norm)")})
+        else:
+            rules.require(self, {"turns": ("all", "has no other transform than preference_tulu_tokenize_and_truncate_v1 for it")})
         return self
 
 

@@ -26,6 +26,7 @@ class Encoded:
     """Rows of ids and labels, and what happened on the way."""
 
     rows: list[Row] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)  # which of the rows that were seen these are
     seen: int = 0
     truncated: int = 0
     tokens: int = 0
@@ -78,10 +79,10 @@ def encode_conversations(
     """Ids and labels for SFT. A row longer than max_length loses its end; without a label left it is left out."""
     found = Encoded()
     for part in batched(islice(conversations, max_rows), BATCH):
-        good = [c for c in part if not spells_control(c)]
+        good = [(found.seen + i, c) for i, c in enumerate(part) if not spells_control(c)]
         found.seen += len(part)
         found.removed["spells a control token"] += len(part) - len(good)
-        for ids, mask in encode(tokenizer, good):
+        for (position, _), (ids, mask) in zip(good, encode(tokenizer, [c for _, c in good]), strict=True):
             labels = [i if m else IGNORED for i, m in zip(ids, mask, strict=True)][:max_length]
             if not any(mask):
                 found.removed["no assistant turn"] += 1
@@ -91,8 +92,19 @@ def encode_conversations(
                 found.truncated += len(ids) > max_length
                 found.tokens += len(labels)
                 found.rows.append({"input_ids": ids[:max_length], "labels": labels})
+                found.kept.append(position)
     found.removed = +found.removed
     return found
+
+
+def selected(rows: Iterable[T], kept: Sequence[int]) -> Iterator[T]:
+    """The rows at these positions, which rise."""
+    wanted = iter(kept)
+    position = next(wanted, None)
+    for number, row in enumerate(rows):
+        if number == position:
+            yield row
+            position = next(wanted, None)
 
 
 def require_rows(ctx: Context[Any], found: Encoded, what: str) -> None:

@@ -10,12 +10,14 @@ from pydantic import Field, model_validator
 from stages import chat_template
 from stages.core.artifacts import ArtifactManifest
 from stages.core.contracts import ConfigError, Facets, Operational, Resources, StageConfig, Work
+from stages.engines import rules
 
 
 class TuningConfig(StageConfig):
     """Optimizer, schedule and machine. Defaults: Tülu 3's (open-instruct docs/tulu3.md before PR #1024; RECIPE 4)."""
 
-    engine: Literal["trl"] = Field(default="trl", description="who trains")
+    engine: str = Field(default="trl", description="who trains; part of the key, because two engines never give the same bytes")
+    devices: Operational[int] = Field(default=1, gt=0, description="GPUs of one machine that the engine trains on; 'trl' takes one")
     learning_rate: float = Field(default=5e-6, gt=0, description="peak")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW (PyTorch's default, which open-instruct keeps)")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW (PyTorch's default, which open-instruct keeps)")
@@ -37,6 +39,10 @@ class TuningConfig(StageConfig):
 class SupervisedConfig(TuningConfig):
     """What SFT and DPO have besides: epochs over a data set, linear schedule, fixed length."""
 
+    engine: Literal["trl", "open-instruct"] = Field(
+        default="trl",
+        description="who trains: TRL in this process, or open-instruct as the paper. Part of the key: two engines never give the same bytes",
+    )
     epochs: int = Field(default=2, gt=0, description="passes over the data")
     batch_size: int = Field(default=128, gt=0, description="rows in an optimizer step, over all devices")
     max_length: int = Field(default=4096, gt=8, description="tokens of a row; what is longer loses its end, and is counted")
@@ -46,8 +52,8 @@ class SupervisedConfig(TuningConfig):
 
     @model_validator(mode="after")
     def _whole_batches(self) -> SupervisedConfig:
-        if self.batch_size % self.micro_batch:
-            raise ValueError(f"batch_size = {self.batch_size} is no multiple of micro_batch = {self.micro_batch}")
+        rules.require_batches(self)
+        rules.require(self, rules.OPEN_INSTRUCT if self.engine == "open-instruct" else rules.TRL)
         return self
 
 
@@ -82,7 +88,7 @@ def check_parent(
 
 def tuning_resources(config: TuningConfig) -> Resources:
     """A guess for small models; a profile states what a large one needs."""
-    return Resources(cpus=config.threads, memory_gib=4)
+    return Resources(cpus=config.threads, memory_gib=4, gpus=0 if config.engine == "trl" else config.devices)
 
 
 def tuning_work(inputs: Mapping[str, Sequence[ArtifactManifest]], port: str, tokens_per_row: float, passes: float) -> Work:

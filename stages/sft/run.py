@@ -12,10 +12,18 @@ from trl.trainer.sft_config import SFTConfig as TrlConfig
 
 from stages.core.contracts import Context
 from stages.effects import Effect, as_stats, effect
+from stages.engines import openinstruct
 from stages.examples import Message, problem_prompt, read_conversations, read_problems, user
 from stages.finetuning import models
 from stages.finetuning.card import tuning_card, write_samples
-from stages.finetuning.encoding import Encoded, encode_conversations, encode_prompts, require_rows, spells_control
+from stages.finetuning.encoding import (
+    Encoded,
+    encode_conversations,
+    encode_prompts,
+    require_rows,
+    selected,
+    spells_control,
+)
 from stages.finetuning.measures import label_log_probs
 from stages.finetuning.sampling import sample, texts
 from stages.finetuning.trainer import Bridge, common_arguments, train
@@ -97,6 +105,10 @@ def data_stats(data: Encoded, config: SftConfig) -> dict[str, Any]:
 def fine_tune(ctx: Context[SftConfig], model: Any, tokenizer: Any, data: Encoded, device: torch.device) -> None:
     """Train in place."""
     config = ctx.config
+    if config.engine == "open-instruct":
+        kept = selected(read_conversations(ctx.input("conversations").path), data.kept)
+        openinstruct.train(ctx, model, openinstruct.sft_recipe(config), ({"messages": row["messages"]} for row in kept))
+        return
     arguments = TrlConfig(
         **common_arguments(ctx, device),
         num_train_epochs=config.epochs,

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from stages.core.artifacts import ArtifactManifest, Conversations, Model, Problems
 from stages.core.contracts import Facets, Input, Operational, Output, Resources, Stage, Work, output
+from stages.engines import rules
 from stages.finetuning.settings import SupervisedConfig, check_parent, child_facets, tuning_resources, tuning_work
 
 
@@ -35,6 +36,8 @@ class SftConfig(SupervisedConfig):
     def _room(self) -> SftConfig:
         if self.answer_tokens >= self.max_length:
             raise ValueError(f"answer_tokens = {self.answer_tokens} leaves no room for a prompt within max_length = {self.max_length}")
+        if self.engine == "open-instruct":
+            rules.require(self, {"label_smoothing": (0.0, "has no label smoothing in SFT")})
         return self
 
 

@@ -1,0 +1,34 @@
+"""What an engine cannot honour, found when the configuration is read: before anything runs. Light: `spec.py` files build on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def require(config: Any, reasons: dict[str, tuple[Any, str]]) -> None:
+    """Raise ValueError unless each setting has the one value that the engine can work with. reasons: `{setting: (value, why)}`."""
+    for name, (value, why) in reasons.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"engine '{config.engine}' {why}: set {name} = {_shown(value)} (it is {_shown(getattr(config, name))}), or another engine")
+
+
+def _shown(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def require_batches(config: Any) -> None:
+    """Raise ValueError when a batch cannot be shared out evenly."""
+    each = config.micro_batch * config.devices
+    if config.batch_size % each:
+        raise ValueError(f"batch_size = {config.batch_size} is no multiple of micro_batch x devices = {config.micro_batch} x {config.devices}")
+
+
+TRL: dict[str, tuple[Any, str]] = {"devices": (1, "trains on one device")}
+OPEN_INSTRUCT: dict[str, tuple[Any, str]] = {
+    "beta1": (0.9, "always uses PyTorch's AdamW defaults"),
+    "beta2": (0.999, "always uses PyTorch's AdamW defaults"),
+    "eps": (1e-8, "always uses PyTorch's AdamW defaults"),
+    "precision": ("bf16", "loads and trains in bf16"),
+    "device": ("cuda", "needs GPUs (finetune.py asks CUDA for its memory)"),
+}
+"""open-instruct d208aa371976: neither finetune.py nor dpo_tune_cache.py has an option for these."""
