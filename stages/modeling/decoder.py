@@ -148,10 +148,14 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(shape.hidden, shape.intermediate, bias=False)
         self.down_proj = nn.Linear(shape.intermediate, shape.hidden, bias=False)
 
+    def transform(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D] without dropout; under tensor parallelism a part of the sum."""
+        inner = swiglu(F.linear(x, local(self.gate_proj.weight)), F.linear(x, local(self.up_proj.weight)))
+        return F.linear(inner, local(self.down_proj.weight))
+
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        inner = swiglu(F.linear(x, local(self.gate_proj.weight)), F.linear(x, local(self.up_proj.weight)))
-        out = sight.scatter(F.linear(inner, local(self.down_proj.weight)))
+        out = sight.scatter(self.transform(x))
         if sight.noise is None or not self.dropout:
             return F.dropout(out, self.dropout, self.training)
         kept = sight.noise.kept(self.dropout, self.layer, FEED_FORWARD, x[0].numel()).view(x.shape)
