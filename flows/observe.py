@@ -26,7 +26,7 @@ from flows.charts import curves_svg
 from flows.execute import Outcome
 from flows.plan import NodePlan
 from flows.profiles import Profile
-from flows.report import scores
+from flows.report import scores, visual
 from stages.core.artifacts import ArtifactManifest
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
@@ -126,6 +126,9 @@ def _scores(ledger: Ledger, node: str, port: str, manifest: ArtifactManifest) ->
     found, problem = report.read_evaluation(ledger, f"{node}.{port}", manifest)
     if found is not None:
         create_table_artifact(table=scores.rows_of(found), key=f"{slug(node)}-scores", description=f"{node}: scores")
+        if pictures := report.read_pictures(ledger, manifest):
+            url = "data:image/svg+xml;base64," + base64.b64encode(visual.grid_svg(pictures).encode()).decode()
+            create_image_artifact(image_url=url, key=f"{slug(node)}-pictures", description=f"{node}: question, answer, truth")
     else:
         get_run_logger().warning("%s", problem)
 

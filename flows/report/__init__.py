@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.report import corpus, overview, page, provenance, scores, training, tuning
-from flows.report.data import Data, collect, read_evaluation
+from flows.report import corpus, overview, page, provenance, scores, training, tuning, visual
+from flows.report.data import Data, collect, read_evaluation, read_pictures
 from flows.report.markup import Section
 
 SECTIONS: list[Callable[[Data], Section | None]] = [
@@ -20,6 +20,7 @@ SECTIONS: list[Callable[[Data], Section | None]] = [
     training.losses,
     tuning.effects,
     scores.ablation,
+    visual.section,
     corpus.funnels,
     corpus.capability,
     corpus.tokens,
@@ -28,7 +29,7 @@ SECTIONS: list[Callable[[Data], Section | None]] = [
 ]
 """The page, in reading order."""
 
-SUMMARIES: list[Callable[[Data], list[str]]] = [overview.summary, training.summary, tuning.summary, scores.summary, corpus.summary]
+SUMMARIES: list[Callable[[Data], list[str]]] = [overview.summary, training.summary, tuning.summary, scores.summary, visual.summary, corpus.summary]
 """What the terminal shows of it."""
 
 
@@ -48,4 +49,4 @@ def summary(data: Data) -> list[str]:
     return [line for make in SUMMARIES for line in make(data)]
 
 
-__all__ = ["SECTIONS", "SUMMARIES", "Data", "Section", "collect", "read_evaluation", "render", "summary", "write"]
+__all__ = ["SECTIONS", "SUMMARIES", "Data", "Section", "collect", "read_evaluation", "read_pictures", "render", "summary", "write"]

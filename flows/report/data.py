@@ -5,6 +5,7 @@ Nothing is computed here that a manifest does not say, and nothing is filled in:
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,8 @@ SCHEMA = 1
 """Version of the collected data, as `moxin report --json` prints it."""
 METRIC_ROWS = 1000
 """Metric rows kept of one result: more points than a chart has pixels. Rows with a held-out loss always stay."""
+PICTURES = "pictures.json"
+"""Listing of the pictures in an EvalReport of images (stages/evaluate_vlm)."""
 SETTINGS = 4
 """Settings that differ, named one by one."""
 
@@ -37,7 +40,7 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, valu
     settings than those is told apart too.
 
     Returns `{schema_version, profile, made, commit, nodes: [node]}`. A node is `{name, stage, about, parents, state, why,
-    at, run_id, result, reports, problems}`; its `result` is the manifest as JSON with `metrics` (rows) beside it, and
+    at, run_id, result, reports, pictures, problems}`; its `result` is the manifest as JSON with `metrics` (rows) beside it, and
     `reports` maps an output port to the `stages.reports.Report` in it. Raises InfraError, and InputError for a damaged manifest.
     """
     if pipeline is None:
@@ -65,6 +68,7 @@ def _node(
         "run_id": record.run_id if record else None,
         "result": None,
         "reports": {},
+        "pictures": [],
         "problems": [],
     }
     manifest = ledger.manifest(record.key) if record else None
@@ -77,6 +81,7 @@ def _node(
             evaluation, problem = read_evaluation(ledger, f"{node.name}.{port}", artifact)
             row["problems"] += [problem] if problem else []
             row["reports"] |= {port: evaluation} if evaluation else {}
+            row["pictures"] += read_pictures(ledger, artifact)
     row["result"] = result.model_dump(mode="json") | {"metrics": _metrics(ledger, result)}
     state, why = _state(ledger, node, result, found, wanted)
     return row | {"state": state, "why": why}
@@ -119,6 +124,18 @@ def read_evaluation(ledger: Ledger, where: str, artifact: ArtifactManifest) -> t
         return None, str(error)
 
 
+def read_pictures(ledger: Ledger, artifact: ArtifactManifest) -> list[dict[str, Any]]:
+    """The questions with pictures that an EvalReport of images keeps, each with its picture as a data address; else none."""
+    entries = {f.path: f for f in artifact.files}
+    listing = ledger.store.get(entries[PICTURES].object) if PICTURES in entries else None
+    rows = []
+    for row in json.loads(listing[0]) if listing else ():
+        found = ledger.store.get(entries[row["file"]].object) if row["file"] in entries else None
+        if found is not None:
+            rows.append(row | {"picture": "data:image/jpeg;base64," + base64.b64encode(found[0]).decode()})
+    return rows
+
+
 def _metrics(ledger: Ledger, result: StageResult) -> list[dict[str, float]]:
     found = ledger.store.get(result.metrics_object) if result.metrics_object else None
     rows = [json.loads(line) for line in found[0].splitlines()] if found else []
@@ -150,6 +167,12 @@ def report_of(data: Data, name: str) -> dict[str, Any] | None:
     """The evaluation report that a node published; None when it has none."""
     node = node_of(data, name)
     return next(iter(node["reports"].values()), None) if node else None
+
+
+def pictures_of(data: Data, name: str) -> list[dict[str, Any]]:
+    """The questions with pictures that a node published; empty when it has none."""
+    node = node_of(data, name)
+    return node["pictures"] if node else []
 
 
 def nodes_of(data: Data, *stages: str) -> Iterator[NodeData]:
