@@ -19,10 +19,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from flows.cli_images import app as images_app
 from flows.settings import Settings
 from stages.core.contracts import ConfigError, StageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.")
+app.add_typer(images_app, name="images")
 PIPE_WIDTH = 200
 """Columns where the output is no terminal: a log or a pipe has no edge to wrap at."""
 out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)

@@ -1,11 +1,11 @@
-"""Files that are derived from the pipeline, and the check that none is stale: prefect.yaml, the README's diagram."""
+"""Files that are derived from the pipeline, and the check that none is stale: prefect.yaml, locks, bake file, diagram."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from flows import deploy, profiles
+from flows import deploy, environments, profiles
 from stages.core.contracts import StageError
 from stages.pipeline import PIPELINE
 
@@ -30,12 +30,19 @@ def stage_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def stages() -> dict[str, str]:
+    """Every stage with its environment, in pipeline order."""
+    return {node.stage: node.env for node in PIPELINE}
+
+
 def files() -> dict[Path, str]:
     """Every derived file with the text that it should have."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     body = diagram() + "\n" + stage_table()
-    return {
+    locks = {environments.FOLDER / env / "requirements.lock": environments.lock_text(env) for env in sorted(set(stages().values()))}
+    return locks | {
+        ROOT / "docker-bake.json": environments.bake_text(stages()),
         ROOT / "prefect.yaml": deploy.prefect_yaml(),
         readme: _DIAGRAM.sub(lambda match: match.group(1) + body + match.group(2), text),
     }
@@ -55,5 +62,5 @@ def check(write: bool = False) -> list[str]:
         if write:
             path.write_text(text, encoding="utf-8")
         else:
-            problems.append(f"{path.name} is stale: run 'moxin check --write'")
-    return problems
+            problems.append(f"{path.relative_to(ROOT)} is stale: run 'moxin check --write'")
+    return problems + environments.missing(stages())

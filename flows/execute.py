@@ -79,6 +79,8 @@ class Execution:
     observers: list[Observer] = field(default_factory=list)
     answered: Mapping[str, Resolved] = field(default_factory=dict)
     """Nodes that the plan of this run, made a moment ago, found in the ledger: they are not looked up again."""
+    launchers: Mapping[str, Launcher] = field(default_factory=dict)
+    """Who runs a node, where it is not `launcher`."""
 
     def __post_init__(self) -> None:
         self._slots = threading.BoundedSemaphore(self.profile.settings.parallel)
@@ -130,13 +132,14 @@ class Execution:
         retries = self.profile.settings.retries
         for attempt in range(retries + 1):
             with self._slots:  # before the lease, which would run out while it waited here
-                lease = self._acquire(node, resolved)
+                lease, handle = self._adopt(node, resolved) if attempt == 0 else (None, None)
+                lease = lease or self._acquire(node, resolved)
                 if lease is None:  # whoever held the lease has published meanwhile
                     found = self.ledger.manifest(resolved.key)
                     assert found is not None
                     return self._cached(node, found[0], "made by another run meanwhile", started)
                 try:
-                    exit_class, message = self._attempt(node, resolved, lease, reason or "", first=attempt == 0)
+                    exit_class, message = self._attempt(node, resolved, lease, reason or "", attempt == 0, handle)
                 finally:
                     self.ledger.release(lease)
             if exit_class is ExitClass.OK:
@@ -182,25 +185,51 @@ class Execution:
                 return None
             return lease
 
-    def _attempt(self, node: Node, resolved: Resolved, lease: Lease, reason: str, first: bool) -> tuple[ExitClass, str]:
+    def _adopt(self, node: Node, resolved: Resolved) -> tuple[Lease | None, Handle | None]:
+        """Take over a job whose control plane died while the job itself lives on; (None, None) when there is none."""
+        engine = self._engine(node)
+        held = self.ledger.lease(resolved.key) if engine.detached else None
+        if held is None or held[0].live or not held[0].holder:
+            return None, None
+        last = next((a for a in reversed(self.ledger.attempts(resolved.key)) if a.epoch == held[0].epoch), None)
+        if last is None or last.launcher != engine.name or not last.job or last.ended_at:
+            return None, None
+        lease = Lease(key=resolved.key, epoch=held[0].epoch, holder=held[0].holder)
+        handle = engine.adopt(last.job, self._job(node, resolved, lease))
+        if handle is None:
+            return None, None
+        try:
+            lease = self.ledger.take_over(resolved.key)
+        except LeaseHeld:
+            return None, None
+        self.tell(node.name, "log", level="info", message=f"following job {last.job} of an earlier run that was lost")
+        return lease, handle
+
+    def _attempt(
+        self, node: Node, resolved: Resolved, lease: Lease, reason: str, first: bool, adopted: Handle | None = None
+    ) -> tuple[ExitClass, str]:
         """Launch once and follow it to its end; the exit class and the line that says why."""
         if self._stopping.is_set():
             return ExitClass.PREEMPTED, "the run is stopping"
-        if resolved.result is not None and first:
+        if resolved.result is not None and first and adopted is None:
             self.ledger.drop_checkpoints(resolved.key)  # a rerun of a finished key starts clean
         record = AttemptRecord(
             key=resolved.key,
             epoch=lease.epoch,
             node=node.name,
             run_id=self.run_id,
-            launcher=self.launcher.name,
+            launcher=self._engine(node).name,
             started_at=now(),
         )
         self.ledger.record_attempt(record)
         self.tell(node.name, "state", state="running", message=reason)
         exit_class, message = ExitClass.INFRA, "it could not be started"
         try:
-            exit_class, message = self._follow(node, self._job(node, resolved, lease), lease)
+            handle = adopted or self._engine(node).start(self._job(node, resolved, lease))
+            if self._engine(node).detached:
+                record = record.model_copy(update={"job": handle.id})
+                self._record(record, handle)
+            exit_class, message = self._follow(node, handle, lease)
         except InfraError as error:
             exit_class, message = ExitClass.INFRA, str(error)
         finally:
@@ -209,6 +238,9 @@ class Execution:
         if exit_class is ExitClass.OK:
             self.ledger.drop_checkpoints(resolved.key)
         return exit_class, message
+
+    def _engine(self, node: Node) -> Launcher:
+        return self.launchers.get(node.name, self.launcher)
 
     def _job(self, node: Node, resolved: Resolved, lease: Lease) -> Job:
         config = self.profile.configs[node.name]
@@ -233,8 +265,15 @@ class Execution:
         )
         return Job(request, self.profile.resources[node.name], node.env)
 
-    def _follow(self, node: Node, job: Job, lease: Lease) -> tuple[ExitClass, str]:
-        handle = self.launcher.start(job)
+    def _record(self, record: AttemptRecord, handle: Handle) -> None:
+        """Write down a job's number. A job that the ledger does not know of must not go on."""
+        try:
+            self.ledger.record_attempt(record)
+        except StageError:
+            handle.stop(0)
+            raise
+
+    def _follow(self, node: Node, handle: Handle, lease: Lease) -> tuple[ExitClass, str]:
         with self._lock:
             self._handles[node.name] = handle
         ended = threading.Event()

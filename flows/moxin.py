@@ -22,7 +22,7 @@ from pydantic import Field
 
 from flows import observe, profiles
 from flows.execute import STOP_GRACE, Execution, Observer, Outcome
-from flows.launch import launcher
+from flows.launch import Launcher, launcher
 from flows.plan import NodePlan, make_plan
 from flows.settings import Settings
 from stages.core.contracts import ConfigError, StageError, StageResult
@@ -89,7 +89,10 @@ def _reap(flow: Any, flow_run: Any, state: Any) -> None:
     settings = Settings.load()
     given = flow_run.parameters
     values = profiles.load(str(given.get("profile", "tiny")), PIPELINE, given.get("set", ()))
-    launcher(values.settings.launcher, settings).reap(run_id=str(flow_run.id))
+    for name in sorted({values.settings.launcher, *values.launchers.values()}):
+        engine = launcher(name, settings)
+        if state.is_cancelled() or not engine.detached:  # a job that outlives a crash is adopted by the next run
+            engine.reap(run_id=str(flow_run.id))
 
 
 @flow(
@@ -129,15 +132,24 @@ def moxin(
             return Completed(message="planned only: see the table")
         if values.settings.plan_only:
             raise ConfigError(f"profile '{values.name}' is for planning only as yet: pass plan_only, or use another profile")
-        engine = launcher(values.settings.launcher, settings)
-        engine.reap()
+        engines = _engines(values, plans, settings)
+        default = launcher(values.settings.launcher, settings)
         selected, observers = frozenset(p.node.name for p in plans), list(EXTRA_OBSERVERS)
         answered = {p.node.name: p.resolved for p in plans if p.resolved and p.resolved.result and not p.will_run}
-        execution = Execution(run_id, values, ledger, engine, settings.home, selected, force, observers, answered)
+        execution = Execution(run_id, values, ledger, default, settings.home, selected, force, observers, answered, engines)
     except StageError as error:
         log.error("%s", error)
         return Failed(message=str(error))
     return _walk(run_id, _Run(execution), plans)
+
+
+def _engines(values: profiles.Profile, plans: list[NodePlan], settings: Settings) -> dict[str, Launcher]:
+    """The launcher of each planned node, one for each name; what dead control planes left to them is removed."""
+    names = {plan.node.name: values.launchers[plan.node.name] for plan in plans}
+    engines = {name: launcher(name, settings) for name in sorted(set(names.values()))}
+    for engine in engines.values():
+        engine.reap()
+    return {node: engines[name] for node, name in names.items()}
 
 
 def _walk(run_id: str, run: _Run, plans: list[NodePlan]) -> State[Any]:

@@ -1,7 +1,7 @@
 """Profiles: the values of a run. `infra/profiles/<name>.toml`, then `--set node.field=value` on top.
 
 A profile holds values only, never wiring. Tables: `[stage.<stage>]` for all nodes of a stage, `[node.<node>]` for one,
-`[resources.<node>]` for what it may use. `extends = "other"` starts from another profile.
+`[resources.<node>]` for what it may use, `[launchers]` for who runs it. `extends = "other"` starts from another profile.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class ProfileFile(BaseModel):
     stage: dict[str, dict[str, Any]] = Field(default_factory=dict)
     node: dict[str, dict[str, Any]] = Field(default_factory=dict)
     resources: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    launchers: dict[str, str] = Field(default_factory=dict, description="{node or stage: who runs it, instead of `launcher`}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Profile:
     settings: ProfileFile
     configs: Mapping[str, StageConfig]
     resources: Mapping[str, Resources]
+    launchers: Mapping[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = field(default=())
 
 
@@ -68,9 +70,11 @@ def load(name: str, pipeline: Pipeline, overrides: Iterable[str] = (), folder: P
     _known(settings.stage, stages, "stage", origin)
     _known(settings.node, set(pipeline.nodes), "node", origin)
     _known(settings.resources, set(pipeline.nodes) | stages, "resources", origin)
+    _known(settings.launchers, set(pipeline.nodes) | stages, "launchers", origin)
     configs = {n.name: _config(n, settings, origin) for n in pipeline}
     resources = {n.name: _resources(n, configs[n.name], settings, origin) for n in pipeline}
-    return Profile(name, settings, configs, resources, overrides)
+    launchers = {n.name: settings.launchers.get(n.name, settings.launchers.get(n.stage, settings.launcher)) for n in pipeline}
+    return Profile(name, settings, configs, resources, launchers, overrides)
 
 
 def _read(name: str, folder: Path, origin: dict[str, str], chain: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def _apply_override(tables: dict[str, Any], override: str, pipeline: Pipeline, o
                 if node.stage == parts[0]:
                     _apply_override(tables, f"{node.name}.{'.'.join(parts[1:])}={text}", pipeline, origin)
             return
-        elif parts[0] != "resources":
+        elif parts[0] not in ("resources", "launchers"):
             close = difflib.get_close_matches(parts[0], [*pipeline.nodes, *stages], n=1)
             raise ConfigError(f"--set {override!r}: no node '{parts[0]}'" + (f"; did you mean '{close[0]}'?" if close else ""))
     table = tables

@@ -120,6 +120,7 @@ class InlineLauncher:
     """Counts what it starts. `before` runs in the job's thread, and may raise what the stage would raise."""
 
     name: ClassVar[str] = "inline"
+    detached: ClassVar[bool] = False
 
     def __init__(self, folder: Path, before: Callable[[Job], None] | None = None) -> None:
         self.jobs: list[Job] = []
@@ -136,6 +137,9 @@ class InlineLauncher:
         handle = InlineHandle(job, self._folder, self._before)
         self.handles.append(handle)
         return handle
+
+    def adopt(self, id: str, job: Job) -> None:
+        return None  # a stage ends with its control plane
 
     def reap(self, run_id: str | None = None) -> list[str]:
         return []

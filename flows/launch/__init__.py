@@ -15,7 +15,25 @@ def _process(settings: Settings) -> Launcher:
     return ProcessLauncher(settings)
 
 
-_LAUNCHERS: dict[str, Callable[[Settings], Launcher]] = {"process": _process}
+def _docker(settings: Settings) -> Launcher:
+    from flows.launch.docker import DockerLauncher
+
+    return DockerLauncher(settings)
+
+
+def _slurm(settings: Settings) -> Launcher:
+    from flows.launch.slurm import SlurmLauncher
+
+    return SlurmLauncher(settings)
+
+
+def _kubernetes(settings: Settings) -> Launcher:
+    from flows.launch.kubernetes import KubernetesLauncher
+
+    return KubernetesLauncher(settings)
+
+
+_LAUNCHERS: dict[str, Callable[[Settings], Launcher]] = {"process": _process, "docker": _docker, "slurm": _slurm, "kubernetes": _kubernetes}
 
 
 def launcher(name: str, settings: Settings) -> Launcher:

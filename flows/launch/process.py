@@ -10,7 +10,6 @@ told last, and one that could not tell was lost.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
 import signal
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flows.launch.base import Job
+from flows.launch.base import Job, event_of, processes, public_environment, torchrun
 from flows.settings import Settings
 from stages.core.contracts import ExitClass, InfraError
 from stages.core.ledger import process_alive, process_identity
@@ -52,14 +51,7 @@ class ProcessHandle:
 
     def _read(self, stream: Any, plain: bool) -> None:
         for raw in stream:
-            line = raw.decode("utf-8", "replace").rstrip("\n")
-            event: Any = None
-            if not plain:
-                with contextlib.suppress(ValueError):
-                    event = json.loads(line)
-            if not isinstance(event, dict) or "event" not in event:
-                event = {"event": "log", "level": "debug", "message": line}
-            self._lines.put(event)
+            self._lines.put(event_of(raw.decode("utf-8", "replace").rstrip("\n"), plain))
         self._lines.put(_END)
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -110,23 +102,11 @@ class ProcessHandle:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def processes(job: Job) -> int:
-    """Processes that a job is made of: what its stage wants, and at least one for each GPU."""
-    return max(job.resources.processes, job.resources.gpus)
-
-
-def _torchrun(job: Job) -> list[str]:
-    """How Python starts several processes; nothing for one. A lost process ends them all: the next attempt resumes."""
-    count = processes(job)
-    if count == 1:
-        return []
-    return ["-m", "torch.distributed.run", "--standalone", "--max-restarts=0", f"--nproc-per-node={count}"]
-
-
 class ProcessLauncher:
     """Starts stages with the interpreter that runs this program."""
 
     name: ClassVar[str] = "process"
+    detached: ClassVar[bool] = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -138,7 +118,7 @@ class ProcessLauncher:
             path = self._requests / f"{job.request.key[:16]}-{job.request.lease.epoch}.json"
             path.write_text(job.request.model_dump_json(), encoding="utf-8")
             process = subprocess.Popen(
-                [sys.executable, *_torchrun(job), "-m", "stages.core.runtime", str(path)],
+                [sys.executable, *torchrun(job, "--standalone"), "-m", "stages.core.runtime", str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -151,25 +131,18 @@ class ProcessLauncher:
         return ProcessHandle(process, path, processes(job))
 
     def _environment(self, job: Job) -> dict[str, str]:
-        threads = str(max(1, int(job.resources.cpus / processes(job))))
         env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        env |= self._settings.store_environment()
+        env |= self._settings.store_environment() | public_environment(job)
         env |= {
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONHASHSEED": "0",
-            "OMP_NUM_THREADS": threads,
-            # Waiting threads sleep: where two stages share the cores, threads that spin made each 30 times slower (measured).
-            "OMP_WAIT_POLICY": "passive",
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or gloo's processes now and then miss each other (pytorch#135712)
             "MOXIN_CACHE": str(self._settings.home / "cache"),
             "MOXIN_SCRATCH": str(self._settings.home / "scratch"),
             "NUMBA_CACHE_DIR": str(self._settings.home / "cache" / "numba"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "DO_NOT_TRACK": "1",
             "MOXIN_LAUNCHER": process_identity(),
-            "MOXIN_RUN": job.request.run_id,
         }
         return env
+
+    def adopt(self, id: str, job: Job) -> None:
+        return None  # a stage ends with its control plane
 
     def reap(self, run_id: str | None = None) -> list[str]:
         found = []

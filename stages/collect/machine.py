@@ -1,10 +1,12 @@
 """Real prose, web pages and code that every Python machine has: its library, its packages, their documentation.
 
-Paths never leave this module: documents are addressed as `python:<module>` or `pypi:<package>/<module>`.
+Paths never leave this module: documents are addressed as `python:<module>` or `pypi:<package>/<module>`. In a container
+MOXIN_MATERIAL names a folder where the launching machine's `stdlib` and `packages` are mounted: the same material, so the same bytes.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import html
 import inspect
@@ -45,9 +47,21 @@ class Module:
     license: str
 
 
+def _library() -> Path:
+    """The folder of the standard library."""
+    mounted = os.environ.get("MOXIN_MATERIAL")
+    return Path(mounted, "stdlib") if mounted else Path(sysconfig.get_paths()["stdlib"])
+
+
+def _topics() -> dict[str, str]:
+    """The language reference's topics. Read, not imported: they must be those of the library that is gathered."""
+    tree = ast.parse((_library() / "pydoc_data" / "topics.py").read_text(encoding="utf-8"))
+    return next(ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
+
+
 def library_modules() -> list[Module]:
     """The standard library's source files, without tests and vendored wheels, in address order."""
-    root = Path(sysconfig.get_paths()["stdlib"])
+    root = _library()
     skip = {"test", "tests", "idle_test", "site-packages", "__pycache__", "ensurepip", "lib2to3", "pydoc_data"}
     found = []
     for folder, subfolders, files in os.walk(root):
@@ -72,7 +86,9 @@ def package_modules(name: str, dist: Distribution) -> list[Module]:
 
 def packages() -> dict[str, Distribution]:
     """The installed distributions by name, in name order."""
-    found = {d.name.lower(): d for d in distributions() if d.name}
+    mounted = os.environ.get("MOXIN_MATERIAL")
+    search = distributions(path=[str(Path(mounted, "packages"))]) if mounted else distributions()
+    found = {d.name.lower(): d for d in search if d.name}
     found.pop("moxin", None)
     return {name: found[name] for name in sorted(found)}
 
@@ -99,8 +115,7 @@ def docstrings(module: Module, shortest: int = MIN_DOCSTRING) -> Iterator[Text]:
 
 def prose(limit: int, seed: int) -> Iterator[Text]:
     """Prose up to `limit` bytes: the language reference's topics, then docstrings in a seeded order."""
-    from pydoc_data.topics import topics
-
+    topics = _topics()
     used = 0
     for name in sorted(topics):
         text = topics[name].strip()

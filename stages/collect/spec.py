@@ -36,4 +36,4 @@ class Collect(Stage[CollectConfig], env="data", revision=1):
 
     @classmethod
     def resources(cls, config: CollectConfig) -> Resources:
-        return Resources(cpus=1, memory_gib=1)
+        return Resources(cpus=1, memory_gib=1, material=config.origin == "machine")

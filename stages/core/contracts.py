@@ -146,6 +146,8 @@ class Resources(BaseModel):
     nodes: int = Field(default=1, ge=1)
     processes: int = Field(default=1, ge=1, description="processes a node that work on one model (torchrun); with GPUs, at least one each")
     scratch_gib: float = Field(default=10, gt=0)
+    network: Literal["store", "internet"] = Field(default="store", description="what a container may reach: the object store alone, or all")
+    material: bool = Field(default=False, description="reads the Python library and packages of the machine that launches it")
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,13 @@ class StoreAddress(_Document):
     endpoint: str | None = Field(None, description="URL of an S3-compatible store; None for AWS")
     region: str = "us-east-1"
     prefix: str = ""
+
+
+class Secrets(_Document):
+    """What a stage needs and nobody may see: kept out of the request, which is logged. Lies in a file of mode 0600."""
+
+    environment: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict, description="{variable: text}: the variable will name a file with that text")
 
 
 class Lease(_Document):

@@ -55,27 +55,31 @@ def artifact_digest(type: str, facets: Mapping[str, str | int], files: Iterable[
     return sha256(canonical_json({"type": type, "facets": dict(facets), "files": rows}))
 
 
-@lru_cache(maxsize=256)
-def source_digest(stage: str) -> str:
-    """Digest of the Python sources that a stage runs: its package and the `stages.*` modules it imports, transitively.
+def source_files(stage: str) -> list[Path]:
+    """The Python sources that a stage runs: its package and the `stages.*` modules it imports, transitively, in path order.
 
     `stages.core` is left out: it moves bytes, it does not decide them, and the git commit records it.
     """
-    seen: dict[Path, bytes] = {}
+    seen: set[Path] = set()
     queue = sorted((ROOT / "stages" / stage).rglob("*.py"))
     while queue:
         path = queue.pop()
-        if path in seen:
-            continue
-        seen[path] = path.read_bytes()
-        queue.extend(_imported(seen[path]))
-    return sha256(canonical_json([[p.relative_to(ROOT).as_posix(), sha256(data)] for p, data in sorted(seen.items())]))
+        if path not in seen:
+            seen.add(path)
+            queue.extend(_imported(path.read_bytes()))
+    return sorted(seen)
+
+
+@lru_cache(maxsize=256)
+def source_digest(stage: str) -> str:
+    """Digest of `source_files`."""
+    return sha256(canonical_json([[p.relative_to(ROOT).as_posix(), sha256(p.read_bytes())] for p in source_files(stage)]))
 
 
 def _imported(source: bytes) -> set[Path]:
     """Files of the `stages.*` modules that a source imports, anywhere in it."""
     files = set()
-    for name in _imported_names(source):
+    for name in imported_names(source):
         if name.startswith("stages.") and not name.startswith("stages.core"):
             base = ROOT.joinpath(*name.split("."))
             files.update(p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file())
@@ -83,7 +87,7 @@ def _imported(source: bytes) -> set[Path]:
 
 
 @lru_cache(maxsize=1024)
-def _imported_names(source: bytes) -> frozenset[str]:
+def imported_names(source: bytes) -> frozenset[str]:
     """Dotted names that a source imports, of modules or of what is in them. Cached: stages share most of their modules."""
     names: set[str] = set()
     with _PARSING:

@@ -88,6 +88,8 @@ class AttemptRecord(BaseModel):
     ended_at: str | None = None
     exit_class: str | None = None
     message: str = ""
+    job: str = ""
+    """The engine's name for it, where the job outlives its control plane."""
 
 
 class CheckpointCommit(BaseModel):
@@ -194,6 +196,20 @@ class Ledger:
             winner = self.lease(key)
             raise LeaseHeld(winner[0] if winner else record) from None
         return Lease(key=key, epoch=record.epoch, holder=holder)
+
+    def take_over(self, key: str, seconds: float = LEASE_SECONDS) -> Lease:
+        """Go on with the lease of a holder that is dead, for a job that lives on: same epoch, same holder. Raises LeaseHeld."""
+        found = self.lease(key)
+        if found is None or found[0].live or not found[0].holder:
+            raise LeaseHeld(found[0] if found else LeaseRecord(key=key, epoch=0, holder="", expires_at=0))
+        record = found[0].model_copy(
+            update={"expires_at": time.time() + seconds, "host": host_identity(), "process": process_identity()}
+        )
+        try:
+            self._put_lease(record, found[1])
+        except Conflict:
+            raise LeaseHeld(record) from None
+        return Lease(key=key, epoch=record.epoch, holder=record.holder)
 
     def _put_lease(self, record: LeaseRecord, etag: str | None) -> None:
         body = record.model_dump_json().encode()

@@ -1,15 +1,17 @@
 """The entry point in every container: read a request, stage the inputs in, run the stage, publish, and say how it went.
 
-    python -m stages.core.runtime request.json
+    python -m stages.core.runtime request.json [--secrets secrets.json]
 
 Events go to standard output as JSON lines ({"event": "log" | "progress" | "metric" | "done", ...}); whatever a library
 prints goes to standard error. The exit status carries the exit class (`ExitClass.code`). When standard input is a pipe
-and it closes, the launcher has died: the stage then stops as if it had been asked to.
+and it closes, the launcher has died: the stage then stops as if it had been asked to. A launcher that cannot hand over
+credentials in the environment without showing them puts them into a file (`Secrets`), which only the stage's user can read.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import inspect
 import json
@@ -40,6 +42,7 @@ from stages.core.contracts import (
     InputRef,
     LocalArtifact,
     Preempted,
+    Secrets,
     Stage,
     StageConfig,
     StageError,
@@ -411,10 +414,24 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
         return context.publish(started, cache)
 
 
+def take_secrets(path: Path) -> None:
+    """Set the environment that a `Secrets` file holds; files in it get paths of their own, in variables of their names."""
+    secrets = Secrets.model_validate_json(path.read_bytes())
+    os.environ.update(secrets.environment)
+    if secrets.files:
+        folder = Path(tempfile.mkdtemp(prefix="secrets-", dir=os.environ.get("MOXIN_SCRATCH")))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for name, text in secrets.files.items():
+            (folder / name).touch(mode=0o600)
+            (folder / name).write_text(text, encoding="utf-8")
+            os.environ[name] = str(folder / name)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line of the container. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m stages.core.runtime", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("request", type=Path, help="the StageRequest, a JSON file")
+    parser.add_argument("--secrets", type=Path, help="credentials of the store, a JSON file")
     options = parser.parse_args(arguments)
     descriptor = os.dup(1)
     os.dup2(2, 1)  # libraries that print must not disturb the event stream
@@ -422,6 +439,8 @@ def main(arguments: list[str] | None = None) -> int:
     events = Events(descriptor)
     try:
         stopper = Stopper()
+        if options.secrets:
+            take_secrets(options.secrets)
         request = StageRequest.model_validate_json(options.request.read_bytes())
         result = run(request, events, stopper)
     except BaseException as error:

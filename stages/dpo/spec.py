@@ -41,7 +41,7 @@ class DpoConfig(SupervisedConfig):
         return self
 
 
-class Dpo(Stage[DpoConfig], env="train", revision=1, checkpoints=True):
+class Dpo(Stage[DpoConfig], env="post", revision=1, checkpoints=True):
     """Tune a model on pairs of answers with length-normalised DPO."""
 
     parent: Input[Model]

@@ -84,7 +84,7 @@ class GrpoConfig(TuningConfig):
         return self.max_prompt + self.stages[-1].max_response
 
 
-class Grpo(Stage[GrpoConfig], env="train", revision=1, checkpoints=True):
+class Grpo(Stage[GrpoConfig], env="post", revision=1, checkpoints=True):
     """Reinforce what a verifier accepts: GRPO, or PPO without a critic, over stretches of growing response length."""
 
     parent: Input[Model]

@@ -60,7 +60,7 @@ class ProblemsConfig(StageConfig):
     )
 
 
-class Problems(Stage[ProblemsConfig], env="data", revision=1):
+class Problems(Stage[ProblemsConfig], env="post", revision=1):
     """Verifiable problems in one schema, through DeepScaleR's pipeline, with counts at each step."""
 
     train: Output[ProblemRows] = output()

@@ -41,7 +41,7 @@ class SftConfig(SupervisedConfig):
         return self
 
 
-class Sft(Stage[SftConfig], env="train", revision=1, checkpoints=True):
+class Sft(Stage[SftConfig], env="post", revision=1, checkpoints=True):
     """Fine-tune a model on conversations: loss on the assistant's turns only."""
 
     parent: Input[Model]

@@ -44,7 +44,7 @@ def test_derived_files_are_fresh() -> None:
 def test_a_stale_derived_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(derived, "ROOT", tmp_path)
     (tmp_path / "README.md").write_text("<!-- derived: dag -->\nold\n<!-- /derived -->\n", encoding="utf-8")
-    assert derived.check() == [f"{name} is stale: run 'moxin check --write'" for name in ("prefect.yaml", "README.md")]
+    assert derived.check() == [f"{name} is stale: run 'moxin check --write'" for name in ("docker-bake.json", "prefect.yaml", "README.md")]
     assert derived.check(write=True) == []
     assert derived.check() == []
     assert "collect --> ingest_text" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -87,6 +87,7 @@ class ScriptedLauncher:
     """Starts scripted jobs."""
 
     name: ClassVar[str] = "scripted"
+    detached: ClassVar[bool] = False
 
     def __init__(self, *events: dict[str, Any], code: int = 0, until_stopped: bool = False, error: Exception | None = None) -> None:
         self.events, self.code, self.until_stopped, self.error = list(events), code, until_stopped, error
@@ -99,6 +100,9 @@ class ScriptedLauncher:
             raise self.error
         self.handles.append(ScriptedHandle(self.events, self.code, self.until_stopped))
         return self.handles[-1]
+
+    def adopt(self, id: str, job: Job) -> None:
+        return None  # a stage ends with its control plane
 
     def reap(self, run_id: str | None = None) -> list[str]:
         return []

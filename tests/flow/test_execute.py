@@ -197,3 +197,11 @@ def test_a_forced_run_starts_clean_but_its_retries_resume(finished: Bench) -> No
     assert started(run) == ["train_2", "train_2"]
     assert result.attempt.resumed_from == 2
     assert recorder(run).messages().count("begins at step 0") == 1
+
+
+def test_a_node_with_a_launcher_of_its_own_is_started_by_it(bench: Bench) -> None:
+    run = bench.begin()
+    other = InlineLauncher(run.home)
+    run.launchers = {"source_a": other}
+    run.node(SOURCE, {})
+    assert (other.started, started(run)) == (["source_a"], [])

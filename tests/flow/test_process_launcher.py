@@ -269,7 +269,7 @@ def test_a_program_that_cannot_be_started_is_an_infrastructure_failure(
 
 def test_launchers_have_names(settings: Settings) -> None:
     assert isinstance(launcher_by_name("process", settings), ProcessLauncher)
-    with pytest.raises(ConfigError, match="launcher 'doker' is not known; there are: process"):
+    with pytest.raises(ConfigError, match="launcher 'doker' is not known; there are: process, docker, slurm, kubernetes"):
         launcher_by_name("doker", settings)
 
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import re
 import sys
+import sysconfig
 from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
@@ -192,3 +193,18 @@ def test_listings_that_cannot_work_are_named(tmp_path: Path) -> None:
         collect(tmp_path)
     with pytest.raises(ConfigError, match=r"test\.text: '/data/a\.jsonl' is no address: write file:///"):
         collect(tmp_path, text=rows("/data/a.jsonl"), web=rows("s3://b/k"), code=rows("s3://b/k"))
+
+
+def test_mounted_material_gives_what_the_machine_itself_gives(
+    gathered: LocalContext[CollectConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container the launching machine's library and packages are mounted: equal bytes, whatever the image has."""
+    paths = sysconfig.get_paths()
+    (tmp_path / "material").mkdir()
+    (tmp_path / "material" / "stdlib").symlink_to(paths["stdlib"])
+    (tmp_path / "material" / "packages").symlink_to(paths["purelib"])
+    monkeypatch.setenv("MOXIN_MATERIAL", str(tmp_path / "material"))
+    ctx = collect(tmp_path / "mounted", origin="machine", **SIZES)
+    for port in PORTS:
+        files = {p.relative_to(gathered.output(port)): p.read_bytes() for p in gathered.output(port).rglob("*") if p.is_file()}
+        assert {p.relative_to(ctx.output(port)): p.read_bytes() for p in ctx.output(port).rglob("*") if p.is_file()} == files

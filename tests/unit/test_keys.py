@@ -288,7 +288,7 @@ def test_sources_are_parsed_one_at_a_time(tree: Path, monkeypatch: pytest.Monkey
         return parse(source)
 
     monkeypatch.setattr(keys.ast, "parse", watched)
-    keys._imported_names.cache_clear()
+    keys.imported_names.cache_clear()
     with ThreadPoolExecutor(6) as pool:
         digests = set(pool.map(lambda _: source_digest.__wrapped__("alpha"), range(6)))
     assert len(digests) == 1

@@ -255,3 +255,11 @@ def test_what_lies_on_top_always_wins(base: dict[str, Any], over: dict[str, Any]
 @given(TABLES)
 def test_merging_with_nothing_or_itself_changes_nothing(table: dict[str, Any]) -> None:
     assert merge(table, {}) == merge({}, table) == merge(table, table) == table
+
+
+def test_who_runs_a_node_is_the_nodes_own_launcher_then_its_stages_then_the_profiles(tmp_path: Path) -> None:
+    profile = load(tmp_path, 'launcher = "process"\n[launchers]\nprobe_train = "docker"\ntrain_2 = "slurm"\n', "launchers.source_a=docker")
+    chosen = {name: profile.launchers[name] for name in ("source_a", "source_b", "train_1", "train_2")}
+    assert chosen == {"source_a": "docker", "source_b": "process", "train_1": "docker", "train_2": "slurm"}
+    with pytest.raises(ConfigError, match=r"test\.toml: \[launchers\.train_3\] names no launchers; did you mean 'train_"):
+        load(tmp_path, '[launchers]\ntrain_3 = "docker"\n')

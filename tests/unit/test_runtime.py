@@ -21,6 +21,7 @@ from stages.core.contracts import (
     InputError,
     InputRef,
     Preempted,
+    Secrets,
     StageRequest,
     StageResult,
 )
@@ -287,3 +288,17 @@ def test_a_checkpoint_that_was_damaged_stops_the_resume_with_its_name(ledger: Le
     ledger.release(broken.lease)
     with pytest.raises(InfraError, match=r"checkpoints/.*value\.txt is damaged"):
         run(train_request(ledger, KEY, steps=7), stream)
+
+
+def test_secrets_become_environment_and_files_that_only_this_user_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MOXIN_TEST_KEY", "MOXIN_TEST_BUNDLE"):
+        monkeypatch.setenv(name, "to be replaced")
+    monkeypatch.setenv("MOXIN_SCRATCH", str(tmp_path))
+    secrets = Secrets(environment={"MOXIN_TEST_KEY": "k"}, files={"MOXIN_TEST_BUNDLE": "a certificate"})
+    (tmp_path / "secrets.json").write_text(secrets.model_dump_json())
+    runtime.take_secrets(tmp_path / "secrets.json")
+    assert os.environ["MOXIN_TEST_KEY"] == "k"
+    path = Path(os.environ["MOXIN_TEST_BUNDLE"])
+    assert path.read_text() == "a certificate"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700

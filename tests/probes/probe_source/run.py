@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,6 +33,19 @@ def run(ctx: Context[SourceConfig]) -> None:
     ctx.stat(parts=ctx.config.parts, node=ctx.node)
 
 
+def _reach() -> dict[str, object]:
+    """What this process may write to and connect to."""
+    status = Path("/proc/self/status").read_text()
+    found: dict[str, object] = {row: status.partition(f"{row}:")[2].split("\n")[0].split()[0] for row in ("Uid", "CapEff", "CapBnd", "NoNewPrivs")}
+    for folder in ("/", "/app", "/scratch", "/tmp"):
+        found[folder] = os.access(folder, os.W_OK)
+    for name, address in (("outside", ("1.1.1.1", 53)), ("loopback", ("127.0.0.1", 8333))):
+        with socket.socket() as probe:
+            probe.settimeout(2)
+            found[name] = probe.connect_ex(address) == 0
+    return found
+
+
 def _act(ctx: Context[SourceConfig], act: str) -> None:
     expected = {"config": ConfigError, "input": InputError, "infra": InfraError, "preempted": Preempted}
     if act in expected:
@@ -45,6 +60,12 @@ def _act(ctx: Context[SourceConfig], act: str) -> None:
     if act == "print":
         print("a line that a library prints")
         subprocess.run(["echo", "a line of a child process"], check=True)
+    if act == "allocate":  # more than any limit: the kernel's turn
+        held = []
+        while True:
+            held.append(bytearray(16 << 20))
+    if act == "reach":  # what a container may do and see
+        ctx.log(json.dumps(_reach()))
     if act == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if act == "orphan":  # a child that holds the output pipes open, and a parent that dies

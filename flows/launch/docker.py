@@ -1,0 +1,312 @@
+"""Run a stage in a container of its image: the Docker engine of this machine, or the one that DOCKER_HOST names.
+
+A container gets as little as it can work with: a user that is nobody, a read-only root, no capabilities, no new privileges,
+limits on memory, processes and cores, one scratch volume, and a network on which only the object store is. The request and
+the credentials are files in that volume: neither `docker inspect` nor a process list shows them. This process holds the
+container's standard input: when it dies, however it dies, the stage sees the end of it, saves a checkpoint and stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sysconfig
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import DeviceRequest, Mount
+from docker.utils.socket import frames_iter
+
+from flows import environments
+from flows.launch.base import Job, event_of, public_environment, secrets_of, torchrun
+from flows.launch.relay import Relay, on_loopback
+from flows.settings import Settings
+from stages.core.contracts import ConfigError, ExitClass, InfraError
+from stages.core.keys import sha256
+from stages.core.ledger import host_identity, process_alive, process_identity
+
+UID = 65532
+"""The user "nonroot" of the distroless images; the images of containers/ are made for it."""
+PIDS = 1024
+ENGINE_SECONDS = 60.0
+"""How long an engine that restarts is waited for."""
+NETWORKS = {"store": "moxin-store", "internet": "moxin-internet"}
+_STDERR = 2
+_DEAD = ("exited", "dead", "removing")
+
+
+class DockerHandle:
+    """A running container."""
+
+    def __init__(self, client: Any, container: str, volume: str, stream: Any, job: Job) -> None:
+        self._client, self._container, self._volume, self._stream, self._job = client, container, volume, stream, job
+        self._stopping = threading.Event()
+        self._lost = False
+        self._state: dict[str, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        return self._container
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        rest = {1: b"", _STDERR: b""}
+        with contextlib.suppress(OSError):  # the engine is gone; `wait` finds out more
+            for kind, data in frames_iter(self._stream, tty=False):
+                *lines, rest[kind] = (rest[kind] + data).split(b"\n")
+                for line in lines:
+                    yield event_of(line.decode("utf-8", "replace"), kind == _STDERR)
+        for kind, line in rest.items():
+            if line:
+                yield event_of(line.decode("utf-8", "replace"), kind == _STDERR)
+        if self._end().get("OOMKilled") and self._end()["ExitCode"]:
+            limit = self._job.resources.memory_gib
+            message = f"out of memory: it used all of its {limit:g} GiB; raise resources.{self._job.request.node}.memory_gib"
+            yield {"event": "done", "exit": ExitClass.OOM, "message": message}
+        elif self._lost:
+            yield {"event": "done", "exit": ExitClass.PREEMPTED, "message": "the Docker engine went away"}
+
+    def wait(self) -> int:
+        state = self._end()
+        self._stream.close()
+        remove(self._client, self._container, self._volume)
+        code = int(state["ExitCode"])
+        if state.get("OOMKilled") and code:
+            return ExitClass.OOM.code
+        return ExitClass.PREEMPTED.code if self._lost and ExitClass.from_code(code) is ExitClass.BUG else code
+
+    def _end(self) -> dict[str, Any]:
+        """The state of the container once it has ended. An engine that restarts is waited for."""
+        deadline = time.monotonic() + ENGINE_SECONDS
+        while self._state is None:
+            try:
+                state = self._client.api.inspect_container(self._container)["State"]
+                if state["Status"] in _DEAD:
+                    self._state = state
+                else:
+                    self._client.api.wait(self._container, timeout=5)
+            except NotFound:
+                self._lost, self._state = True, {"ExitCode": ExitClass.PREEMPTED.code}
+            except (DockerException, OSError) as error:
+                if _timed_out(error):
+                    deadline = time.monotonic() + ENGINE_SECONDS
+                    continue
+                self._lost = True
+                if time.monotonic() > deadline:
+                    self._state = {"ExitCode": ExitClass.PREEMPTED.code}
+                time.sleep(0.5)
+        return self._state
+
+    def stop(self, grace: float) -> None:
+        if self._state is None and not self._stopping.is_set():
+            self._stopping.set()
+            threading.Thread(target=stop, args=(self._client, self._container, grace), daemon=True).start()
+
+
+class DockerLauncher:
+    """Starts stages as containers."""
+
+    name: ClassVar[str] = "docker"
+    detached: ClassVar[bool] = False
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._relays: dict[str, Relay] = {}
+        self._client_: Any = None
+
+    # --- the engine -------------------------------------------------------------------------------------------------
+
+    def _client(self) -> Any:
+        """The engine's client; an engine that restarts is waited for. Raises InfraError when none answers."""
+        deadline = time.monotonic() + (ENGINE_SECONDS if self._client_ else 0)
+        while True:
+            try:
+                self._client_ = self._client_ or docker.from_env(timeout=120)
+                self._client_.ping()
+                return self._client_
+            except (DockerException, OSError) as error:
+                if time.monotonic() >= deadline:
+                    raise InfraError(f"no Docker engine answers ({_line(error)}): start it, or set DOCKER_HOST") from error
+                time.sleep(0.5)
+
+    def _network(self, client: Any, kind: str) -> tuple[str, str]:
+        """The name of a network of this program, made if it is not there, and this machine's address on it."""
+        name = NETWORKS[kind]
+        with self._lock:
+            found = client.networks.list(names=[f"^{name}$"])
+            network = found[0] if found else client.networks.create(name, "bridge", internal=kind == "store", labels={"moxin.network": kind})
+            network.reload()
+        return name, network.attrs["IPAM"]["Config"][0]["Gateway"]
+
+    def _reach(self, client: Any, job: Job) -> tuple[str, str | None]:
+        """The network of a job, and the store's endpoint as it is seen from there."""
+        endpoint = job.request.store.endpoint
+        if not on_loopback(endpoint):  # a store somewhere: what else may be reached is the site's firewall's to say
+            return self._network(client, "internet")[0], endpoint
+        name, address = self._network(client, job.resources.network)
+        with self._lock:
+            if name not in self._relays:
+                self._relays[name] = Relay(address, str(endpoint))
+            return name, self._relays[name].endpoint
+
+    def _image(self, client: Any, job: Job) -> tuple[str, str]:
+        """Name and digest of a job's image. Raises ConfigError when it is neither here nor in the registry."""
+        name = environments.stage_image(job.request.stage, job.env).reference
+        try:
+            found = client.images.get(name)
+        except ImageNotFound:
+            try:
+                found = client.images.pull(name)
+            except DockerException as error:
+                raise ConfigError(f"no image {name} of the code that lies here: run 'moxin images build {job.request.stage}'") from error
+        return name, str(found.id)
+
+    # --- a job ------------------------------------------------------------------------------------------------------
+
+    def start(self, job: Job) -> DockerHandle:
+        client = self._client()
+        image, digest = self._image(client, job)
+        network, endpoint = self._reach(client, job)
+        code = job.request.code.model_copy(update={"image_digest": digest, "lock_digest": environments.lock_digest(job.env)})
+        store = job.request.store.model_copy(update={"endpoint": endpoint})
+        job = Job(job.request.model_copy(update={"code": code, "store": store}), job.resources, job.env)
+        name = f"moxin-{job.request.node}-{job.request.key[:12]}-{job.request.lease.epoch}"
+        labels = job.labels | self._marks()
+        try:
+            remove(client, name, name)  # of an attempt that this one repeats after the engine's restart
+            client.volumes.create(name, labels=labels)
+            limits = self._limits(client, job) | {"mounts": self._mounts(job, name), "network_mode": network}
+            container = client.api.create_container(
+                image, command(job), entrypoint="", name=name, labels=labels, environment=self._environment(job), stdin_open=True,
+                user=f"{UID}:{UID}", host_config=client.api.create_host_config(**limits), networking_config=None,
+            )["Id"]  # fmt: skip
+            client.api.put_archive(container, "/scratch", _archive(job, self._settings.store_environment()))
+            stream = client.api.attach_socket(container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+            getattr(stream, "_sock", stream).settimeout(None)
+            client.api.start(container)
+        except (DockerException, OSError) as error:
+            with contextlib.suppress(DockerException, OSError):
+                remove(client, name, name)
+            raise InfraError(f"cannot start a container of {image}: {_line(error)}") from error
+        return DockerHandle(client, container, name, stream, job)
+
+    def _marks(self) -> dict[str, str]:
+        """Whose a container is: this installation's, and this process's on this machine."""
+        return {"moxin.home": _home(self._settings), "moxin.control": process_identity(), "moxin.host": host_identity()}
+
+    def _environment(self, job: Job) -> dict[str, str]:
+        material = {"MOXIN_MATERIAL": "/material"} if job.resources.material else {}
+        return public_environment(job) | material
+
+    def _mounts(self, job: Job, volume: str) -> list[Mount]:
+        mounts = [Mount("/scratch", volume)]
+        if job.resources.material:
+            paths = sysconfig.get_paths()
+            mounts += [
+                Mount("/material/stdlib", paths["stdlib"], type="bind", read_only=True),
+                Mount("/material/packages", paths["purelib"], type="bind", read_only=True),
+            ]
+        return mounts
+
+    def _limits(self, client: Any, job: Job) -> dict[str, Any]:
+        """What the container may use, and what it may not do."""
+        cores = float(client.info()["NCPU"])
+        memory = int(job.resources.memory_gib * 2**30)
+        limits: dict[str, Any] = {
+            "nano_cpus": int(min(job.resources.cpus, cores) * 1e9),
+            "mem_limit": memory,
+            "memswap_limit": memory,
+            "shm_size": memory // 2,  # as Linux gives a machine: half of its memory
+            "pids_limit": PIDS,
+            "read_only": True,
+            "tmpfs": {"/tmp": f"size={min(memory // 4, 2**30)},mode=1777"},
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+            "init": True,
+            "log_config": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "1"}},
+        }
+        if job.resources.gpus:
+            limits["device_requests"] = [DeviceRequest(count=job.resources.gpus, capabilities=[["gpu"]])]
+        return limits
+
+    # --- leftovers --------------------------------------------------------------------------------------------------
+
+    def adopt(self, id: str, job: Job) -> None:
+        return None  # a stage ends with its control plane
+
+    def reap(self, run_id: str | None = None) -> list[str]:
+        client = self._client()
+        chosen = [f"moxin.home={_home(self._settings)}", *([f"moxin.run={run_id}"] if run_id else [])]
+        found = []
+        for container in client.api.containers(all=True, filters={"label": chosen}):
+            if run_id is None and _control_lives(container["Labels"]):
+                continue
+            with contextlib.suppress(DockerException, OSError):
+                if run_id:
+                    stop(client, container["Id"], 30.0)
+                name = container["Names"][0].lstrip("/")
+                remove(client, container["Id"], name)
+                found.append(container["Id"])
+        if run_id is None:
+            for volume in client.volumes.list(filters={"label": chosen, "dangling": True}):
+                if not _control_lives(volume.attrs["Labels"]):
+                    with contextlib.suppress(DockerException, OSError):
+                        volume.remove()
+        return found
+
+
+def command(job: Job) -> list[str]:
+    """The command line of a container: the runtime, under torchrun where a node has several GPUs."""
+    runtime = ["-m", "stages.core.runtime", "/scratch/request.json", "--secrets", "/scratch/secrets.json"]
+    return ["python", *torchrun(job, "--standalone"), *runtime]
+
+
+def stop(client: Any, container: str, grace: float) -> None:
+    """Ask a container to stop, and kill it after its grace."""
+    with contextlib.suppress(DockerException, OSError):
+        client.api.stop(container, timeout=int(grace))
+
+
+def remove(client: Any, container: str, volume: str) -> None:
+    """Remove a container and its volume, if they are there."""
+    with contextlib.suppress(NotFound):
+        client.api.remove_container(container, force=True, v=True)
+    with contextlib.suppress(APIError):  # NotFound; or in use by a container that is on its way out: reap has it next
+        client.api.remove_volume(volume)
+
+
+def _archive(job: Job, credentials: dict[str, str]) -> bytes:
+    """The request and the secrets as a tar file for the scratch volume, readable by the stage's user alone."""
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as archive:
+        for name, text in (
+            ("request.json", job.request.model_dump_json()),
+            ("secrets.json", secrets_of(job, credentials).model_dump_json()),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size, info.mode, info.uid, info.gid, info.mtime = len(text.encode()), 0o400, UID, UID, int(time.time())
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return body.getvalue()
+
+
+def _home(settings: Settings) -> str:
+    return sha256(str(settings.home).encode())[:16]
+
+
+def _control_lives(labels: dict[str, str]) -> bool:
+    """Whether the control plane that started something may still live."""
+    return labels.get("moxin.host") == host_identity() and process_alive(labels.get("moxin.control", ""))
+
+
+def _timed_out(error: BaseException) -> bool:
+    """Whether a wait ended only because its time was over."""
+    return "timed out" in str(error).lower() or "timeout" in type(error).__name__.lower()
+
+
+def _line(error: BaseException) -> str:
+    return (str(getattr(error, "explanation", "") or error).strip().splitlines() or [type(error).__name__])[0]

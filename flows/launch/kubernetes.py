@@ -1,0 +1,249 @@
+"""Run a stage as a Kubernetes Job, or an Indexed Job with a headless service where it spans nodes.
+
+A Job outlives this process: its name is in the ledger, and a flow that comes back follows the same one. What could not be run
+where this was written stands in infra/k8s/README.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from flows.launch.base import Job, event_of, secrets_of
+from flows.launch.kubernetes_manifests import Site, batch_job, name_of, secret, service
+from flows.launch.relay import on_loopback
+from flows.settings import Settings
+from stages.core.contracts import ConfigError, ExitClass, InfraError
+from stages.core.keys import sha256
+
+POLL_SECONDS = 5.0
+_PREEMPTED = ("Evicted", "Preempted", "Preempting", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "DeadlineExceeded")
+"""Reasons of a pod's or a condition's end that are not the stage's doing."""
+
+
+class KubernetesHandle:
+    """A Job in the cluster."""
+
+    def __init__(self, core: Any, batch: Any, namespace: str, name: str, node: str) -> None:
+        self._core, self._batch, self._namespace, self._name, self._node = core, batch, namespace, name, node
+        self._end: tuple[int, dict[str, Any] | None] | None = None
+        self._said: dict[str, Any] = {}
+        self._stopping = False
+
+    @property
+    def id(self) -> str:
+        return self._name
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        seen = 0
+        told = ""
+        while self._end is None:
+            pod = self._first_pod()
+            phase = pod.status.phase if pod else "Pending"
+            if phase == "Pending" and (reason := _waiting(pod)) != told:
+                told = reason
+                yield {"event": "log", "level": "info", "message": f"Kubernetes job {self._name} waits: {reason}"}
+            if phase not in ("Pending", None):
+                for event in self._log(pod.metadata.name, seen):
+                    seen += 1
+                    if event["event"] == "done":
+                        self._said = event
+                    yield event
+            self._look()
+            if self._end is None:
+                time.sleep(POLL_SECONDS if phase == "Pending" else 1.0)
+        if self._end[1] is not None and not self._said:
+            yield self._end[1]
+
+    def _log(self, pod: str, seen: int) -> Iterator[dict[str, Any]]:
+        """The pod's lines from number `seen` on, until its end or until the connection breaks."""
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        with contextlib.suppress(ApiException, HTTPError, OSError):  # broken off: the caller comes again
+            stream = self._core.read_namespaced_pod_log(pod, self._namespace, follow=True, _preload_content=False)
+            rest, number = b"", 0
+            for data in stream.stream():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    number += 1
+                    if number > seen:
+                        yield event_of(line.decode("utf-8", "replace"))
+
+    def _first_pod(self) -> Any:
+        """The pod of rank 0, which alone speaks; None before there is one."""
+        pods = self._pods()
+        first = [p for p in pods if (p.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", "0") == "0"]
+        return first[0] if first else None
+
+    def _pods(self) -> list[Any]:
+        with _errors("list pods"):
+            return self._core.list_namespaced_pod(self._namespace, label_selector=f"batch.kubernetes.io/job-name={self._name}").items
+
+    def _look(self) -> None:
+        """See whether the Job is over, and how."""
+        from kubernetes.client.exceptions import ApiException
+
+        try:
+            status = self._batch.read_namespaced_job_status(self._name, self._namespace).status
+        except ApiException as error:
+            if error.status == 404:
+                self._end = (ExitClass.PREEMPTED.code, {"event": "done", "exit": ExitClass.PREEMPTED, "message": "the Job was deleted"})
+            return  # a server that is away for a moment ends nothing
+        conditions = {c.type: c for c in status.conditions or [] if c.status == "True"}
+        if "Complete" in conditions:
+            self._end = (0, None)
+        elif "Failed" in conditions:
+            self._end = outcome(self._pods(), conditions["Failed"].reason or "", self._node)
+
+    def wait(self) -> int:
+        while self._end is None:
+            self._look()
+            if self._end is None:
+                time.sleep(POLL_SECONDS)
+        code, said = self._end[0], self._said.get("exit")
+        delete(self._core, self._batch, self._namespace, self._name, 0)
+        if code and said and said != ExitClass.OK:  # torchrun ends with 1 whatever its workers ended with
+            return ExitClass(said).code
+        return code
+
+    def stop(self, grace: float) -> None:
+        if self._end is None and not self._stopping:
+            self._stopping = True
+            threading.Thread(
+                target=delete, args=(self._core, self._batch, self._namespace, self._name, int(grace)), daemon=True
+            ).start()
+
+
+def outcome(pods: list[Any], reason: str, node: str) -> tuple[int, dict[str, Any] | None]:
+    """Exit status of a failed Job and, where the stage could not say it itself, the event that tells why."""
+
+    def end(exit_class: ExitClass, message: str) -> tuple[int, dict[str, Any]]:
+        return exit_class.code, {"event": "done", "exit": exit_class, "message": message}
+
+    code = 0
+    for pod in pods:
+        disrupted = [c for c in pod.status.conditions or [] if c.type == "DisruptionTarget" and c.status == "True"]
+        if disrupted or pod.status.reason in _PREEMPTED:
+            return end(ExitClass.PREEMPTED, f"pod {pod.metadata.name}: {(disrupted[0].reason if disrupted else None) or pod.status.reason}")
+        for container in pod.status.container_statuses or []:
+            ended = container.state.terminated
+            if ended and ended.reason == "OOMKilled":
+                return end(ExitClass.OOM, f"out of memory: raise resources.{node}.memory_gib")
+            code = code or (ended.exit_code if ended else 0)
+    if reason in _PREEMPTED or not pods:
+        return end(ExitClass.PREEMPTED, f"the Job ended: {reason or 'its pods are gone'}")
+    return code or ExitClass.BUG.code, None
+
+
+class KubernetesLauncher:
+    """Starts stages as Jobs."""
+
+    name: ClassVar[str] = "kubernetes"
+    detached: ClassVar[bool] = True
+
+    def __init__(self, settings: Settings, site: Site | None = None, clients: tuple[Any, Any] | None = None) -> None:
+        self._settings, self._site = settings, site or Site.load()
+        self._mark = sha256(str(settings.home).encode())[:16]
+        self._pair = clients
+
+    def _clients(self) -> tuple[Any, Any]:
+        """The core and the batch API. Raises InfraError when no cluster is configured."""
+        if self._pair is None:
+            from kubernetes import client, config
+
+            try:
+                config.load_kube_config(context=self._site.context or None)
+            except config.ConfigException:
+                try:
+                    config.load_incluster_config()
+                except config.ConfigException as error:
+                    raise InfraError("no Kubernetes cluster: set KUBECONFIG, or run the worker inside the cluster") from error
+            self._pair = client.CoreV1Api(), client.BatchV1Api()
+        return self._pair
+
+    def start(self, job: Job) -> KubernetesHandle:
+        if on_loopback(job.request.store.endpoint):
+            raise ConfigError(f"pods cannot reach the object store at {job.request.store.endpoint}: use one of your own (MOXIN_S3_ENDPOINT)")
+        if job.resources.material:
+            raise ConfigError(f"node {job.request.node} reads material of this machine, which a cluster has not: set its origin, or its launcher")
+        core, batch = self._clients()
+        namespace, name = self._site.namespace, name_of(job)
+        hidden = secret(job, secrets_of(job, self._settings.store_environment()), self._mark)
+        with _errors(f"create job {name}"):
+            delete(core, batch, namespace, name, 0)
+            made = batch.create_namespaced_job(namespace, batch_job(job, self._site, self._mark))
+            owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": made.metadata.uid}
+            try:  # owned by the Job: the cluster removes them with it, whatever becomes of this process
+                for body in (hidden, service(job, self._mark)):
+                    if body is not None:
+                        body["metadata"]["ownerReferences"] = [owner]
+                        create = core.create_namespaced_secret if body["kind"] == "Secret" else core.create_namespaced_service
+                        create(namespace, body)
+            except BaseException:
+                delete(core, batch, namespace, name, 0)
+                raise
+        return KubernetesHandle(core, batch, namespace, name, job.request.node)
+
+    def adopt(self, id: str, job: Job) -> KubernetesHandle | None:
+        """Follow a Job that another control plane started; None when it is over or gone."""
+        from kubernetes.client.exceptions import ApiException
+
+        core, batch = self._clients()
+        try:
+            status = batch.read_namespaced_job_status(id, self._site.namespace).status
+        except ApiException:
+            return None
+        if any(c.type in ("Complete", "Failed") and c.status == "True" for c in status.conditions or []):
+            return None
+        return KubernetesHandle(core, batch, self._site.namespace, id, job.request.node)
+
+    def reap(self, run_id: str | None = None) -> list[str]:
+        if run_id is None:  # what a dead control plane left is adopted, not killed
+            return []
+        core, batch = self._clients()
+        with _errors("list jobs"):
+            jobs = batch.list_namespaced_job(self._site.namespace, label_selector=f"moxin.home={self._mark},moxin.run={run_id[:63]}").items
+        for found in jobs:
+            delete(core, batch, self._site.namespace, found.metadata.name, 30)
+        return [found.metadata.name for found in jobs]
+
+
+def delete(core: Any, batch: Any, namespace: str, name: str, grace: int) -> None:
+    """Delete a Job and what it owns. Its pods get SIGTERM, and `grace` seconds where that is more than nothing."""
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    with contextlib.suppress(ApiException, HTTPError, OSError):
+        if grace:  # pods first, with their grace: a Job's deletion would give them the template's
+            core.delete_collection_namespaced_pod(namespace, label_selector=f"batch.kubernetes.io/job-name={name}", grace_period_seconds=grace)
+    with contextlib.suppress(ApiException, HTTPError, OSError):
+        batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
+
+
+def _waiting(pod: Any) -> str:
+    """Why a pod does not run yet."""
+    if pod is None:
+        return "no pod yet"
+    for container in pod.status.container_statuses or []:
+        if container.state.waiting and container.state.waiting.reason:
+            return str(container.state.waiting.reason)
+    unmet = [c for c in pod.status.conditions or [] if c.status == "False" and c.message]
+    return str(unmet[0].message) if unmet else "to be scheduled"
+
+
+@contextlib.contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """Turn the client's errors into one line."""
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except ApiException as error:
+        raise InfraError(f"Kubernetes cannot {what}: {error.status} {error.reason}") from error
+    except (HTTPError, OSError) as error:
+        raise InfraError(f"Kubernetes cannot {what}: the API server does not answer ({type(error).__name__})") from error

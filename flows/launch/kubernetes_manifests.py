@@ -1,0 +1,155 @@
+"""The Kubernetes objects of an attempt, as plain values: a Secret, a Job, and a headless Service where it spans nodes."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flows import environments
+from flows.launch.base import Job, public_environment, torchrun
+from flows.settings import ROOT
+from stages.core.contracts import ConfigError, Secrets
+
+UID = 65532
+PORT = 29500
+"""torchrun's own default."""
+SECRET_BYTES = 1 << 20
+"""The most that a Secret holds (Kubernetes documentation, "Secrets", Restrictions)."""
+
+
+class Site(BaseModel):
+    """What a cluster's administrators decide: infra/k8s/site.toml, or the file that MOXIN_K8S_SITE names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    namespace: str = Field(default="moxin", description="where jobs are made")
+    context: str = Field(default="", description="context of the kubeconfig; empty: the current one, or the pod's own account")
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[dict[str, str], ...] = ()
+    pull_secrets: tuple[str, ...] = Field(default=(), description="names of secrets for the image registry")
+    gpu: str = Field(default="nvidia.com/gpu", description="the resource that stands for a GPU")
+    priority_class: str = ""
+    keep_seconds: int = Field(default=3600, ge=0, description="a finished job is removed by the cluster after this, if we did not")
+
+    @classmethod
+    def load(cls) -> Site:
+        """Read the site's file. Raises ConfigError naming file and key."""
+        path = Path(os.environ.get("MOXIN_K8S_SITE") or ROOT / "infra" / "k8s" / "site.toml")
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise ConfigError(f"no file {path}: MOXIN_K8S_SITE must name the cluster's settings") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"{path.name}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r}: {first['msg']}") from error
+
+
+def name_of(job: Job) -> str:
+    """Name of an attempt's objects: a DNS label, so at most 63 characters (with `-<index>` of a pod behind it: fewer)."""
+    node = job.request.node.replace("_", "-")[:30].strip("-")
+    return f"moxin-{node}-{job.request.key[:10]}-{job.request.lease.epoch}"
+
+
+def labels_of(job: Job, mark: str) -> dict[str, str]:
+    """Labels of every object of an attempt; a value has at most 63 characters."""
+    return {"app.kubernetes.io/name": "moxin", "moxin.home": mark} | {name: value[:63] for name, value in job.labels.items()}
+
+
+def secret(job: Job, secrets: Secrets, mark: str) -> dict[str, Any]:
+    """Request and credentials. Raises ConfigError when they are more than a Secret holds."""
+    data = {"request.json": job.request.model_dump_json(), "secrets.json": secrets.model_dump_json()}
+    if sum(len(text.encode()) for text in data.values()) > SECRET_BYTES:
+        raise ConfigError(f"node {job.request.node}: its request is over 1 MiB, more than a Kubernetes Secret holds: use fewer, larger shards")
+    return {
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": True, "stringData": data,
+        "metadata": {"name": name_of(job), "labels": labels_of(job, mark)},
+    }  # fmt: skip
+
+
+def service(job: Job, mark: str) -> dict[str, Any] | None:
+    """The headless service that gives pods of several nodes names; None for one node."""
+    if job.resources.nodes == 1:
+        return None
+    return {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name_of(job), "labels": labels_of(job, mark)},
+        "spec": {
+            "clusterIP": "None", "publishNotReadyAddresses": True,  # peers look each other up before they are ready
+            "selector": {"batch.kubernetes.io/job-name": name_of(job)}, "ports": [{"name": "rendezvous", "port": PORT}],
+        },
+    }  # fmt: skip
+
+
+def command(job: Job) -> list[str]:
+    """The container's command line. An Indexed Job tells each pod its number."""
+    name = name_of(job)
+    spread = torchrun(job, "--node-rank=$(JOB_COMPLETION_INDEX)", f"--master-addr={name}-0.{name}", f"--master-port={PORT}")
+    return ["python", *spread, "-m", "stages.core.runtime", "/secrets/request.json", "--secrets", "/secrets/secrets.json"]
+
+
+def batch_job(job: Job, site: Site, mark: str) -> dict[str, Any]:
+    """The Job: one pod, or one indexed pod for each node. It is never retried by the cluster: the control plane decides that."""
+    resources = job.resources
+    indexed = {"completionMode": "Indexed"} if resources.nodes > 1 else {}
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 30,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": UID, "runAsGroup": UID, "fsGroup": UID, "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(job, site)],
+        "volumes": [
+            {"name": "secrets", "secret": {"secretName": name_of(job), "defaultMode": 0o440}},
+            {"name": "scratch", "emptyDir": {"sizeLimit": f"{resources.scratch_gib:g}Gi"}},
+            {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{int(resources.memory_gib * 512)}Mi"}},
+        ],
+    }  # fmt: skip
+    if resources.nodes > 1:
+        pod["subdomain"] = name_of(job)
+    if site.node_selector:
+        pod["nodeSelector"] = dict(site.node_selector)
+    if site.tolerations:
+        pod["tolerations"] = [dict(row) for row in site.tolerations]
+    if site.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in site.pull_secrets]
+    if site.priority_class:
+        pod["priorityClassName"] = site.priority_class
+    return {
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name_of(job), "labels": labels_of(job, mark)},
+        "spec": {
+            "backoffLimit": 0, "completions": resources.nodes, "parallelism": resources.nodes, **indexed,
+            "ttlSecondsAfterFinished": site.keep_seconds,
+            "template": {"metadata": {"labels": labels_of(job, mark)}, "spec": pod},
+        },
+    }  # fmt: skip
+
+
+def _container(job: Job, site: Site) -> dict[str, Any]:
+    resources = job.resources
+    memory = f"{max(1, round(resources.memory_gib * 1024))}Mi"
+    limits: dict[str, str] = {"memory": memory}
+    requests = {"memory": memory, "cpu": f"{resources.cpus:g}", "ephemeral-storage": f"{resources.scratch_gib:g}Gi"}
+    if resources.gpus:
+        limits[site.gpu] = requests[site.gpu] = str(resources.gpus)
+    return {
+        "name": "stage",
+        "image": environments.stage_image(job.request.stage, job.env).reference,
+        "command": command(job),
+        "env": [{"name": name, "value": value} for name, value in sorted(public_environment(job).items())],
+        "resources": {"requests": requests, "limits": limits},
+        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [
+            {"name": "secrets", "mountPath": "/secrets", "readOnly": True},
+            {"name": "scratch", "mountPath": "/scratch"},
+            {"name": "tmp", "mountPath": "/tmp"},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }

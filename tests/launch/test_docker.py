@@ -1,0 +1,262 @@
+"""The Docker launcher on a real engine: what a stage may do there, how it ends, what is left. Probe stages, seconds each."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.environments import ROOT, Image
+from flows.execute import NodeFailed
+from flows.launch.docker import DockerHandle, DockerLauncher
+from flows.settings import Settings
+from stages.core.contracts import ConfigError, ExitClass, Resources
+from stages.core.ledger import Ledger
+from tests import support
+from tests.launch.conftest import containers, job_of
+from tests.support import wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
+
+
+def finish(handle: DockerHandle) -> tuple[int, list[dict[str, Any]]]:
+    events = list(handle.events())
+    return handle.wait(), events
+
+
+def until(handle: DockerHandle, message: str) -> Iterator[dict[str, Any]]:
+    events = handle.events()
+    for event in events:
+        if event.get("message") == message:
+            return events
+    raise AssertionError(f"the stage ended before it said {message!r}")
+
+
+def volumes(client: Any, launcher: DockerLauncher) -> list[Any]:
+    return client.volumes.list(filters={"label": f"moxin.home={launcher._marks()['moxin.home']}"})
+
+
+def test_a_stage_runs_and_nothing_of_it_is_left(docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger) -> None:
+    code, events = finish(docker_launcher.start(job_of(ledger, act="print")))
+    assert code == 0, events
+    assert [e["event"] for e in events if e["event"] != "log"] == ["metric", "metric", "done"]
+    assert {e["message"] for e in events if e["event"] == "log"} >= {"a line that a library prints", "a line of a child process"}
+    found = ledger.manifest(f"{0:064x}")
+    assert found is not None
+    assert found[0].code.image_digest
+    assert found[0].code.image_digest.startswith("sha256:")
+    assert containers(docker_engine, docker_launcher) == []
+    assert volumes(docker_engine, docker_launcher) == []
+
+
+def test_a_stage_may_write_to_its_scratch_alone_and_reach_the_store_alone(docker_launcher: DockerLauncher, ledger: Ledger) -> None:
+    code, events = finish(docker_launcher.start(job_of(ledger, act="reach")))
+    assert code == 0, events
+    seen = next(json.loads(e["message"]) for e in events if str(e.get("message", "")).startswith('{"Uid"'))
+    assert seen == {
+        "Uid": "65532", "CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1",
+        "/": False, "/app": False, "/scratch": True, "/tmp": True, "outside": False, "loopback": False,
+    }  # fmt: skip
+
+
+def test_no_secret_is_shown_by_the_engine(docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger, settings: Settings) -> None:
+    handle = docker_launcher.start(job_of(ledger, act="wait"))
+    rest = until(handle, "waiting")
+    container = docker_engine.containers.get(handle.id)
+    shown = json.dumps(container.attrs) + json.dumps(container.top()) + container.logs().decode()
+    handle.stop(20)
+    list(rest)
+    handle.wait()
+    for secret in (*settings.credentials.values(), "not-for-stages"):
+        assert secret not in shown
+    assert container.labels["moxin.node"] == "source"
+    assert container.labels["moxin.epoch"] == "1"
+    assert container.attrs["HostConfig"]["NetworkMode"] == "moxin-store"
+    assert docker_engine.networks.get("moxin-store").attrs["Internal"] is True
+
+
+def test_a_stage_that_is_asked_to_stop_ends_in_order(docker_launcher: DockerLauncher, ledger: Ledger) -> None:
+    handle = docker_launcher.start(job_of(ledger, act="wait"))
+    rest = until(handle, "waiting")
+    handle.stop(20)
+    handle.stop(20)
+    assert [e["message"] for e in rest if e["event"] == "done"] == ["stopped on request"]
+    assert handle.wait() == ExitClass.PREEMPTED.code
+    handle.stop(20)
+
+
+def test_a_stage_that_will_not_stop_is_killed_after_its_grace(docker_launcher: DockerLauncher, ledger: Ledger) -> None:
+    handle = docker_launcher.start(job_of(ledger, act="stubborn"))
+    rest = until(handle, "waiting")
+    handle.stop(1)
+    list(rest)
+    assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
+
+
+def test_more_memory_than_it_may_have_is_out_of_memory(docker_launcher: DockerLauncher, ledger: Ledger) -> None:
+    code, events = finish(docker_launcher.start(job_of(ledger, act="allocate")))
+    assert ExitClass.from_code(code) is ExitClass.OOM
+    assert events[-1]["message"] == "out of memory: it used all of its 0.25 GiB; raise resources.source.memory_gib"
+
+
+def test_docker_kill_is_a_preemption(docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger) -> None:
+    handle = docker_launcher.start(job_of(ledger, act="wait"))
+    rest = until(handle, "waiting")
+    docker_engine.containers.get(handle.id).kill()
+    list(rest)
+    assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
+
+
+def test_reap_of_a_run_stops_it_and_leaves_others(docker_launcher: DockerLauncher, ledger: Ledger) -> None:
+    handle = docker_launcher.start(job_of(ledger, act="wait"))
+    rest = until(handle, "waiting")
+    assert docker_launcher.reap() == [], "its control plane lives"
+    assert docker_launcher.reap("another run") == []
+    reading = threading.Thread(target=lambda: list(rest))
+    reading.start()
+    assert docker_launcher.reap("run-1") == [handle.id]
+    reading.join(30)
+    assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
+
+
+CONTROL = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from flows import environments
+from flows.launch.base import Job
+from flows.launch.docker import DockerLauncher
+from flows.settings import Settings
+from stages.core.contracts import Resources, StageRequest
+environments.stage_image = lambda stage, env: environments.Image(stage, env, {image!r}, "", {{}})
+request = StageRequest.model_validate_json(Path({request!r}).read_bytes())
+settings = Settings(Path({home!r}), request.store, "http://127.0.0.1:9/api", True, False, {credentials!r})
+handle = DockerLauncher(settings).start(Job(request, Resources(memory_gib=0.25), "data"))
+for event in handle.events():
+    if event.get("message") == "waiting":
+        print(handle.id, flush=True)
+"""
+
+
+@pytest.mark.parametrize("act", ["wait", "stubborn"])
+def test_a_killed_control_plane_leaves_no_running_container(
+    docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger, settings: Settings, probe_image: Image, tmp_path: Path, act: str
+) -> None:
+    """The engine closes the container's standard input, and the stage stops; one that will not is removed by the next reap."""
+    request = tmp_path / "request.json"
+    request.write_text(job_of(ledger, act=act).request.model_dump_json())
+    program = CONTROL.format(
+        root=str(ROOT), image=probe_image.reference, request=str(request), home=str(settings.home), credentials=dict(settings.credentials)
+    )
+    control = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
+    assert control.stdout is not None
+    container = control.stdout.readline().decode().strip()
+    assert docker_engine.containers.get(container).status == "running"
+    control.kill()
+    control.wait()
+    control.stdout.close()
+    if act == "wait":
+        wait_for(lambda: not containers(docker_engine, docker_launcher, all=False), "the container's end", 30)
+    assert docker_launcher.reap() == [container]
+    assert containers(docker_engine, docker_launcher) == []
+    assert volumes(docker_engine, docker_launcher) == []
+
+
+def test_a_missing_image_says_how_to_build_it(
+    docker_launcher: DockerLauncher, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, probe_image: Image
+) -> None:
+    from flows import environments
+
+    monkeypatch.setattr(environments, "stage_image", lambda stage, env: Image(stage, env, "moxin/nowhere:0", "", {}))
+    with pytest.raises(ConfigError, match="no image moxin/nowhere:0 of the code that lies here: run 'moxin images build probe_source'"):
+        docker_launcher.start(job_of(ledger))
+
+
+def training(docker_launcher: DockerLauncher, ledger: Ledger, folder: Path, *overrides: str) -> Any:
+    """An execution of the small pipeline in containers."""
+    pipeline = support.small_pipeline()
+    text = support.PROFILE + "[resources.probe_train]\nmemory_gib = 0.25\n"
+    profile = support.profile_of(pipeline, folder, "train_1.steps=60", "train_1.step_seconds=0.2", "train_1.save_every=5", *overrides, text=text)
+    return pipeline, support.execution(pipeline, profile, ledger, folder, docker_launcher, select="train_1")
+
+
+@pytest.fixture
+def prepared(finished_run: Ledger, ledger: Ledger) -> Ledger:
+    """A ledger with everything before the training."""
+    support.copy_ledger(finished_run, ledger)
+    return ledger
+
+
+def test_a_training_whose_container_is_killed_resumes_within_the_run(
+    docker_launcher: DockerLauncher, docker_engine: Any, prepared: Ledger, tmp_path: Path
+) -> None:
+    pipeline, run = training(docker_launcher, prepared, tmp_path)
+    killed = threading.Thread(target=kill_after_a_checkpoint, args=(run, docker_engine, docker_launcher))
+    killed.start()
+    result = support.run_nodes(run, pipeline, until="train_1")["train_1"]
+    killed.join()
+    assert result.attempt.resumed_from is not None
+    assert result.attempt.resumed_from >= 5
+    assert result.attempt.epoch == 2
+
+
+def kill_after_a_checkpoint(run: Any, client: Any, launcher: DockerLauncher) -> None:
+    recorder = run.observers[0]
+    wait_for(lambda: any(e["event"] == "checkpoint" for _, e in recorder.events), "a checkpoint", 60)
+    containers(client, launcher, all=False)[0].kill()
+
+
+def test_a_training_goes_on_after_the_engine_was_restarted(
+    docker_launcher: DockerLauncher, docker_engine: Any, prepared: Ledger, tmp_path: Path
+) -> None:
+    if not Path("/var/lib/moxin-docker/dockerd.pid").is_file():
+        print("SKIPPED: the engine is not one that infra/dev/docker.sh started, so it is not restarted")
+        pytest.skip("the engine is not one that infra/dev/docker.sh started, so it is not restarted")
+    pipeline, run = training(docker_launcher, prepared, tmp_path)
+
+    def restart() -> None:
+        wait_for(lambda: any(e["event"] == "checkpoint" for _, e in run.observers[0].events), "a checkpoint", 60)
+        subprocess.run([str(ROOT / "infra/dev/docker.sh"), "restart"], check=True, capture_output=True)
+
+    restarting = threading.Thread(target=restart)
+    restarting.start()
+    result = support.run_nodes(run, pipeline, until="train_1")["train_1"]
+    restarting.join()
+    assert result.attempt.resumed_from is not None
+    assert containers(docker_engine, docker_launcher) == []
+
+
+def test_a_stopped_run_leaves_no_container_and_the_next_one_resumes(
+    docker_launcher: DockerLauncher, docker_engine: Any, prepared: Ledger, tmp_path: Path
+) -> None:
+    pipeline, run = training(docker_launcher, prepared, tmp_path)
+
+    def stop() -> None:
+        wait_for(lambda: any(e["event"] == "checkpoint" for _, e in run.observers[0].events), "a checkpoint", 60)
+        run.stop()
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    with pytest.raises(NodeFailed, match=r"train_1 failed \(preempted\)"):
+        support.run_nodes(run, pipeline, until="train_1")
+    stopping.join()
+    assert containers(docker_engine, docker_launcher) == []
+    pipeline, again = training(docker_launcher, prepared, tmp_path, "train_1.step_seconds=0")
+    assert support.run_nodes(again, pipeline, until="train_1")["train_1"].attempt.resumed_from
+
+
+def test_a_container_never_gets_more_than_its_limit_of_processes(docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger) -> None:
+    handle = docker_launcher.start(job_of(ledger, act="wait", resources=Resources(cpus=0.5, memory_gib=0.25)))
+    rest = until(handle, "waiting")
+    limits = docker_engine.containers.get(handle.id).attrs["HostConfig"]
+    handle.stop(20)
+    list(rest)
+    handle.wait()
+    assert (limits["PidsLimit"], limits["NanoCpus"], limits["Memory"], limits["ReadonlyRootfs"]) == (1024, 500_000_000, 2**28, True)

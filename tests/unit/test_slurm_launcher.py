@@ -1,0 +1,247 @@
+"""The Slurm launcher's script, and what it makes of the controller's answers. A real cluster: tests/launch/test_slurm.py."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.launch import slurm
+from flows.launch.base import Job
+from flows.launch.slurm import Site, SlurmHandle, SlurmLauncher
+from flows.settings import Settings
+from stages.core.contracts import (
+    CodeRef,
+    ConfigError,
+    ExitClass,
+    InfraError,
+    Lease,
+    Resources,
+    StageRequest,
+    StoreAddress,
+)
+
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "the-id", "AWS_SECRET_ACCESS_KEY": "the-secret"}
+STORE = StoreAddress(bucket="b", endpoint="http://127.0.0.1:1")
+
+
+def job(**resources: Any) -> Job:
+    request = StageRequest(
+        run_id="run-1", node="pretrain_1", stage="pretrain", revision=1, key="a" * 64, lease=Lease(key="a" * 64, epoch=3, holder="h"),
+        config={}, inputs={}, outputs={}, code=CodeRef(source_digest="0" * 64), store=STORE,
+    )  # fmt: skip
+    return Job(request, Resources(**resources), "train")
+
+
+def text(site: Site | None = None, **resources: Any) -> str:
+    return slurm.script(job(**resources), site or Site(), Path("/shared/x"), "mark", Path("/shared/scratch"))
+
+
+def test_a_script_asks_for_the_nodes_resources() -> None:
+    lines = text(cpus=4, memory_gib=6.5, gpus=2, nodes=3).splitlines()
+    assert lines[0] == "#!/bin/bash"
+    wanted = {"--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=4", "--mem=6656M", "--gpus-per-node=2", "--open-mode=append"}
+    assert {f"#SBATCH {option}" for option in wanted} <= set(lines)
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert max(i for i, line in enumerate(lines) if line.startswith("#SBATCH")) < first_command, "sbatch reads no further"
+
+
+def test_a_site_sets_and_replaces_options() -> None:
+    site = Site(options={"partition": "gpu", "mem": "0", "exclusive": ""}, setup="module load cuda")
+    script = text(site)
+    assert "#SBATCH --partition=gpu\n" in script
+    assert "#SBATCH --mem=0\n" in script
+    assert "#SBATCH --exclusive\n" in script
+    assert "\nmodule load cuda\n" in script
+
+
+def test_several_processes_are_started_by_torchrun_with_each_nodes_rank() -> None:
+    one, many = text(), text(nodes=2, gpus=8)
+    assert "torch.distributed.run" not in one
+    for part in ("--nnodes=2", "--nproc-per-node=8", "--node-rank=$SLURM_NODEID", "--master-addr=$MASTER_ADDR", "--max-restarts=0"):
+        assert part in many
+    assert "-m stages.core.runtime /shared/x.json --secrets /shared/x.secrets.json" in many
+
+
+@pytest.mark.parametrize("site", [Site(), Site(runtime="pyxis"), Site(runtime="apptainer"), Site(runtime="apptainer", images="/sif")])
+def test_every_script_is_valid_shell_without_placeholders(site: Site, tmp_path: Path) -> None:
+    script = text(site, nodes=2, gpus=1)
+    assert "@" not in script.replace("TERM@60", "")
+    (tmp_path / "job.sh").write_text(script)
+    subprocess.run(["bash", "-n", str(tmp_path / "job.sh")], check=True)
+
+
+def test_images_are_run_by_what_the_site_has() -> None:
+    from flows.environments import stage_image
+
+    name, _, tag = stage_image("pretrain", "train").reference.partition(":")
+    pyxis = text(Site(runtime="pyxis"))
+    assert f"--container-image='moxin#pretrain:{tag}'" in pyxis or f"--container-image=moxin#pretrain:{tag}" in pyxis
+    assert "--container-mounts=/shared:/shared" in pyxis
+    assert f"/sif/pretrain-{tag}.sif" in text(Site(runtime="apptainer", images="/sif"))
+    assert f"docker://{name}:{tag}" in text(Site(runtime="apptainer"))
+    assert "--nv" in text(Site(runtime="apptainer"), gpus=1)
+    assert "--nv" not in text(Site(runtime="apptainer"))
+
+
+def test_a_sites_file_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Site.load().runtime == "none", "the one in the repository"
+    path = tmp_path / "site.toml"
+    monkeypatch.setenv("MOXIN_SLURM_SITE", str(path))
+    with pytest.raises(ConfigError, match=r"no file .*site\.toml: MOXIN_SLURM_SITE must name"):
+        Site.load()
+    path.write_text('runtime = "podman"')
+    with pytest.raises(ConfigError, match=r"site\.toml: runtime = 'podman'"):
+        Site.load()
+    path.write_text("runtime =")
+    with pytest.raises(ConfigError, match=r"site\.toml is not valid TOML"):
+        Site.load()
+
+
+# --- the controller's answers -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of stand-ins for Slurm's commands. Each prints its file, and writes down how it was called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sbatch", "scontrol", "squeue", "scancel"):
+        script = folder / name
+        script.write_text(f'#!/bin/bash\necho "{name} $*" >>{folder}/calls\n[ -f {folder}/{name}.err ] && {{ cat {folder}/{name}.err >&2; exit 1; }}\ncat {folder}/{name}.out 2>/dev/null || true\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    return folder
+
+
+def state(controller: Path, value: str, code: str = "0:0", reason: str = "None") -> None:
+    (controller / "scontrol.out").write_text(f"JobId=7 JobName=moxin JobState={value} Reason={reason} ExitCode={code} Restarts=0\n")
+
+
+def handle(tmp_path: Path, out: str = "", status: str | None = None) -> SlurmHandle:
+    base = tmp_path / "job"
+    Path(f"{base}.out").write_text(out)
+    if status is not None:
+        Path(f"{base}.exit").write_text(status)
+    return SlurmHandle("7", base, "pretrain_1", 0.01)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected", "message"),
+    [
+        ("OUT_OF_MEMORY", "oom", "out of memory: raise resources.pretrain_1.memory_gib"),
+        ("TIMEOUT", "preempted", "it reached the site's time limit"),
+        ("PREEMPTED", "preempted", "preempted by another job"),
+        ("NODE_FAIL", "preempted", "a node failed"),
+        ("CANCELLED", "preempted", "cancelled in Slurm"),
+    ],
+)
+def test_what_slurm_ended_has_its_class(controller: Path, tmp_path: Path, value: str, expected: str, message: str) -> None:
+    state(controller, value, "0:15")
+    found = handle(tmp_path)
+    assert list(found.events()) == [{"event": "done", "exit": expected, "message": message}]
+    assert ExitClass.from_code(found.wait()) == expected
+
+
+def test_a_job_that_finished_before_it_was_cancelled_is_ok(controller: Path, tmp_path: Path) -> None:
+    state(controller, "CANCELLED")
+    found = handle(tmp_path, '{"event": "done", "exit": "ok"}\n', "0")
+    assert [e["exit"] for e in found.events()] == ["ok"]
+    assert found.wait() == 0
+
+
+@pytest.mark.parametrize(("said", "status", "expected"), [("config", "1", "config"), ("preempted", "1", "preempted"), ("ok", "0", "ok")])
+def test_the_stages_own_word_counts_more_than_torchruns_status(controller: Path, tmp_path: Path, said: str, status: str, expected: str) -> None:
+    state(controller, "COMPLETED" if status == "0" else "FAILED", f"{status}:0")
+    found = handle(tmp_path, f'{{"event": "done", "exit": "{said}"}}\n', status)
+    list(found.events())
+    assert ExitClass.from_code(found.wait()) == expected
+
+
+def test_a_job_that_died_without_a_word_is_what_its_status_says(controller: Path, tmp_path: Path) -> None:
+    state(controller, "FAILED", "0:9")
+    found = handle(tmp_path)
+    assert list(found.events()) == []
+    assert ExitClass.from_code(found.wait()) is ExitClass.PREEMPTED, "killed from outside"
+
+
+@pytest.mark.parametrize(("status", "expected"), [("0", "ok"), ("65", "input"), (None, "preempted")])
+def test_a_job_that_the_controller_forgot_is_known_by_its_file(controller: Path, tmp_path: Path, status: str | None, expected: str) -> None:
+    (controller / "scontrol.err").write_text("slurm_load_jobs error: Invalid job id specified\n")
+    found = handle(tmp_path, status=status)
+    list(found.events())
+    assert ExitClass.from_code(found.wait()) == expected
+
+
+def test_a_controller_that_is_away_ends_nothing(controller: Path, tmp_path: Path) -> None:
+    (controller / "scontrol.err").write_text("slurm_load_jobs error: Unable to contact slurm controller\n")
+    assert slurm.look("7")[0] == "UNKNOWN"
+    events = handle(tmp_path, '{"event": "a"}\n{"event": "b"}\n').events()
+    assert next(events)["event"] == "a"
+    (controller / "scontrol.err").unlink()
+    state(controller, "COMPLETED")
+    assert [e["event"] for e in events] == ["b"]
+
+
+def test_lines_are_read_whole_and_the_last_one_even_when_cut_off(tmp_path: Path) -> None:
+    tail = slurm._Tail(tmp_path / "out", False)
+    assert list(tail.read(False)) == []
+    (tmp_path / "out").write_bytes(b'{"event": "a"}\n{"event"')
+    assert [e["event"] for e in tail.read(False)] == ["a"]
+    (tmp_path / "out").write_bytes(b'{"event": "a"}\n{"event": "b"}\nlast')
+    assert [e["event"] for e in tail.read(True)] == ["b", "log"]
+
+
+def launcher(tmp_path: Path) -> SlurmLauncher:
+    return SlurmLauncher(Settings(tmp_path / "home", STORE, "http://127.0.0.1:9/api", True, False, CREDENTIALS), Site(poll_seconds=0.01))
+
+
+def test_a_submission_hides_its_secrets(controller: Path, tmp_path: Path) -> None:
+    (controller / "sbatch.out").write_text("7;cluster\n")
+    found = launcher(tmp_path).start(job())
+    assert found.id == "7"
+    files = {p.name.partition("-3")[2]: p for p in (tmp_path / "home" / "slurm").iterdir()}
+    assert files.keys() == {".json", ".secrets.json", ".sh"}
+    assert {p.stat().st_mode & 0o777 for p in files.values()} == {0o600}
+    assert "the-secret" in files[".secrets.json"].read_text()
+    for shown in (files[".sh"].read_text(), files[".json"].read_text(), (controller / "calls").read_text()):
+        assert "the-secret" not in shown
+        assert "the-id" not in shown
+    state(controller, "COMPLETED")
+    list(found.events())
+    found.wait()
+    assert not list((tmp_path / "home" / "slurm").iterdir()), "removed at the end"
+
+
+def test_what_sbatch_refuses_is_one_line(controller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (controller / "sbatch.err").write_text("sbatch: error: invalid partition specified: gpu\nsbatch: more\n")
+    with pytest.raises(InfraError, match=r"^sbatch: sbatch: error: invalid partition specified: gpu$"):
+        launcher(tmp_path).start(job())
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(InfraError, match="no command 'sbatch': the slurm launcher runs on a login node"):
+        launcher(tmp_path).start(job())
+
+
+def test_only_a_live_job_is_adopted(controller: Path, tmp_path: Path) -> None:
+    for value, adopted in (("RUNNING", True), ("PENDING", True), ("REQUEUED", True), ("COMPLETED", False), ("NODE_FAIL", False)):
+        state(controller, value)
+        assert (launcher(tmp_path).adopt("7", job()) is not None) is adopted, value
+    (controller / "scontrol.err").write_text("slurm_load_jobs error: Invalid job id specified\n")
+    assert launcher(tmp_path).adopt("7", job()) is None
+
+
+def test_reap_cancels_the_jobs_of_a_run_of_this_installation(controller: Path, tmp_path: Path) -> None:
+    found = launcher(tmp_path)
+    (controller / "squeue.out").write_text(f"7 moxin:{found._mark}:run-1:k:1\n8 moxin:other:run-1:k:1\n9 moxin:{found._mark}:run-2:k:1\n")
+    assert found.reap() == [], "they are adopted, not killed"
+    assert found.reap("run-1") == ["7"]
+    assert (controller / "calls").read_text().splitlines()[-1] == "scancel 7"
+
+
+def test_a_pending_job_is_cancelled_at_once(controller: Path, tmp_path: Path) -> None:
+    state(controller, "PENDING", reason="Resources")
+    found = handle(tmp_path)
+    found._stop(30)
+    assert (controller / "calls").read_text().splitlines()[-1] == "scancel 7"
