@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+MAX_CHARACTERS = 512
+"""Length of an answer that is looked at (declared): a longer one is no answer, and what reads it may take time that grows with its square."""
 THOUGHT_END = "</think>"
 _BRACE = re.compile(r"[{}]")
 _BOXES = ("\\boxed", "\\fbox")

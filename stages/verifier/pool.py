@@ -29,16 +29,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from stages.verifier.extract import after_thought, last_boxed
+from stages.verifier.extract import MAX_CHARACTERS, after_thought, last_boxed
 
 Rule = Literal["deepscaler", "math-verify", "math-verify-strict"]
 """The last is math-verify's, but text that is no mathematics equals nothing, not even itself."""
 Outcome = Literal["correct", "wrong", "no format", "too long", "timeout", "memory", "crashed", "error"]
 
-MAX_CHARACTERS = 512
-"""Length of an answer that is looked at: longer ones are no answers (prototype's cap; MATH's longest reference has some 160)."""
 CACHE = 100_000
 """Judgements that are remembered: the answers of a group are often the same."""
+DYING = 2.0
+"""Seconds that a worker whose channel is closed gets to be gone: a process closes its files before it can be waited for."""
 CHUNK = 16
 """Answers sent to a worker ahead of its replies: 16 x 2 x 512 characters fit into a socket's buffer, however they are escaped."""
 
@@ -245,9 +245,9 @@ class _Server:
             reply = self._ask(order, theirs.fileno())
         return _Worker(self, ours, reply["pid"])
 
-    def stop(self, pid: int) -> int:
-        """End a worker; returns its wait status if it had ended by itself, else 0."""
-        return self._ask({"do": "stop", "pid": pid})["status"]
+    def stop(self, pid: int, grace: float) -> int:
+        """End a worker; returns its wait status if it ended by itself within so many seconds, else 0."""
+        return self._ask({"do": "stop", "pid": pid, "grace": grace})["status"]
 
     def _ask(self, order: dict[str, object], *fds: int) -> dict[str, int]:
         with self._lock:
@@ -309,7 +309,7 @@ class _Worker:
         """Make sure that the worker is gone; what ended it says more than that it ended."""
         self._channel.close()
         with contextlib.suppress(RuntimeError):
-            status = self._server.stop(self._pid)
+            status = self._server.stop(self._pid, DYING if outcome == "crashed" else 0.0)
             if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
                 return "timeout"
         return outcome

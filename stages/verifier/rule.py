@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 
 from stages.verifier import algebra
+from stages.verifier.extract import MAX_CHARACTERS
 
 # --- MATH's normal form -------------------------------------------------------------------------------------------
 
@@ -184,5 +185,5 @@ def _may_compare(text: str) -> bool:
 
 def is_gradable(answer: str) -> bool:
     """DeepScaleR's filter of its problems: whether an answer's normal form may be compared as an expression."""
-    text = plain_form(answer)
+    text = plain_form(answer) if len(answer) <= MAX_CHARACTERS else ""
     return bool(text) and _may_compare(text)

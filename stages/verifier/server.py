@@ -3,7 +3,7 @@
     python -m stages.verifier.server RULE FD        (started by `stages.verifier.pool`, never by hand)
 
 FD is a Unix socket to the owner. The owner sends JSON lines {"do": "start", limits..} with a socket for the new worker attached, or
-{"do": "stop", "pid": n}; the answer is {"pid": n}, or {"status": wait status}. Only this process waits for its workers, so a number
+{"do": "stop", "pid": n, "grace": seconds}; the answer is {"pid": n}, or {"status": wait status}. Only this process waits for its workers, so a number
 never names another process. When the owner is gone, however it went, the workers are ended and so is this process.
 
 A worker reads JSON lines [answer, reference] and writes one line each: true, false, "memory" or "error". The kernel bounds its memory
@@ -19,6 +19,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -69,24 +70,28 @@ def serve(owner: socket.socket, judge: Callable[[str, str], bool]) -> None:
                 workers.add(pid)
                 reply = {"pid": pid}
             else:
-                reply = {"status": _stop(order["pid"], workers)}
+                reply = {"status": _stop(order["pid"], workers, order["grace"])}
             owner.sendall(json.dumps(reply).encode() + b"\n")
     finally:
         for pid in list(workers):
             _stop(pid, workers)
 
 
-def _stop(pid: int, workers: set[int]) -> int:
-    """End a worker if it has not ended by itself; the wait status says which."""
+def _stop(pid: int, workers: set[int], grace: float = 0.0) -> int:
+    """End a worker that does not end by itself within the grace; returns the wait status of one that did, else 0."""
     if pid not in workers:
         return 0
     workers.discard(pid)
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    if not ended:
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        return 0
-    return status
+    deadline = time.monotonic() + grace
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if time.monotonic() >= deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return 0
+        time.sleep(0.002)
 
 
 def work(channel: socket.socket, judge: Callable[[str, str], bool], limits: dict[str, Any]) -> None:
