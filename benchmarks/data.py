@@ -18,7 +18,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +162,13 @@ def dedup_run(corpus: Path, root: Path, recipe: str = "slimpajama") -> dict[str,
     from stages.dedup.run import run
     from stages.dedup.spec import DedupConfig
 
-    steps: Counter[str] = Counter()
+    steps: dict[str, float] = {}
     plain = workers.Pool.map
 
     def watched(self: Any, name: str, *arguments: Any) -> Any:
         started = time.process_time()
         results = plain(self, name, *arguments)
-        steps[name] += time.process_time() - started
+        steps[name] = steps.get(name, 0.0) + time.process_time() - started
         return results
 
     workers.Pool.map = watched  # type: ignore[method-assign]
@@ -178,7 +177,7 @@ def dedup_run(corpus: Path, root: Path, recipe: str = "slimpajama") -> dict[str,
     run(ctx)
     cpu = time.process_time() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"cpu": cpu, "steps": dict(steps), "peak": peak, "documents": ctx.stats["funnel"]["in"]["documents"], "bytes": ctx.stats["funnel"]["in"]["bytes"], "candidates": ctx.stats["candidate_pairs"], "verified": ctx.stats["verified_pairs"]}
+    return {"cpu": cpu, "steps": steps, "peak": peak, "documents": ctx.stats["funnel"]["in"]["documents"], "bytes": ctx.stats["funnel"]["in"]["bytes"], "candidates": ctx.stats["candidate_pairs"], "verified": ctx.stats["verified_pairs"]}
 
 
 def truth(corpus: Path, documents: int) -> set[tuple[int, int]]:

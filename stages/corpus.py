@@ -15,6 +15,8 @@ from stages.documents import write_documents
 
 SHARD_BYTES = 64 << 20
 """Bytes of one unit of parallel work, about: what is lost with a worker."""
+DOCUMENT_BYTES = 512
+"""What a document weighs besides its bytes: millions of tiny documents are many shards, each of a bounded number."""
 MAX_SHARDS = 20_000
 """Beyond this many shards they grow instead: every one costs a file here and there."""
 
@@ -37,7 +39,7 @@ def shards(folders: Sequence[Path], size: int = SHARD_BYTES) -> list[Shard]:
     for path in (path for folder in folders for path in sorted(Path(folder).glob("part-*.parquet"))):
         metadata = pq.read_metadata(path)
         rows = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
-        groups.append([(str(path), g, row.num_rows, row.total_byte_size) for g, row in enumerate(rows)])
+        groups.append([(str(path), g, row.num_rows, row.total_byte_size + DOCUMENT_BYTES * row.num_rows) for g, row in enumerate(rows)])
     size = max(size, sum(b for part in groups for _, _, _, b in part) // MAX_SHARDS)
     found: list[Shard] = []
     start = 0

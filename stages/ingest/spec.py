@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from stages.core.artifacts import Documents, RawFiles
@@ -22,6 +24,12 @@ class IngestConfig(StageConfig):
     )
     max_bad_fraction: float = Field(
         default=0.5, ge=0, le=1, description="more unusable records than this: the source is taken to be broken"
+    )
+    heuristics: Literal["none", "refinedweb"] = Field(
+        default="none", description="rules that pages must keep: RefinedWeb's, as DCLM-BASELINE configures them (paper 3.3.1)"
+    )
+    language_model: str | None = Field(
+        default=None, description="heuristics: a fastText model of languages (lid.176.bin); unset: the language is not looked at"
     )
     limit: int | None = Field(default=None, gt=0, description="documents to take at most, for trials")
 
