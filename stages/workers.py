@@ -216,7 +216,8 @@ def _ray(jobs: list[Job]) -> Iterator[None]:
         import ray  # type: ignore[import-not-found]
     except ImportError as error:
         raise ConfigError("workers = 'ray' needs the package ray: install containers/embedded/requirements-ray.txt") from error
-    ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, ignore_reinit_error=True)
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
     task = ray.remote(execute).options(max_retries=ATTEMPTS, num_cpus=1, scheduling_strategy="SPREAD")
     left = [task.remote(job) for job in jobs]
     while left:

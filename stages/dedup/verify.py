@@ -37,8 +37,8 @@ from stages.documents import text_buffer
 
 CHUNK_BYTES = 16 << 20
 """Text of the pairs that are looked at together."""
-MOST_HASHES = 1 << 19
-"""Hashes in a table. A larger set is compared in several passes, each over the hashes of one range."""
+MOST_HASHES = 1 << 21
+"""Hashes in a table, on average. A larger set is compared in several passes, each over the hashes of one range."""
 
 
 def spill(folder: Path, shard: dict[str, Any], candidates: str) -> Any:
@@ -160,9 +160,8 @@ def _similar(kind, width, mapping, source, ends, firsts, seconds, threshold, cod
         while most > MOST_HASHES * turns:
             turns *= 2
             shift -= np.uint64(1)
-        # the set of hashes of one turn: a quarter over the average at most, for sets this large; all of a small text's
-        mask = 128
-        while mask < 2 * (most if turns == 1 else MOST_HASHES + MOST_HASHES // 4):
+        mask = 128  # slots: twice what is in the table at most; a turn of many is never far over the average
+        while mask < 2 * min(most, MOST_HASHES):
             mask *= 2
         mask -= 1
         first_size, second_size, common = 0, 0, 0
@@ -190,10 +189,10 @@ def similar_pairs(texts: list[bytes], firsts: np.ndarray, seconds: np.ndarray, k
     answer connect are left out."""
     source = np.frombuffer(b"".join(texts), np.uint8)
     ends = np.concatenate([[0], np.cumsum([len(t) for t in texts])]).astype(np.int64)
-    size = 256
-    while size < 2 * min(max(map(len, texts), default=1), MOST_HASHES + MOST_HASHES // 4):
+    size = 128
+    while size < 2 * min(max(map(len, texts), default=1), MOST_HASHES):
         size *= 2
-    tables = [np.empty(size, np.uint64), np.zeros(size, np.int64), np.empty(size, np.uint64), np.zeros(size, np.int64)]
+    tables = [np.empty(size, np.uint64), np.zeros(size, np.int32), np.empty(size, np.uint64), np.zeros(size, np.int32)]
     out = np.zeros(len(firsts), bool)
     _similar(KINDS[kind], width, table(), source, ends, firsts, seconds, threshold, *buffers(), new_state(), *tables, 0, out)
     return out

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -67,52 +68,51 @@ def ingested(folder: Path, name: str, format: str, **config: Any) -> dict[str, A
 
 def case_one_word(folder: Path) -> dict[str, Any]:
     """Documents of one word, a third of them different."""
-    return deduplicated(folder, (f"word{n % 100_000}" for n in range(300_000)), min_characters=0)
+    return deduplicated(folder, (f"word{n % 40_000}" for n in range(120_000)), min_characters=0)
 
 
 def test_documents_of_one_word(tmp_path: Path) -> None:
     found = measured(case_one_word, tmp_path)
-    assert found["funnel"] == {"in": 300_000, "exact duplicate": 200_000, "out": 100_000}
+    assert found["funnel"] == {"in": 120_000, "exact duplicate": 80_000, "out": 40_000}
     assert found["peak"] < 500
 
 
 def case_identical(folder: Path) -> dict[str, Any]:
     text = "the same text again and again, long enough to be kept by every filter that there is " * 4
-    return deduplicated(folder, (text for _ in range(50_000)))
+    return deduplicated(folder, (text for _ in range(20_000)))
 
 
 def test_all_documents_identical(tmp_path: Path) -> None:
     found = measured(case_identical, tmp_path)
-    assert found["funnel"] == {"in": 50_000, "exact duplicate": 49_999, "out": 1}
+    assert found["funnel"] == {"in": 20_000, "exact duplicate": 19_999, "out": 1}
     assert found["peak"] < 500
 
 
 def case_nearly_identical(folder: Path) -> dict[str, Any]:
     text = "a page of a template whose words are the same on each of very many pages of a large site; " * 5
-    return deduplicated(folder, (f"{text}{n}" for n in range(20_000)))
+    return deduplicated(folder, (f"{text}{n}" for n in range(8_000)))
 
 
 def test_all_documents_nearly_identical(tmp_path: Path) -> None:
     """One cluster of everything: work stays linear, since connected pairs are not compared."""
     found = measured(case_nearly_identical, tmp_path)
-    assert found["funnel"] == {"in": 20_000, "near duplicate": 19_999, "out": 1}
-    assert found["sizes"] == {"20000": 1}
+    assert found["funnel"] == {"in": 8_000, "near duplicate": 7_999, "out": 1}
+    assert found["sizes"] == {"8000": 1}
     assert found["peak"] < 500
 
 
 def case_large_documents(folder: Path) -> dict[str, Any]:
-    """Two of 20 MB that differ in one place, one of 20 MB that has nothing to do with them."""
-    rng = random.Random(0)
-    letters = "abcdefghijklmnopqrstuvwxyz      \n"
-    one, other = ("".join(rng.choices(letters, k=20 << 20)) for _ in range(2))
-    return deduplicated(folder, iter([one, one[: 10 << 20] + "changed here" + one[10 << 20 :], other]))
+    """Two of 8 MB that differ in one place, one of 8 MB that has nothing to do with them."""
+    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz     \n", np.uint8)
+    one, other = (letters[np.random.default_rng(n).integers(0, 32, 8 << 20)].tobytes().decode() for n in range(2))
+    return deduplicated(folder, iter([one, one[: 4 << 20] + "changed here" + one[4 << 20 :], other]))
 
 
 def test_documents_of_many_megabytes(tmp_path: Path) -> None:
     """The sets are compared in several passes over hash ranges; memory is a few times the text."""
     found = measured(case_large_documents, tmp_path)
     assert found["funnel"] == {"in": 3, "near duplicate": 1, "out": 2}
-    assert found["peak"] < 1000  # some 350 are the corpus as Python strings, made by the case itself
+    assert found["peak"] < 700
 
 
 def case_junk(folder: Path) -> dict[str, Any]:
@@ -128,9 +128,9 @@ def test_a_shard_of_binary_junk(tmp_path: Path) -> None:
 
 
 def case_bomb(folder: Path) -> dict[str, Any]:
-    """One megabyte that becomes a line of 500, and a document after it."""
+    """A fifth of a megabyte that becomes a line of 200, and a document after it."""
     with gzip.open(folder / "bomb.jsonl.gz", "wb", compresslevel=6) as stream:
-        for _ in range(500):
+        for _ in range(200):
             stream.write(b"0" * (1 << 20))
         stream.write(b'\n{"text": "what comes after is read"}\n')
     return ingested(folder, "bomb.jsonl.gz", "jsonl", max_record_bytes=8 << 20)
@@ -144,7 +144,7 @@ def test_a_gzip_bomb(tmp_path: Path) -> None:
 
 
 def record(body: bytes, declared: int) -> bytes:
-    head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a/\r\nContent-Length: {declared}\r\n\r\n"
+    head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a/\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: {declared}\r\n\r\n"
     return head.encode() + body + b"\r\n\r\n"
 
 

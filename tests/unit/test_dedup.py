@@ -26,17 +26,20 @@ from stages.compiled import mix
 from stages.core.artifacts import Documents
 from stages.core.contracts import InputError
 from stages.core.testing import LocalContext, local_artifact
+from stages.dedup import bloom
 from stages.dedup import words as uax29
 from stages.dedup.bloom import BloomFilter, contains, insert
+from stages.dedup.funnel import Funnel
 from stages.dedup.lsh import ALL_PAIRS, bucket_pairs
 from stages.dedup.minhash import Signer, band_keys, fold, lower_minima, permutations
 from stages.dedup.normalization import WORD, character_count, normalize, table
 from stages.dedup.run import clusters, run
-from stages.dedup.shingles import jaccard, shingles
+from stages.dedup.shingles import CHUNK, jaccard, shingles
 from stages.dedup.spec import RECIPES, DedupConfig
 from stages.dedup.substrings import JOINT, repetitions
-from stages.dedup.verify import unite
+from stages.dedup.verify import similar_pairs, unite
 from stages.documents import read_documents, write_documents
+from stages.workers import Pool
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -388,6 +391,32 @@ def test_exact_duplicates_go_in_every_recipe(tmp_path: Path) -> None:
         assert reasons(ctx)["exact duplicate" if recipe.exact else "seen before (Bloom filter)"] == 4
 
 
+@settings(max_examples=80)
+@given(st.lists(st.tuples(NEAR | TEXT, NEAR | TEXT), min_size=1, max_size=5), st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.sampled_from(["characters", "words", "token set"]))
+def test_verified_pairs_are_those_of_exact_jaccard(pairs: list[tuple[str, str]], threshold: float, kind: Any) -> None:
+    """The stamped hash tables against sorted sets; both texts normalized, as they come to it."""
+    texts = [normalize(text) for pair in pairs for text in pair]
+    found = similar_pairs([t.encode() for t in texts], np.arange(0, len(texts), 2), np.arange(1, len(texts), 2), kind, 5, threshold)
+    sets = [shingles(kind, text, 5) for text in texts]
+    assert found.tolist() == [jaccard(a, b) >= threshold for a, b in zip(sets[0::2], sets[1::2], strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["characters", "words", "token set"])
+def test_chunks_do_not_show(kind: Any) -> None:
+    """Texts whose length is about a multiple of the chunk: the same sets as from one piece, in Python."""
+    rng = random.Random(6)
+    for extra in (-3, 0, 1, 5):
+        text = " ".join(words(rng, 3000))[: 2 * CHUNK + extra] + " " * (extra == 1) + " end"
+        if kind == "characters":
+            wanted = len(naive_set(text))
+        elif kind == "words":
+            found = re.findall(r"\w+|[^\w\s]", naive_normalize(text))
+            wanted = len({tuple(found[i : i + 13]) for i in range(len(found) - 12)})
+        else:
+            wanted = len(set(text.split()))
+        assert len(shingles(kind, text, 13)) == wanted
+
+
 # --- the Stack --------------------------------------------------------------------------------------------------------
 
 
@@ -444,35 +473,35 @@ def test_files_of_few_tokens_are_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("expected", [1000, 6838, 54_705])
 def test_the_bloom_filter_has_no_false_negatives_and_the_rate_it_says(expected: int) -> None:
     """Filled as expected, no more than 0.01 of new hashes seem known, within 5 sigma."""
-    bloom = BloomFilter(expected)
+    machine = BloomFilter(expected)
     rng = np.random.default_rng(expected)
     known, new = (rng.integers(0, 1 << 63, n, dtype=np.uint64) * np.uint64(2) for n in (expected, 50_000))
     for value in known:
-        insert(bloom.bits, value, bloom.probes)
-    assert all(contains(bloom.bits, value, bloom.probes) for value in known)
-    positives = sum(contains(bloom.bits, value, bloom.probes) for value in new) / len(new)
+        insert(machine.bits, value, machine.probes)
+    assert all(contains(machine.bits, value, machine.probes) for value in known)
+    positives = sum(contains(machine.bits, value, machine.probes) for value in new) / len(new)
     assert positives <= 0.01 + 5 * math.sqrt(0.01 / len(new))
     assert positives >= 0.004 or expected < 5000  # no larger than it need be
 
 
-def filtered(bloom: BloomFilter, text: str) -> str:
+def filtered(machine: BloomFilter, text: str) -> str:
     data = text.encode()
-    return bloom.filter(np.frombuffer(data, np.uint8), np.array([0, len(data)]))[0].tobytes().decode()
+    return machine.filter(np.frombuffer(data, np.uint8), np.array([0, len(data)]))[0].tobytes().decode()
 
 
 def test_bff_removes_paragraphs_and_documents_seen_before() -> None:
     rng = random.Random(0)
     one, two, three, four = (" ".join(words(rng, 40)) for _ in range(4))
-    bloom = BloomFilter(10_000)
-    assert filtered(bloom, f"{one}\n{two}") == f"{one}\n{two}"
-    assert filtered(bloom, f"{one}\n{three}") == f"\n{three}"  # half of its 13-grams are known: the paragraph goes
-    assert bloom.counts[:2].tolist() == [1, len(one)]
-    assert filtered(bloom, f"{two}\n{one}") == ""  # all are: the document goes
-    assert filtered(bloom, "few words\n" * 5) == "few words\n" * 5  # under 13 words a paragraph is left alone
-    assert filtered(bloom, "few words\n" * 5) == "few words\n" * 5
+    machine = BloomFilter(10_000)
+    assert filtered(machine, f"{one}\n{two}") == f"{one}\n{two}"
+    assert filtered(machine, f"{one}\n{three}") == f"\n{three}"  # half of its 13-grams are known: the paragraph goes
+    assert machine.counts[:2].tolist() == [1, len(one)]
+    assert filtered(machine, f"{two}\n{one}") == ""  # all are: the document goes
+    assert filtered(machine, "few words\n" * 5) == "few words\n" * 5  # under 13 words a paragraph is left alone
+    assert filtered(machine, "few words\n" * 5) == "few words\n" * 5
     partly = " ".join(one.split(" ")[:25] + four.split(" "))  # 13 of 53 13-grams known
-    assert filtered(bloom, partly) == partly
-    assert filtered(bloom, "") == ""
+    assert filtered(machine, partly) == partly
+    assert filtered(machine, "") == ""
 
 
 def old_both(texts: list[str]) -> list[str]:
@@ -502,12 +531,51 @@ def test_bff_is_old_both(seed: int) -> None:
     paragraphs = [" ".join(words(rng, rng.choice([3, 13, 14, 30, 60]))) + rng.choice(["", ".", "!?", " - x"]) for _ in range(25)]
     paragraphs += [" ".join(p.split(" ")[: rng.randint(5, 60)] + words(rng, 5)) for p in paragraphs] + ["", " ", "a b"]
     texts = ["\n".join(rng.choices(paragraphs, k=rng.randint(0, 5))) for _ in range(150)]
-    bloom = BloomFilter(3_000_000)
+    machine = BloomFilter(3_000_000)
     data = "".join(texts).encode()
-    left, ends = bloom.filter(np.frombuffer(data, np.uint8), np.cumsum([0, *(len(t.encode()) for t in texts)]))
+    left, ends = machine.filter(np.frombuffer(data, np.uint8), np.cumsum([0, *(len(t.encode()) for t in texts)]))
     found = [left[a:b].tobytes().decode() for a, b in pairwise(ends)]
     assert found == old_both(texts)
     assert 10 < sum(not f and bool(t) for f, t in zip(found, texts, strict=True)) < 140
+
+
+def test_the_bloom_filter_goes_on_from_its_last_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken off in the fourth of five shards, with a copy after every second: the second attempt filters three, to equal bytes."""
+    monkeypatch.setattr(bloom, "SNAPSHOT_SHARDS", 2)
+    rng = random.Random(9)
+    shared = [" ".join(words(rng, 20)) for _ in range(12)]
+    folders, total = [], 0
+    for n in range(5):
+        folders.append(tmp_path / f"in-{n}")
+        folders[-1].mkdir()
+        texts = ["\n".join([*rng.sample(shared, 2), " ".join(words(rng, 20))]) for _ in range(8)]
+        total += write_documents(folders[-1], ({"id": f"{n}-{i}", "text": t, "source": "s"} for i, t in enumerate(texts))).text_bytes
+
+    def filtered_by(pool: Pool) -> tuple[list[bytes], dict[str, Any]]:
+        funnel = Funnel()
+        funnel.count("out", 40, total)
+        found = bloom.filter_documents(pool, folders, funnel)
+        return [p.read_bytes() for folder in found for p in sorted(folder.glob("part-*"))], funnel.rows
+
+    (tmp_path / "whole").mkdir()
+    wanted = filtered_by(Pool(tmp_path / "whole"))
+    assert 0 < wanted[1]["out"]["bytes"] < total
+    plain, seen = bloom._filter_shard, []
+
+    def breaking(machine: Any, folder: Path, target: Path) -> Any:
+        seen.append(folder.name)
+        value = plain(machine, folder, target)
+        if len(seen) == 4:
+            raise KeyboardInterrupt  # after the filter has taken the shard in, before its result counts
+        return value
+
+    monkeypatch.setattr(bloom, "_filter_shard", breaking)
+    (tmp_path / "broken").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        filtered_by(Pool(tmp_path / "broken"))
+    seen.clear()
+    assert filtered_by(Pool(tmp_path / "broken")) == wanted
+    assert seen == ["in-2", "in-3", "in-4"]
 
 
 def boundaries(text: str) -> list[int]:
