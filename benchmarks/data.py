@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -176,7 +175,8 @@ def dedup_run(corpus: Path, root: Path, recipe: str = "slimpajama") -> dict[str,
     started = time.process_time()
     run(ctx)
     cpu = time.process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 1024  # getrusage's value begins with that of the parent
     return {"cpu": cpu, "steps": steps, "peak": peak, "documents": ctx.stats["funnel"]["in"]["documents"], "bytes": ctx.stats["funnel"]["in"]["bytes"], "candidates": ctx.stats["candidate_pairs"], "verified": ctx.stats["verified_pairs"]}
 
 

@@ -70,6 +70,7 @@ class Pool:
         self.folder = Path(folder)
         self.workers: Workers = workers
         self._processes: ProcessPoolExecutor | None = None
+        self._alive: list[Any] = []
 
     def __enter__(self) -> Pool:
         return self
@@ -111,6 +112,7 @@ class Pool:
                 context = multiprocessing.get_context("spawn")
                 self._processes = ProcessPoolExecutor(int(self.workers), context, _die_with_parent, (os.getpid(),))
             running = {self._processes.submit(execute, job): n for n, job in left.items()}
+            self._alive = list((self._processes._processes or {}).values())  # a broken pool forgets them, dead or not
             try:
                 while running:
                     finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -135,13 +137,12 @@ class Pool:
         """End the processes now: after an error nobody wants what they are at."""
         if self._processes is None:
             return
-        processes = list((self._processes._processes or {}).values())
         self._processes.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+        for process in self._alive:
             process.kill()
-        for process in processes:
+        for process in self._alive:
             process.join()
-        self._processes = None
+        self._processes, self._alive = None, []
 
 
 def _fingerprint(job: Job) -> str:
@@ -187,10 +188,12 @@ def execute(job: Job) -> None:
         function = getattr(function, part)
     value = function(partial, **task)  # type: ignore[operator]
     (partial / RECEIPT).write_text(json.dumps({"task": _fingerprint(job), "value": value}), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
+    if _receipt(job) is None and Path(folder).exists():  # torn, or of other arguments
+        os.rename(folder, f"{partial}.old")
+        shutil.rmtree(f"{partial}.old", ignore_errors=True)
     try:
         os.rename(partial, folder)
-    except OSError:  # somebody who was taken for dead has just finished the same task: one of the two equal results stays
+    except OSError:  # somebody who was taken for dead finished the same task: of two equal results the first one stays
         shutil.rmtree(partial, ignore_errors=True)
 
 

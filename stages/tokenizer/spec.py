@@ -23,7 +23,7 @@ class TokenizerConfig(StageConfig):
     max_piece: int = Field(default=16, ge=1, description="longest vocabulary entry, characters (SentencePiece's default)")
 
 
-class TrainTokenizer(Stage[TokenizerConfig], env="data", revision=2):
+class TrainTokenizer(Stage[TokenizerConfig], env="data", revision=3):
     """Train a SentencePiece-like BPE tokenizer on the corpus, or adopt an existing one."""
 
     documents: Sequence[Input[Documents]]

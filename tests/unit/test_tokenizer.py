@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,34 @@ def test_adopting_a_sentencepiece_model_encodes_as_it_does(tmp_path: Path) -> No
     assert ours.get_vocab_size() == reference.vocab_size()
     for text in [*texts[:40], "unseen Größe 🙂", "  two  spaces ", "a </s> b"]:
         assert ours.encode(text, add_special_tokens=False).ids == reference.encode(text)
+
+
+def with_pieces(model: bytes, pieces: list[str], score: float) -> bytes:
+    """A SentencePiece model with more pieces of one score: a repeated protobuf field (1: {1: piece, 2: score}) grows by appending."""
+    for piece in pieces:
+        text = piece.encode()
+        row = bytes([0x0A, len(text)]) + text + b"\x15" + struct.pack("<f", score)
+        model += bytes([0x0A, len(row)]) + row
+    return model
+
+
+def test_runs_of_spaces_are_cut_as_sentencepiece_does(tmp_path: Path) -> None:
+    """Mistral v1's runs of spaces, in its order, are all of score -1e9: by score and pieces alone, one document in eighteen of
+    technical text came out otherwise."""
+    texts = [" ".join(t.replace("</s>", "").replace("<s>", "").replace("<0x41>", "").split()) for t in corpus() if t != RARE]
+    (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(tmp_path / "plain"), model_type="bpe", vocab_size=500,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
+        hard_vocab_limit=False,
+    )  # fmt: skip
+    runs = [vocabulary.SPACE * n for n in (2, 4, 8, 5, 16, 6, 12, 13, 10, 14, 3, 9, 7, 11)]
+    (tmp_path / "tokenizer.model").write_bytes(with_pieces((tmp_path / "plain.model").read_bytes(), runs, -1e9))
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    ours = vocabulary.load(adopt(tmp_path / "run", tmp_path / "tokenizer.model"))
+    for count in range(60):
+        for text in (" " * count, f"ab{' ' * count}cd\n{' ' * (count // 2)}x", " " * count + "\n" + " " * count):
+            assert ours.encode(text, add_special_tokens=False).ids == reference.encode(text), count
 
 
 def test_bad_tokenizers_are_named(tmp_path: Path) -> None:

@@ -91,6 +91,21 @@ def test_of_two_equal_results_one_stays(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000000", "log"]
 
 
+def test_who_was_taken_for_dead_does_no_harm(tmp_path: Path) -> None:
+    """A task that another one finished meanwhile keeps that result: it never is away, not even for a moment."""
+    log = tmp_path / "log"
+    log.mkdir()
+    job = (square.__module__, "square", str(tmp_path / "000000"), {"number": 3, "log": str(log)})
+    execute(job)
+    inode = (tmp_path / "000000").stat().st_ino
+    execute(job)
+    assert (tmp_path / "000000").stat().st_ino == inode
+    other = (*job[:3], {"number": 4, "log": str(log)})
+    execute(other)
+    assert (tmp_path / "000000" / "value").read_text() == "16"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000", "log"]
+
+
 def test_ray_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="needs the package ray"):
