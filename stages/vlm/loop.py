@@ -69,7 +69,7 @@ class Trainer:
         self.reporter, self.config, self.rows, self.look, self.device, self.scratch = reporter, config, rows, look, device, scratch
         self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         if config.recompute:
-            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.language_model.activation_checkpointing_enable({"use_reentrant": False})
         nn.Module.to(model, device)
         self.model = self._shard(model) if dist.is_initialized() else model
         self.optimizer = make_optimizer(self.model, config)
