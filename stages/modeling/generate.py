@@ -9,12 +9,13 @@ token may see: logits are those of the whole sequence (test), with 32,768 positi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.modeling.decoder import Attention, MoxinLM, rotary, rotate
+from stages.modeling.decoder import Attention, Block, MoxinLM, rotary, rotate
 
 CHUNK = 512
 """Tokens of a prompt that are read at one time: the scores of a chunk are CHUNK x (W + CHUNK) a head, not T x T."""
@@ -80,7 +81,8 @@ def advance(model: MoxinLM, ids: Tensor, cache: RollingCache) -> Tensor:
     now = torch.arange(cache.next, cache.next + ids.shape[1], device=ids.device)
     x = F.embedding(ids, model.model.embed_tokens.weight)
     cos, sin = (t.to(x.dtype) for t in rotary(now, model.shape.head_dim, model.shape.rope_theta))
-    for layer, block in enumerate(model.model.layers):
+    for layer, module in enumerate(model.model.layers):
+        block = cast(Block, module)  # a ModuleList forgets the type
         x = x + attend(block.self_attn, layer, block.input_layernorm(x), cos, sin, cache, now)
         x = x + block.mlp.transform(block.post_attention_layernorm(x))
     last = slice(max(0, len(now) - cache.slots), None)
