@@ -12,10 +12,7 @@ module is built around (README of containers/open-instruct has the places):
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +20,9 @@ from typing import Any
 
 import torch
 
-from stages import vocabulary
-from stages.core.contracts import Context, InputError
+from stages.core.contracts import Context
 from stages.engines import process
+from stages.engines.exchange import link_tree, load_weights, prepare_parent, read_torch, write_json, write_rows
 from stages.finetuning.settings import SupervisedConfig
 from stages.finetuning.trainer import check
 
@@ -156,8 +153,8 @@ def train(ctx: Context[Any], model: torch.nn.Module, recipe: Recipe, rows: Itera
     folder.mkdir()
     prepare_parent(Path(ctx.input("parent").path), folder / "parent")
     write_rows(folder / "train.jsonl", rows)
-    _write_json(folder / "deepspeed.json", deepspeed_config(config))
-    _write_json(folder / "accelerate.json", accelerate_config(config, folder / "deepspeed.json"))
+    write_json(folder / "deepspeed.json", deepspeed_config(config))
+    write_json(folder / "accelerate.json", accelerate_config(config, folder / "deepspeed.json"))
     output = folder / "output" / f"{recipe.program}__{config.seed}__0"
     checkpoints = EpochCheckpoints(ctx, output)
     if recipe.resumes:
@@ -167,31 +164,8 @@ def train(ctx: Context[Any], model: torch.nn.Module, recipe: Recipe, rows: Itera
     ctx.log(f"open-instruct {COMMIT[:12]}: {' '.join(command)}")
     env = process.environment(folder)
     process.run(ctx, "open-instruct", command, env=env, on_line=Follower(ctx, recipe.loss_name), on_tick=checkpoints.publish)
-    load_result(model, output)
+    load_weights(model, read_torch(output), "open-instruct")
     model.to(device)
-
-
-def prepare_parent(parent: Path, folder: Path) -> None:
-    """The parent as upstream has to see it: the same files (linked) with padding named. The chat template is upstream's own 'tulu'."""
-    folder.mkdir()
-    for path in sorted(parent.iterdir()):
-        if path.is_file() and path.name not in ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
-            os.symlink(path.resolve(), folder / path.name)
-    pad = vocabulary.SPECIAL[vocabulary.UNK_ID]
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        value = json.loads((parent / name).read_text(encoding="utf-8")) if (parent / name).is_file() else {}
-        _write_json(folder / name, {**value, "pad_token": pad})
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines, in order."""
-    with open(path, "w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 class Follower:
@@ -226,7 +200,7 @@ class EpochCheckpoints:
         if (found := self._ctx.checkpoints.latest()) is None:
             return
         name = f"epoch_{found[0] - 1}"
-        _link_tree(Path(found[1]), self._output / name)
+        link_tree(Path(found[1]), self._output / name)
         self._known.add(name)
         self._ctx.log(f"goes on after epoch {found[0]} of {self._ctx.config.epochs}")
 
@@ -241,36 +215,7 @@ class EpochCheckpoints:
                 continue  # the end: the model is about to be written
             kept = self._output.parent / f"kept_{number}"
             try:
-                _link_tree(path, kept)
+                link_tree(path, kept)
             except FileNotFoundError:
                 continue
             self._ctx.checkpoints.save(number, kept)
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """The same files under another name, on another file system copies."""
-    for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, place)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            shutil.copyfile(path, place)
-
-
-def load_result(model: torch.nn.Module, output: Path) -> None:
-    """Read the weights that upstream wrote into `model`. Raises InputError when they are not the parent's kind."""
-    state: dict[str, torch.Tensor] = {}
-    for path in sorted(output.glob("pytorch_model*.bin")):
-        state.update(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    if not state:
-        raise InputError(f"open-instruct ended well but left no pytorch_model*.bin in its folder {output.name}")
-    own = model.state_dict()
-    wrong = sorted(name for name in own.keys() | state.keys() if name not in own or name not in state or own[name].shape != state[name].shape)
-    if wrong:
-        raise InputError(f"open-instruct's model is of another shape than its parent: {', '.join(wrong[:3])} ({len(wrong)} tensors in all)")
-    model.load_state_dict(state)
-
-

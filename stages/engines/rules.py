@@ -32,3 +32,33 @@ OPEN_INSTRUCT: dict[str, tuple[Any, str]] = {
     "device": ("cuda", "needs GPUs (finetune.py asks CUDA for its memory)"),
 }
 """open-instruct d208aa371976: neither finetune.py nor dpo_tune_cache.py has an option for these."""
+VERL: dict[str, tuple[Any, str]] = {
+    "eps": (1e-8, "keeps PyTorch's default"),
+    "precision": ("bf16", "samples with vLLM in bf16"),
+    "device": ("cuda", "needs GPUs here (vLLM, flash-attn)"),
+    "advantage": ("group", "is used here for GRPO"),
+}
+"""verl 0.9.1 as stages/engines/verl.py drives it."""
+AREAL: dict[str, tuple[Any, str]] = {
+    "precision": ("bf16", "samples with SGLang in bf16"),
+    "device": ("cuda", "needs GPUs here (SGLang)"),
+    "advantage": ("batch", "is used here for PPO without a critic"),
+}
+"""AReaL 1.0.4 as stages/engines/areal.py drives it."""
+
+
+def require_reinforcement(config: Any) -> None:
+    """Raise ValueError for what the engine of a GrpoConfig cannot honour."""
+    require(config, {"trl": TRL, "verl": VERL, "areal": AREAL}[config.engine])
+    if config.engine == "trl":
+        return
+    if config.grad_clip <= 0:
+        raise ValueError(f"engine '{config.engine}' always clips gradients: set grad_clip above 0, or another engine")
+    if config.tokens_per_device < config.longest:
+        raise ValueError(
+            f"tokens_per_device = {config.tokens_per_device} is less than the longest prompt and response, {config.longest} tokens: "
+            "raise it, or shorten max_prompt or stages"
+        )
+    for number, stage in enumerate(config.stages):
+        if config.prompts * stage.group % config.devices:
+            raise ValueError(f"stages.{number}: {config.prompts * stage.group} responses are no multiple of devices = {config.devices}")

@@ -17,6 +17,7 @@ from trl.trainer.grpo_config import GRPOConfig as TrlConfig
 
 from stages.core.contracts import Context, Preempted
 from stages.effects import as_stats
+from stages.engines import verl
 from stages.finetuning import models
 from stages.finetuning.card import tuning_card, write_samples
 from stages.finetuning.trainer import Bridge, common_arguments, train
@@ -26,6 +27,7 @@ from stages.grpo.spec import GrpoConfig
 from stages.modeling.folder import save_child
 from stages.verifier import Verifier
 
+ENGINES: dict[str, Any] = {"verl": verl}
 POSITION, START = "position.json", "start"
 METRICS = {
     "loss": "loss",
@@ -79,6 +81,10 @@ def run(ctx: Context[GrpoConfig]) -> None:
 def reinforce(ctx: Context[GrpoConfig], tokenizer: Any, questions: Questions, verifier: Verifier, device: torch.device, template: str) -> Any:
     """Train through the stretches that are left. Returns the model."""
     config, parent = ctx.config, Path(ctx.input("parent").path)
+    if config.engine != "trl":
+        trained = models.load_model(parent, device)
+        ENGINES[config.engine].reinforce(ctx, trained, lambda number: schedule(questions, config, number))
+        return trained
     found = ctx.checkpoints.latest()
     folder = found[1] if found else None
     first = json.loads((folder / POSITION).read_text())["stretch"] if folder else 0

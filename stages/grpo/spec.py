@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.core.artifacts import ArtifactManifest, Model, Problems
 from stages.core.contracts import Facets, Input, Operational, Output, Resources, Stage, Work, output
+from stages.engines import rules
 from stages.finetuning.settings import TuningConfig, check_parent, child_facets, tuning_resources
 
 
@@ -34,6 +35,13 @@ DEEPSCALER = (
 class GrpoConfig(TuningConfig):
     """Defaults: DeepScaleR's recipe on verl (RECIPE 5). AReaL's is another set of values."""
 
+    engine: Literal["trl", "verl"] = Field(
+        default="trl",
+        description="who trains: TRL in this process, or verl as the paper. Part of the key: two engines never give the same bytes",
+    )
+    tokens_per_device: Operational[int] = Field(
+        default=32_768, gt=0, description="tokens in a forward pass of engines 'verl' and 'areal', which pack responses (DeepScaleR: 32,768)"
+    )
     learning_rate: float = Field(default=1e-6, gt=0, description="constant, no warmup (DeepScaleR, AReaL)")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW (verl's default, which DeepScaleR keeps)")
     grad_clip: float = Field(default=1.0, ge=0, description="largest global gradient norm; 0: no clipping (DeepScaleR: 1.0)")
@@ -76,6 +84,7 @@ class GrpoConfig(TuningConfig):
             raise ValueError(f"stages: max_response shrinks ({', '.join(map(str, lengths))}): each stretch allows what the one before did")
         if self.reward_right <= self.reward_wrong:
             raise ValueError(f"reward_right = {self.reward_right} is not above reward_wrong = {self.reward_wrong}")
+        rules.require_reinforcement(self)
         return self
 
     @property

@@ -21,7 +21,7 @@ from stages.core.contracts import ConfigError, LocalArtifact, Preempted
 from stages.core.testing import LocalContext
 from stages.dpo.run import run as run_dpo
 from stages.dpo.spec import DpoConfig
-from stages.engines import openinstruct, process
+from stages.engines import exchange, openinstruct, process
 from stages.engines.programs import run_open_instruct
 from stages.examples import assistant, user
 from stages.finetuning import models
@@ -134,7 +134,7 @@ def test_the_parent_that_upstream_sees_has_padding(tmp_path: Path, artifacts: In
     """open-instruct adds <pad>, and a row to the embeddings, to a tokenizer that has none."""
     from transformers import AutoTokenizer
 
-    openinstruct.prepare_parent(Path(artifacts["parent"][0].path), tmp_path / "parent")
+    exchange.prepare_parent(Path(artifacts["parent"][0].path), tmp_path / "parent")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "parent")
     assert (tokenizer.pad_token, len(tokenizer)) == ("<unk>", tuning.VOCABULARY)
 

@@ -1,1 +1,1 @@
-"""What runs in an engine's own interpreter, as scripts: the standard library and the engine alone, nothing of this repository."""
+"""What runs in an engine's own interpreter, as scripts or loaded by path."""
