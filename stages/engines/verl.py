@@ -222,7 +222,7 @@ class Checkpoints:
         self._ctx.checkpoints.save(self._offset + step, kept)
         shutil.rmtree(kept)
         for old in self._folder.glob("global_step_*"):
-            if old.name != f"global_step_{step}":
+            if int(old.name.rpartition("_")[2]) < step:  # a newer one may be on its way
                 shutil.rmtree(old)
 
 

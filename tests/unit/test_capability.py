@@ -251,7 +251,7 @@ def test_a_benchmark_whose_training_data_is_its_test_data_is_refused(tmp_path: P
 
 
 def test_a_mirror_without_the_folder_is_named(tmp_path: Path, mirror: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"^capability.mirror = '{tmp_path}' has no folder baber/piqa: mirror it, or leave it out"):
+    with pytest.raises(ConfigError, match=rf"^capability.mirror = '{tmp_path}' has no folder baber/piqa: mirror it, or leave the data set out"):
         from_hub(tmp_path / "out", tmp_path, "piqa")
 
 
