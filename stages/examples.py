@@ -100,9 +100,10 @@ def problem_prompt(problem: str, instruction: str = INSTRUCTION) -> str:
     return f"{problem} {instruction}" if instruction else problem
 
 
-def trace(solution: str, answer: str) -> str:
-    """The assistant's turn that solves a problem: thought between tags, then the boxed answer (RECIPE 5)."""
-    return f"<think>\n{solution}\n</think>\n\\boxed{{{answer}}}"
+def trace(solution: str, answer: str, boxed: bool = True) -> str:
+    """The assistant's turn that solves a problem: thought between tags, then the boxed answer (RECIPE 5), or a sentence."""
+    said = f"\\boxed{{{answer}}}" if boxed else f"The answer is {answer}."
+    return f"<think>\n{solution}\n</think>\n{said}"
 
 
 # --- faults -------------------------------------------------------------------------------------------------------

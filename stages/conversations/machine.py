@@ -64,6 +64,8 @@ def _traces(ctx: Context[ConversationsConfig]) -> Iterator[Conversation]:
     if not ctx.inputs("problems") or not ctx.inputs("reserved"):
         raise ConfigError(f"{ctx.node}.material = 'traces' is made of problems, and they are not wired to the node")
     reserved, open = ([r for r in read_problems(ctx.input(port).path) if r["solution"]] for port in ("reserved", "problems"))
+    rng = random.Random(ctx.config.seed)
     for row in itertools.islice(itertools.chain(reserved, open), ctx.config.rows):
-        messages = [user(problem_prompt(row["problem"], ctx.config.instruction)), assistant(trace(row["solution"], row["answer"]))]
+        said = trace(row["solution"], row["answer"], boxed=rng.random() >= ctx.config.prose)
+        messages = [user(problem_prompt(row["problem"], ctx.config.instruction)), assistant(said)]
         yield {"id": f"trace/{row['id']}", "messages": messages, "source": row["source"], "license": row["license"]}

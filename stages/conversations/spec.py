@@ -32,6 +32,12 @@ class ConversationsConfig(StageConfig):
     labels: int = Field(default=6, ge=4, description="machine: sections, types and roles that questions ask for, the commonest")
     max_characters: int = Field(default=240, gt=0, description="machine: a longer conversation is left out")
     two_turns: float = Field(default=0.1, ge=0, lt=1, description="machine: share of conversations with a second question")
+    prose: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="machine, traces: share of solutions that end in a sentence, without a box, as OpenThoughts' that are not of mathematics do",
+    )
     instruction: str = Field(
         default=r"Let's think step by step and output the final answer within \boxed{}.",
         description="machine, traces: what is appended to a problem (DeepScaleR's sentence)",

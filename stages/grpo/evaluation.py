@@ -35,6 +35,7 @@ class Measured:
     shaped: list[float]
     length: float
     truncated: float
+    lengths: list[int]  # tokens of every answer
     first: list[tuple[str, str]]  # the first sample of each problem, and what the verifier made of it
 
 
@@ -78,6 +79,7 @@ class Heldout:
             shaped=_means([float(in_format(text)) for text in said], trials),
             length=round(sum(map(len, out)) / len(out), 4),
             truncated=round(sum(row[-1] != vocabulary.EOS_ID for row in out) / len(out), 6),
+            lengths=[len(row) for row in out],
             first=[(said[i], verdicts[i].outcome) for i in range(0, len(said), trials)],
         )
 

@@ -21,7 +21,7 @@ from stages.engines import verl
 from stages.finetuning import models
 from stages.finetuning.card import tuning_card, write_samples
 from stages.finetuning.trainer import Bridge, common_arguments, train
-from stages.grpo.evaluation import Heldout, Questions, compare, read_questions, samples
+from stages.grpo.evaluation import Heldout, Measured, Questions, compare, read_questions, samples
 from stages.grpo.rollout import RolloutTrainer, verified_reward
 from stages.grpo.spec import GrpoConfig
 from stages.modeling.folder import save_child
@@ -59,6 +59,7 @@ def run(ctx: Context[GrpoConfig]) -> None:
     ctx.log(f"{len(questions.prompts):,} problems, {responses:,} responses to learn from; {len(heldout.questions.prompts)} problems held out")
     with Verifier(workers=config.verify_workers, rule=config.rule) as verifier:
         before = heldout.measure(models.load_model(parent, device), verifier)
+        warn_of_cuts(ctx, before)
         model = reinforce(ctx, tokenizer, questions, verifier, device, template)
         outcomes = dict(sorted(verifier.counts.items()))
         after = heldout.measure(model, verifier)
@@ -76,6 +77,15 @@ def run(ctx: Context[GrpoConfig]) -> None:
     }
     folder = models.describe_child(ctx, model, template, tuning_card(ctx, "grpo", stats, effects, ("problems",)))
     ctx.stat(**stats, **as_stats(effects), samples=write_samples(folder, samples(heldout, before, after)))
+
+
+def warn_of_cuts(ctx: Context[GrpoConfig], parent: Measured) -> None:
+    """A stretch that cuts most of what the parent writes rewards nothing: its steps are noise, and undo what was learned."""
+    for number, here in enumerate(ctx.config.stages):
+        cut = sum(length > here.max_response for length in parent.lengths) / len(parent.lengths)
+        if cut > 0.5:
+            message = f"stages.{number}.max_response = {here.max_response}: {cut:.0%} of the parent's answers are longer, are cut and earn nothing"
+            ctx.log(f"{message}; raise it", "warning")
 
 
 def reinforce(ctx: Context[GrpoConfig], tokenizer: Any, questions: Questions, verifier: Verifier, device: torch.device, template: str) -> Any:

@@ -193,6 +193,11 @@ def test_traces_are_made_of_problems_and_keep_the_reserved_ones_out(tmp_path: Pa
     assert train[0]["messages"] == [user("0 + 1? Box it."), assistant("<think>\n0 + 1 = 1.\n</think>\n\\boxed{1}")]
     assert [r["id"] for r in heldout] == [f"trace/{n}" for n in range(20, 26)]
     assert len(train) == 19  # one has no solution
+    ctx = start(tmp_path / "prose", inputs, origin="machine", material="traces", instruction="", prose=0.5)
+    said = [row["messages"][-1]["content"].rpartition("</think>\n")[2] for part in ("train", "heldout") for row in rows(ctx, part)]
+    boxed = sum(text.startswith("\\boxed{") for text in said)
+    assert 5 <= boxed <= 20
+    assert sum(text.startswith("The answer is ") for text in said) == len(said) - boxed
 
 
 def test_conversations_that_ask_what_tests_ask_are_removed(tmp_path: Path) -> None:

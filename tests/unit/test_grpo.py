@@ -17,8 +17,9 @@ from stages.core.testing import LocalContext
 from stages.effects import from_stats
 from stages.grpo import rollout
 from stages.grpo import run as grpo_run
+from stages.grpo.evaluation import Measured
 from stages.grpo.rollout import batch_advantages
-from stages.grpo.run import run, schedule
+from stages.grpo.run import run, schedule, warn_of_cuts
 from stages.grpo.spec import Grpo, GrpoConfig
 from stages.verifier import Verdict
 from tests import tuning
@@ -139,6 +140,14 @@ def test_it_raises_the_reward_and_says_so(tmp_path: Path, artifacts: Inputs, adv
     assert samples[0]["before_outcome"] == "correct"
     planned = Grpo.facets(ctx.config, {port: [a.facets for a in many] for port, many in artifacts.items()})
     assert planned["model"] == ctx.facets["model"]
+
+
+def test_a_stretch_that_cuts_what_the_parent_writes_is_told_of(tmp_path: Path, artifacts: Inputs) -> None:
+    stages = [{"steps": 1, "max_response": n, "group": 4} for n in (8, 20)]
+    ctx = LocalContext(tmp_path, config(stages=stages), artifacts)
+    parent = Measured(right=[0.0], shaped=[0.0], length=12.0, truncated=0.0, lengths=[8, 12, 12, 16], first=[])
+    warn_of_cuts(ctx, parent)
+    assert ctx.logs == ["warning: stages.0.max_response = 8: 75% of the parent's answers are longer, are cut and earn nothing; raise it"]
 
 
 def test_batch_advantages_weigh_a_response_by_its_tokens() -> None:
