@@ -18,11 +18,16 @@ StagesArgument = Annotated[list[str] | None, typer.Argument(help="stages; all of
 
 @app.command()
 def build(
-    stages: StagesArgument = None, again: Annotated[bool, typer.Option("--again", help="also those that are there already")] = False
+    stages: StagesArgument = None,
+    again: Annotated[bool, typer.Option("--again", help="also those that are there already")] = False,
+    control: Annotated[bool, typer.Option("--control", help="the control plane's worker, and no stage")] = False,
 ) -> None:
     """Build the images that the code here asks for and the engine has not."""
     from flows import derived, images
 
+    if control:
+        out.print(f"built {images.build_control(images.engine(), home() / 'wheels', out.print)}")
+        return
     made = images.build(images.engine(), images.select(derived.stages(), stages or ()), home() / "wheels", out.print, again)
     out.print(f"built {len(made)} images" if made else "every image is there already")
 

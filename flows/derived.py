@@ -40,7 +40,7 @@ def files() -> dict[Path, str]:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
     body = diagram() + "\n" + stage_table()
-    locks = {environments.FOLDER / env / "requirements.lock": environments.lock_text(env) for env in sorted(set(stages().values()))}
+    locks = {environments.FOLDER / env / "requirements.lock": environments.lock_text(env) for env in sorted({*stages().values(), environments.CONTROL})}
     return locks | {
         ROOT / "docker-bake.json": environments.bake_text(stages()),
         ROOT / "prefect.yaml": deploy.prefect_yaml(),

@@ -25,6 +25,8 @@ from stages.core.keys import canonical_json, imported_names, sha256, source_dige
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "containers"
 EMBEDDED_LOCK = FOLDER / "embedded" / "requirements.lock"
+CONTROL = "control"
+"""The environment of the worker: the control plane without any stage's libraries."""
 _LINE = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;#]+)")
 
 
@@ -152,6 +154,11 @@ def stage_image(stage: str, env: str) -> Image:
     return Image(stage, env, f"{registry()}/{stage}:{tag}", environment_image(env), labels)
 
 
+def control_image() -> tuple[str, str]:
+    """Name of the image of the control plane's worker, and of its environment."""
+    return f"{registry()}/control:latest", environment_image(CONTROL)
+
+
 # --- bake -----------------------------------------------------------------------------------------------------------
 
 
@@ -160,7 +167,7 @@ def bake_text(stages: dict[str, str]) -> str:
 
     It names no digest, which would make it stale at every edit; `moxin images labels` prints those of the moment.
     """
-    envs = sorted(set(stages.values()))
+    envs = sorted({*stages.values(), CONTROL})
     variables: dict[str, dict[str, str]] = {
         "REGISTRY": {"default": "moxin"},
         "TAG": {"default": "latest"},
@@ -184,7 +191,14 @@ def bake_text(stages: dict[str, str]) -> str:
             "args": {"ENVIRONMENT": "environment", "STAGE": stage},
             "tags": [f"${{REGISTRY}}/{stage}:${{TAG}}"],
         }
-    body = {"variable": variables, "group": {"default": {"targets": list(stages)}}, "target": targets}
+    targets[CONTROL] = {
+        "context": ".",
+        "contexts": {"environment": f"target:env-{CONTROL}"},
+        "dockerfile": "containers/control/Dockerfile",
+        "args": {"ENVIRONMENT": "environment"},
+        "tags": [f"${{REGISTRY}}/{CONTROL}:${{TAG}}"],
+    }
+    body = {"variable": variables, "group": {"default": {"targets": [*stages, CONTROL]}}, "target": targets}
     return json.dumps(body, indent=2) + "\n"
 
 

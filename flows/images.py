@@ -63,11 +63,7 @@ def build(client: Any, wanted: Iterable[Image], wheels: Path, say: Say, again: b
     base_digest = _base(client, say)
     for env, name in dict.fromkeys((image.env, image.environment) for image in images):
         if again or not _there(client, name):
-            say(f"building {name}")
-            paths = ["containers/install.sh", "containers/env.Dockerfile", f"containers/{env}/requirements.lock"]
-            labels = {"moxin.env": env, "moxin.lock": environments.lock_digest(env), "moxin.base": base_digest}
-            context = _context(paths, wheelhouse(env, wheels, say))
-            _build(client, context, "containers/env.Dockerfile", name, {"BASE": BASE, "ENV": env}, labels)
+            _build_environment(client, env, name, wheels, base_digest, say)
             made.append(name)
     for image in images:
         if again or not _there(client, image.reference):
@@ -79,6 +75,27 @@ def build(client: Any, wanted: Iterable[Image], wheels: Path, say: Say, again: b
     if made:
         client.images.prune(filters={"label": "moxin.intermediate=1"})
     return made
+
+
+def build_control(client: Any, wheels: Path, say: Say) -> str:
+    """Build the image of the control plane's worker, whatever is there already; returns its name."""
+    name, environment = environments.control_image()
+    if not _there(client, environment):
+        _build_environment(client, environments.CONTROL, environment, wheels, _base(client, say), say)
+    say(f"building {name}")
+    files = ["LICENSE", "README.md", "docker-bake.json", "prefect.toml", "prefect.yaml", "pyproject.toml"]
+    for folder in ("containers", "flows", "infra", "stages"):
+        files += [p.relative_to(ROOT).as_posix() for p in sorted((ROOT / folder).rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
+    labels = {"org.opencontainers.image.licenses": "Apache-2.0"}
+    _build(client, _context(files), "containers/control/Dockerfile", name, {"ENVIRONMENT": environment}, labels)
+    return name
+
+
+def _build_environment(client: Any, env: str, name: str, wheels: Path, base: str, say: Say) -> None:
+    say(f"building {name}")
+    paths = ["containers/install.sh", "containers/env.Dockerfile", f"containers/{env}/requirements.lock"]
+    labels = {"moxin.env": env, "moxin.lock": environments.lock_digest(env), "moxin.base": base}
+    _build(client, _context(paths, wheelhouse(env, wheels, say)), "containers/env.Dockerfile", name, {"BASE": BASE, "ENV": env}, labels)
 
 
 def _base(client: Any, say: Say) -> str:

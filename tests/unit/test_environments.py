@@ -26,6 +26,12 @@ def test_a_lock_agrees_with_the_embedded_one_and_holds_no_control_plane(env: str
     assert not {"prefect", "docker", "kubernetes", "pytest", "typer-slim", "ruff"} & lock.keys()
 
 
+def test_the_control_planes_lock_holds_no_stages_libraries() -> None:
+    lock = environments.read_lock(environments.FOLDER / "control" / "requirements.lock")
+    assert {"prefect", "docker", "kubernetes", "boto3", "asyncpg"} <= lock.keys()
+    assert not {"torch", "transformers", "datasets", "pyarrow", "numba"} & lock.keys()
+
+
 def test_the_closure_follows_extras_and_markers() -> None:
     lock = environments.read_lock(environments.EMBEDDED_LOCK)
     plain = environments.closure([Requirement("lm-eval")], lock)
@@ -85,8 +91,8 @@ def test_an_image_is_named_by_its_content(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_bake_file_has_a_target_for_every_stage_and_environment() -> None:
     bake = json.loads(environments.bake_text(derived.stages()))
     targets, stages = bake["target"], derived.stages()
-    assert set(targets) == set(stages) | {f"env-{env}" for env in ENVS}
-    assert bake["group"]["default"]["targets"] == list(stages)
+    assert set(targets) == set(stages) | {f"env-{env}" for env in (*ENVS, "control")} | {"control"}
+    assert bake["group"]["default"]["targets"] == [*stages, "control"]
     for stage, env in stages.items():
         assert targets[stage]["contexts"] == {"environment": f"target:env-{env}"}
         assert targets[stage]["args"] == {"ENVIRONMENT": "environment", "STAGE": stage}
@@ -94,7 +100,7 @@ def test_the_bake_file_has_a_target_for_every_stage_and_environment() -> None:
     assert used == set(bake["variable"])
     labels = json.loads(environments.bake_labels(stages))["target"]
     assert labels["dedup"]["labels"] == environments.stage_image("dedup", "data").labels
-    assert labels.keys() == targets.keys()
+    assert labels.keys() == targets.keys() - {"control", "env-control"}, "those have no content of a stage to be named by"
 
 
 def test_the_dockerfiles_end_without_root_and_without_build_tools() -> None:

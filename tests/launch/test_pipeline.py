@@ -1,0 +1,107 @@
+"""The pipeline's own stages on real engines: results equal to the process launcher's, nothing left after a cancel, two nodes.
+
+A part of the DAG with small numbers: the data branch and one training. The images are built from the code that lies here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flows.launch import slurm
+from stages.pipeline import PIPELINE
+from tests.e2e.conftest import SMALL, Installation, sets, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.engine]
+LONG = SMALL | {"pretrain_1.tokens": 307_200, "pretrain_1.checkpoint_every": 20, "pretrain_1.log_every": 1}
+"""300 steps: time to break something."""
+
+
+class OnEngines(Installation):
+    """An installation whose commands know the test cluster."""
+
+    @property
+    def env(self) -> dict[str, str]:
+        site = self.home.parent / "site.toml"
+        site.write_text("poll_seconds = 1\n")
+        return super().env | {"SLURM_CONF": "/var/lib/moxin-slurm/slurm.conf", "MOXIN_SLURM_SITE": str(site)}
+
+    def states(self, *arguments: str) -> dict[str, str]:
+        """What became of each node of a run."""
+        return {row["name"]: row["state"] for row in self.json("run", *arguments)["nodes"]}
+
+    def digests(self) -> dict[str, str]:
+        """The digest of every output."""
+        return {f"{row['node']}.{row['output']}": row["digest"] for row in self.json("ls")["artifacts"]}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, docker_engine: Any, built: Any) -> Iterator[OnEngines]:
+    """Everything before the first training, run in containers."""
+    nodes = [PIPELINE[name] for name in (*PIPELINE.ancestors("pretrain_1"), "pretrain_1")]
+    built(*dict.fromkeys(node.stage for node in nodes))
+    found = OnEngines(tmp_path_factory.mktemp("engines") / "home")
+    found.moxin("up")
+    found.moxin("run", "--select", "+tokenize_short", "--launcher", "docker", *sets(SMALL))
+    yield found
+    found.moxin("down")
+
+
+def containers(client: Any) -> list[Any]:
+    return list(client.containers.list(all=True, filters={"label": "moxin.node=pretrain_1"}, ignore_removed=True))
+
+
+def test_data_made_in_containers_is_what_processes_make(prepared: OnEngines) -> None:
+    before = prepared.digests()
+    assert before.keys() >= {"collect.web", "dedup_web.documents", "quality_web.documents", "tokenizer.tokenizer", "tokenize_short.shards"}
+    assert set(prepared.states("--select", "+tokenize_short", *sets(SMALL)).values()) == {"cached"}, "the keys are the same"
+    again = prepared.states("--select", "+tokenize_short", "--force", "--launcher", "process", *sets(SMALL))
+    assert set(again.values()) == {"done"}
+    assert prepared.digests() == before, "and so are the bytes"
+
+
+def test_a_training_in_a_container_is_what_a_process_trains(prepared: OnEngines) -> None:
+    arguments = ["--select", "pretrain_1", *sets(SMALL)]
+    assert prepared.states(*arguments, "--launcher", "docker") == {"pretrain_1": "done"}
+    losses = [row["loss"] for row in prepared.metrics("pretrain_1")]
+    assert prepared.states(*arguments, "--set", "launchers.pretrain=process") == {"pretrain_1": "cached"}
+    assert prepared.states(*arguments, "--force") == {"pretrain_1": "done"}
+    assert [row["loss"] for row in prepared.metrics("pretrain_1")] == pytest.approx(losses, rel=1e-5)
+
+
+def past_a_checkpoint(prepared: OnEngines, overrides: dict[str, Any]) -> None:
+    wait_for(lambda: any(e["event"] == "checkpoint" for e in prepared.events("pretrain_1", overrides)), 240, "the training saved no checkpoint")
+
+
+def test_a_run_cancelled_in_the_ui_leaves_no_container_and_the_next_one_resumes(prepared: OnEngines, docker_engine: Any) -> None:
+    overrides = LONG | {"pretrain_1.seed": 11}
+    found = prepared.prefect("GET", "/deployments/name/moxin/pretrain_1")
+    values = [part for part in sets(overrides | {"launcher": "docker"}) if part != "--set"]
+    body = {"parameters": {"select": "pretrain_1", "set": values}, "state": {"type": "SCHEDULED"}}
+    run_id = prepared.prefect("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
+    past_a_checkpoint(prepared, overrides)
+    assert [c.status for c in containers(docker_engine)] == ["running"]
+    prepared.prefect("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    wait_for(lambda: not containers(docker_engine), 60, "a container outlived its run")
+    wait_for(lambda: prepared.prefect("GET", f"/flow_runs/{run_id}")["state"]["type"] == "CANCELLED", 60, "the run was not cancelled")
+    prepared.moxin("run", "--select", "pretrain_1", "--launcher", "docker", *sets(overrides))
+    assert prepared.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 20
+
+
+@pytest.mark.usefixtures("slurm_cluster")
+def test_a_training_on_two_nodes_survives_a_requeue(prepared: OnEngines) -> None:
+    overrides = LONG | {"pretrain_1.seed": 12, "pretrain_1.threads": 1, "resources.pretrain_1.nodes": 2, "launchers.pretrain_1": "slurm"}
+    run = prepared.start("run", "--select", "pretrain_1", *sets(overrides))
+    past_a_checkpoint(prepared, overrides)
+    (row,) = slurm.run("squeue", "--noheader", "--name=moxin-pretrain_1", "--format=%i %D").splitlines()
+    number, nodes = row.split()
+    assert nodes == "2"
+    slurm.run("scontrol", "requeue", number)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, out + err
+    shown = prepared.json("show", "pretrain_1")
+    assert (shown["attempt"]["epoch"], shown["attempt"]["resumed_from"] >= 20) == (1, True), "the same attempt, the same job"
+    assert shown["stats"]["processes"] == 2
+    assert [row["step"] for row in prepared.metrics("pretrain_1")] == list(range(1, 301))
