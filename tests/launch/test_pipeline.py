@@ -55,7 +55,7 @@ def containers(client: Any) -> list[Any]:
 
 def test_data_made_in_containers_is_what_processes_make(prepared: OnEngines) -> None:
     before = prepared.digests()
-    assert before.keys() >= {"collect.web", "dedup_web.documents", "quality_web.documents", "tokenizer.tokenizer", "tokenize_short.shards"}
+    assert before.keys() >= {"collect.web", "dedup_web.documents", "quality_web.kept", "tokenizer.tokenizer", "tokenize_short.shards"}
     assert set(prepared.states("--select", "+tokenize_short", *sets(SMALL)).values()) == {"cached"}, "the keys are the same"
     again = prepared.states("--select", "+tokenize_short", "--force", "--launcher", "process", *sets(SMALL))
     assert set(again.values()) == {"done"}
@@ -72,7 +72,8 @@ def test_a_training_in_a_container_is_what_a_process_trains(prepared: OnEngines)
 
 
 def past_a_checkpoint(prepared: OnEngines, overrides: dict[str, Any]) -> None:
-    wait_for(lambda: any(e["event"] == "checkpoint" for e in prepared.events("pretrain_1", overrides)), 240, "the training saved no checkpoint")
+    key = prepared.key("pretrain_1", overrides)
+    wait_for(lambda: any(e["event"] == "checkpoint" for e in prepared.events(key)), 240, "the training saved no checkpoint")
 
 
 def test_a_run_cancelled_in_the_ui_leaves_no_container_and_the_next_one_resumes(prepared: OnEngines, docker_engine: Any) -> None:
