@@ -4,13 +4,14 @@
     verify   slice of pairs  -> the pairs at or above the threshold
     extremes clusters        -> of each, the documents to keep (the-stack-dedup's rule)
 
-The sets are hash tables that are stamped anew instead of being cleared: one pass over a text counts its set and what it shares
-with the other. A pair whose documents verified pairs connect already is not looked at: the clusters are the same.
+Of the texts of some thousand pairs every set is made once, as a list of hashes; the first of a pair goes into a hash table (stamped
+anew instead of being cleared), the second is looked up in it until it is clear that it cannot reach the threshold. A pair whose documents verified pairs connect already is not looked at: the clusters are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ from stages.dedup.shingles import (
 )
 from stages.documents import text_buffer
 
-CHUNK_BYTES = 16 << 20
-"""Text of the pairs that are looked at together."""
+CHUNK_BYTES = 6 << 20
+"""Text of the pairs that are looked at together. Their sets take some eight times that."""
 MOST_HASHES = 1 << 21
 """Hashes in a table, on average. A larger set is compared in several passes, each over the hashes of one range."""
 
@@ -60,43 +61,45 @@ def spill(folder: Path, shard: dict[str, Any], candidates: str) -> Any:
 
 
 class Texts:
-    """The spilled texts by document number. Reads from disk, and maps only the index: memory is the caller's chunk."""
+    """The spilled texts by document number. Reads from disk, and maps only the index: memory is what is asked for at a time."""
 
     def __init__(self, folders: list[str], starts: list[int], kind: ShingleKind) -> None:
         self._folders, self._starts = [Path(f) for f in folders], np.array(starts, np.int64)
         self._kind: ShingleKind = kind
-        self._index: dict[int, tuple[np.ndarray, np.ndarray, Any]] = {}
 
-    def _open(self, shard: int) -> tuple[np.ndarray, np.ndarray, Any]:
-        if shard not in self._index:
-            folder = self._folders[shard]
-            index = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("numbers", "ends")]
-            if len(self._index) >= 64:
-                self._index.pop(next(iter(self._index)))[2].close()
-            self._index[shard] = (index[0], index[1], open(folder / "texts", "rb", buffering=0))  # noqa: SIM115
-        return self._index[shard]
+    def locate(self, documents: np.ndarray) -> np.ndarray:
+        """Shard, offset and length of each text (numbers ascending): [documents, 3], int64."""
+        found = np.empty((len(documents), 3), np.int64)
+        found[:, 0] = np.searchsorted(self._starts, documents, side="right") - 1
+        for shard in np.unique(found[:, 0]):
+            mine = found[:, 0] == shard
+            numbers, ends = (np.load(self._folders[shard] / f"{name}.npy", mmap_mode="r") for name in ("numbers", "ends"))
+            rows = np.searchsorted(numbers, documents[mine].astype(np.uint32))
+            found[mine, 1], found[mine, 2] = ends[rows], ends[rows + 1] - ends[rows]
+        return found
 
-    def _place(self, document: int) -> tuple[Any, int, int]:
-        """Stream, offset and length of a document's text."""
-        shard = int(np.searchsorted(self._starts, document, side="right")) - 1
-        numbers, ends, stream = self._open(shard)
-        row = int(np.searchsorted(numbers, np.uint32(document)))
-        return stream, int(ends[row]), int(ends[row + 1] - ends[row])
+    def read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The texts at these places, as bytes and ends; what needs Python's normalization has had it."""
+        ends = np.concatenate([[0], np.cumsum(places[:, 2])]).astype(np.int64)
+        source = np.empty(int(ends[-1]), np.uint8)
+        view = memoryview(source.data)
+        for shard in np.unique(places[:, 0]).tolist():
+            with open(self._folders[shard] / "texts", "rb", buffering=0) as stream:
+                for row in np.flatnonzero(places[:, 0] == shard).tolist():
+                    stream.seek(int(places[row, 1]))
+                    low, high = int(ends[row]), int(ends[row + 1])
+                    while low < high:
+                        low += stream.readinto(view[low:high])
+        data = view.tobytes()
+        if b"\xc4\xb0" not in data and b"\xce\xa3" not in data:  # U+0130, U+03A3
+            return source, ends
+        texts = [reread(self._kind, data[low:high].decode()) for low, high in pairwise(ends.tolist())]
+        return joined(texts)
 
-    def length(self, document: int) -> int:
-        """Bytes of a text."""
-        return self._place(document)[2]
 
-    def read(self, document: int) -> bytes:
-        """A text, ready for the compiled path: what needs Python's normalization has had it."""
-        stream, offset, length = self._place(document)
-        stream.seek(offset)
-        text = stream.read(length)
-        while len(text) < length:
-            text += stream.read(length - len(text))
-        if b"\xc4\xb0" in text or b"\xce\xa3" in text:  # U+0130, U+03A3
-            return reread(self._kind, text.decode())
-        return text
+def joined(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Texts as bytes and ends."""
+    return np.frombuffer(b"".join(texts), np.uint8), np.concatenate([[0], np.cumsum([len(t) for t in texts])]).astype(np.int64)
 
 
 @compiled
@@ -120,6 +123,84 @@ def unite(parent, firsts, seconds):
 
 
 @compiled
+def _next_slot(keys, stamps, stamp, mask, value):
+    """Where a value is in the table, or the slot to put it into."""
+    place = np.int64(value) & mask
+    while stamps[place] == stamp and keys[place] != value:
+        place = (place + 1) & mask
+    return place
+
+
+@compiled
+def _slots(most):
+    """Slots less one of a table for so many values: at most half full."""
+    mask = 128
+    while mask < 2 * most:
+        mask *= 2
+    return mask - 1
+
+
+@compiled
+def prepare(kind, width, mapping, source, ends, codes, words, hashes, state, keys, stamps, values, bounds):
+    """The set of each text, one after another in `values`: its mixed hashes, each once. `bounds` says where they begin."""
+    filled = 0
+    for d in range(ends.shape[0] - 1):
+        mask = _slots(max(ends[d + 1] - ends[d], 64))
+        begin(state, ends[d])
+        while state[DONE] == 0:
+            made = next_hashes(kind, width, mapping, source, ends[d + 1], state, codes, words, hashes)
+            for i in range(made):
+                value = mix(hashes[i])
+                place = _next_slot(keys, stamps, d + 1, mask, value)
+                if stamps[place] != d + 1:
+                    stamps[place], keys[place] = d + 1, value
+                    values[filled] = value
+                    filled += 1
+        bounds[d + 1] = filled
+    return filled
+
+
+@compiled
+def _reaches(common, one, other, threshold):
+    """Whether sets of these sizes and so much in common reach the threshold; two empty sets are equal."""
+    return one + other == 0 or common / (one + other - common) >= threshold
+
+
+@compiled
+def compare(values, bounds, firsts, seconds, threshold, keys, stamps, stamp, out):
+    """Which pairs of prepared sets reach the threshold, into `out`. Given up as soon as what is left cannot reach it."""
+    parent = np.arange(bounds.shape[0] - 1)
+    held, mask = -1, 0
+    for i in range(firsts.shape[0]):
+        a, b = firsts[i], seconds[i]
+        one, other = bounds[a + 1] - bounds[a], bounds[b + 1] - bounds[b]
+        out[i] = False
+        if find(parent, a) == find(parent, b) or not _reaches(min(one, other), one, other, threshold):
+            continue
+        if held != a:
+            stamp += 1
+            held, mask = a, _slots(max(one, 64))
+            for k in range(bounds[a], bounds[a + 1]):
+                place = _next_slot(keys, stamps, stamp, mask, values[k])
+                stamps[place], keys[place] = stamp, values[k]
+        common, missed = 0, 0
+        for k in range(bounds[b], bounds[b + 1]):
+            place = np.int64(values[k]) & mask
+            while stamps[place] == stamp and keys[place] != values[k]:
+                place = (place + 1) & mask
+            if stamps[place] == stamp:
+                common += 1
+            else:
+                missed += 1
+                if missed & 15 == 0 and not _reaches(min(one, other - missed), one, other, threshold):
+                    break
+        if common + missed == other and _reaches(common, one, other, threshold):
+            out[i] = True
+            first, second = find(parent, a), find(parent, b)
+            parent[max(first, second)] = min(first, second)
+
+
+@compiled
 def _count(kind, width, mapping, source, start, end, codes, words, hashes, state, keys, stamps, stamp, mask, shift, turn, others, marks, mark):
     """Put a set into the table `keys` (those hashes whose upper bits are `turn`): its size, and how many `others` has too."""
     size, common = 0, 0
@@ -128,73 +209,77 @@ def _count(kind, width, mapping, source, start, end, codes, words, hashes, state
         made = next_hashes(kind, width, mapping, source, end, state, codes, words, hashes)
         for i in range(made):
             value = mix(hashes[i])
-            if shift < np.uint64(64) and np.int64(value >> shift) != turn:
+            if np.int64(value >> shift) != turn:
                 continue
-            place = np.int64(value) & mask
-            while stamps[place] == stamp and keys[place] != value:
-                place = (place + 1) & mask
+            place = _next_slot(keys, stamps, stamp, mask, value)
             if stamps[place] == stamp:
                 continue
             stamps[place], keys[place] = stamp, value
             size += 1
             if mark:
-                place = np.int64(value) & mask
-                while marks[place] == mark and others[place] != value:
-                    place = (place + 1) & mask
-                common += int(marks[place] == mark)
+                common += int(marks[_next_slot(others, marks, mark, mask, value)] == mark)
     return size, common
 
 
 @compiled
-def _similar(kind, width, mapping, source, ends, firsts, seconds, threshold, codes, words, hashes, state, keys, stamps, others, marks, stamp, out):
-    """Which of the pairs of texts reach the threshold, into `out`; returns the last stamp used."""
-    parent = np.arange(ends.shape[0] - 1)
-    held, held_mask, held_size, held_stamp = -1, 0, 0, 0
-    for i in range(firsts.shape[0]):
-        a, b = firsts[i], seconds[i]
-        out[i] = False
+def large_similarity(kind, width, mapping, source, ends, codes, words, hashes, state, keys, stamps, others, marks, bits):
+    """The similarity of two large texts, in 2^bits turns, each over the hashes of one range: (in common, one, other)."""
+    mask, shift = np.int64(keys.shape[0] - 1), np.uint64(64 - bits)
+    one, other, common = 0, 0, 0
+    for turn in range(1 << bits):
+        stamp = turn + 1
+        size, _ = _count(kind, width, mapping, source, ends[0], ends[1], codes, words, hashes, state, others, marks, stamp, mask, shift, turn, others, marks, 0)
+        one += size
+        size, shared = _count(kind, width, mapping, source, ends[1], ends[2], codes, words, hashes, state, keys, stamps, stamp, mask, shift, turn, others, marks, stamp)
+        other, common = other + size, common + shared
+    return common, one, other
+
+
+def similar_pairs(
+    source: np.ndarray, ends: np.ndarray, firsts: np.ndarray, seconds: np.ndarray, kind: ShingleKind, width: int, threshold: float
+) -> np.ndarray:
+    """Which pairs of texts (by place, sorted) reach the threshold: [pairs], bool. Pairs that earlier ones of the answer connect
+    are left out."""
+    lengths = np.diff(ends)
+    large = (lengths[firsts] > MOST_HASHES) | (lengths[seconds] > MOST_HASHES)
+    if large.any():
+        out = np.zeros(len(firsts), bool)
+        out[large] = _large_pairs(source, ends, firsts[large], seconds[large], kind, width, threshold)
+        if not large.all():
+            here, local = np.unique(np.stack([firsts[~large], seconds[~large]]), return_inverse=True)
+            local = local.reshape(2, -1)
+            small = joined([source[ends[d] : ends[d + 1]].tobytes() for d in here])
+            out[~large] = similar_pairs(*small, local[0], local[1], kind, width, threshold)
+        return out
+    longest = int(lengths.max(initial=64))
+    size = int(_slots(longest)) + 1
+    keys, stamps = np.empty(size, np.uint64), np.zeros(size, np.int32)
+    values, bounds = np.empty(int(ends[-1]) + len(ends), np.uint64), np.zeros(len(ends), np.int64)
+    prepare(KINDS[kind], width, table(), source, ends, *buffers(), new_state(), keys, stamps, values, bounds)
+    out = np.zeros(len(firsts), bool)
+    compare(values, bounds, firsts, seconds, threshold, keys, stamps, len(ends), out)
+    return out
+
+
+def _large_pairs(
+    source: np.ndarray, ends: np.ndarray, firsts: np.ndarray, seconds: np.ndarray, kind: ShingleKind, width: int, threshold: float
+) -> np.ndarray:
+    """As `similar_pairs`, for texts whose sets are too large to hold: pair by pair, in turns."""
+    parent = np.arange(len(ends) - 1)
+    out = np.zeros(len(firsts), bool)
+    size = int(_slots(MOST_HASHES)) + 1
+    tables = [np.empty(size, np.uint64), np.zeros(size, np.int32), np.empty(size, np.uint64), np.zeros(size, np.int32)]
+    for i, (a, b) in enumerate(zip(firsts.tolist(), seconds.tolist(), strict=True)):
         if find(parent, a) == find(parent, b):
             continue
-        most = max(ends[a + 1] - ends[a], ends[b + 1] - ends[b], 64)
-        shift, turns = np.uint64(64), 1
-        while most > MOST_HASHES * turns:
-            turns *= 2
-            shift -= np.uint64(1)
-        mask = 128  # slots: twice what is in the table at most; a turn of many is never far over the average
-        while mask < 2 * min(most, MOST_HASHES):
-            mask *= 2
-        mask -= 1
-        first_size, second_size, common = 0, 0, 0
-        for turn in range(turns):
-            if turns > 1 or held != a or held_mask != mask:
-                stamp += 1
-                held, held_mask = a, mask
-                held_size, _ = _count(kind, width, mapping, source, ends[a], ends[a + 1], codes, words, hashes, state, others, marks, stamp, mask, shift, turn, others, marks, 0)
-                held_stamp = stamp
-            stamp += 1
-            size, shared = _count(kind, width, mapping, source, ends[b], ends[b + 1], codes, words, hashes, state, keys, stamps, stamp, mask, shift, turn, others, marks, held_stamp)
-            first_size, second_size, common = first_size + held_size, second_size + size, common + shared
-        if turns > 1:
-            held = -1
-        together = first_size + second_size - common
-        if together == 0 or common / together >= threshold:
+        both, places = joined([source[ends[d] : ends[d + 1]].tobytes() for d in (a, b)])
+        bits = max(1, int(np.diff(places).max() // MOST_HASHES).bit_length())
+        for marks in tables[1::2]:
+            marks[:] = 0
+        common, one, other = large_similarity(KINDS[kind], width, table(), both, places, *buffers(), new_state(), *tables, bits)
+        if _reaches(common, one, other, threshold):
             out[i] = True
-            one, other = find(parent, a), find(parent, b)
-            parent[max(one, other)] = min(one, other)
-    return stamp
-
-
-def similar_pairs(texts: list[bytes], firsts: np.ndarray, seconds: np.ndarray, kind: ShingleKind, width: int, threshold: float) -> np.ndarray:
-    """Which pairs of texts (by place in the list, sorted) reach the threshold: [pairs], bool. Pairs that earlier ones of the
-    answer connect are left out."""
-    source = np.frombuffer(b"".join(texts), np.uint8)
-    ends = np.concatenate([[0], np.cumsum([len(t) for t in texts])]).astype(np.int64)
-    size = 128
-    while size < 2 * min(max(map(len, texts), default=1), MOST_HASHES):
-        size *= 2
-    tables = [np.empty(size, np.uint64), np.zeros(size, np.int32), np.empty(size, np.uint64), np.zeros(size, np.int32)]
-    out = np.zeros(len(firsts), bool)
-    _similar(KINDS[kind], width, table(), source, ends, firsts, seconds, threshold, *buffers(), new_state(), *tables, 0, out)
+            unite(parent, np.array([a]), np.array([b]))
     return out
 
 
@@ -204,33 +289,32 @@ def verify(
     """Of the pairs [low, high) of a file, write those that reach the threshold."""
     texts = Texts(spills, starts, kind)
     every = np.fromfile(pairs, np.uint64, high - low, offset=low * 8)
+    documents, places = np.unique(np.stack([every >> np.uint64(32), every & np.uint64(0xFFFFFFFF)]), return_inverse=True)
+    located, places = texts.locate(documents), places.reshape(2, -1)
     found = [np.empty(0, np.uint64)]
-    for chunk in _chunks(every, texts):
-        ends = np.stack([chunk >> np.uint64(32), chunk & np.uint64(0xFFFFFFFF)])
-        documents, places = np.unique(ends, return_inverse=True)
-        places = places.reshape(2, -1)
-        content = [texts.read(int(d)) for d in documents]
-        found.append(chunk[similar_pairs(content, places[0], places[1], kind, width, threshold)])
+    for start, end in _chunks(places, located[:, 2]):
+        here, local = np.unique(places[:, start:end], return_inverse=True)
+        local = local.reshape(2, -1)
+        found.append(every[start:end][similar_pairs(*texts.read(located[here]), local[0], local[1], kind, width, threshold)])
     edges = np.concatenate(found)
     edges.tofile(folder / "edges")
     return {"pairs": len(every), "edges": len(edges)}
 
 
-def _chunks(pairs: np.ndarray, texts: Texts) -> Iterator[np.ndarray]:
-    """Consecutive pairs whose texts come to `CHUNK_BYTES`, or one pair."""
-    start, held = 0, 0
-    seen: set[int] = set()
-    for i, value in enumerate(pairs.tolist()):
-        new = {value >> 32, value & 0xFFFFFFFF} - seen
-        size = sum(map(texts.length, new))
+def _chunks(places: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Consecutive pairs whose texts come to `CHUNK_BYTES` (and no text of which is large), or one pair."""
+    chunk_of = np.full(len(lengths), -1, np.int64)
+    sizes, start, held, number = lengths.tolist(), 0, 0, 0
+    for i, (a, b) in enumerate(places.T.tolist()):
+        size = (sizes[a] if chunk_of[a] != number else 0) + (sizes[b] if chunk_of[b] != number else 0)
         if i > start and held + size > CHUNK_BYTES:
-            yield pairs[start:i]
-            start, held, seen, new = i, 0, set(), {value >> 32, value & 0xFFFFFFFF}
-            size = sum(map(texts.length, new))
-        seen |= new
+            yield start, i
+            start, held, number = i, 0, number + 1
+            size = sizes[a] + sizes[b]
+        chunk_of[a] = chunk_of[b] = number
         held += size
-    if start < len(pairs):
-        yield pairs[start:]
+    if start < places.shape[1]:
+        yield start, places.shape[1]
 
 
 def extremes(
@@ -239,13 +323,15 @@ def extremes(
     """Of the clusters in rows [low, high) of `members` ([rows, 2]: cluster, document), the documents that go."""
     texts = Texts(spills, starts, kind)
     rows = np.fromfile(members, np.uint32, 2 * (high - low), offset=8 * low).reshape(-1, 2)
+    documents, places = np.unique(rows[:, 1], return_inverse=True)
+    located = texts.locate(documents)
     gone: list[int] = []
     kept: list[np.ndarray] = []
     cluster = -1
-    for number, document in rows.tolist():
+    for (number, document), place in zip(rows.tolist(), places.tolist(), strict=True):
         if number != cluster:
             cluster, kept = number, []
-        found = shingles(kind, texts.read(document).decode(), width)
+        found = shingles(kind, texts.read(located[place : place + 1])[0].tobytes().decode(), width)
         if all(jaccard(found, other) < threshold for other in kept):
             kept.append(found)
         else:

@@ -158,7 +158,10 @@ def test_the_collapsed_scorer_is_fasttext(tmp_path: Path, ngrams: int) -> None:
     data = [t.encode() for t in tests]
     found = scorer.score(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
     wanted = quality.scores(model, tests)
-    assert np.abs(found - wanted).max() < 1e-6
+    even = np.abs(wanted - 0.5) < 2e-5  # rounding decides which label fastText adds its 1e-5 to
+    assert np.abs(found - wanted)[~even].max() < 1e-6
+    assert np.abs(found - wanted).max() < 2.1e-5
+    assert even.mean() < 0.5
     assert found.min() < 0.2 < 0.8 < found.max()
 
 
