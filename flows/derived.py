@@ -16,7 +16,7 @@ _DIAGRAM = re.compile(r"(<!-- derived: dag -->\n).*?(<!-- /derived -->)", re.DOT
 def diagram() -> str:
     """The DAG as a Mermaid flowchart, which code hosts draw."""
     lines = ["```mermaid", "flowchart LR"]
-    lines += [f"  {parent} --> {node.name}" for node in PIPELINE for parent in node.parents]
+    lines += [f"  {' & '.join(node.parents)} --> {node.name}" for node in PIPELINE if node.parents]
     return "\n".join([*lines, "```"]) + "\n"
 
 
