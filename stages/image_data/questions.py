@@ -130,7 +130,7 @@ Maker = Callable[[random.Random, Scene], Asked | None]
 MAKERS: Mapping[str, Maker] = {
     "gqa": gqa, "vizwiz": vizwiz, "refcoco": refcoco, "ocid": ocid, "vsr": vsr, "pope": pope, "tallyqa": tallyqa,
 }
-WEIGHTS: Mapping[str, float] = {"gqa": 4, "vizwiz": 1, "refcoco": 3, "ocid": 1, "vsr": 0.5, "pope": 1, "tallyqa": 0.3}
+WEIGHTS: Mapping[str, float] = {"gqa": 4, "vizwiz": 1, "refcoco": 4, "ocid": 1, "vsr": 0.5, "pope": 0.5, "tallyqa": 0.2}
 """How often a type is drawn for training. A small model learns little of what it sees a few hundred times, and TallyQA's prompt of
 sixteen options costs twice as many tokens as any other."""
 PROMPTS: Mapping[str, Callable[[str], str]] = {
