@@ -15,8 +15,8 @@ from stages.effects import Effect, from_stats
 STAGES = ("sft", "dpo", "grpo")
 CURVES = {
     "sft": (("loss", "loss"),),
-    "dpo": (("loss", "loss"), ("reward_accuracy", "share of pairs the right way round")),
-    "grpo": (("accuracy", "share of responses that are right"), ("response_length", "tokens of a response"), ("kl", "KL against the start")),
+    "dpo": (("loss", "loss"), ("reward_accuracy", "pairs the right way round")),
+    "grpo": (("accuracy", "responses that are right"), ("response_length", "tokens of a response"), ("kl", "KL against the start")),
 }
 """Which metrics of a stage are drawn, and what their axes are called."""
 ABOUT = {"sft": "Supervised fine-tuning", "dpo": "Preference tuning (DPO)", "grpo": "Reinforcement"}

@@ -53,7 +53,7 @@ class Store:
 
     def __init__(self, address: StoreAddress, client: Any = None) -> None:
         self.address = address
-        self._client = client or boto3.client(
+        self._client = client or boto3.Session().client(  # the default session keeps the first credentials that it saw
             "s3",
             endpoint_url=address.endpoint,
             region_name=address.region,

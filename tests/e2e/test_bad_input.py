@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -59,8 +60,8 @@ def ledger(installation: Installation) -> Ledger:
     from flows.settings import Settings
 
     settings = Settings.load(installation.home)
-    os.environ.update(settings.store_environment())
-    return Ledger(Store(settings.store))
+    with mock.patch.dict(os.environ, settings.store_environment()):  # other tests have a store of their own
+        return Ledger(Store(settings.store))
 
 
 def run(installation: Installation, *arguments: str) -> tuple[int, dict[str, Any]]:
