@@ -242,7 +242,7 @@ class _Recorder:
 
 
 def _last_result(ledger: Any, profile: str, node: str) -> Any:
-    record = ledger.nodes(profile).get(_node(node).name)
+    record = ledger.node(profile, _node(node).name)
     found = ledger.manifest(record.key) if record else None
     if found is None:
         raise ConfigError(f"node {node} has no result in profile '{profile}' yet: run it with 'moxin run --select {node}'")
@@ -326,7 +326,7 @@ def _log_lines(settings: Settings, profile: str, node: str) -> list[str]:
     """The events of a node's newest attempt: from this machine while it runs, from the store afterwards."""
     with _ledger(settings) as ledger:
         keys = {p.key for p in _plans(profile, f"+{node}", [])[0] if p.node.name == node and p.key}
-        record = ledger.nodes(profile).get(node)
+        record = ledger.node(profile, node)
         for key in [*keys, *([record.key] if record else [])]:
             for attempt in reversed(ledger.attempts(key)):
                 local = settings.home / "logs" / "stages" / key / f"{attempt.epoch:06d}.jsonl"

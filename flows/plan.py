@@ -11,7 +11,7 @@ from flows.profiles import Profile
 from stages.core.contracts import ConfigError, Facets, InputRef, StageResult
 from stages.core.graph import Node, Pipeline
 from stages.core.keys import source_digest, stage_key
-from stages.core.ledger import LeaseRecord, Ledger, NodeRecord
+from stages.core.ledger import LeaseRecord, Ledger
 
 
 class State(enum.StrEnum):
@@ -108,11 +108,10 @@ def make_plan(
     """Plan the selected nodes, in pipeline order. Raises ConfigError on facets that disagree."""
     selected = {n.name for n in pipeline.select(selection)}
     needed = set(selected).union(*(pipeline.ancestors(name) for name in selected))
-    history = ledger.nodes(profile.name)
     plans: dict[str, NodePlan] = {}
     for node in pipeline:
         if node.name in needed:
-            plans[node.name] = _plan_node(node, profile, ledger, plans, node.name in selected, force, history)
+            plans[node.name] = _plan_node(node, profile, ledger, plans, node.name in selected, force)
     return [plan for name, plan in plans.items() if name in selected]
 
 
@@ -123,7 +122,6 @@ def _plan_node(
     plans: Mapping[str, NodePlan],
     selected: bool,
     force: bool,
-    history: Mapping[str, NodeRecord],
 ) -> NodePlan:
     config = profile.configs[node.name]
     parents = [plans[name] for name in node.parents]
@@ -157,7 +155,7 @@ def _plan_node(
             return plan(State.DRIFT, "made by other code; kept", False, resolved)
         return plan(State.CACHED, f"made {_date(resolved.result)}", False, resolved)
     if resolved.result is None:
-        reason = explain_change(node, profile, resolved, ledger, history)
+        reason = explain_change(node, profile, resolved, ledger)
     if not selected:
         return plan(State.BLOCKED, reason, False, resolved)
     held = ledger.lease(resolved.key)
@@ -179,11 +177,9 @@ def _held(record: LeaseRecord) -> str:
     return f"{record.holder} works on it (epoch {record.epoch})"
 
 
-def explain_change(
-    node: Node, profile: Profile, resolved: Resolved, ledger: Ledger, history: Mapping[str, NodeRecord]
-) -> str:
+def explain_change(node: Node, profile: Profile, resolved: Resolved, ledger: Ledger) -> str:
     """In words: what differs between a node's last result in this profile and what a run would make now."""
-    record = history.get(node.name)
+    record = ledger.node(profile.name, node.name)
     if record is None:
         return "never ran in this profile"
     last = ledger.manifest(record.key)

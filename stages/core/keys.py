@@ -91,10 +91,15 @@ def imported_names(source: bytes) -> frozenset[str]:
     """Dotted names that a source imports, of modules or of what is in them. Cached: stages share most of their modules."""
     names: set[str] = set()
     with _PARSING:
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Import):
-                names.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                names.add(node.module)
-                names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        queue: list[ast.AST] = [ast.parse(source)]
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for block in ("body", "orelse", "handlers", "finalbody", "cases"):  # statements hold no others; expressions, most of a tree, none
+            inner = getattr(node, block, ())
+            queue.extend(inner if isinstance(inner, list) else ())
     return frozenset(names)

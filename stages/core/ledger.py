@@ -304,6 +304,11 @@ class Ledger:
         """Remember the key that a node has now."""
         self.store.put(f"nodes/{profile}/{record.node}.json", record.model_dump_json().encode())
 
+    def node(self, profile: str, name: str) -> NodeRecord | None:
+        """The last known key of one node."""
+        found = self.store.get(f"nodes/{profile}/{name}.json")
+        return NodeRecord.model_validate_json(found[0]) if found else None
+
     def nodes(self, profile: str) -> dict[str, NodeRecord]:
         """The last known key of every node of a profile."""
         rows = [o.key for o in self.store.list(f"nodes/{profile}/")]

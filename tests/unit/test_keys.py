@@ -294,3 +294,38 @@ def test_sources_are_parsed_one_at_a_time(tree: Path, monkeypatch: pytest.Monkey
     assert len(digests) == 1
     assert all(most)
     assert len(most) >= 7
+
+
+def test_imports_are_found_in_every_kind_of_block() -> None:
+    source = b"""
+import a
+if x:
+    import b.c
+elif y:
+    from d import e
+else:
+    import f
+try:
+    import g
+except ImportError:
+    import h
+else:
+    import i
+finally:
+    import j
+for _ in x:
+    import k
+while x:
+    with y:
+        import l
+match x:
+    case 1:
+        import m
+class C:
+    async def method(self):
+        async with x:
+            def inner():
+                import n
+"""
+    found = keys.imported_names(source)
+    assert found == {"a", "b.c", "d", "d.e", *"fghijklmn"}
