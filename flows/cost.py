@@ -1,7 +1,8 @@
 """What a plan would cost: time, GPU-hours, core-hours, dollars.
 
 An earlier result of the same node is the best estimate. Without one, a stage's own count of work (FLOPs, bytes) is
-divided by the rates in infra/pricing.toml. An estimate that rests on nothing is left empty: no number beats a made-up one.
+divided by the rates in infra/pricing.toml. Of artifacts that are not there yet, what the configuration fixes is taken: a model's
+parameters, and the rows that a mixture is capped at. An estimate that rests on nothing is left empty: no number beats a made-up one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Estimate:
         if not self.basis:
             return ""
         if self.gpu_hours:
-            return f"{self.gpu_hours:,.0f} GPU-h, ${self.dollars:,.0f}"
+            return f"{self.gpu_hours:,.{0 if self.gpu_hours >= 10 else 1}f} GPU-h, ${self.dollars:,.0f}"
         return f"{self.seconds:,.0f} s"
 
 
@@ -50,14 +51,32 @@ def estimate(plans: Sequence[NodePlan], profile: Profile, ledger: Ledger) -> dic
     prices = tomllib.loads(PRICING.read_text(encoding="utf-8"))
     history = ledger.nodes(profile.name)
     out: dict[str, Estimate] = {}
+    expected: dict[str, dict[str, Any]] = {}
     for plan in plans:
+        expected[plan.node.name] = _expected_meta(plan, profile, expected)
         if not plan.will_run:
             out[plan.node.name] = Estimate(basis="ledger")
             continue
         record = history.get(plan.node.name)
         found = ledger.manifest(record.key) if record else None
-        out[plan.node.name] = _measured(found[0], prices) if found else _computed(plan, profile, prices)
+        out[plan.node.name] = _measured(found[0], prices) if found else _computed(plan, profile, prices, expected)
     return out
+
+
+def _expected_meta(plan: NodePlan, profile: Profile, expected: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What the configuration, or else a parent, already fixes of a node's artifacts: `parameters`, `rows`."""
+    node, config = plan.node, profile.configs[plan.node.name]
+    if plan.resolved and plan.resolved.result:
+        found = [m.meta for m in plan.resolved.result.outputs.values()]
+        return {name: m[name] for m in found for name in ("parameters", "rows") if name in m}
+    caps = [source.cap for source in getattr(config, "sources", ()) if hasattr(source, "cap")]
+    meta = {"rows": sum(caps)} if caps and None not in caps else {}
+    count = getattr(getattr(config, "shape", None), "parameters", None)
+    sizes = [getattr(profile.configs[s.node.name], "vocab_size", None) for s in node.wires.get("tokenizer", ())]
+    if count and sizes and sizes[0]:
+        return meta | {"parameters": count(sizes[0])}
+    inherited = [expected.get(s.node.name, {}) for port in ("parent", "base", "model") for s in node.wires.get(port, ())]
+    return meta | {"parameters": p["parameters"] for p in inherited if "parameters" in p}
 
 
 def _measured(result: StageResult, prices: Mapping[str, Any]) -> Estimate:
@@ -70,11 +89,12 @@ def _measured(result: StageResult, prices: Mapping[str, Any]) -> Estimate:
     )
 
 
-def _computed(plan: NodePlan, profile: Profile, prices: Mapping[str, Any]) -> Estimate:
+def _computed(plan: NodePlan, profile: Profile, prices: Mapping[str, Any], expected: Mapping[str, dict[str, Any]]) -> Estimate:
     config, resources = profile.configs[plan.node.name], profile.resources[plan.node.name]
-    inputs: dict[str, list[ArtifactManifest]] = {}
     if plan.resolved:
         inputs = {port: [ref.manifest for ref in refs] for port, refs in plan.resolved.inputs.items()}
+    else:
+        inputs = {port: [_provisional(expected.get(s.node.name, {})) for s in sources] for port, sources in plan.node.wires.items()}
     work = plan.node.work(config, inputs)
     if work.flops and resources.gpus:
         gpu = prices["gpu"]
@@ -95,6 +115,11 @@ def _computed(plan: NodePlan, profile: Profile, prices: Mapping[str, Any]) -> Es
     )
 
 
+def _provisional(meta: Mapping[str, Any]) -> ArtifactManifest:
+    """An artifact that is not there yet: no files, and what is known of it."""
+    return ArtifactManifest(type="", digest="0" * 64, facets={}, meta=dict(meta), files=())
+
+
 def total(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
     """Sums over a plan, and the nodes that nothing is known about."""
     return {
@@ -112,7 +137,7 @@ def total_text(estimates: Mapping[str, Estimate], plans: Sequence[NodePlan]) -> 
     run = sum(p.will_run for p in plans)
     line = f"{len(plans)} nodes, {run} to run"
     if run:
-        line += f": {sums['gpu_hours']:,.0f} GPU-hours, {sums['core_hours']:.2f} core-hours, ${sums['dollars']:,.2f}"
+        line += f": {sums['gpu_hours']:,.{0 if sums['gpu_hours'] >= 10 else 1}f} GPU-hours, {sums['core_hours']:.2f} core-hours, ${sums['dollars']:,.2f}"
     if sums["unknown"]:
         line += f"; no estimate yet for {len(sums['unknown'])} of them"
     return line

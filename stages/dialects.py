@@ -8,6 +8,7 @@
 | open-thoughts/OpenThoughts-114k | system, conversations [{from: user, assistant, value}] |
 | open-r1/OpenR1-Math-220k | problem, generations, is_reasoning_complete, correctness_math_verify, correctness_llama, messages, uuid, source |
 | agentica-org/DeepScaleR-Preview-Dataset | problem, answer, solution |
+| openai/gsm8k | question, answer: the solution, and after `####` the answer itself |
 
 A column that is missing is taken as empty; what then lacks a part has a fault, and is counted where rows are checked.
 """
@@ -36,6 +37,9 @@ ROLE_NAMES = {
 _THOUGHT = re.compile(r"\s*<\|begin_of_thought\|>\s*(.*?)\s*<\|end_of_thought\|>\s*", re.S)
 _SOLUTION = re.compile(r"<\|begin_of_solution\|>\s*(.*?)\s*<\|end_of_solution\|>", re.S)
 _MARKER = re.compile(r"<\|(?:begin|end)_of_(?:thought|solution)\|>")
+
+_CALCULATED = re.compile(r"<<[^<>]*>>")
+"""GSM8K's notes for a calculator, inside its solutions."""
 
 Row = Mapping[str, Any]
 
@@ -137,7 +141,11 @@ def problem_parts(row: Row) -> tuple[str, str, str]:
     """(problem, answer, solution), '' for what there is not."""
     problem = _first(row, "problem", "question", "prompt")
     answer = _first(row, "answer", "final_answer", "expected_answer", "ground_truth")
-    return problem, answer, _first(row, "solution", "ground_truth_solution", "deepseek_solution")
+    solution = _first(row, "solution", "ground_truth_solution", "deepseek_solution")
+    worked, mark, final = answer.rpartition("\n#### ")
+    if mark and not solution:
+        return problem, final.strip(), _CALCULATED.sub("", worked).strip()
+    return problem, answer, solution
 
 
 def _first(row: Row, *names: str) -> str:

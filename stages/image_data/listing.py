@@ -101,7 +101,7 @@ def rows(ctx: Context[ImageDataConfig], counts: Counts, writer: ImageWriter) -> 
             if file.kind not in config.train_on:
                 continue
             source = ImageSource(file.images, f"{ctx.node}.sources, {file.name}")
-            stream = enumerate(read_json(file, f"{ctx.node}.sources, {file.name}"))
+            stream = islice(enumerate(read_json(file, f"{ctx.node}.sources, {file.name}")), 0, None, file.every)
             known: dict[str, ImageProblem | None] = {}
             while chunk := list(islice(stream, CHUNK)):
                 yield from ((file.name, row) for row in _chunk(file, source, chunk, known, counts, writer, pool))

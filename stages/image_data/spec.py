@@ -23,6 +23,7 @@ class ConversationFile(BaseModel):
     kind: Kind = Field(description="captions (the 558K set), or instructions (the 665K mixture)")
     path: str = Field(min_length=1, description="LLaVA's JSON (a list) or JSON lines, on this machine")
     images: tuple[str, ...] = Field(default=(), description="folders or zip files that the rows' image names are looked up in, in order")
+    every: int = Field(default=1, ge=1, description="each n-th row, from the first on, for a smaller run; 1: all")
 
 
 class BenchmarkFiles(BaseModel):

@@ -15,7 +15,7 @@ SOURCES = {node.name for node in PIPELINE if not node.parents}
 
 
 def test_both_profiles_of_the_paper_and_the_laptop_are_there() -> None:
-    assert {"tiny", "7b"} <= set(profiles.names())
+    assert {"tiny", "small", "7b"} <= set(profiles.names())
 
 
 @pytest.mark.parametrize("name", profiles.names())
@@ -27,6 +27,22 @@ def test_a_profile_plans_the_whole_dag_before_anything_ran(name: str, ledger: Le
     assert {plan.state for plan in plans if plan.node.name not in SOURCES} == {State.PENDING}
     estimates = cost.estimate(plans, profile, ledger)
     assert set(estimates) == set(PIPELINE.nodes)
+
+
+def test_small_says_what_training_costs_before_anything_ran(ledger: Ledger) -> None:
+    """Parameters and capped rows follow from the configuration: within two days of one card, every training node has its number."""
+    profile = profiles.load("small", PIPELINE)
+    found = cost.estimate(make_plan(PIPELINE, profile, ledger), profile, ledger)
+    training = {n.name for n in PIPELINE if n.stage in ("pretrain", "sft", "dpo", "grpo")}
+    known = {name for name, e in found.items() if e.basis == "FLOPs"}
+    assert training <= known
+    steps, tokens = 1_900_000_000 // 512_000, 512_000
+    shape = profile.configs["pretrain_1"].shape
+    assert found["pretrain_1"].flops == steps * tokens * shape.flops_per_token(32_000, 2000)
+    rows, parameters = 200_000, 123_489_024
+    assert found["sft_tulu"].flops == 6.0 * parameters * rows * 1024 * 2
+    assert found["grpo_areal"].flops == 10.0 * parameters * 50 * 32 * 16 * 1024
+    assert 0.5 < cost.total(found)["gpu_hours"] < 48
 
 
 @pytest.mark.parametrize("name", profiles.names())

@@ -114,6 +114,6 @@ def test_the_sums_in_one_line(ledger: Ledger, finished_run: Ledger, tmp_path: Pa
     assert sums["flops"] == 8e15
     assert sums["gpu_hours"] == pytest.approx(16 / 3600)
     text = total_text(found, plans)
-    assert text == "6 nodes, 6 to run: 0 GPU-hours, 0.00 core-hours, $0.01; no estimate yet for 4 of them"
+    assert text == "6 nodes, 6 to run: 0.0 GPU-hours, 0.00 core-hours, $0.01; no estimate yet for 4 of them"
     done = make_plan(PIPE, profile_of(PIPE, tmp_path), finished_run, "full")
     assert total_text(estimate(done, profile, finished_run), done) == "6 nodes, 0 to run"

@@ -112,6 +112,8 @@ def test_pairs_whose_answers_are_texts() -> None:
         ({"question": "p", "answer": 5}, ("p", "5", "")),
         ({"problem": "p", "answer": None, "solution": "\\boxed{2}"}, ("p", "", "\\boxed{2}")),
         ({"problem": " ", "answer": True}, ("", "", "")),
+        ({"question": "p", "answer": "2 + 3 = <<2+3=5>>5 cats.\nSo 5.\n#### 5"}, ("p", "5", "2 + 3 = 5 cats.\nSo 5.")),  # GSM8K
+        ({"problem": "p", "answer": "1\n#### 2", "solution": "s"}, ("p", "1\n#### 2", "s")),
     ],
 )
 def test_parts_of_a_problem(row: dict[str, Any], parts: tuple[str, str, str]) -> None:

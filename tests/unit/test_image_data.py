@@ -203,6 +203,14 @@ def test_bad_rows_are_counted_by_reason_and_the_rest_is_kept(source: Path, tmp_p
     assert any("image: truncated" in line for line in ctx.logs)
 
 
+def test_a_smaller_run_takes_each_nth_row(source: Path, tmp_path: Path) -> None:
+    config = listing(source, GOOD)
+    fewer = config.model_copy(update={"sources": (config.sources[0].model_copy(update={"every": 3}),)})
+    ctx = LocalContext(tmp_path / "run", fewer)
+    run(ctx)
+    assert [row.image for row in read_rows(ctx.output("train"))] == ["mix/coco/1.jpg", "mix/gif/2.gif"]
+
+
 @pytest.mark.parametrize(("row", "reason"), [(row, reason) for row, reason in BAD if not reason.startswith("image: ")])
 def test_a_row_has_its_reason(row: Any, reason: str) -> None:
     with pytest.raises(RowProblem) as caught:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flows import profiles
 from flows.profiles import Profile, merge
 from stages.core.contracts import ConfigError
+from stages.pipeline import PIPELINE
 from tests.support import small_pipeline
 
 PIPE = small_pipeline()
@@ -263,3 +264,33 @@ def test_who_runs_a_node_is_the_nodes_own_launcher_then_its_stages_then_the_prof
     assert chosen == {"source_a": "docker", "source_b": "process", "train_1": "docker", "train_2": "slurm"}
     with pytest.raises(ConfigError, match=r"test\.toml: \[launchers\.train_3\] names no launchers; did you mean 'train_"):
         load(tmp_path, '[launchers]\ntrain_3 = "docker"\n')
+
+
+# --- the profiles of this repository ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "cards"), [("small", 1), ("7b", 8)])
+def test_a_profile_of_real_data_says_what_each_node_needs(name: str, cards: int) -> None:
+    """Nothing of this machine; a GPU wherever one is asked for, and no more than a machine has; a way out for what downloads."""
+    profile = profiles.load(name, PIPELINE)
+    for node, config in profile.configs.items():
+        resources, trains = profile.resources[node], getattr(config, "device", "cpu") == "cuda"
+        assert getattr(config, "origin", "") != "machine", node
+        assert (resources.gpus > 0) == (trains or node == "image_features"), node
+        assert resources.gpus <= cards, node
+        assert getattr(config, "devices", 1) <= resources.gpus * resources.nodes or not trains, node
+        downloads = node.startswith("ingest") or (getattr(config, "origin", "") == "hub")
+        assert (resources.network == "internet") == downloads, node
+
+
+def test_small_is_one_card_and_a_model_of_125_million_parameters() -> None:
+    profile = profiles.load("small", PIPELINE)
+    phases = [profile.configs[f"pretrain_{n}"] for n in (1, 2, 3)]
+    assert {p.shape.parameters(32_000) for p in phases} == {123_489_024}
+    read = [profile.configs[n].max_tokens for n in ("tokenize_short", "tokenize_long", "tokenize_capability")]
+    assert [p.tokens for p in phases] == read  # each window once
+    assert sum(read) / 123_489_024 == pytest.approx(20, rel=0.02)  # tokens for each parameter (Hoffmann et al. 2022)
+    assert {p.batch_windows * p.sequence_length for p in phases} == {512_000}
+    assert profile.settings.parallel == 1
+    sources = [*value(profile, "collect", "text"), *value(profile, "collect", "web"), *value(profile, "collect", "code")]
+    assert all(s.uri.startswith("hf://") and len(s.uri.partition("@")[2]) == 40 for s in sources)
