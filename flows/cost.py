@@ -76,7 +76,8 @@ def _expected_meta(plan: NodePlan, profile: Profile, expected: Mapping[str, dict
     if count and sizes and sizes[0]:
         return meta | {"parameters": count(sizes[0])}
     inherited = [expected.get(s.node.name, {}) for port in ("parent", "base", "model") for s in node.wires.get(port, ())]
-    return meta | {"parameters": p["parameters"] for p in inherited if "parameters" in p}
+    known = [p["parameters"] for p in inherited if "parameters" in p]
+    return meta | ({"parameters": known[0]} if known else {})
 
 
 def _measured(result: StageResult, prices: Mapping[str, Any]) -> Estimate:
