@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -20,6 +21,8 @@ from stages.core.contracts import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the package `stages`."""
+_NAMED = re.compile(rb"""(["'])(stages(?:\.[a-z0-9_]+)+)(?::\w+)?\1""")
+"""A string that is nothing but the name of a module of ours, or `module:function`: `python -m` and importlib get such."""
 _PARSING = threading.Lock()
 """One `ast.parse` at a time: before Python 3.11.8 two threads that parse at once can end in a SystemError (gh-106905)."""
 
@@ -56,7 +59,7 @@ def artifact_digest(type: str, facets: Mapping[str, str | int], files: Iterable[
 
 
 def source_files(stage: str) -> list[Path]:
-    """The Python sources that a stage runs: its package and the `stages.*` modules it imports, transitively, in path order.
+    """The Python sources that a stage runs: its package and the `stages.*` modules it imports or starts, transitively, in path order.
 
     `stages.core` is left out: it moves bytes, it does not decide them, and the git commit records it.
     """
@@ -88,8 +91,11 @@ def _imported(source: bytes) -> set[Path]:
 
 @lru_cache(maxsize=1024)
 def imported_names(source: bytes) -> frozenset[str]:
-    """Dotted names that a source imports, of modules or of what is in them. Cached: stages share most of their modules."""
-    names: set[str] = set()
+    """Dotted names that a source imports, of modules or of what is in them. Cached: stages share most of their modules.
+
+    Our modules that a string names count too: they are started.
+    """
+    names = {name.decode() for _, name in _NAMED.findall(source)}
     with _PARSING:
         queue: list[ast.AST] = [ast.parse(source)]
     while queue:

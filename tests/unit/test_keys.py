@@ -204,7 +204,9 @@ TREE = {
     "stages/alpha/__init__.py": "",
     "stages/alpha/spec.py": "from stages.core.contracts import X\n",
     "stages/alpha/run.py": "import os\n\ndef run(ctx):\n    from stages import shared\n",
-    "stages/alpha/inner/deep.py": "import stages.modeling.decoder\n",
+    "stages/alpha/inner/deep.py": "import stages.modeling.decoder\nsubprocess.run([python, '-m', 'stages.started'])\n",
+    "stages/started.py": "JUDGES = {'rule': \"stages.judge:is_equal\"}\n",
+    "stages/judge.py": "",
     "stages/shared.py": "from stages.deeper import y\n",
     "stages/deeper.py": "import stages.shared\ny = 1\n",
     "stages/modeling/__init__.py": "",
@@ -242,6 +244,8 @@ def digest_after(path: Path, text: str | None = None) -> str:
         "stages/shared.py",
         "stages/deeper.py",
         "stages/modeling/decoder.py",
+        "stages/started.py",
+        "stages/judge.py",
     ],
 )
 def test_a_change_of_what_a_stage_imports_changes_its_digest(tree: Path, name: str) -> None:
