@@ -3,7 +3,8 @@
 A container gets as little as it can work with: a user that is nobody, a read-only root, no capabilities, no new privileges,
 limits on memory, processes and cores, one scratch volume, and a network on which only the object store is. The request and
 the credentials are files in that volume: neither `docker inspect` nor a process list shows them. This process holds the
-container's standard input: when it dies, however it dies, the stage sees the end of it, saves a checkpoint and stops.
+container's standard input: when it dies, however it dies, the stage sees the end of it, saves a checkpoint and stops, and
+the sweeper (flows/launch/sweeper.py) removes what is left.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import docker
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, Mount
 from docker.utils.socket import frames_iter
 
 from flows import environments
+from flows.launch import sweeper
 from flows.launch.base import Job, event_of, public_environment, secrets_of, torchrun
 from flows.launch.relay import Relay, on_loopback
+from flows.launch.sweeper import ENGINE_SECONDS, remove, stop
 from flows.settings import Settings
 from stages.core.contracts import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
-from stages.core.ledger import host_identity, process_alive, process_identity
+from stages.core.ledger import host_identity, process_alive
 
 UID = 65532
 """The user "nonroot" of the distroless images; the images of containers/ are made for it."""
 PIDS = 1024
-ENGINE_SECONDS = 60.0
-"""How long an engine that restarts is waited for."""
 NETWORKS = {"store": "moxin-store", "internet": "moxin-internet"}
 _STDERR = 2
 _DEAD = ("exited", "dead", "removing")
@@ -170,6 +171,7 @@ class DockerLauncher:
 
     def start(self, job: Job) -> DockerHandle:
         client = self._client()
+        sweeper.stay_behind()
         image, digest = self._image(client, job)
         network, endpoint = self._reach(client, job)
         code = job.request.code.model_copy(update={"image_digest": digest, "lock_digest": environments.lock_digest(job.env)})
@@ -197,7 +199,7 @@ class DockerLauncher:
 
     def _marks(self) -> dict[str, str]:
         """Whose a container is: this installation's, and this process's on this machine."""
-        return {"moxin.home": _home(self._settings), "moxin.control": process_identity(), "moxin.host": host_identity()}
+        return {"moxin.home": _home(self._settings)} | sweeper.marks()
 
     def _environment(self, job: Job) -> dict[str, str]:
         material = {"MOXIN_MATERIAL": "/material"} if job.resources.material else {}
@@ -241,43 +243,20 @@ class DockerLauncher:
 
     def reap(self, run_id: str | None = None) -> list[str]:
         client = self._client()
-        chosen = [f"moxin.home={_home(self._settings)}", *([f"moxin.run={run_id}"] if run_id else [])]
-        found = []
-        for container in client.api.containers(all=True, filters={"label": chosen}):
-            if run_id is None and _control_lives(container["Labels"]):
-                continue
-            with contextlib.suppress(DockerException, OSError):
-                if run_id:
-                    stop(client, container["Id"], 30.0)
-                name = container["Names"][0].lstrip("/")
-                remove(client, container["Id"], name)
-                found.append(container["Id"])
+        labels = {"label": [f"moxin.home={_home(self._settings)}", *([f"moxin.run={run_id}"] if run_id else [])]}
+        rows = client.api.containers(all=True, filters=labels)
+        found = [row for row in rows if run_id or _left(row["Labels"], row["State"])]
+        sweeper.sweep(client, found)
         if run_id is None:
-            for volume in client.volumes.list(filters={"label": chosen, "dangling": True}):
-                if not _control_lives(volume.attrs["Labels"]):
-                    with contextlib.suppress(DockerException, OSError):
-                        volume.remove()
-        return found
+            volumes = client.volumes.list(filters=labels | {"dangling": True})
+            sweeper.sweep_volumes(client, [v for v in volumes if _left(v.attrs["Labels"], "created")])
+        return [row["Id"] for row in found]
 
 
 def command(job: Job) -> list[str]:
     """The command line of a container: the runtime, under torchrun where a node has several GPUs."""
     runtime = ["-m", "stages.core.runtime", "/scratch/request.json", "--secrets", "/scratch/secrets.json"]
     return ["python", *torchrun(job, "--standalone"), *runtime]
-
-
-def stop(client: Any, container: str, grace: float) -> None:
-    """Ask a container to stop, and kill it after its grace."""
-    with contextlib.suppress(DockerException, OSError):
-        client.api.stop(container, timeout=int(grace))
-
-
-def remove(client: Any, container: str, volume: str) -> None:
-    """Remove a container and its volume, if they are there."""
-    with contextlib.suppress(NotFound):
-        client.api.remove_container(container, force=True, v=True)
-    with contextlib.suppress(APIError):  # NotFound; or in use by a container that is on its way out: reap has it next
-        client.api.remove_volume(volume)
 
 
 def _archive(job: Job, credentials: dict[str, str]) -> bytes:
@@ -298,9 +277,11 @@ def _home(settings: Settings) -> str:
     return sha256(str(settings.home).encode())[:16]
 
 
-def _control_lives(labels: dict[str, str]) -> bool:
-    """Whether the control plane that started something may still live."""
-    return labels.get("moxin.host") == host_identity() and process_alive(labels.get("moxin.control", ""))
+def _left(labels: dict[str, str], state: str) -> bool:
+    """Whether what has these labels is left over: its control plane is dead, or cannot be seen from here and it has ended."""
+    if labels.get("moxin.host") == host_identity():
+        return not process_alive(labels.get("moxin.control", ""))
+    return state == "exited"  # that control plane may live, in another container or on another machine; a stage ends with it
 
 
 def _timed_out(error: BaseException) -> bool:

@@ -108,9 +108,12 @@ def now() -> str:
 
 
 def host_identity() -> str:
-    """This machine, this boot: a dead process can only be told from a live one here."""
+    """This machine, this boot, and in it these process numbers: a dead process can only be told from a live one here.
+
+    Two workers in containers of one machine have the same boot, and do not see each other's processes.
+    """
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 

@@ -323,18 +323,23 @@ class Stopper:
     def _watch_parent(self) -> None:
         while os.read(0, 4096):
             pass
+        _cut_off_later()  # from here: a main thread in a long call of C code handles the signal only when it comes back
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        timer = threading.Timer(GRACE_SECONDS, _cut_off)
-        timer.daemon = True
-        timer.start()
+        _cut_off_later()
         if self.context is not None:
             self.context.stopping = True
         if not self.cooperative:
             raise Preempted("stopped on request")
+
+
+def _cut_off_later() -> None:
+    timer = threading.Timer(GRACE_SECONDS, _cut_off)
+    timer.daemon = True
+    timer.start()
 
 
 def _cut_off() -> None:

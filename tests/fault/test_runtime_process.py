@@ -126,6 +126,24 @@ def test_a_stage_that_will_not_stop_is_cut_off(ledger: Ledger, start: Start) -> 
     assert "did not stop within its grace: cut off" in errors
 
 
+def ticks(process: subprocess.Popen[bytes]) -> int:
+    """Processor time, in hundredths of a second (utime in proc(5))."""
+    return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+
+def test_a_stage_deep_in_a_library_does_not_outlive_its_launcher(ledger: Ledger, start: Start) -> None:
+    """Fitting a classifier in C++ takes hours at scale, and handles no signal before it comes back."""
+    process = start(request_of(ledger.store.address, ledger, act="deaf"), MOXIN_GRACE_SECONDS="0.3")
+    until_waiting(process)
+    before = ticks(process)
+    wait_for(lambda: ticks(process) > before + 20, "it to be inside the library")
+    assert process.stdin is not None
+    process.stdin.close()
+    code, _, errors = finish(process)
+    assert code == 75
+    assert "did not stop within its grace: cut off" in errors
+
+
 def test_a_stage_with_checkpoints_saves_one_more_before_it_stops(ledger: Ledger, start: Start) -> None:
     process = start(train_request(ledger, "a" * 64, steps=1000, step_seconds=0.02, save_every=1000))
     assert process.stdout is not None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,28 +147,65 @@ for event in handle.events():
 """
 
 
+@pytest.fixture
+def control(settings: Settings, ledger: Ledger, probe_image: Image, tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[bytes], str]]]:
+    """Start a control plane of its own that runs a stage; the process and the container, once the stage is at work."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(act: str) -> tuple[subprocess.Popen[bytes], str]:
+        request = tmp_path / "request.json"
+        request.write_text(job_of(ledger, act=act).request.model_dump_json())
+        program = CONTROL.format(
+            root=str(ROOT), image=probe_image.reference, request=str(request), home=str(settings.home), credentials=dict(settings.credentials)
+        )
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
+        started.append(process)
+        assert process.stdout is not None
+        return process, process.stdout.readline().decode().strip()
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
 @pytest.mark.parametrize("act", ["wait", "stubborn"])
-def test_a_killed_control_plane_leaves_no_running_container(
-    docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger, settings: Settings, probe_image: Image, tmp_path: Path, act: str
+def test_a_killed_control_plane_leaves_nothing_after_a_minute(
+    docker_launcher: DockerLauncher, docker_engine: Any, control: Callable[[str], tuple[subprocess.Popen[bytes], str]], act: str
 ) -> None:
-    """The engine closes the container's standard input, and the stage stops; one that will not is removed by the next reap."""
-    request = tmp_path / "request.json"
-    request.write_text(job_of(ledger, act=act).request.model_dump_json())
-    program = CONTROL.format(
-        root=str(ROOT), image=probe_image.reference, request=str(request), home=str(settings.home), credentials=dict(settings.credentials)
-    )
-    control = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
-    assert control.stdout is not None
-    container = control.stdout.readline().decode().strip()
+    """The engine closes the container's standard input, and the stage stops or is cut off; the sweeper removes it and its volume."""
+    process, container = control(act)
     assert docker_engine.containers.get(container).status == "running"
-    control.kill()
-    control.wait()
-    control.stdout.close()
-    if act == "wait":
-        wait_for(lambda: not containers(docker_engine, docker_launcher, all=False), "the container's end", 30)
+    process.kill()
+    wait_for(lambda: not containers(docker_engine, docker_launcher), "the container's removal", 60)
+    wait_for(lambda: not volumes(docker_engine, docker_launcher), "the removal of the volume, which holds credentials", 5)
+    assert docker_launcher.reap() == []
+
+
+def test_what_a_control_plane_and_its_sweeper_leave_stops_and_the_next_run_removes_it(
+    docker_launcher: DockerLauncher, docker_engine: Any, control: Callable[[str], tuple[subprocess.Popen[bytes], str]]
+) -> None:
+    process, container = control("wait")
+    (watch,) = sweepers(process.pid)
+    os.kill(watch, signal.SIGKILL)
+    process.kill()
+    wait_for(lambda: not containers(docker_engine, docker_launcher, all=False), "the container's end", 30)
     assert docker_launcher.reap() == [container]
     assert containers(docker_engine, docker_launcher) == []
     assert volumes(docker_engine, docker_launcher) == []
+
+
+def sweepers(pid: int) -> list[int]:
+    """Process numbers of the sweepers that stay behind a process."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if b"flows.launch.sweeper" in words and any(word.startswith(b"%d:" % pid) for word in words):
+                found.append(int(entry.parent.name))
+    return found
 
 
 def test_a_missing_image_says_how_to_build_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import tarfile
 import threading
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 
 from flows.launch import docker as module
-from flows.launch import launcher
+from flows.launch import launcher, sweeper
 from flows.launch.base import Job, secrets_of
 from flows.launch.docker import DockerHandle, DockerLauncher
 from flows.launch.relay import Relay, on_loopback
 from flows.settings import Settings
 from stages.core.contracts import CodeRef, ExitClass, InfraError, Lease, Resources, StageRequest, StoreAddress
+from tests.support import wait_for
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "the-id", "AWS_SECRET_ACCESS_KEY": "the-secret"}
 
@@ -189,6 +191,49 @@ def test_no_engine_is_one_clear_line(docker_launcher: DockerLauncher, monkeypatc
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing.sock")
     with pytest.raises(InfraError, match=r"no Docker engine answers \(.*\): start it, or set DOCKER_HOST"):
         docker_launcher.start(job())
+
+
+# --- leftovers --------------------------------------------------------------------------------------------------------
+
+
+def test_containers_are_stopped_at_the_same_time_and_removed_with_their_volumes() -> None:
+    """One after the other, two that will not stop would take more than a minute."""
+    meeting = threading.Barrier(3)
+    said: list[tuple[str, str]] = []
+    api = SimpleNamespace(
+        stop=lambda container, timeout: (meeting.wait(10), said.append(("stop", container))),
+        remove_container=lambda container, force, v: said.append(("remove", container)),
+        remove_volume=lambda volume: said.append(("volume", volume)),
+    )
+    sweeper.sweep(SimpleNamespace(api=api), [{"Id": str(i), "Names": [f"/moxin-{i}"]} for i in range(3)])
+    for i in range(3):
+        assert [act for act in said if act[1] in (str(i), f"moxin-{i}")] == [("stop", str(i)), ("remove", str(i)), ("volume", f"moxin-{i}")]
+
+
+def test_what_is_left_over_is_told_by_its_control_plane() -> None:
+    mine = sweeper.marks()
+    assert not module._left(mine, "running")
+    assert not module._left(mine, "exited"), "its control plane is about to read how it ended"
+    assert module._left(mine | {"moxin.control": "1:1"}, "running")
+    elsewhere = {"moxin.control": "1:1", "moxin.host": "another worker's container"}
+    assert not module._left(elsewhere, "running"), "nobody here can say whether its control plane lives"
+    assert module._left(elsewhere, "exited")
+
+
+def test_one_sweeper_stays_behind_a_process_and_is_told_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-secret")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nothing.sock")
+    monkeypatch.setattr(sweeper, "_running", [])
+    sweeper.stay_behind()
+    sweeper.stay_behind()
+    (process,) = sweeper._running
+    wait_for(lambda: b"DOCKER_HOST" in Path(f"/proc/{process.pid}/environ").read_bytes(), "the sweeper's start")
+    assert b"the-secret" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+    assert os.getsid(process.pid) == process.pid, "what ends this process's group leaves it alone"
+    assert process.stdin is not None
+    process.kill()
+    process.wait()
+    process.stdin.close()
 
 
 # --- the relay --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -75,6 +76,9 @@ def _act(ctx: Context[SourceConfig], act: str) -> None:
     if act == "wait":
         ctx.log("waiting")
         time.sleep(600)
+    if act == "deaf":  # in a library's code, where no signal is handled
+        ctx.log("waiting")
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
     if act == "stubborn":  # swallows every request to stop
         while True:
             try:
