@@ -226,6 +226,10 @@ class MoxinLM(nn.Module):
             return tokens
         return tokens.chunk(self.tensor_group.size(), 1)[self.tensor_group.get_local_rank()]
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [B, T, D] of token ids [B, T]; under tensor parallelism those of this process's tokens."""
+        return F.embedding(self._part(ids), local(self.model.embed_tokens.weight))
+
     def hidden_states(self, ids: Tensor, document_ids: Tensor | None = None, noise: Noise | None = None) -> Tensor:
         """Final hidden states [B, T, D] of token ids [B, T]; under tensor parallelism those of this process's tokens.
 
@@ -233,7 +237,7 @@ class MoxinLM(nn.Module):
         depends on differences of positions alone, so starting each document at 0 would change nothing.
         noise: which elements dropout zeroes, on a CPU in training; drawn from PyTorch's generator when not given.
         """
-        x = F.embedding(self._part(ids), local(self.model.embed_tokens.weight))
+        x = self.embed(ids)
         sight = self.sight(x, ids.shape[1], document_ids, noise)
         for block in self.model.layers:
             if self.recompute and self.training:
@@ -252,7 +256,10 @@ class MoxinLM(nn.Module):
         Labels are the ids shifted by one inside the window. With document_ids, the first token of a document is not
         predicted: nothing that it may look at tells of it.
         """
-        hidden = self.hidden_states(ids, document_ids, noise)
+        return self.loss_of(self.hidden_states(ids, document_ids, noise), ids, document_ids)
+
+    def loss_of(self, hidden: Tensor, ids: Tensor, document_ids: Tensor | None = None) -> tuple[Tensor, int]:
+        """`loss_sum` from the final hidden states of the windows, as `hidden_states` gives them."""
         labels = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
         if document_ids is not None:
             labels = labels.masked_fill(F.pad(document_ids[:, 1:] != document_ids[:, :-1], (0, 1)), IGNORED)

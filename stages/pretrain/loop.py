@@ -1,4 +1,4 @@
-"""The training loop: data order, schedule, optimizer step, held-out loss, checkpoints.
+"""The training loop, the same for both engines: data order, schedule, held-out loss, checkpoints.
 
 Everything that a step depends on is a function of the configuration and the step's number (which windows, which rate)
 or lies in the checkpoint (weights, moments, loss scale). So a resumed run repeats an unbroken one exactly.
@@ -17,19 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from stages.core.contracts import ConfigError, Context, InputError, Preempted
-from stages.modeling.decoder import MoxinLM
-from stages.modeling.noise import Noise
+from stages.pretrain.engine import Batch, Engine, Update
 from stages.pretrain.spec import PretrainConfig
-from stages.pretrain.world import World, hold_back, read, rest, state_of, whole, write
+from stages.pretrain.world import World
 from stages.shards import Shards
 
 STATE = "state.json"
-PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-INITIAL_SCALE = 2.0**16
-"""Loss scale that fp16 begins with: at 2**32 (Colossal-AI's default) the first steps overflow (facts/pretraining.md 2)."""
 
 
 def learning_rate(config: PretrainConfig, step: int) -> float:
@@ -52,25 +47,14 @@ def window_numbers(seed: int, windows: int, start: int, count: int) -> np.ndarra
     return np.concatenate(numbers)
 
 
-def make_optimizer(model: MoxinLM, config: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW, one fused kernel; weight decay on matrices only (norm scales have no direction to shrink)."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
-
-
 class Trainer:
     """One phase of training. Every process of the world runs the same steps on its part of each batch."""
 
     def __init__(
-        self, ctx: Context[PretrainConfig], model: MoxinLM, train: Shards, heldout: Shards | None, world: World
+        self, ctx: Context[PretrainConfig], engine: Engine, train: Shards, heldout: Shards | None, world: World
     ) -> None:
-        self.ctx, self.config, self.model, self.train, self.heldout, self.world = ctx, ctx.config, model, train, heldout, world
+        self.ctx, self.config, self.engine, self.train, self.heldout, self.world = ctx, ctx.config, engine, train, heldout, world
         self.device = world.device
-        self.optimizer = make_optimizer(model, ctx.config)
-        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=INITIAL_SCALE, enabled=ctx.config.precision == "fp16")
         self.step = self.skipped = 0
         self.loss = self.val_loss = math.nan
         self.seconds = 0.0
@@ -86,7 +70,6 @@ class Trainer:
         """Train to the last step. Raises Preempted after a last checkpoint when asked to stop."""
         config = self.config
         self._resume()
-        self.model.train()
         while self.step < config.steps:
             started = time.perf_counter()
             self.loss, norm = self._optimizer_step()
@@ -115,91 +98,60 @@ class Trainer:
         self.ctx.progress(self.step * self.batch_tokens, config.steps * self.batch_tokens, "tokens")
         self.stopping = self.world.sums(float(self.ctx.stopping))[0] > 0  # all stop after the same step, or none
 
-    def _batch(self, shards: Shards, numbers: np.ndarray) -> tuple[Tensor, Tensor | None, int]:
-        """Ids [B, T], document ids [B, T] or None, and how many tokens are predicted."""
+    def _batch(self, shards: Shards, numbers: np.ndarray, sequences: np.ndarray | None = None) -> Batch:
         ids, documents = shards.batch(numbers)
+        own = None if sequences is None else torch.from_numpy(np.asarray(sequences, np.int64))
         if not self.config.document_mask:
-            return torch.from_numpy(ids).to(self.device), None, ids.shape[0] * (ids.shape[1] - 1)
+            return Batch(torch.from_numpy(ids).to(self.device), None, own, ids.shape[0] * (ids.shape[1] - 1))
         predicted = int((documents[:, 1:] == documents[:, :-1]).sum())
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(documents).to(self.device), predicted
-
-    def _autocast(self) -> Any:
-        dtype = PRECISION[self.config.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        return Batch(torch.from_numpy(ids).to(self.device), torch.from_numpy(documents).to(self.device), own, predicted)
 
     def _optimizer_step(self) -> tuple[float, float]:
         """One step over a global batch: (mean loss of its tokens, gradient norm before clipping)."""
         config, world = self.config, self.world
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
         if self.device.type == "cuda":  # a GPU's own dropout: a function of the step, so that a resumed run repeats it
             torch.cuda.manual_seed(hash((config.seed, self.step, world.rank)) % (1 << 63))
-        first = self.step * config.batch_windows
+        first, size = self.step * config.batch_windows, config.micro_batch
         sequences = world.share(np.arange(first, first + config.batch_windows))  # numbers in the whole run
         numbers = world.share(window_numbers(config.seed, len(self.train), first, config.batch_windows))
-        starts = range(0, len(numbers), config.micro_batch)
-        batches = [self._batch(self.train, numbers[i : i + config.micro_batch]) for i in starts]
-        predicted = max(1.0, world.sums(float(sum(count for _, _, count in batches)))[0])
-        total = torch.zeros((), device=self.device)
-        for start, (ids, documents, _) in zip(starts, batches, strict=True):
-            hold_back(self.model, start + config.micro_batch >= len(numbers))
-            noise = Noise(config.seed, sequences[start : start + config.micro_batch])
-            with self._autocast():
-                loss, _ = self.model.loss_sum(ids, documents, noise)
-            self.scaler.scale(loss * (world.data_size / predicted)).backward()  # FSDP takes the mean over the parts
-            total += loss.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)))
-        # Under tensor parallelism each process has the loss of its own tokens: the sum over all is that of the batch.
-        mean = world.sums(float(total))[0] * world.tensor / predicted
-        self._check(mean, norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return mean, norm
+        batches = [self._batch(self.train, numbers[i : i + size], sequences[i : i + size]) for i in range(0, len(numbers), size)]
+        predicted = max(1.0, world.sums(float(sum(batch.predicted for batch in batches)))[0])
+        update = self.engine.step(batches, learning_rate(config, self.step), predicted)
+        mean = world.total(update.loss)[0] / predicted
+        self._check(mean, update)
+        return mean, update.norm
 
-    def _check(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
+    def _check(self, loss: float, update: Update) -> None:
+        if math.isfinite(loss) and math.isfinite(update.norm):
             return
-        if self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > 1.0:
-            self.skipped += 1  # an overflow: the scaler leaves this step out and halves its scale
+        if update.overflow and math.isfinite(loss):
+            self.skipped += 1  # the engine has left this step out and made its scale smaller
             return
-        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {update.norm}"
         raise ConfigError(
             f"{self.ctx.node}: {what} at step {self.step + 1}: training diverged; lower learning_rate "
             f"(now {self.config.learning_rate}) or raise warmup_steps (now {self.config.warmup_steps})"
         )
 
-    @torch.no_grad()
     def heldout_loss(self) -> float:
         """Mean loss of the tokens of the first `eval_windows` held-out windows, shared by the parts of the world."""
         assert self.heldout is not None
-        self.model.eval()
         total, predicted = 0.0, 0
         count, size, parts = min(len(self.heldout), self.config.eval_windows), self.config.micro_batch, self.world.data_size
         for start in range(0, count, size * parts):
             own = np.arange(start + size * self.world.data_rank, min(start + size * (self.world.data_rank + 1), count))
-            ids, documents, n = self._batch(self.heldout, own if len(own) else np.zeros(1, np.int64))
-            with self._autocast():  # a process without a window goes along: the weights are gathered from all
-                loss, _ = self.model.loss_sum(ids, documents)
+            batch = self._batch(self.heldout, own if len(own) else np.zeros(1, np.int64))
+            loss = self.engine.evaluate(batch)  # a process without a window goes along: the weights are gathered from all
             if len(own):
-                total, predicted = total + float(loss), predicted + n
-        self.model.train()
-        rest(self.model)
-        total, predicted = self.world.sums(total, float(predicted))
-        return total * self.world.tensor / max(1.0, predicted)
+                total, predicted = total + loss, predicted + batch.predicted
+        self.engine.rest()
+        return self.world.total(total)[0] / max(1.0, self.world.sums(float(predicted))[0])
 
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        state = {
-            "step": self.step,
-            "skipped": self.skipped,
-            "seconds": self.seconds,
-            "val_loss": self.val_loss,
-            "scaler": self.scaler.state_dict(),
-        }
-        self._saver.save(self.step, state, state_of(self.model, self.optimizer, self.world))
+        own = {"step": self.step, "skipped": self.skipped, "seconds": self.seconds, "val_loss": self.val_loss}
+        self._saver.save(self.step, {**own, **self.engine.state()}, self.engine.save)
 
     def _resume(self) -> None:
         found = self.ctx.checkpoints.latest()
@@ -207,10 +159,7 @@ class Trainer:
             return
         state = json.loads((found[1] / STATE).read_text(encoding="utf-8"))
         self.step, self.skipped, self.seconds, self.val_loss = (state[k] for k in ("step", "skipped", "seconds", "val_loss"))
-        self.scaler.load_state_dict(state["scaler"])
-        read(state_of(self.model, self.optimizer, self.world), found[1], self.world)
-        for own in self.optimizer.state.values():
-            own["step"].fill_(self.step - self.skipped)
+        self.engine.load(found[1], state, self.step - self.skipped)
 
 
 class Saver:
@@ -221,14 +170,14 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def save(self, step: int, state: Mapping[str, Any], write: Callable[[Path], Callable[[], None]]) -> None:
         """Copy the state, then write it and upload it in the background. Waits for the save before, if that is still on."""
         self.wait()
         folder = Path(self._ctx.scratch) / f"save-{step}"
         folder.mkdir()
         if self._world.rank == 0:
             (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
-        written = write(tensors, folder, self._world)
+        written = write(folder)
         self._thread = threading.Thread(target=self._publish, args=(step, folder, written), daemon=True)
         self._thread.start()
 

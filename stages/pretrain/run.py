@@ -9,9 +9,10 @@ from stages.modeling.decoder import MoxinLM
 from stages.modeling.folder import ARCHITECTURE, load_model, read_shape, save_model
 from stages.modeling.processor import prepare
 from stages.pretrain.card import model_card
+from stages.pretrain.engine import make_engine
 from stages.pretrain.loop import Trainer, open_shards
 from stages.pretrain.spec import PretrainConfig
-from stages.pretrain.world import World, join, shard, whole
+from stages.pretrain.world import World, join
 
 
 def run(ctx: Context[PretrainConfig]) -> None:
@@ -34,14 +35,14 @@ def _train(ctx: Context[PretrainConfig], world: World) -> None:
     tokenizer = ctx.input("tokenizer")
     vocabulary = int(tokenizer.facets["vocab_size"])
     train, heldout = open_shards(ctx, lambda line: ctx.log(line, "warning"))
-    model = _model(ctx, vocabulary).to(device)
+    model = _model(ctx, vocabulary)
     parameters = sum(p.numel() for p in model.parameters())
-    shard(model, world)
+    engine = make_engine(model, config, world)
     ctx.log(
         f"{parameters:,} parameters on {_machines(world)}; {config.steps:,} steps of {config.batch_windows} x {config.sequence_length} "
         f"tokens; {len(train):,} windows to train on, {len(heldout) if heldout else 0} held out"
     )
-    trainer = Trainer(ctx, model, train, heldout, world)
+    trainer = Trainer(ctx, engine, train, heldout, world)
     trainer.run()
     tokens = config.steps * trainer.batch_tokens
     speed = tokens / trainer.seconds
@@ -63,10 +64,10 @@ def _train(ctx: Context[PretrainConfig], world: World) -> None:
     ctx.stat(**stats)
     benchmarks = _benchmarks(ctx)
     card = model_card(ctx, stats, train.index, benchmarks)
-    state = {name: whole(tensor.detach()).cpu() for name, tensor in model.state_dict().items()}
+    weights = engine.export()
     if world.rank > 0:
         return
-    save_model(model, ctx.output("model"), tokenizer.path, card, config.dropout, state)
+    save_model(model, ctx.output("model"), tokenizer.path, card, config.dropout, weights)
     facets = {
         "architecture": ARCHITECTURE,
         "tokenizer_digest": str(tokenizer.facets["tokenizer_digest"]),
@@ -81,7 +82,7 @@ def _train(ctx: Context[PretrainConfig], world: World) -> None:
 def _machines(world: World) -> str:
     if world.size == 1:
         return world.device.type
-    return f"{world.size} {world.device.type} processes ({world.data_size} share the batch, {world.tensor} each matrix)"
+    return f"{world.size} {world.device.type} processes ({world.data_size} parts of the batch, {world.together} processes on each)"
 
 
 def _device(ctx: Context[PretrainConfig]) -> torch.device:

@@ -5,14 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.core.artifacts import ArtifactManifest, Model, Tokenizer, TokenShards
 from stages.core.contracts import Facets, Input, Operational, Output, Resources, Stage, StageConfig, Work, output
 from stages.modeling.shape import ModelShape
+from stages.pretrain import rules
 
 PAPER_VOCABULARY = 32_000
 """RECIPE 1: what the estimate of work assumes before the tokenizer exists."""
+
+
+class ColossalSettings(BaseModel):
+    """How engine 'colossalai' spreads the model: a plugin of its Booster, and what that can do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plugin: Literal["hybrid", "low_level_zero", "gemini"] = Field(
+        default="low_level_zero",
+        description="hybrid: tensor and pipeline parallel, with data parallel or ZeRO around; low_level_zero: ZeRO alone (upstream's README: "
+        "zero2_cpu); gemini: weights in chunks that come and go (upstream's default; needs GPUs)",
+    )
+    zero_stage: Literal[0, 1, 2] = Field(
+        default=2, description="0: every process keeps all; 1: moments and float32 weights are cut; 2: gradients too (upstream: zero2_cpu)"
+    )
+    pipeline: int = Field(default=1, gt=0, description="hybrid: groups of processes that have a part of the blocks each (1F1B over micro_batch)")
+    cpu_offload: bool = Field(default=False, description="ZeRO's float32 weights and moments lie in CPU memory (upstream: zero2_cpu; needs GPUs)")
+    placement: Literal["static", "auto"] = Field(default="static", description="gemini: where chunks lie (upstream: gemini, gemini_auto)")
 
 
 class PretrainConfig(StageConfig):
@@ -39,6 +58,10 @@ class PretrainConfig(StageConfig):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp16", description="of matrix products; weights and optimizer are float32 (paper 3.4: FP16 mixed)"
     )
+    engine: Literal["torch", "colossalai"] = Field(
+        default="torch",
+        description="who trains: PyTorch's FSDP2, or Colossal-AI as the paper (3.4). Part of the key: in half precision they round differently",
+    )
     seed: int = Field(default=0, description="fresh weights, data order, dropout")
     micro_batch: Operational[int] = Field(default=1, gt=0, description="windows in one forward pass")
     recompute: Operational[bool] = Field(default=False, description="activation checkpointing: less memory, a third more work (3.4)")
@@ -49,7 +72,13 @@ class PretrainConfig(StageConfig):
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads")
     processes: Operational[int] = Field(default=1, gt=0, description="processes on a machine without GPUs; with GPUs, one each")
     tensor_parallel: Operational[int] = Field(default=1, gt=0, description="processes that share each matrix; the others share the batch")
+    colossalai: Operational[ColossalSettings] = Field(default=ColossalSettings(), description="of engine 'colossalai' alone")
     device: Operational[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="auto: a GPU if there is one")
+
+    @property
+    def together(self) -> int:
+        """Processes that work on one part of a batch."""
+        return self.tensor_parallel * (self.colossalai.pipeline if self.engine == "colossalai" else 1)
 
     @property
     def steps(self) -> int:
@@ -64,20 +93,11 @@ class PretrainConfig(StageConfig):
             raise ValueError(f"warmup_steps = {self.warmup_steps}, but the budget is {self.steps} steps in all")
         if self.sequence_length > self.shape.max_positions:
             raise ValueError(f"sequence_length = {self.sequence_length} exceeds shape.max_positions = {self.shape.max_positions}")
-        if self.shape.kv_heads % self.tensor_parallel:
-            raise ValueError(
-                f"tensor_parallel = {self.tensor_parallel} cannot share {self.shape.heads} query and {self.shape.kv_heads} key-value "
-                "heads evenly: choose a divisor of the key-value heads"
-            )
-        for name, value in (("sequence_length", self.sequence_length), ("shape.intermediate", self.shape.intermediate)):
-            if value % self.tensor_parallel:
-                raise ValueError(f"{name} = {value} cannot be shared evenly by tensor_parallel = {self.tensor_parallel}")
-        parts = self.processes // self.tensor_parallel
-        if self.processes > 1 and (self.processes % self.tensor_parallel or self.batch_windows % parts):
-            raise ValueError(
-                f"processes = {self.processes} must be a multiple of tensor_parallel = {self.tensor_parallel}, and their parts must "
-                f"divide batch_windows = {self.batch_windows}"
-            )
+        rules.require_divisible(self)
+        if self.engine == "colossalai":
+            rules.require_colossalai(self)
+        elif self.colossalai.pipeline > 1:
+            raise ValueError(f"engine 'torch' has no pipeline: set colossalai.pipeline = 1 (it is {self.colossalai.pipeline}), or engine = 'colossalai'")
         return self
 
 
@@ -90,6 +110,10 @@ class Pretrain(Stage[PretrainConfig], env="train", revision=2, checkpoints=True)
     model: Output[Model] = output()
 
     match = {"tokens.sequence_length": "sequence_length"}
+
+    @classmethod
+    def interpreter(cls, config: PretrainConfig) -> str | None:
+        return "colossalai" if config.engine == "colossalai" else None
 
     @classmethod
     def facets(cls, config: PretrainConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:

@@ -1,0 +1,157 @@
+"""Engine `colossalai` (0.5.0): Booster with HybridParallelPlugin, LowLevelZeroPlugin or GeminiPlugin, as the paper trained (3.4).
+
+Weights are in the precision of the matrix products, with float32 copies ("masters") that the optimizer changes. Its own checkpoints
+leave out the masters and the counters of the loss scale, so that a resumed run differs from an unbroken one; here they are kept
+(`colossal_state.py`), under the same names and in the same files as engine `torch` has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from colossalai.booster import Booster  # pyright: ignore[reportMissingImports]
+from colossalai.booster.plugin import HybridParallelPlugin, LowLevelZeroPlugin  # pyright: ignore[reportMissingImports]
+from colossalai.pipeline.schedule import OneForwardOneBackwardSchedule  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from stages.modeling.decoder import MoxinLM
+from stages.pretrain import colossal_cpu
+from stages.pretrain.colossal_model import Part, PartPolicy
+from stages.pretrain.colossal_state import Shards, scaler_state, set_scaler_state
+from stages.pretrain.engine import INITIAL_SCALE, Batch, Update, make_optimizer
+from stages.pretrain.spec import PretrainConfig
+from stages.pretrain.world import World
+
+
+def make_plugin(config: PretrainConfig, world: World) -> Any:
+    """The plugin that the configuration asks for."""
+    own, gpu = config.colossalai, world.device.type == "cuda"
+    common: dict[str, Any] = {"precision": config.precision, "max_norm": config.grad_clip, "initial_scale": INITIAL_SCALE}
+    zero: dict[str, Any] = {"overlap_communication": gpu, "cpu_offload": own.cpu_offload}  # a processor has no second stream
+    if own.plugin == "low_level_zero":
+        return LowLevelZeroPlugin(stage=own.zero_stage, **common, **zero)
+    split = config.tensor_parallel > 1
+    return HybridParallelPlugin(
+        tp_size=config.tensor_parallel,
+        pp_size=own.pipeline,
+        sp_size=1,
+        zero_stage=own.zero_stage,
+        microbatch_size=config.micro_batch,
+        enable_sequence_parallelism=split,
+        sequence_parallelism_mode="split_gather" if split else None,
+        custom_policy=PartPolicy(),
+        **common,
+        **zero,
+    )
+
+
+class ColossalEngine:
+    """`Engine` by Colossal-AI."""
+
+    def __init__(self, model: MoxinLM, config: PretrainConfig, world: World) -> None:
+        if world.device.type == "cpu":
+            colossal_cpu.install()
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        self._config, self._world = config, world
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        optimizer = make_optimizer(model, config)
+        self._plugin = make_plugin(config, world)
+        self._booster = Booster(plugin=self._plugin)
+        self.model, self._optimizer, *_ = self._booster.boost(Part(model, config), optimizer)
+        self.model.train()
+        self._part: Part = self.model.unwrap()
+        self._shards = Shards(self._part.lm, self._optimizer, self._plugin, world)
+        if config.precision != "fp32":  # the masters were made from rounded weights
+            self._shards.start_from(weights)
+        self._mixin: Any = getattr(self._optimizer, "mixed_precision_mixin", None) or getattr(self._optimizer, "mixed_precision", None)
+        self._scaler = getattr(self._mixin, "grad_scaler", None)
+        self._look = OneForwardOneBackwardSchedule(self._plugin.stage_manager, microbatch_size=config.micro_batch) if self._staged else None
+
+    @property
+    def _staged(self) -> bool:
+        return self._config.colossalai.pipeline > 1
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def step(self, batches: Sequence[Batch], rate: float, predicted: float) -> Update:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        weight = self._world.data_size / predicted  # gradients become the mean over the parts
+        loss = self._pipeline(batches, weight) if self._staged else self._accumulate(batches, weight)
+        scale = self._scaler.scale.item() if self._scaler else 1.0
+        with self._scale_as_it_was(scale):
+            self._optimizer.step()
+        overflow = self._scaler is not None and self._mixin.found_overflow.item() > 0
+        norm = math.inf if overflow else float(self._optimizer._current_grad_norm) / scale
+        self._optimizer.zero_grad()
+        return Update(loss, norm, overflow and scale > 1.0)
+
+    def _accumulate(self, batches: Sequence[Batch], weight: float) -> float:
+        total = 0.0
+        for batch in batches:
+            held = batch is not batches[-1] and self._config.colossalai.zero_stage < 2  # stage 2 keeps no whole gradient to hold back
+            with self._booster.no_sync(self.model, self._optimizer) if held else contextlib.nullcontext():
+                loss = self.model(**_arguments(batch))["loss"]
+                self._booster.backward(loss * weight, self._optimizer)
+            total += float(loss.detach())
+        return total
+
+    def _pipeline(self, batches: Sequence[Batch], weight: float) -> float:
+        """All micro-batches through the stages, one forward and one backward at a time (1F1B). Colossal-AI divides by their number."""
+        factor = weight * len(batches)
+        whole = {key: torch.cat([_arguments(b)[key] for b in batches]) for key in _arguments(batches[0])}
+        done = self._booster.execute_pipeline(
+            iter([whole]), self.model, lambda out, _: out["loss"] * factor, self._optimizer, return_loss=True
+        )
+        return float(done["loss"]) / weight if done["loss"] is not None else 0.0
+
+    @contextlib.contextmanager
+    def _scale_as_it_was(self, scale: float) -> Iterator[None]:
+        """Colossal-AI lets the loss scale grow and then divides by the new one gradients that have the old one: half a step."""
+        if self._scaler is None:
+            yield
+            return
+        now = self._mixin.get_grad_div_scale
+        self._mixin.get_grad_div_scale = lambda: (now(), scale)[1]
+        yield
+        del self._mixin.get_grad_div_scale
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> float:
+        self.model.eval()
+        if self._look is None:
+            return float(self.model(**_arguments(batch))["loss"])
+        criterion = lambda out, _: out["loss"]  # noqa: E731
+        done = self._look.forward_backward_step(self.model, iter([_arguments(batch)]), criterion, return_loss=True)
+        return float(done["loss"]) if done["loss"] is not None else 0.0
+
+    def rest(self) -> None:
+        self.model.train()
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {"scaler": scaler_state(self._scaler)}
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        return self._shards.save(folder)
+
+    def load(self, folder: Path, state: Mapping[str, Any], updates: int) -> None:
+        set_scaler_state(self._scaler, state["scaler"])
+        self._shards.load(folder, updates)
+
+    def export(self) -> Mapping[str, Tensor]:
+        return self._shards.export()
+
+
+def _arguments(batch: Batch) -> dict[str, Tensor]:
+    """What a `Part` is called with."""
+    named = {"ids": batch.ids, "documents": batch.documents, "sequences": batch.sequences}
+    return {key: value for key, value in named.items() if value is not None}

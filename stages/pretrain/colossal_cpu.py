@@ -1,0 +1,71 @@
+"""Colossal-AI 0.5.0 on processors: an accelerator for gloo, and two places where it asks for CUDA by name.
+
+Its CpuAccelerator raises wherever CUDA has a notion that a processor has not (devices to choose, streams, memory statistics).
+`colossalai.accelerator.set_accelerator` is public; the two functions that are replaced are not (facts/pretraining.md 2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import colossalai.pipeline.p2p as p2p  # pyright: ignore[reportMissingImports]
+import torch
+import torch.distributed as dist
+from colossalai.accelerator import CpuAccelerator, set_accelerator  # pyright: ignore[reportMissingImports]
+from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer  # pyright: ignore[reportMissingImports]
+
+CPU = torch.device("cpu")
+
+
+class _Stream:
+    """A processor has one stream, in which everything is done in order: there is nothing to wait for."""
+
+    device = CPU
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class GlooAccelerator(CpuAccelerator):
+    """A processor as the one device of its process."""
+
+    def synchronize(self, device: Any = None) -> None:
+        pass
+
+    def current_device(self) -> torch.device:
+        return CPU
+
+    def set_device(self, device: Any = None) -> None:
+        pass
+
+    def device_count(self) -> int:
+        return 1
+
+    def get_rng_state(self, device: Any = None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
+    def empty_cache(self) -> None:
+        pass
+
+    def Stream(self, *arguments: Any, **options: Any) -> _Stream:
+        return _Stream()
+
+    def current_stream(self, device: Any = None) -> _Stream:
+        return _Stream()
+
+    def stream(self, stream: Any) -> Any:
+        return contextlib.nullcontext()
+
+
+def install() -> None:
+    """Make this process's Colossal-AI work without GPUs."""
+    set_accelerator(GlooAccelerator())
+    p2p._check_for_nccl_hccl_backend = lambda group: dist.get_backend(group) == "nccl"  # it asks for a build of PyTorch for Ascend
+    LowLevelZeroOptimizer._sanity_checks = lambda self: None  # asserts that the accelerator's name is "cuda" or "npu"

@@ -1,0 +1,1 @@
+"""Engine `colossalai` in tests: its environment, and a program that trains with it."""
