@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from stages.core.contracts import ExitClass, InfraError
 from stages.core.ledger import process_alive, process_identity
 
 _END = object()
+_ENGINES = re.compile(r"MOXIN_[A-Z_]+_PYTHON")
+"""Where the Pythons of engines are: containers name them themselves (`containers/<engine>/Dockerfile`)."""
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """What of this process's environment a stage sees: never the control plane's own secrets."""
 
@@ -131,7 +134,7 @@ class ProcessLauncher:
         return ProcessHandle(process, path, processes(job))
 
     def _environment(self, job: Job) -> dict[str, str]:
-        env = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        env = {name: value for name, value in os.environ.items() if name in _INHERITED or _ENGINES.fullmatch(name)}
         env |= self._settings.store_environment() | public_environment(job)
         env |= {
             "MOXIN_CACHE": str(self._settings.home / "cache"),

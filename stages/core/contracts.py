@@ -266,6 +266,11 @@ class Stage(_Declared, Generic[C_co]):
         return {}
 
     @classmethod
+    def interpreter(cls, config: Any) -> str | None:
+        """The engine (`containers/<engine>/`) in whose own Python an attempt runs, MOXIN_<ENGINE>_PYTHON; None: where it was started."""
+        return None
+
+    @classmethod
     def resources(cls, config: Any) -> Resources:
         """What an attempt needs. Stages override this; a profile may too."""
         return Resources()

@@ -56,6 +56,8 @@ from stages.core.store import Store, disk_full, file_sha256
 GRACE_SECONDS = float(os.environ.get("MOXIN_GRACE_SECONDS", "25"))
 """Between being asked to stop and being cut off: time for a last checkpoint."""
 METRICS_FILE = ".metrics.jsonl"
+ENTERED = "MOXIN_ENTERED"
+"""Which engine's Python this process has begun anew in."""
 
 
 class Events:
@@ -111,6 +113,29 @@ def validated_config(stage: type[Stage[StageConfig]], node: str, values: Mapping
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"{node}.{key}: stage '{stage.stage}' has no such setting") from error
         raise ConfigError(f"{node}.{key} = {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def engine_python(stage: type[Stage[StageConfig]], request: StageRequest) -> str | None:
+    """The Python that an attempt has to run in; None: this one. Raises ConfigError when its engine is not installed."""
+    engine = stage.interpreter(validated_config(stage, request.node, request.config))
+    if engine is None:
+        return None
+    name = f"MOXIN_{engine.replace('-', '_').upper()}_PYTHON"
+    path = os.environ.get(name, "")
+    if not os.access(path, os.X_OK):
+        found = f"{name} = '{path}' is no program" if path else f"{name} is not set"
+        raise ConfigError(
+            f"{request.node}.engine = '{engine}' is not installed where this runs ({found}): use the image of containers/{engine}, "
+            f"or set {request.node}.engine to another"
+        )
+    return None if os.environ.get(ENTERED) == path else path
+
+
+def enter(python: str, arguments: Sequence[str], output: int) -> None:
+    """Begin anew in another Python: the same process, so that its launcher, its signals and its pipes stay what they are."""
+    os.environ[ENTERED] = python
+    os.dup2(output, 1)
+    os.execv(python, [python, "-m", "stages.core.runtime", *arguments])
 
 
 def own_rank() -> int:
@@ -447,6 +472,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.secrets:
             take_secrets(options.secrets)
         request = StageRequest.model_validate_json(options.request.read_bytes())
+        if python := engine_python(find_stage(request.stage), request):
+            enter(python, sys.argv[1:] if arguments is None else arguments, descriptor)
         result = run(request, events, stopper)
     except BaseException as error:
         exit_class, message = classify(error, _scratch())

@@ -58,7 +58,7 @@ class ColossalEngine:
         if world.device.type == "cpu":
             colossal_cpu.install()
         if not dist.is_initialized():
-            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         self._config, self._world = config, world
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         optimizer = make_optimizer(model, config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -18,12 +19,8 @@ import torch
 from stages.core.artifacts import Tokenizer, TokenShards
 from stages.core.contracts import StageError
 from stages.core.testing import LocalCheckpoints, LocalContext, local_artifact
-from stages.pretrain import (
-    colossal,  # noqa: F401  # pyright: ignore[reportUnusedImport]
-)
-from stages.pretrain import (
-    run as pretrain,
-)
+from stages.pretrain import colossal
+from stages.pretrain import run as pretrain
 from stages.pretrain.spec import PretrainConfig
 
 TYPES: dict[str, Any] = {"tokens": TokenShards, "tokenizer": Tokenizer}
@@ -41,6 +38,7 @@ def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
     ctx = LocalContext(root / f"rank-{rank}", PretrainConfig(**task["config"]), inputs, stop_after=task["stop"])
     ctx.checkpoints = LocalCheckpoints(root / "checkpoints")
     pretrain._device = lambda ctx: torch.device("cpu")  # half precision too: slow, but exact
+    colossal.INITIAL_SCALE = task["scale"] or colossal.INITIAL_SCALE
     try:
         pretrain.run(ctx)
         outcome = "done"
@@ -54,8 +52,6 @@ def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
 
 def train(task: dict[str, Any]) -> dict[str, Any]:
     """Run one task in `size` processes; what the first told, and how each ended."""
-    import socket
-
     Path(task["root"]).mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

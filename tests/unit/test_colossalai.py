@@ -1,0 +1,179 @@
+"""Engine `colossalai` of pretrain, for real, on gloo: the torch engine's curve on any topology, resume, export, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from stages.core.contracts import ConfigError
+from stages.core.runtime import engine_python
+from stages.modeling.folder import load_model
+from stages.pretrain.spec import Pretrain, PretrainConfig
+from tests.colossal import Program
+from tests.unit.test_pretrain import LENGTH, SHAPE, artifacts, config
+from tests.unit.test_world import single, train
+
+__all__ = ["artifacts", "single"]  # fixtures: named here so that pytest finds them
+
+HALF = {"precision": "bf16", "dropout": 0.0}
+
+
+@pytest.fixture(scope="session")
+def colossal() -> Iterator[Program]:
+    program = Program()
+    yield program
+    program.close()
+
+
+def made(**changes: Any) -> PretrainConfig:
+    """Engine `colossalai`; what is no setting of the stage is one of its own."""
+    own = {k: changes.pop(k) for k in ("plugin", "zero_stage", "pipeline", "cpu_offload") if k in changes}
+    if own.get("plugin") == "hybrid":
+        own.setdefault("zero_stage", 0)
+    return config(**{"engine": "colossalai", "dropout": 0.2, "micro_batch": 1, "colossalai": own, **changes})
+
+
+TOPOLOGIES: dict[str, tuple[int, dict[str, Any]]] = {
+    "one": (1, {"zero_stage": 1}),
+    "ddp": (2, {"plugin": "hybrid"}),
+    "zero1": (2, {"zero_stage": 1}),
+    "zero2": (2, {"zero_stage": 2}),
+    "tp2": (2, {"plugin": "hybrid", "tensor_parallel": 2}),
+    "pp2": (2, {"plugin": "hybrid", "pipeline": 2}),
+    "zero2x4": (4, {"zero_stage": 2}),
+    "tp2dp2": (4, {"plugin": "hybrid", "tensor_parallel": 2}),
+    "pp2dp2": (4, {"plugin": "hybrid", "pipeline": 2}),
+    "tp2pp2": (4, {"plugin": "hybrid", "tensor_parallel": 2, "pipeline": 2}),
+}
+
+
+@pytest.mark.parametrize("name", list(TOPOLOGIES))
+def test_it_trains_the_model_that_the_torch_engine_trains(
+    tmp_path: Path, artifacts: Any, single: Any, colossal: Program, name: str
+) -> None:
+    """With dropout, documents, an accumulated batch and held-out windows; and the folder is read by the same reader."""
+    size, settings = TOPOLOGIES[name]
+    losses, outcome = colossal.train(tmp_path, size, made(**settings), artifacts)
+    assert outcome == "done"
+    assert np.allclose(losses, single[0], atol=2e-5)
+    mine, other = load_model(tmp_path / "rank-0/out/model").state_dict(), load_model(single[1]).state_dict()
+    assert mine.keys() == other.keys()
+    for key, tensor in other.items():  # Adam turns rounding into steps where a gradient is nearly zero
+        assert float((mine[key] - tensor).abs().mean()) < 1e-4, key
+    folders = [sorted(p.name for p in folder.iterdir()) for folder in (tmp_path / "rank-0/out/model", single[1])]
+    assert folders[0] == folders[1]
+    assert not (tmp_path / "rank-1/out").exists()
+
+
+def test_a_run_goes_on_in_any_topology_and_in_the_other_engine(tmp_path: Path, artifacts: Any, single: Any, colossal: Program) -> None:
+    """zero2 on 2, tp2, tp2 x pp2, one process, then engine torch on 2: each from the checkpoint of the one before."""
+    told: list[float] = []
+    for name, steps in (("zero2", 4), ("tp2", 2), ("tp2pp2", 2), ("one", 2)):
+        size, settings = TOPOLOGIES[name]
+        losses, outcome = colossal.train(tmp_path, size, made(**settings), artifacts, stop=steps)
+        assert outcome.startswith(f"Preempted: stopped at step {len(told) + steps} of 12")
+        told += losses
+    losses, outcome = train(tmp_path, 2, config(dropout=0.2), artifacts)
+    assert outcome == "done"
+    assert np.allclose(told + losses, single[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["zero2", "tp2", "tp2pp2"])
+def test_a_resumed_run_repeats_an_unbroken_one_exactly(tmp_path: Path, artifacts: Any, colossal: Program, name: str) -> None:
+    """In half precision too, where Colossal-AI's own checkpoints lose the float32 weights."""
+    size, settings = TOPOLOGIES[name]
+    chosen = made(**settings, **HALF)
+    whole, outcome = colossal.train(tmp_path / "whole", size, chosen, artifacts)
+    assert outcome == "done"
+    first, _ = colossal.train(tmp_path / "broken", size, chosen, artifacts, stop=5)
+    second, outcome = colossal.train(tmp_path / "broken", size, chosen, artifacts)
+    assert (len(first), outcome) == (5, "done")
+    assert first + second == whole
+    mine, other = (load_model(tmp_path / run / "rank-0/out/model").state_dict() for run in ("broken", "whole"))
+    assert all(torch.equal(mine[key], other[key]) for key in other)
+
+
+def test_half_precision_keeps_float32_weights_over_topologies(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
+    """ZeRO inside tensor and pipeline parallel, which exists in half precision alone, resharded on the way."""
+    whole, _ = colossal.train(tmp_path / "whole", 1, made(zero_stage=1, **HALF), artifacts)
+    told: list[float] = []
+    for size, settings in (
+        (4, {"plugin": "hybrid", "zero_stage": 1, "tensor_parallel": 2}),
+        (4, {"plugin": "hybrid", "zero_stage": 1, "pipeline": 2}),
+        (2, {"plugin": "hybrid", "zero_stage": 2}),
+    ):
+        losses, _ = colossal.train(tmp_path / "run", size, made(**settings, **HALF), artifacts, stop=4)
+        told += losses
+    assert len(told) == len(whole)
+    assert np.allclose(told, whole, atol=5e-3)  # bf16 rounds to 3 digits; sums come in another order
+    weights = load_model(tmp_path / "whole" / "rank-0/out/model").state_dict()["lm_head.weight"]
+    assert not torch.equal(weights, weights.bfloat16().float())  # the exported weights are the float32 ones
+
+
+def test_an_overflow_is_left_out_and_the_loss_scale_is_resumed(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
+    """From 2**20 on, where the first steps overflow; stopped between the two overflows that make it smaller."""
+    chosen = made(zero_stage=2, dropout=0.0, precision="fp16", warmup_steps=0)
+    whole, outcome = colossal.train(tmp_path / "whole", 2, chosen, artifacts, scale=2.0**20)
+    assert outcome == "done"
+    assert 2 <= colossal.stats["skipped_steps"] < 12
+    first, _ = colossal.train(tmp_path / "broken", 2, chosen, artifacts, stop=1, scale=2.0**20)
+    second, _ = colossal.train(tmp_path / "broken", 2, chosen, artifacts, scale=2.0**20)
+    assert first + second == whole
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
+    _, outcome = colossal.train(tmp_path, 2, made(batch_windows=3, tokens=12 * 3 * LENGTH), artifacts)
+    assert outcome == "ConfigError: test.batch_windows = 3 cannot be shared evenly by 2 parts: change either"
+    _, outcome = colossal.train(tmp_path, 2, made(plugin="hybrid", pipeline=2, micro_batch=4), artifacts)
+    assert outcome.startswith("ConfigError: test: colossalai.pipeline = 2 needs as many whole micro-batches")
+    _, outcome = colossal.train(tmp_path, 3, made(plugin="hybrid", pipeline=2), artifacts)
+    assert outcome == "ConfigError: test.tensor_parallel x colossalai.pipeline = 2 does not divide the 3 processes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"plugin": "hybrid", "tensor_parallel": 4}, "tensor_parallel = 4 cannot share 4 query and 2 key-value heads evenly"),
+        ({"plugin": "hybrid", "pipeline": 3}, r"colossalai\.pipeline = 3 is deeper than the model: shape\.layers = 2"),
+        ({"plugin": "hybrid", "pipeline": 2, "zero_stage": 2, "precision": "bf16"}, "exchange gradients after every micro-batch"),
+        ({"plugin": "hybrid", "pipeline": 2, "processes": 2, "micro_batch": 4}, r"4 windows are 1 of micro_batch = 4"),
+        ({"plugin": "hybrid", "pipeline": 2, "processes": 3}, r"multiple of tensor_parallel = 1 x colossalai\.pipeline = 2"),
+        ({"plugin": "hybrid", "zero_stage": 1}, "no ZeRO in float32"),
+        ({"zero_stage": 0}, r"colossalai\.zero_stage = 0 is no ZeRO"),
+        ({"tensor_parallel": 2}, "'low_level_zero' shares the batch only: set tensor_parallel = 1"),
+        ({"plugin": "low_level_zero", "pipeline": 2}, r"set colossalai\.pipeline = 1"),
+        ({"plugin": "gemini"}, "'gemini' needs GPUs"),
+        ({"cpu_offload": True}, "set device = 'cuda' with precision 'bf16' or 'fp16'"),
+        ({"sequence_length": 65, "tokens": 10**6}, r"exceeds shape\.max_positions"),
+        ({"engine": "torch", "pipeline": 2}, "engine 'torch' has no pipeline"),
+    ],
+)
+def test_what_it_cannot_honour_is_refused_before_the_run(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        made(**changes)
+
+
+def test_the_engine_is_part_of_the_key_and_the_topology_is_not() -> None:
+    assert made(plugin="hybrid", pipeline=2).identity() == made(zero_stage=1).identity()
+    assert made().identity() != config(dropout=0.2).identity()
+
+
+def test_where_it_is_not_installed_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    request: Any = SimpleNamespace(node="pretrain_1", config=made().model_dump(mode="json"))
+    monkeypatch.delenv("MOXIN_COLOSSALAI_PYTHON", raising=False)
+    with pytest.raises(ConfigError, match=r"pretrain_1\.engine = 'colossalai' is not installed where this runs \(MOXIN_COLOSSALAI_PYTHON is not set\)"):
+        engine_python(Pretrain, request)
+    monkeypatch.setenv("MOXIN_COLOSSALAI_PYTHON", "/bin/sh")
+    assert engine_python(Pretrain, request) == "/bin/sh"
+    monkeypatch.setenv("MOXIN_ENTERED", "/bin/sh")
+    assert engine_python(Pretrain, request) is None
+    request.config = config(shape=SHAPE).model_dump(mode="json")
+    assert engine_python(Pretrain, request) is None
