@@ -98,10 +98,16 @@ class Visibility:
 
 
 class _BlockAttention(Function):
+    """With w the weights and u those that dropout leaves of them, the gradient of the scores is u x inner - w x total.
+
+    inner: of each weight, total: of a query's output, summed over its width; both from the gradient of the output. So the
+    mask itself is not needed again, and u is written over it.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor,
-        visibility: Visibility, mask: Callable[[], Tensor] | None, probability: float, first: int,
+        visibility: Visibility, mask: Callable[[], list[Tensor]] | None, probability: float, first: int,
     ) -> Tensor:  # fmt: skip
         batch, length, heads, width = query.shape
         groups, scale = key.shape[2], width**-0.5
@@ -111,39 +117,36 @@ class _BlockAttention(Function):
         keep = queries.element_size() * batch * heads * visibility.weights <= KEEP_BYTES
         saved: list[Tensor] = []
         out, stays = torch.empty_like(query), mask() if mask else None
-        for block in visibility.blocks:
+        for number, block in enumerate(visibility.blocks):
             weights = _weights(queries, keys, block, visibility)
+            used = weights if stays is None else _left(weights, stays[number], block, first)
             if keep:
-                saved.append(weights)
-            if stays is not None:
-                weights = weights * _part(stays, block, visibility, first, weights)
-            part = torch.bmm(weights, values[:, block.low : block.stop])
+                saved += [weights] if stays is None else [weights, used]
+            part = torch.bmm(used, values[:, block.low : block.stop])
             _of_tokens(out, block, groups).copy_(part.view(batch, groups, heads // groups, -1, width))
         if mask:
             out.mul_(1.0 / (1.0 - probability))
-        ctx.save_for_backward(queries, keys, values, cos, sin, stays if keep else None, *saved)
+        ctx.save_for_backward(queries, keys, values, cos, sin, out, *saved)
         ctx.visibility, ctx.mask, ctx.probability, ctx.first = visibility, mask, probability, first
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, cos, sin, stays, *saved = ctx.saved_tensors
+        queries, keys, values, cos, sin, out, *saved = ctx.saved_tensors
         batch, groups, share, length, width = queries.shape
         into_queries, into_keys, into_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         gradient = gradients[0] * (1.0 / (1.0 - ctx.probability)) if ctx.mask else gradients[0]
-        if ctx.mask and stays is None:
-            stays = ctx.mask()
+        totals = (out * gradients[0]).sum(-1, keepdim=True)
+        stays = ctx.mask() if ctx.mask and not saved else None
+        each = 2 if ctx.mask else 1
         for number, block in enumerate(ctx.visibility.blocks):
-            weights = saved[number] if saved else _weights(queries, keys, block, ctx.visibility)
+            weights = saved[number * each] if saved else _weights(queries, keys, block, ctx.visibility)
+            used = saved[number * each + each - 1] if saved else weights if stays is None else _left(weights, stays[number], block, ctx.first)
             seen = slice(block.low, block.stop)
             outer = _of_tokens(gradient, block, groups).reshape(batch * groups, -1, width)
-            inner, used = torch.bmm(outer, values[:, seen].mT), weights
-            if stays is not None:
-                part = _part(stays, block, ctx.visibility, ctx.first, weights)
-                used = weights * part
-                inner.mul_(part)
+            total = _of_tokens(totals, block, groups).reshape(batch * groups, -1, 1)
             into_values[:, seen] += torch.bmm(used.mT, outer)  # baddbmm_ on a slice goes matrix by matrix
-            scores = torch.ops.aten._softmax_backward_data(inner, weights, -1, weights.dtype)
+            scores = torch.bmm(outer, values[:, seen].mT).mul_(used).addcmul_(weights, total, value=-1)
             into_keys[:, seen] += torch.bmm(scores.mT, _rows(queries, block))
             part = torch.bmm(scores, keys[:, seen])
             into_queries[:, :, :, block.start : block.stop] = part.view(batch, groups, share, -1, width)
@@ -176,12 +179,10 @@ def _weights(queries: Tensor, keys: Tensor, block: Block, visibility: Visibility
     return torch.softmax(scores, -1)
 
 
-def _part(stays: Tensor, block: Block, visibility: Visibility, first: int, weights: Tensor) -> Tensor:
-    """What of stays [B, all heads x weights of all blocks] falls on a block [B K, G q, keys], in its shape."""
-    batch, heads = len(stays), stays.shape[1] // visibility.weights
-    mine = weights.numel() // (batch * block.size)
-    part = stays[:, heads * block.offset : heads * (block.offset + block.size)]
-    return part.unflatten(1, (heads, block.size))[:, first : first + mine].reshape(weights.shape)
+def _left(weights: Tensor, stays: Tensor, block: Block, first: int) -> Tensor:
+    """What dropout leaves of the weights of a block [B K, G q, keys]. stays: its mask [B, all heads x weights], written over."""
+    mine = stays.unflatten(1, (-1, block.size))[:, first : first + weights.numel() // (len(stays) * block.size)]
+    return mine.mul_(weights.view(mine.shape)).reshape(weights.shape)
 
 
 def _of_tokens(x: Tensor, block: Block, groups: int) -> Tensor:
@@ -191,11 +192,12 @@ def _of_tokens(x: Tensor, block: Block, groups: int) -> Tensor:
 
 def block_attention(
     query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor,
-    visibility: Visibility, mask: Callable[[], Tensor] | None = None, probability: float = 0.0, first: int = 0,
+    visibility: Visibility, mask: Callable[[], list[Tensor]] | None = None, probability: float = 0.0, first: int = 0,
 ) -> Tensor:  # fmt: skip
     """Attention with rotary positions: query [B, T, H, E], key and value [B, T, K, E], not rotated yet -> [B, T, H, E].
 
-    cos, sin [T, E / 2]. mask makes 1.0 for weights that stay and 0.0 for the dropped, [B, H x visibility.weights], the same
-    each time it is called, for all heads of the model; `first` is the first of those H among them. probability: of being dropped.
+    cos, sin [T, E / 2]. mask makes for each block 1.0 where a weight stays and 0.0 for the dropped, [B, heads x block.size],
+    new but equal each time it is called, for all heads of the model; `first` is the first of those H among them. probability:
+    of being dropped.
     """
     return _BlockAttention.apply(query, key, value, cos, sin, visibility, mask, probability, first)  # type: ignore[no-any-return]

@@ -118,8 +118,8 @@ class Attention(nn.Module):
         assert sight.visibility is not None
         kept, half = None, self.shape.head_dim // 2
         if self.dropout and sight.noise is not None:
-            count = self.shape.heads * sight.visibility.weights
-            kept = partial(sight.noise.kept, self.dropout, self.layer, ATTENTION, count)
+            counts = [self.shape.heads * block.size for block in sight.visibility.blocks]
+            kept = partial(sight.noise.parts, self.dropout, self.layer, ATTENTION, counts)
         cos, sin = sight.cos[:, :half], sight.sin[:, :half]
         first = sight.rank * query.shape[2]
         return block_attention(query, key, value, cos, sin, sight.visibility, kept, self.dropout, first)

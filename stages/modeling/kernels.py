@@ -19,6 +19,8 @@ LOSS_CHUNK = 4096
 """Tokens whose logits exist at one time in the loss on a GPU: at 32,000 entries and float32 half a gigabyte."""
 LOSS_CHUNK_CPU = 512
 """On a CPU: large enough for the gradient of the vocabulary matrix to be a full-speed product, small enough for its cache."""
+SMALLEST_CHANCE = 1e-30
+"""Below it float32 (normal from 1.2e-38 on) no longer tells a probability well."""
 
 
 def fused(x: Tensor) -> bool:
@@ -74,29 +76,33 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 class _LinearCrossEntropy(Function):
     """The gradients are made in the forward pass, chunk by chunk, while the logits are in the cache.
 
-    With e = exp(logits - max) and s = sum(e), the gradient of the logits is e / s minus 1 at the label. Dividing by s and
-    subtracting are moved behind the products, where they touch D and not V numbers a token.
+    The gradient of the logits is their softmax minus 1 at the label. Subtracting is moved behind the products, where it
+    touches D and not V numbers a token. The loss is -log of the label's probability; where that is too small for a float32,
+    it is computed from the logits.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         into_hidden, into_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        buffer = hidden.new_empty(min(chunk, len(hidden)), len(weight))
         for start in range(0, len(hidden), chunk):
             states, targets = hidden[start : start + chunk], labels[start : start + chunk]
             kept = (targets >= 0).to(hidden.dtype)[:, None]
             wanted = targets.clamp(min=0)
-            logits = states @ weight.T
-            most = logits.amax(-1, keepdim=True)
-            chosen = logits.gather(1, wanted[:, None])
-            exponentials = logits.sub_(most).exp_()
-            sums = exponentials.sum(-1, keepdim=True)
-            total += ((sums.log() + most - chosen) * kept).sum()
-            share = kept / sums
-            part = torch.mm(exponentials, weight, out=into_hidden[start : start + chunk])
-            part.mul_(share).addcmul_(weight[wanted], kept, value=-1)
-            into_weight.addmm_(exponentials.T, states * share)
-            into_weight.index_add_(0, wanted, states * kept, alpha=-1)
+            logits = torch.mm(states, weight.T, out=buffer[: len(states)])
+            chances = torch.softmax(logits, -1, out=logits)
+            chosen = chances.gather(1, wanted[:, None])
+            losses = -chosen.log()
+            if (chosen < SMALLEST_CHANCE).any():
+                rows = torch.nonzero(chosen[:, 0] < SMALLEST_CHANCE)[:, 0]
+                losses[rows, 0] = F.cross_entropy(states[rows] @ weight.T, wanted[rows], reduction="none")
+            total += (losses * kept).sum()
+            part = torch.mm(chances, weight, out=into_hidden[start : start + chunk])
+            part.sub_(weight[wanted]).mul_(kept)
+            rest = states * kept
+            into_weight.addmm_(chances.T, rest)
+            into_weight.index_add_(0, wanted, rest, alpha=-1)
         ctx.save_for_backward(into_hidden, into_weight)
         return total
 

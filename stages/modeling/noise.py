@@ -30,13 +30,20 @@ class Noise:
 
     def kept(self, probability: float, layer: int, place: int, count: int) -> Tensor:
         """1.0 for each of `count` elements of a sequence that stays, 0.0 for what is dropped: float32 [B, count]."""
-        out = np.empty((len(self.sequences), count), np.float32)
-        limit = np.uint16(round(probability * LEVELS))
+        return self.parts(probability, layer, place, [count])[0]
+
+    def parts(self, probability: float, layer: int, place: int, counts: Sequence[int]) -> list[Tensor]:
+        """The same for sum(counts) elements, cut into consecutive parts: new float32 tensors [B, count]."""
+        outs = [np.empty((len(self.sequences), count), np.float32) for count in counts]
+        limit, total = np.uint16(round(probability * LEVELS)), sum(counts)
         for row, sequence in enumerate(self.sequences):
             generator = np.random.Generator(np.random.SFC64([self.seed, int(sequence), layer, place]))
-            bits = generator.integers(0, 1 << 64, -(-count // 4), np.uint64).view(np.uint16)
-            np.greater_equal(bits[:count], limit, out=out[row], casting="unsafe")
-        return torch.from_numpy(out)
+            bits = generator.integers(0, 1 << 64, -(-total // 4), np.uint64).view(np.uint16)
+            start = 0
+            for out, count in zip(outs, counts, strict=True):
+                np.greater_equal(bits[start : start + count], limit, out=out[row], casting="unsafe")
+                start += count
+        return [torch.from_numpy(out) for out in outs]
 
     @classmethod
     def drawn(cls, batch: int) -> Noise:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -377,10 +378,10 @@ def test_dropout_on_weights_is_what_its_mask_says() -> None:
     torch.manual_seed(0)
     length, heads, groups, width, rate = 150, 4, 2, 8, 0.3
     visibility = Visibility(length, 40, None)
-    kept = Noise(3, [0, 9]).kept(rate, 1, 0, heads * visibility.weights)
+    counts = [heads * block.size for block in visibility.blocks]
+    kept = partial(Noise(3, [0, 9]).parts, rate, 1, 0, counts)
     whole = torch.zeros(2, heads, length, length)
-    for block in visibility.blocks:
-        part = kept[:, heads * block.offset : heads * (block.offset + block.size)]
+    for block, part in zip(visibility.blocks, kept(), strict=True):
         whole[:, :, block.start : block.stop, block.low : block.stop] = part.view(2, heads, block.stop - block.start, -1)
     cos, sin = rotary(torch.arange(length), width, 1e4)
     inputs = [torch.randn(2, length, n, width, dtype=torch.float64, requires_grad=True) for n in (heads, groups, groups)]
@@ -394,10 +395,27 @@ def test_dropout_on_weights_is_what_its_mask_says() -> None:
     gradient = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, inputs, gradient)
     single = [x.detach().float().requires_grad_() for x in inputs]
-    found = block_attention(*single, cos[:, :4], sin[:, :4], visibility, lambda: kept, rate)
+    found = block_attention(*single, cos[:, :4], sin[:, :4], visibility, kept, rate)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
     for one, other in zip(torch.autograd.grad(found, single, gradient.float()), wanted, strict=True):
         torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_of_a_token_that_is_nearly_impossible_is_exact() -> None:
+    """Its probability is 0 in float32; loss and gradients are those of PyTorch's own."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(6, 4), torch.randn(9, 4)
+    labels = torch.tensor([3, 1, -100, 0, 8, 2])
+    hidden[1], weight[1], weight[5] = 0.0, 0.0, 0.0
+    hidden[1, 0], weight[1, 0], weight[5, 0] = 30.0, -20.0, 20.0  # a distance of 1,200
+    results = []
+    for loss_of in (chunked_cross_entropy, lambda h, w, y: F.cross_entropy(h @ w.T, y, reduction="sum")):
+        inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = loss_of(*inputs, labels)
+        results.append([loss, *torch.autograd.grad(loss, inputs)])
+    assert float(results[0][0].detach()) > 1200
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
 @given(st.integers(0, 5), st.integers(0, 1 << 40), st.floats(0.01, 0.9), st.integers(1, 5000))
