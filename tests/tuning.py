@@ -93,3 +93,30 @@ def echoes(start: int, count: int) -> list[list[Message]]:
     """Conversations with a rule that is soon learned: the answer is the question's letter, thrice."""
     letters = "abcdefghijklmnop"
     return [[user(f"what {letters[i % 16]} {i}"), assistant(letters[i % 16] * 3)] for i in range(start, start + count)]
+
+
+def taught(source: LocalArtifact, folder: Path, rows: Iterable[tuple[list[Message], str]], steps: int, seed: int = 0) -> LocalArtifact:
+    """The model of `source` after some steps on these prompts and answers: small, and sure of little."""
+    from stages.finetuning.models import load_model, load_tokenizer
+
+    torch.manual_seed(seed)
+    path, template = Path(source.path), (Path(source.path) / chat_template.FILE).read_text(encoding="utf-8")
+    tokenizer: Any = load_tokenizer(path, template)
+    examples = []
+    for prompt, answer in rows:
+        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        whole = tokenizer.apply_chat_template([*prompt, assistant(answer)], return_dict=False)
+        examples.append((whole, [-100] * len(head) + whole[len(head) :]))
+    longest = max(len(ids) for ids, _ in examples)
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in examples])
+    labels = torch.tensor([row + [-100] * (longest - len(row)) for _, row in examples])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row, _ in examples])
+    model = load_model(path, torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder.mkdir(parents=True)
+    save_child(model.state_dict(), path, folder, "card", template)
+    return local_artifact(Model, folder, source.facets, dict(source.meta))

@@ -1,18 +1,15 @@
 """Engine `verl` 0.9.1 for GRPO: one run of `verl.trainer.main_ppo` for each stretch, each from the merged weights of the one before.
 
-Hydra overrides are derived from the stage's configuration; the reward is this repository's verifier (`programs/verl_reward.py`). The
-problems' order is the stage's own, written out as Parquet, one row a prompt, and read once without shuffling.
-
-A checkpoint of the stage holds verl's `global_step_<n>`, the number of the stretch, and after the first its start.
+Hydra overrides are derived from the stage's configuration; the reward is this repository's verifier (`programs/reward.py`). The
+problems' order is the stage's own, written out as Parquet, one row a prompt, and read once without shuffling. Stretches, checkpoints
+and resume: `stretches.py`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +18,11 @@ import pyarrow.parquet as pq
 import torch
 
 from stages.core.contracts import Context
-from stages.engines import process
-from stages.engines.exchange import link_tree, load_weights, prepare_parent, read_safetensors
-from stages.finetuning.trainer import check
+from stages.engines import process, stretches
+from stages.engines.stretches import Rows, Stretch
 
 VERSION = "0.9.1"
-ROOT = Path(__file__).resolve().parents[2]
-REWARD = Path(__file__).parent / "programs" / "verl_reward.py"
-LATEST = "latest_checkpointed_iteration.txt"
+REWARD = Path(__file__).parent / "programs" / "reward.py"
 STEP = re.compile(r"step:(\d+) - (.*)")
 VALUE = re.compile(r"([\w/@.]+):(?:np\.\w+\()?([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))", re.IGNORECASE)
 METRICS = {
@@ -43,7 +37,6 @@ METRICS = {
     "response_length/clip_ratio": "truncated",
 }
 """verl's names and ours; what a log does not have is left out."""
-Rows = Iterable[Mapping[str, Any]]
 
 
 def overrides(config: Any, number: int, folder: Path, model: Path) -> dict[str, Any]:
@@ -136,114 +129,34 @@ def write_parquet(path: Path, rows: Rows) -> None:
     pq.write_table(pa.Table.from_pylist(values), path)
 
 
+class Verl:
+    """verl as a program of stretches."""
+
+    name, version = "verl", VERSION
+
+    def command(self, stretch: Stretch, rows: Rows) -> list[str]:
+        """Parquet, and Hydra overrides."""
+        every = list(rows)
+        write_parquet(stretch.folder / "train.parquet", every)
+        write_parquet(stretch.folder / "val.parquet", every[:1])  # verl wants one; it is never measured on
+        settings = overrides(stretch.ctx.config, stretch.number, stretch.folder, stretch.start)
+        return [stretch.python, "-m", "verl.trainer.main_ppo", *words(settings)]
+
+    def read(self, line: str) -> tuple[int, dict[str, float]] | None:
+        """verl's console log: `step:<n> - name:value - ...`."""
+        if not (found := STEP.search(line)):
+            return None
+        values = {name: float(value) for name, value in VALUE.findall(found[2])}
+        return int(found[1]), {mine: values[theirs] for theirs, mine in METRICS.items() if theirs in values}
+
+    def collect(self, stretch: Stretch) -> Path:
+        """Merge the last checkpoint's shards."""
+        local, merged = stretch.checkpoints / f"global_step_{stretch.steps}" / "actor", stretch.folder / "merged"
+        command = [stretch.python, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(local), "--target_dir", str(merged)]
+        process.run(stretch.ctx, self.name, command, env=stretch.env, on_line=lambda line: None)
+        return merged
+
+
 def reinforce(ctx: Context[Any], model: torch.nn.Module, schedule: Callable[[int], Rows]) -> None:
     """Train `model` (the parent's weights) in place. schedule: the prompts of a stretch, in order."""
-    config, root = ctx.config, Path(ctx.scratch) / "verl"
-    python = process.interpreter(ctx, "verl")
-    device = next(model.parameters()).device
-    model.to("cpu")  # the engine needs the GPU's memory
-    torch.cuda.empty_cache()
-    root.mkdir()
-    prepare_parent(Path(ctx.input("parent").path), root / "parent")
-    first, start = restore(ctx, root)
-    for number in range(first, len(config.stages)):
-        folder = root / f"stretch-{number}"
-        folder.mkdir(exist_ok=True)
-        rows = list(schedule(number))
-        write_parquet(folder / "train.parquet", rows)
-        write_parquet(folder / "val.parquet", rows[:1])  # verl wants one; it is never measured on
-        env = process.environment(root, PYTHONPATH=str(ROOT), RAY_USAGE_STATS_ENABLED="0", RAY_COLOR_PREFIX="0")
-        keeper = Checkpoints(ctx, folder / "checkpoints", number, start if number else None)
-        command = [python, "-m", "verl.trainer.main_ppo", *words(overrides(config, number, folder, start))]
-        ctx.log(f"verl {VERSION}, stretch {number + 1} of {len(config.stages)}: {' '.join(command)}")
-        if keeper.known < config.stages[number].steps:
-            process.run(ctx, "verl", command, env=env, on_line=Follower(ctx, number), on_tick=keeper.publish)
-        start = merge(ctx, python, folder, config.stages[number].steps, root / "parent", env)
-    load_weights(model, read_safetensors(start), "verl")
-    model.to(device)
-
-
-def merge(ctx: Context[Any], python: str, folder: Path, step: int, parent: Path, env: Mapping[str, str]) -> Path:
-    """The stretch's last checkpoint as a Hugging Face folder, with the parent's tokenizer and configuration."""
-    merged, start = folder / "merged", folder / "start"
-    local = folder / "checkpoints" / f"global_step_{step}" / "actor"
-    command = [python, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(local), "--target_dir", str(merged)]
-    process.run(ctx, "verl", command, env=env, on_line=lambda line: None)
-    start.mkdir()
-    for path in parent.iterdir():
-        if not path.name.startswith("model"):
-            shutil.copyfile(path, start / path.name)
-    for path in [*merged.glob("*.safetensors"), *merged.glob("model.safetensors.index.json")]:
-        path.rename(start / path.name)
-    return start
-
-
-class Follower:
-    """Reads verl's console log: `step:<n> - name:value - ...`."""
-
-    def __init__(self, ctx: Context[Any], number: int) -> None:
-        self._ctx = ctx
-        self._offset = sum(s.steps for s in ctx.config.stages[:number])
-        self._total = sum(s.steps for s in ctx.config.stages)
-
-    def __call__(self, line: str) -> None:
-        if not (found := STEP.search(line)):
-            return
-        values = {name: float(value) for name, value in VALUE.findall(found[2])}
-        row = {mine: values[theirs] for theirs, mine in METRICS.items() if theirs in values}
-        step = self._offset + int(found[1])
-        check(self._ctx, step, row)
-        self._ctx.metric(step, **{name: value for name, value in row.items() if math.isfinite(value)})
-        self._ctx.progress(step, self._total, "steps")
-
-
-class Checkpoints:
-    """Publishes verl's checkpoints when its tracker file says that they are whole."""
-
-    def __init__(self, ctx: Context[Any], folder: Path, number: int, start: Path | None) -> None:
-        self._ctx, self._folder, self._number, self._start = ctx, folder, number, start
-        self.known = _tracked(folder)
-        self._offset = sum(s.steps for s in ctx.config.stages[:number])
-
-    def publish(self) -> None:
-        """Publish the newest one, once; older ones, and those of the trainer's, are removed."""
-        step = _tracked(self._folder)
-        if step == self.known:
-            return
-        self.known = step
-        last = self._number + 1 == len(self._ctx.config.stages)
-        if last and step == self._ctx.config.stages[self._number].steps:
-            return  # the end: the model is about to be written
-        kept = self._folder.parent / f"kept_{step}"
-        link_tree(self._folder / f"global_step_{step}", kept / f"global_step_{step}")
-        if self._start is not None:
-            link_tree(self._start, kept / "start")
-        (kept / "position.json").write_text(json.dumps({"stretch": self._number, "step": step}))
-        self._ctx.checkpoints.save(self._offset + step, kept)
-        shutil.rmtree(kept)
-        for old in self._folder.glob("global_step_*"):
-            if int(old.name.rpartition("_")[2]) < step:  # a newer one may be on its way
-                shutil.rmtree(old)
-
-
-def _tracked(folder: Path) -> int:
-    """Step of the newest whole checkpoint; 0: none."""
-    text = (folder / LATEST).read_text() if (folder / LATEST).is_file() else ""
-    return int(text) if text.strip().isdigit() else 0
-
-
-def restore(ctx: Context[Any], root: Path) -> tuple[int, Path]:
-    """Put the newest checkpoint of this key where verl finds it. Returns the stretch to go on with, and the model it began from."""
-    if (found := ctx.checkpoints.latest()) is None:
-        return 0, root / "parent"
-    position = json.loads((Path(found[1]) / "position.json").read_text())
-    folder = root / f"stretch-{position['stretch']}" / "checkpoints"
-    name = f"global_step_{position['step']}"
-    link_tree(Path(found[1]) / name, folder / name)
-    (folder / LATEST).write_text(str(position["step"]))
-    start = root / "parent"
-    if (Path(found[1]) / "start").is_dir():
-        start = root / "restored"
-        link_tree(Path(found[1]) / "start", start)
-    ctx.log(f"goes on after step {found[0]}, in stretch {position['stretch'] + 1}")
-    return int(position["stretch"]), start
+    stretches.reinforce(ctx, model, schedule, Verl(), RAY_USAGE_STATS_ENABLED="0", RAY_COLOR_PREFIX="0")

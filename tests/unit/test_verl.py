@@ -19,7 +19,7 @@ from stages import chat_template
 from stages.core.contracts import LocalArtifact, Preempted
 from stages.core.testing import LocalContext
 from stages.engines import process, verl
-from stages.engines.programs.verl_reward import compute_score
+from stages.engines.programs.reward import compute_score
 from stages.finetuning import models
 from stages.grpo import run as grpo_run
 from stages.grpo.spec import GrpoConfig

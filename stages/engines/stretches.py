@@ -1,0 +1,180 @@
+"""What the engines of reinforcement share: stretches one after the other, their log, checkpoints, resume, and the model at the end.
+
+An engine leaves its whole checkpoints in `<stretch>/checkpoints/global_step_<n>` and the newest one's number in a tracker file (verl's own
+layout). A checkpoint of the stage holds that folder, the number of the stretch, and after the first its start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from stages.core.contracts import Context
+from stages.engines import process
+from stages.engines.exchange import link_tree, load_weights, prepare_parent, read_safetensors
+from stages.finetuning.trainer import check
+
+ROOT = Path(__file__).resolve().parents[2]
+LATEST = "latest_checkpointed_iteration.txt"
+Rows = Iterable[Mapping[str, Any]]
+"""Prompts of a stretch, in order: `{"prompt": turns, "answer": text}`."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One stretch of an attempt."""
+
+    ctx: Context[Any]
+    number: int
+    folder: Path
+    start: Path
+    """The model that it begins from."""
+    python: str
+    env: Mapping[str, str]
+
+    @property
+    def steps(self) -> int:
+        """Batches of prompts."""
+        return self.ctx.config.stages[self.number].steps
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the engine keeps them."""
+        return self.folder / "checkpoints"
+
+    @property
+    def log_name(self) -> str:
+        """For people."""
+        return f"stretch {self.number + 1} of {len(self.ctx.config.stages)}"
+
+
+class Program(Protocol):
+    """What an engine has of its own."""
+
+    name: str
+    version: str
+
+    def command(self, stretch: Stretch, rows: Rows) -> list[str]:
+        """Write what the engine reads; return what runs it through the stretch, or on from its newest checkpoint."""
+        ...
+
+    def read(self, line: str) -> tuple[int, dict[str, float]] | None:
+        """Step within the stretch and its metrics, by our names, that a line of the log tells."""
+        ...
+
+    def collect(self, stretch: Stretch) -> Path:
+        """A folder with the safetensors of the stretch's last step."""
+        ...
+
+
+def reinforce(ctx: Context[Any], model: torch.nn.Module, schedule: Callable[[int], Rows], program: Program, **env: str) -> None:
+    """Train `model` (the parent's weights) in place. schedule: the prompts of a stretch."""
+    config, root = ctx.config, Path(ctx.scratch) / program.name
+    python = process.interpreter(ctx, program.name)
+    device = next(model.parameters()).device
+    model.to("cpu")  # the engine needs the GPU's memory
+    torch.cuda.empty_cache()
+    root.mkdir()
+    parent = root / "parent"
+    prepare_parent(Path(ctx.input("parent").path), parent)
+    first, start = restore(ctx, root)
+    for number in range(first, len(config.stages)):
+        folder = root / f"stretch-{number}"
+        folder.mkdir(exist_ok=True)
+        stretch = Stretch(ctx, number, folder, start, python, process.environment(root, PYTHONPATH=str(ROOT), **env))
+        keeper = Checkpoints(stretch)
+        command = program.command(stretch, schedule(number))
+        ctx.log(f"{program.name} {program.version}, {stretch.log_name}: {' '.join(command)}")
+        if keeper.known < stretch.steps:
+            process.run(ctx, program.name, command, env=stretch.env, on_line=Follower(stretch, program.read), on_tick=keeper.publish)
+        start = hand_over(program.collect(stretch), parent, folder / "start")
+    load_weights(model, read_safetensors(start), program.name)
+    model.to(device)
+
+
+def hand_over(weights: Path, parent: Path, start: Path) -> Path:
+    """A stretch's weights as a Hugging Face folder, with the parent's tokenizer and configuration."""
+    start.mkdir()
+    for path in parent.iterdir():
+        if not path.name.startswith("model"):
+            shutil.copyfile(path, start / path.name)
+    for path in [*weights.glob("*.safetensors"), *weights.glob("model.safetensors.index.json")]:
+        path.rename(start / path.name)
+    return start
+
+
+class Follower:
+    """Passes the metrics of an engine's log on."""
+
+    def __init__(self, stretch: Stretch, read: Callable[[str], tuple[int, dict[str, float]] | None]) -> None:
+        stages = stretch.ctx.config.stages
+        self._ctx, self._read = stretch.ctx, read
+        self._offset = sum(s.steps for s in stages[: stretch.number])
+        self._total = sum(s.steps for s in stages)
+
+    def __call__(self, line: str) -> None:
+        if (found := self._read(line)) is None:
+            return
+        step, row = self._offset + found[0], found[1]
+        check(self._ctx, step, row)
+        self._ctx.metric(step, **{name: value for name, value in row.items() if math.isfinite(value)})
+        self._ctx.progress(step, self._total, "steps")
+
+
+class Checkpoints:
+    """Publishes an engine's checkpoints when its tracker file says that they are whole."""
+
+    def __init__(self, stretch: Stretch) -> None:
+        self._stretch, self._ctx, self._folder = stretch, stretch.ctx, stretch.checkpoints
+        self.known = _tracked(self._folder)
+        self._offset = sum(s.steps for s in stretch.ctx.config.stages[: stretch.number])
+
+    def publish(self) -> None:
+        """Publish the newest one, once; older ones, and those of the trainer's, are removed."""
+        step = _tracked(self._folder)
+        if step == self.known:
+            return
+        self.known = step
+        number = self._stretch.number
+        if number + 1 == len(self._ctx.config.stages) and step == self._stretch.steps:
+            return  # the end: the model is about to be written
+        kept = self._folder.parent / f"kept_{step}"
+        link_tree(self._folder / f"global_step_{step}", kept / f"global_step_{step}")
+        if number:
+            link_tree(self._stretch.start, kept / "start")
+        (kept / "position.json").write_text(json.dumps({"stretch": number, "step": step}))
+        self._ctx.checkpoints.save(self._offset + step, kept)
+        shutil.rmtree(kept)
+        for old in self._folder.glob("global_step_*"):
+            if int(old.name.rpartition("_")[2]) < step:  # a newer one may be on its way
+                shutil.rmtree(old)
+
+
+def _tracked(folder: Path) -> int:
+    """Step of the newest whole checkpoint; 0: none."""
+    text = (folder / LATEST).read_text() if (folder / LATEST).is_file() else ""
+    return int(text) if text.strip().isdigit() else 0
+
+
+def restore(ctx: Context[Any], root: Path) -> tuple[int, Path]:
+    """Put the newest checkpoint of this key where the engine finds it. Returns the stretch to go on with, and the model it began from."""
+    if (found := ctx.checkpoints.latest()) is None:
+        return 0, root / "parent"
+    position = json.loads((Path(found[1]) / "position.json").read_text())
+    folder = root / f"stretch-{position['stretch']}" / "checkpoints"
+    name = f"global_step_{position['step']}"
+    link_tree(Path(found[1]) / name, folder / name)
+    (folder / LATEST).write_text(str(position["step"]))
+    start = root / "parent"
+    if (Path(found[1]) / "start").is_dir():
+        start = root / "restored"
+        link_tree(Path(found[1]) / "start", start)
+    ctx.log(f"goes on after step {found[0]}, in stretch {position['stretch'] + 1}")
+    return int(position["stretch"]), start

@@ -1,0 +1,96 @@
+"""verl 0.9.1 itself, on the CPU, through the stage: Ray, FSDP2 on gloo, two stretches, the verifier in its reward workers, its merger."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages import chat_template
+from stages.core.testing import LocalContext
+from stages.engines import verl
+from stages.examples import user
+from stages.finetuning import models
+from stages.grpo import run as grpo_run
+from stages.grpo.spec import GrpoConfig
+from tests import engines, tuning
+
+PROBLEMS = [(f"{n} + 1 = ?", str(n + 1)) for n in range(8)]
+CONFIG = GrpoConfig(
+    engine="verl",
+    device="cuda",
+    devices=1,
+    stages=({"steps": 3, "max_response": 24, "group": 8}, {"steps": 3, "max_response": 32, "group": 8}),  # type: ignore[arg-type]
+    prompts=8,
+    minibatches=2,
+    learning_rate=2e-3,
+    temperature=1.0,
+    max_prompt=32,
+    instruction="",
+    eval_problems=8,
+    eval_samples=8,
+    samples=1,
+    checkpoint_every=2,
+    threads=1,
+)
+
+
+def cpu_settings(folder: Path) -> dict[str, object]:
+    """What differs from the stage's settings on a machine without a GPU, where Ray is told of more cores than there are."""
+    fsdp = "actor_rollout_ref.actor.fsdp_config"
+    return {
+        "trainer.device": "cpu",
+        "+actor_rollout_ref.model.override_config.attn_implementation": "sdpa",
+        f"{fsdp}.strategy": "fsdp2",
+        f"{fsdp}.dtype": "float32",
+        f"{fsdp}.model_dtype": "fp32",
+        f"{fsdp}.use_torch_compile": False,
+        f"+{fsdp}.mixed_precision.param_dtype": "fp32",
+        f"+{fsdp}.mixed_precision.reduce_dtype": "fp32",
+        "actor_rollout_ref.actor.use_torch_compile": False,
+        "actor_rollout_ref.ref.fsdp_config.dtype": "float32",
+        "actor_rollout_ref.rollout.name": "hf_cpu",
+        "actor_rollout_ref.rollout.agent.num_workers": 1,
+        "ray_kwargs.ray_init.num_cpus": 16,
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        "+ray_kwargs.ray_init.num_gpus": 1,
+        "+ray_kwargs.ray_init.object_store_memory": 200_000_000,
+        "+ray_kwargs.ray_init._temp_dir": str(folder),
+    }
+
+
+@pytest.mark.slow  # installs verl's environment and starts Ray twice: minutes. The only proof that the settings train
+@pytest.mark.timeout(2400)
+def test_verl_trains_through_two_stretches_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent answers right about half of the time, and says so in the right form: the reward has something to prefer."""
+    parent = tuning.parent(tmp_path, chat_template.TULU)
+    answers = [([user(p)], f"<think>\n{p[0]}\n</think>\n\\boxed{{{a}}}") for p, right in PROBLEMS for a in (right, str(int(right) + 2))]
+    inputs = {
+        "parent": [tuning.taught(parent, tmp_path / "taught", answers, steps=150)],
+        "problems": [tuning.problems(tmp_path / "train", PROBLEMS)],
+        "heldout": [tuning.problems(tmp_path / "heldout", PROBLEMS)],
+    }
+    with tempfile.TemporaryDirectory(prefix="ray") as ray:  # short: a socket's path has at most 107 characters
+        variables = {"VERL_USE_EXTERNAL_MODULES": "tests.standins.verl_cpu", "VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda", "HOME": ray}
+        variables |= {"OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0"}
+        words = [f"'{name}={json.dumps(value)}'" for name, value in cpu_settings(Path(ray)).items()]
+        python = engines.interpreter(tmp_path / "venv", "verl_cpu")
+        program = engines.wrapper(tmp_path / "python", python, variables, {"verl.trainer.main_ppo": words})
+        monkeypatch.setenv("MOXIN_VERL_PYTHON", str(program))
+        monkeypatch.setattr(models, "prepare", lambda ctx: (models.quiet(), torch.device("cpu"))[1])
+        ctx = LocalContext(tmp_path / "run", CONFIG, inputs)
+        grpo_run.run(ctx)
+    assert [row["step"] for row in ctx.metrics] == [1, 2, 3, 4, 5, 6]
+    assert all(set(verl.METRICS.values()) <= row.keys() for row in ctx.metrics)
+    rewards = [row["reward"] for row in ctx.metrics]
+    print("rewards", rewards, "pass@1", ctx.stats["before_pass_at_1"], ctx.stats["after_pass_at_1"])
+    assert 0.2 < rewards[0] < 0.8
+    assert all(row["grad_norm"] > 0 for row in ctx.metrics)
+    assert ctx.metrics[0]["kl"] == pytest.approx(0, abs=1e-4)  # the reference is the stretch's start
+    found = ctx.checkpoints.latest()
+    assert found is not None
+    assert found[0] == 5
+    assert sum(rewards[-2:]) > sum(rewards[:2])
