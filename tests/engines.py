@@ -34,10 +34,10 @@ def _borrow_torch(site: Path) -> None:
         (site / top).symlink_to(path)
 
 
-def wrapper(path: Path, python: Path, environment: dict[str, str], extra: dict[str, list[str]]) -> Path:
-    """A program in the place of `python` that sets variables, and appends words to the command line of some modules (`-m <module>`)."""
-    lines = ["#!/bin/sh", *(f"export {name}='{value}'" for name, value in environment.items()), 'case "$2" in']
-    lines += [f'{module}) exec {python} "$@" {" ".join(words)} ;;' for module, words in extra.items()]
+def wrapper(path: Path, python: Path, environment: dict[str, str], cases: dict[str, str]) -> Path:
+    """A program in the place of `python` that sets variables; cases: shell patterns of a command line, and what is run instead."""
+    lines = ["#!/bin/sh", *(f"export {name}='{value}'" for name, value in environment.items()), 'case "$*" in']
+    lines += [f"{pattern}) exec {python} {words} ;;" for pattern, words in cases.items()]
     path.write_text("\n".join([*lines, f'*) exec {python} "$@" ;;', "esac", ""]))
     path.chmod(0o755)
     return path

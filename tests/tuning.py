@@ -120,3 +120,14 @@ def taught(source: LocalArtifact, folder: Path, rows: Iterable[tuple[list[Messag
     folder.mkdir(parents=True)
     save_child(model.state_dict(), path, folder, "card", template)
     return local_artifact(Model, folder, source.facets, dict(source.meta))
+
+
+def halfway(root: Path) -> dict[str, list[LocalArtifact]]:
+    """Inputs of `grpo`: a parent that answers its eight problems in the right form, and right about half of the time."""
+    rows = [(f"{n} + 1 = ?", str(n + 1)) for n in range(8)]
+    answers = [([user(p)], f"<think>\n{p[0]}\n</think>\n\\boxed{{{a}}}") for p, right in rows for a in (right, str(int(right) + 2))]
+    return {
+        "parent": [taught(parent(root, chat_template.TULU), root / "taught", answers, steps=150)],
+        "problems": [problems(root / "train", rows)],
+        "heldout": [problems(root / "heldout", rows)],
+    }

@@ -43,6 +43,7 @@ AREAL: dict[str, tuple[Any, str]] = {
     "precision": ("bf16", "samples with SGLang in bf16"),
     "device": ("cuda", "needs GPUs here (SGLang)"),
     "advantage": ("batch", "is used here for PPO without a critic"),
+    "entropy": (0.0, "has no entropy bonus"),
 }
 """AReaL 1.0.4 as stages/engines/areal.py drives it."""
 
@@ -59,6 +60,8 @@ def require_reinforcement(config: Any) -> None:
             f"tokens_per_device = {config.tokens_per_device} is less than the longest prompt and response, {config.longest} tokens: "
             "raise it, or shorten max_prompt or stages"
         )
+    if config.engine == "areal" and config.devices % 2:
+        raise ValueError(f"devices = {config.devices}: engine 'areal' writes on one half of them and trains on the other: give it an even number")
     for number, stage in enumerate(config.stages):
         if config.prompts * stage.group % config.devices:
             raise ValueError(f"stages.{number}: {config.prompts * stage.group} responses are no multiple of devices = {config.devices}")

@@ -17,7 +17,7 @@ from trl.trainer.grpo_config import GRPOConfig as TrlConfig
 
 from stages.core.contracts import Context, Preempted
 from stages.effects import as_stats
-from stages.engines import verl
+from stages.engines import areal, verl
 from stages.finetuning import models
 from stages.finetuning.card import tuning_card, write_samples
 from stages.finetuning.trainer import Bridge, common_arguments, train
@@ -27,7 +27,7 @@ from stages.grpo.spec import GrpoConfig
 from stages.modeling.folder import save_child
 from stages.verifier import Verifier
 
-ENGINES: dict[str, Any] = {"verl": verl}
+ENGINES: dict[str, Any] = {"verl": verl, "areal": areal}
 POSITION, START = "position.json", "start"
 METRICS = {
     "loss": "loss",

@@ -35,9 +35,9 @@ DEEPSCALER = (
 class GrpoConfig(TuningConfig):
     """Defaults: DeepScaleR's recipe on verl (RECIPE 5). AReaL's is another set of values."""
 
-    engine: Literal["trl", "verl"] = Field(
+    engine: Literal["trl", "verl", "areal"] = Field(
         default="trl",
-        description="who trains: TRL in this process, or verl as the paper. Part of the key: two engines never give the same bytes",
+        description="who trains: TRL in this process, or verl or AReaL as the paper. Part of the key: two engines never give the same bytes",
     )
     tokens_per_device: Operational[int] = Field(
         default=32_768, gt=0, description="tokens in a forward pass of engines 'verl' and 'areal', which pack responses (DeepScaleR: 32,768)"

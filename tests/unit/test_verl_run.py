@@ -9,21 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages import chat_template
 from stages.core.testing import LocalContext
 from stages.engines import verl
-from stages.examples import user
 from stages.finetuning import models
 from stages.grpo import run as grpo_run
 from stages.grpo.spec import GrpoConfig
 from tests import engines, tuning
 
-PROBLEMS = [(f"{n} + 1 = ?", str(n + 1)) for n in range(8)]
 CONFIG = GrpoConfig(
     engine="verl",
     device="cuda",
     devices=1,
-    stages=({"steps": 3, "max_response": 24, "group": 8}, {"steps": 3, "max_response": 32, "group": 8}),  # type: ignore[arg-type]
+    stages=({"steps": 3, "max_response": 32, "group": 8}, {"steps": 3, "max_response": 40, "group": 8}),  # type: ignore[arg-type]
     prompts=8,
     minibatches=2,
     learning_rate=2e-3,
@@ -66,19 +63,13 @@ def cpu_settings(folder: Path) -> dict[str, object]:
 @pytest.mark.timeout(2400)
 def test_verl_trains_through_two_stretches_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent answers right about half of the time, and says so in the right form: the reward has something to prefer."""
-    parent = tuning.parent(tmp_path, chat_template.TULU)
-    answers = [([user(p)], f"<think>\n{p[0]}\n</think>\n\\boxed{{{a}}}") for p, right in PROBLEMS for a in (right, str(int(right) + 2))]
-    inputs = {
-        "parent": [tuning.taught(parent, tmp_path / "taught", answers, steps=150)],
-        "problems": [tuning.problems(tmp_path / "train", PROBLEMS)],
-        "heldout": [tuning.problems(tmp_path / "heldout", PROBLEMS)],
-    }
+    inputs = tuning.halfway(tmp_path)
     with tempfile.TemporaryDirectory(prefix="ray") as ray:  # short: a socket's path has at most 107 characters
         variables = {"VERL_USE_EXTERNAL_MODULES": "tests.standins.verl_cpu", "VERL_PLATFORM": "cpu", "VERL_ENGINE_DEVICE": "cuda", "HOME": ray}
         variables |= {"OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0"}
         words = [f"'{name}={json.dumps(value)}'" for name, value in cpu_settings(Path(ray)).items()]
         python = engines.interpreter(tmp_path / "venv", "verl_cpu")
-        program = engines.wrapper(tmp_path / "python", python, variables, {"verl.trainer.main_ppo": words})
+        program = engines.wrapper(tmp_path / "python", python, variables, {"*verl.trainer.main_ppo*": f'"$@" {" ".join(words)}'})
         monkeypatch.setenv("MOXIN_VERL_PYTHON", str(program))
         monkeypatch.setattr(models, "prepare", lambda ctx: (models.quiet(), torch.device("cpu"))[1])
         ctx = LocalContext(tmp_path / "run", CONFIG, inputs)
