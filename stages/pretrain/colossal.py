@@ -16,17 +16,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from colossalai.booster import Booster  # pyright: ignore[reportMissingImports]
-from colossalai.booster.plugin import HybridParallelPlugin, LowLevelZeroPlugin  # pyright: ignore[reportMissingImports]
+from colossalai.booster.plugin import GeminiPlugin, HybridParallelPlugin, LowLevelZeroPlugin  # pyright: ignore[reportMissingImports]
 from colossalai.pipeline.schedule import OneForwardOneBackwardSchedule  # pyright: ignore[reportMissingImports]
+from colossalai.zero.gemini import gemini_optimizer  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from stages.modeling.decoder import MoxinLM
 from stages.pretrain import colossal_cpu
 from stages.pretrain.colossal_model import Part, PartPolicy
-from stages.pretrain.colossal_state import Shards, scaler_state, set_scaler_state
+from stages.pretrain.colossal_state import ChunkShards, Shards, scaler_state, set_scaler_state
 from stages.pretrain.engine import INITIAL_SCALE, Batch, Update, make_optimizer
 from stages.pretrain.spec import PretrainConfig
 from stages.pretrain.world import World
+
+MIXINS = ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin")
+"""What ZeRO's, the hybrid plugin's and Gemini's optimizer call what scales their loss."""
 
 
 def make_plugin(config: PretrainConfig, world: World) -> Any:
@@ -36,6 +40,8 @@ def make_plugin(config: PretrainConfig, world: World) -> Any:
     zero: dict[str, Any] = {"overlap_communication": gpu, "cpu_offload": own.cpu_offload}  # a processor has no second stream
     if own.plugin == "low_level_zero":
         return LowLevelZeroPlugin(stage=own.zero_stage, **common, **zero)
+    if own.plugin == "gemini":
+        return GeminiPlugin(enable_async_reduce=gpu, **common)
     split = config.tensor_parallel > 1
     return HybridParallelPlugin(
         tp_size=config.tensor_parallel,
@@ -51,6 +57,21 @@ def make_plugin(config: PretrainConfig, world: World) -> Any:
     )
 
 
+class ChunkAdamW(torch.optim.AdamW):
+    """AdamW as Gemini calls it: gradients are in half precision, weights in float32. Its own HybridAdam needs a CUDA compiler, this does not."""
+
+    def step(self, closure: Any = None, div_scale: float = -1.0) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad.float()
+                parameter.grad = None
+                parameter.grad = gradient if div_scale < 0 else gradient.div_(div_scale)
+        super().step()
+
+
+gemini_optimizer._AVAIL_OPTIM_LIST.add(ChunkAdamW)
+
+
 class ColossalEngine:
     """`Engine` by Colossal-AI."""
 
@@ -61,16 +82,19 @@ class ColossalEngine:
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         self._config, self._world = config, world
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        optimizer = make_optimizer(model, config)
+        gemini = config.colossalai.plugin == "gemini"
+        optimizer = make_optimizer(model, config, ChunkAdamW if gemini else torch.optim.AdamW)
         self._plugin = make_plugin(config, world)
         self._booster = Booster(plugin=self._plugin)
         self.model, self._optimizer, *_ = self._booster.boost(Part(model, config), optimizer)
         self.model.train()
-        self._part: Part = self.model.unwrap()
-        self._shards = Shards(self._part.lm, self._optimizer, self._plugin, world)
+        if gemini:
+            self._shards: Shards = ChunkShards({name: value.shape for name, value in weights.items()}, self.model, self._optimizer, world)
+        else:
+            self._shards = Shards(self.model.unwrap().lm, self._optimizer, self._plugin, world)
         if config.precision != "fp32":  # the masters were made from rounded weights
             self._shards.start_from(weights)
-        self._mixin: Any = getattr(self._optimizer, "mixed_precision_mixin", None) or getattr(self._optimizer, "mixed_precision", None)
+        self._mixin: Any = next((found for name in MIXINS if (found := getattr(self._optimizer, name, None)) is not None), None)
         self._scaler = getattr(self._mixin, "grad_scaler", None)
         self._look = OneForwardOneBackwardSchedule(self._plugin.stage_manager, microbatch_size=config.micro_batch) if self._staged else None
 

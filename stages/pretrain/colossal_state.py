@@ -48,6 +48,7 @@ class Shards:
     def __init__(self, lm: MoxinLM, optimizer: Any, plugin: Any, world: World) -> None:
         self._optimizer, self._world = optimizer, world
         self._parameters = dict(lm.named_parameters())
+        self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
         self._masters: Mapping[int, Tensor] = optimizer.get_working_to_master_map() or {}
         self._data: Any = getattr(plugin, "dp_group", None) or dist.group.WORLD
         self._tensor: Any = getattr(plugin, "tp_group", None)
@@ -96,6 +97,7 @@ class Shards:
         for name, parameter in self._parameters.items():
             value, cut = weights[name], self._cut(parameter)
             self._put(value if cut is None else value.chunk(self._tensor.size(), cut)[self._tensor.rank()], "model", parameter)
+        self._refresh()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -119,20 +121,24 @@ class Shards:
     def load(self, folder: Path, updates: int) -> None:
         """From a checkpoint of any topology, of this engine or of `torch`."""
         for names in self._groups():
-            values = {(name, key): torch.empty(self._parameters[name].shape) for name in names for key in ("model", *MOMENTS)}
+            values = {(name, key): torch.empty(self._shapes[name]) for name in names for key in ("model", *MOMENTS)}
             read({_key(*at): self._named(value, self._parameters[at[0]]) for at, value in values.items()}, folder)
             for (name, key), value in values.items():
                 self._put(value, key, self._parameters[name])
         for own in self._optimizer.optim.state.values():
             own["step"].fill_(updates)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """The float32 weights have changed."""
 
     def _groups(self) -> Iterator[list[str]]:
         """Names in groups of about READ_BYTES."""
         group: list[str] = []
         size = 0
-        for name, parameter in self._parameters.items():
+        for name, shape in self._shapes.items():
             group.append(name)
-            size += 3 * 4 * parameter.numel()
+            size += 3 * 4 * shape.numel()
             if size > READ_BYTES:
                 yield group
                 group, size = [], 0
@@ -143,10 +149,8 @@ class Shards:
 
     def export(self) -> dict[str, Tensor]:
         """Whole float32 weights by name on the first process; {} on the others. One tensor at a time is in flight."""
-        held = self._world.gathered({name: self._shape(parameter) for name, parameter in self._parameters.items()})
+        held = self._world.gathered({name: self._shape(name, parameter) for name, parameter in self._parameters.items()})
         out: dict[str, Tensor] = {}
-        if self._world.size == 1:
-            return {name: self._whole(parameter) for name, parameter in self._parameters.items()}
         speaks = self._data.rank() == 0 and (self._mesh is None or self._tensor.rank() == 0)
         for name, parameter in self._parameters.items():
             value = self._whole(parameter)
@@ -161,17 +165,65 @@ class Shards:
                     dist.recv(out[name], rank, group=self._world.side)
         return out
 
-    def _shape(self, parameter: Tensor) -> tuple[int, ...]:
+    def _shape(self, name: str, parameter: Tensor) -> tuple[int, ...]:
         cut = self._cut(parameter)
-        return tuple(n * self._tensor.size() if d == cut else n for d, n in enumerate(parameter.shape))
+        return tuple(n * self._tensor.size() if d == cut else n for d, n in enumerate(self._shapes[name]))
 
     def _whole(self, parameter: Tensor) -> Tensor:
-        value, cut = self._gathered(self._master(parameter).detach(), parameter), self._cut(parameter)
+        value, cut = self._gathered(self._tensors(parameter)["model"], parameter), self._cut(parameter)
         if cut is None:
             return value.cpu()
         parts = [torch.empty_like(value) for _ in range(self._tensor.size())]
         dist.all_gather(parts, value.contiguous(), group=self._tensor)
         return torch.cat(parts, cut).cpu()
+
+
+class ChunkShards(Shards):
+    """Gemini's: parameters lie in chunks, and a process has a stretch of some of them, which a parameter may begin or end within."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size], model: Any, optimizer: Any, world: World) -> None:
+        self._optimizer, self._world, self._shapes = optimizer, world, dict(shapes)
+        prefix = "lm."
+        self._parameters = {name: model.name2param[prefix + name] for name in shapes}
+        self._mesh = self._tensor = None
+        self._data = model.zero_group
+        numbers = {parameter: number for number, parameter in optimizer.id_to_real_params.items()}
+        self._places = {
+            parameter: (shapes[name], numbers[parameter], model.chunk_manager.get_chunk(parameter)) for name, parameter in self._parameters.items()
+        }
+
+    def _tensors(self, parameter: Tensor) -> dict[str, Tensor]:
+        _, number, chunk = self._places[parameter]
+        if number not in self._optimizer.id_to_fake_params:
+            return {key: torch.empty(0, device=self._world.device) for key in ("model", *MOMENTS)}
+        fake = self._optimizer.id_to_fake_params[number]
+        begin, _, size = self._optimizer.get_offsets(number)
+        weights = chunk.paired_chunk.payload[begin : begin + size]
+        own = self._optimizer.optim.state[fake]
+        if not own:
+            own["step"] = torch.zeros((), device=weights.device if weights.is_cuda else "cpu")
+            own |= {key: torch.zeros_like(weights) for key in MOMENTS}
+        return {"model": weights, **{key: own[key] for key in MOMENTS}}
+
+    def _stretch(self, parameter: Tensor) -> slice:
+        """What of a flat parameter lies here."""
+        _, start, size = self._optimizer.get_offsets(self._places[parameter][1])
+        return slice(start, start + size) if size > 0 else slice(0, 0)
+
+    def _gathered(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        shape, _, chunk = self._places[parameter]
+        whole = torch.zeros(shape.numel(), device=self._world.device)
+        whole[self._stretch(parameter)] = tensor.to(whole.device)
+        if not chunk.keep_gathered:
+            dist.all_reduce(whole, group=self._data)
+        return whole.view(shape)
+
+    def _put(self, value: Tensor, key: str, parameter: Tensor) -> None:
+        self._tensors(parameter)[key].copy_(value.flatten()[self._stretch(parameter)])
+
+    def _refresh(self) -> None:
+        for chunk in self._optimizer.chunk16_set:
+            chunk.optim_update()
 
 
 def _key(name: str, key: str) -> str:

@@ -78,13 +78,13 @@ class Engine(Protocol):
         ...
 
 
-def make_optimizer(model: MoxinLM, config: PretrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: MoxinLM, config: PretrainConfig, kind: type[torch.optim.AdamW] = torch.optim.AdamW) -> torch.optim.AdamW:
     """AdamW, one fused kernel; weight decay on matrices only (norm scales have no direction to shrink)."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+    return kind(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
 
 
 def moments_of(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:

@@ -35,13 +35,15 @@ def require_colossalai(config: Any) -> None:
     if own.plugin == "low_level_zero" and own.zero_stage == 0:
         raise ValueError("colossalai.zero_stage = 0 is no ZeRO: set 1 or 2, or colossalai.plugin = 'hybrid'")
     if own.plugin == "gemini":
-        _require_gpu(config, "colossalai.plugin = 'gemini' needs GPUs (its optimizer and its streams are CUDA's)")
+        _require_gpu(config, "colossalai.plugin = 'gemini' needs GPUs (it moves weights between their memory and the processor's)")
     if own.cpu_offload:
         _require_gpu(config, "colossalai.cpu_offload = true moves memory off GPUs")
         if own.plugin == "gemini" or own.zero_stage == 0:
             raise ValueError("colossalai.cpu_offload = true is ZeRO's: set colossalai.zero_stage = 1 or 2 with another plugin than 'gemini'")
     if own.plugin == "hybrid":
         _require_hybrid(config)
+    if config.processes > 1:  # one: GPUs may make it more, and `world.join` looks again
+        require_microbatches(config, config.batch_windows // (config.processes // config.together))
 
 
 def _require_gpu(config: Any, why: str) -> None:
@@ -58,20 +60,21 @@ def _require_hybrid(config: Any) -> None:
             f"colossalai.plugin = 'hybrid' has no ZeRO in float32: set colossalai.zero_stage = 0 (it is {own.zero_stage}), "
             "plugin = 'low_level_zero', or precision 'bf16' or 'fp16'"
         )
-    if own.pipeline == 1:
-        return
     if own.pipeline > layers:
         raise ValueError(f"colossalai.pipeline = {own.pipeline} is deeper than the model: shape.layers = {layers}")
-    if own.zero_stage == 2:
+    if own.pipeline > 1 and own.zero_stage == 2:
         raise ValueError("colossalai.zero_stage = 2 would exchange gradients after every micro-batch of a pipeline, which Colossal-AI refuses: set 0 or 1")
-    if config.processes > 1:
-        require_microbatches(config, config.batch_windows // (config.processes // config.together))
-
 
 def require_microbatches(config: Any, windows: int) -> None:
-    """Raise ValueError when a pipeline cannot be filled by a part of `windows` windows."""
-    if windows % config.micro_batch or windows // config.micro_batch < config.colossalai.pipeline:
+    """Raise ValueError when a part of `windows` windows of each batch cannot be cut into the micro-batches that the plugin needs."""
+    own, size = config.colossalai, config.micro_batch
+    if own.plugin == "gemini" and windows > size:
         raise ValueError(
-            f"colossalai.pipeline = {config.colossalai.pipeline} needs as many whole micro-batches in each part of a batch: {windows} windows "
-            f"are {windows / config.micro_batch:g} of micro_batch = {config.micro_batch}"
+            f"colossalai.plugin = 'gemini' takes each part of a batch at once (it adds up gradients wrongly over several processes): {windows} "
+            f"windows are more than micro_batch = {size}; raise it, or take more processes or another plugin"
+        )
+    if own.pipeline > 1 and (windows % size or windows // size < own.pipeline):
+        raise ValueError(
+            f"colossalai.pipeline = {own.pipeline} needs as many whole micro-batches in each part of a batch: {windows} windows "
+            f"are {windows / size:g} of micro_batch = {size}"
         )

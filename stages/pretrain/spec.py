@@ -31,7 +31,6 @@ class ColossalSettings(BaseModel):
     )
     pipeline: int = Field(default=1, gt=0, description="hybrid: groups of processes that have a part of the blocks each (1F1B over micro_batch)")
     cpu_offload: bool = Field(default=False, description="ZeRO's float32 weights and moments lie in CPU memory (upstream: zero2_cpu; needs GPUs)")
-    placement: Literal["static", "auto"] = Field(default="static", description="gemini: where chunks lie (upstream: gemini, gemini_auto)")
 
 
 class PretrainConfig(StageConfig):

@@ -89,7 +89,7 @@ def join(config: PretrainConfig, node: str, device: torch.device) -> World:
     parts = size // together
     if config.batch_windows % parts:
         raise ConfigError(f"{node}.batch_windows = {config.batch_windows} cannot be shared evenly by {parts} parts: change either")
-    if together > config.tensor_parallel:
+    if config.engine == "colossalai":
         try:
             rules.require_microbatches(config, config.batch_windows // parts)
         except ValueError as error:

@@ -22,6 +22,7 @@ from stages.core.testing import LocalCheckpoints, LocalContext, local_artifact
 from stages.pretrain import colossal
 from stages.pretrain import run as pretrain
 from stages.pretrain.spec import PretrainConfig
+from tests.colossal import chunks
 
 TYPES: dict[str, Any] = {"tokens": TokenShards, "tokenizer": Tokenizer}
 LIMIT = 120
@@ -38,6 +39,7 @@ def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
     ctx = LocalContext(root / f"rank-{rank}", PretrainConfig(**task["config"]), inputs, stop_after=task["stop"])
     ctx.checkpoints = LocalCheckpoints(root / "checkpoints")
     pretrain._device = lambda ctx: torch.device("cpu")  # half precision too: slow, but exact
+    chunks.install()
     colossal.INITIAL_SCALE = task["scale"] or colossal.INITIAL_SCALE
     try:
         pretrain.run(ctx)

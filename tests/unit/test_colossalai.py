@@ -84,10 +84,11 @@ def test_a_run_goes_on_in_any_topology_and_in_the_other_engine(tmp_path: Path, a
     assert np.allclose(told + losses, single[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["zero2", "tp2", "tp2pp2"])
+@pytest.mark.slow  # bf16 on a processor: some 10 seconds a topology
+@pytest.mark.parametrize("name", ["zero2", "tp2", "tp2pp2", "gemini"])
 def test_a_resumed_run_repeats_an_unbroken_one_exactly(tmp_path: Path, artifacts: Any, colossal: Program, name: str) -> None:
-    """In half precision too, where Colossal-AI's own checkpoints lose the float32 weights."""
-    size, settings = TOPOLOGIES[name]
+    """In half precision, where Colossal-AI's own checkpoints lose the float32 weights. Gemini: `tests/colossal/chunks.py`."""
+    size, settings = TOPOLOGIES.get(name, (2, {"plugin": "gemini", "micro_batch": 2, "device": "cuda"}))
     chosen = made(**settings, **HALF)
     whole, outcome = colossal.train(tmp_path / "whole", size, chosen, artifacts)
     assert outcome == "done"
@@ -99,6 +100,7 @@ def test_a_resumed_run_repeats_an_unbroken_one_exactly(tmp_path: Path, artifacts
     assert all(torch.equal(mine[key], other[key]) for key in other)
 
 
+@pytest.mark.slow  # four runs in bf16, two of them of four processes
 def test_half_precision_keeps_float32_weights_over_topologies(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
     """ZeRO inside tensor and pipeline parallel, which exists in half precision alone, resharded on the way."""
     whole, _ = colossal.train(tmp_path / "whole", 1, made(zero_stage=1, **HALF), artifacts)
@@ -106,9 +108,10 @@ def test_half_precision_keeps_float32_weights_over_topologies(tmp_path: Path, ar
     for size, settings in (
         (4, {"plugin": "hybrid", "zero_stage": 1, "tensor_parallel": 2}),
         (4, {"plugin": "hybrid", "zero_stage": 1, "pipeline": 2}),
+        (2, {"plugin": "gemini", "micro_batch": 2, "device": "cuda"}),
         (2, {"plugin": "hybrid", "zero_stage": 2}),
     ):
-        losses, _ = colossal.train(tmp_path / "run", size, made(**settings, **HALF), artifacts, stop=4)
+        losses, _ = colossal.train(tmp_path / "run", size, made(**settings, **HALF), artifacts, stop=3)
         told += losses
     assert len(told) == len(whole)
     assert np.allclose(told, whole, atol=5e-3)  # bf16 rounds to 3 digits; sums come in another order
@@ -149,6 +152,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, artifacts: Any
         ({"tensor_parallel": 2}, "'low_level_zero' shares the batch only: set tensor_parallel = 1"),
         ({"plugin": "low_level_zero", "pipeline": 2}, r"set colossalai\.pipeline = 1"),
         ({"plugin": "gemini"}, "'gemini' needs GPUs"),
+        ({"plugin": "gemini", "device": "cuda", "precision": "fp16", "processes": 2}, r"2 windows are more than micro_batch = 1"),
         ({"cpu_offload": True}, "set device = 'cuda' with precision 'bf16' or 'fp16'"),
         ({"sequence_length": 65, "tokens": 10**6}, r"exceeds shape\.max_positions"),
         ({"engine": "torch", "pipeline": 2}, "engine 'torch' has no pipeline"),
