@@ -1,6 +1,6 @@
 """The data stages on two Ray nodes, one of them killed in the middle: the same bytes as in one process.
 
-    python -m benchmarks.ray_nodes [--documents 40000]     # in an environment with containers/embedded/requirements-ray.txt
+    python -m benchmarks.ray_nodes [--documents 40000]     # the same in little, with two nodes and in CI: tests/fault/test_ray_nodes.py
 
 Starts two raylets on this machine as separate processes (two "nodes" of one core), runs `dedup` with `workers = "ray"`, kills the
 second node's processes once a first shard is done, and compares the output with that of one process.

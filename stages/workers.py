@@ -35,8 +35,8 @@ ATTEMPTS = 4
 
 Function = Callable[..., Any]
 Workers = int | Literal["ray"]
-Job = tuple[str, str, str, dict[str, Any]]
-"""Module, function, folder, arguments."""
+Job = tuple[str, str, str, dict[str, Any], str]
+"""Module, function, folder, arguments, digest of the steps before."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Pool:
     def __init__(self, folder: Path, workers: Workers = 1) -> None:
         self.folder = Path(folder)
         self.workers: Workers = workers
+        self._before = ""
         self._processes: ProcessPoolExecutor | None = None
         self._alive: list[Any] = []
 
@@ -88,7 +89,9 @@ class Pool:
         """Run every task once; results in the order of the tasks. A task's own exception is raised here as it is."""
         base = self.folder / name
         base.mkdir(parents=True, exist_ok=True)
-        jobs = [(function.__module__, function.__qualname__, str(base / f"{n:06d}"), dict(task)) for n, task in enumerate(tasks)]
+        whose = (function.__module__, function.__qualname__)
+        jobs: list[Job] = [(*whose, str(base / f"{n:06d}"), dict(task), self._before) for n, task in enumerate(tasks)]
+        self._before = hashlib.sha256("".join([name, *map(_fingerprint, jobs)]).encode()).hexdigest()
         left = [job for job in jobs if _receipt(job) is None]
         if len(left) <= 1 or self.workers == 1:
             runs = _inline(left)
@@ -147,9 +150,10 @@ class Pool:
 
 def _fingerprint(job: Job) -> str:
     """What decides a task's result: its arguments, but of absolute paths the last part only (another attempt has its inputs
-    elsewhere; which ones they are is in the work folder's name), and the code of its package."""
-    module, function, _, task = job
-    return hashlib.sha256(json.dumps([module, function, _placeless(task), _code(module)], sort_keys=True).encode()).hexdigest()
+    elsewhere; which ones they are is in the work folder's name), the steps before it (whose files it reads: with other memory they
+    may be cut otherwise), and the code of its package."""
+    module, function, _, task, before = job
+    return hashlib.sha256(json.dumps([module, function, _placeless(task), before, _code(module)], sort_keys=True).encode()).hexdigest()
 
 
 def _placeless(value: Any) -> Any:
@@ -179,7 +183,7 @@ def _receipt(job: Job) -> tuple[Any] | None:
 
 def execute(job: Job) -> None:
     """Do one task in a folder of its own, and bring that into place with its receipt."""
-    module, name, folder, task = job
+    module, name, folder, task, _ = job
     partial = Path(f"{folder}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -216,9 +220,10 @@ def _die_with_parent(parent: int) -> None:
 def _ray(jobs: list[Job]) -> Iterator[None]:
     """As Ray tasks on the cluster of RAY_ADDRESS. Ray itself starts a task anew when its node is lost."""
     try:
-        import ray  # type: ignore[import-not-found]
+        import ray
+        from ray import exceptions
     except ImportError as error:
-        raise ConfigError("workers = 'ray' needs the package ray: install containers/embedded/requirements-ray.txt") from error
+        raise ConfigError("workers = 'ray' needs the package ray, which containers/data/requirements.lock has") from error
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
     task = ray.remote(execute).options(max_retries=ATTEMPTS, num_cpus=1, scheduling_strategy="SPREAD")
@@ -227,8 +232,8 @@ def _ray(jobs: list[Job]) -> Iterator[None]:
         finished, left = ray.wait(left, num_returns=1)
         try:
             ray.get(finished)
-        except ray.exceptions.RayTaskError as error:
+        except exceptions.RayTaskError as error:
             raise error.cause from error
-        except ray.exceptions.RayError as error:
+        except exceptions.RayError as error:
             raise InfraError(f"the Ray cluster lost a shard {ATTEMPTS} times: {str(error).splitlines()[0]}") from error
         yield

@@ -3,9 +3,11 @@
     sign        shard      -> LSH keys and content digests, grouped by partition (`*.keys`, `*.docs`)
     exact       partition  -> documents whose content came before
     pair        partition  -> sorted unique pairs that share a band
-    merge       range      -> the pairs whose first document lies in the range, sorted, unique over all partitions
+    rank        partition  -> the same pairs, of ranks instead of numbers: places in the order of (candidate cluster, number)
+    merge       range      -> the pairs whose first rank lies in the range, sorted, unique over all partitions
 
-Documents are numbered over all inputs, 32 bits. How many partitions and ranges there are changes memory, never a result.
+Documents are numbered over all inputs, 32 bits. By rank the documents of a cluster are neighbours, so that verification makes the
+set of each only once. How many partitions and ranges there are changes memory, never a result.
 """
 
 from __future__ import annotations
@@ -47,23 +49,22 @@ def group(keys, partitions, order, offsets):
         count[p] += 1
 
 
-def write_run(folder: Path, name: str, keys: np.ndarray, documents: np.ndarray, partitions: int) -> list[int]:
-    """Write records grouped by partition (by the first column of `keys`); where each partition begins."""
+def write_run(folder: Path, name: str, keys: np.ndarray, documents: np.ndarray, partitions: int) -> None:
+    """Write records grouped by partition (by the first column of `keys`), and where each partition begins."""
     first = np.ascontiguousarray(keys[:, 0])
     order, offsets = np.empty(len(keys), np.int64), np.empty(partitions + 1, np.int64)
     group(first, partitions, order, offsets)
     keys[order].tofile(folder / f"{name}.keys")
     documents[order].tofile(folder / f"{name}.docs")
-    return offsets.tolist()
+    offsets.tofile(folder / f"{name}.starts")
 
 
-def read_partition(runs: Sequence[tuple[str, list[int]]], name: str, partition: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def read_partition(runs: Sequence[str], name: str, partition: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """(keys [records, columns], documents [records]) of one partition of every run, in run order."""
     keys, documents = [], []
-    for folder, offsets in runs:
-        low, high = offsets[partition], offsets[partition + 1]
+    for path in map(Path, runs):
+        low, high = np.fromfile(path / f"{name}.starts", np.int64, 2, offset=8 * partition).tolist()
         if high > low:
-            path = Path(folder)
             keys.append(np.fromfile(path / f"{name}.keys", np.uint64, (high - low) * columns, offset=low * columns * 8))
             documents.append(np.fromfile(path / f"{name}.docs", np.uint32, high - low, offset=low * 4))
     if not keys:
@@ -89,9 +90,9 @@ def sign(folder: Path, shard: dict[str, Any], signer: list[Any], shortest: int, 
         keys.append(found[signed].reshape(-1, 1))
         key_docs.append(np.repeat(number[signed], found.shape[1]))
     np.concatenate(fates).tofile(folder / "fates")
-    bands = write_run(folder, "bands", np.concatenate(keys), np.concatenate(key_docs), partitions)
-    exact = write_run(folder, "digests", np.concatenate(digests), np.concatenate(digest_docs), partitions)
-    return {"bands": bands, "digests": exact}
+    write_run(folder, "bands", np.concatenate(keys), np.concatenate(key_docs), partitions)
+    write_run(folder, "digests", np.concatenate(digests), np.concatenate(digest_docs), partitions)
+    return {"partitions": partitions}
 
 
 def _lengths(machine: Signer, source: np.ndarray, ends: np.ndarray, counts: np.ndarray, short_filter: str) -> np.ndarray:
@@ -108,7 +109,7 @@ def _digests(source: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return np.frombuffer(found, np.uint64).reshape(-1, 2)
 
 
-def exact(folder: Path, partition: int, runs: list[Any]) -> Any:
+def exact(folder: Path, partition: int, runs: list[str]) -> Any:
     """Documents of this partition of the digests whose content an earlier one has."""
     digests, documents = read_partition(runs, "digests", partition, 2)
     order = np.lexsort((documents, digests[:, 1], digests[:, 0]))
@@ -139,7 +140,7 @@ def _bucket_pairs(keys, documents, star, out):
     return made
 
 
-def pair(folder: Path, partition: int, runs: list[Any], fates: str, star: bool) -> Any:
+def pair(folder: Path, partition: int, runs: list[str], fates: str, star: bool) -> Any:
     """Pairs that share a band whose key lies in this partition; `star`: just enough of them to connect each bucket."""
     keys, documents = read_partition(runs, "bands", partition, 1)
     kept = np.load(fates, mmap_mode="r")[documents] == KEPT
@@ -158,6 +159,14 @@ def bucket_pairs(keys: np.ndarray, documents: np.ndarray, star: bool = False) ->
     if len(out):
         _bucket_pairs(keys, documents, star, out)
     return np.unique(out)
+
+
+def rank(folder: Path, pairs: str, ranks: str) -> Any:
+    """The pairs of a file with each document's rank in its place, sorted."""
+    places, found = np.load(ranks, mmap_mode="r"), np.fromfile(pairs, np.uint64)
+    firsts, seconds = places[found >> np.uint64(32)], places[found & np.uint64(0xFFFFFFFF)]
+    np.sort(firsts.astype(np.uint64) << np.uint64(32) | seconds).tofile(folder / "pairs")
+    return len(found)
 
 
 def ranges(files: Sequence[Path], most: int) -> list[int]:

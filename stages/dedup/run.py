@@ -26,6 +26,8 @@ from stages.workers import Pool, Result, work_folder
 EXAMPLE_CLUSTERS = 5
 RECORD_BYTES = 32
 """Memory of one LSH record while its partition is sorted: key, document, order, and the sorted key and document."""
+PAIRS_AT_ONCE = 1 << 20
+"""Pairs that are read together."""
 PAIRS_PER_TASK = 1 << 17
 """Candidate pairs that one task verifies: about a shard's worth of work."""
 
@@ -92,9 +94,9 @@ def _exact(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: 
     """The fate of every document after the short filter and the exact duplicates: [documents], int8."""
     fate = np.concatenate([np.fromfile(result.folder / "fates", np.int8) for result in signed])
     if recipe.exact:
-        runs = [(str(result.folder), result.value["digests"]) for result in signed]
-        partitions = range(len(runs[0][1]) - 1)
-        for result in pool.map("exact", lsh.exact, [{"partition": p, "runs": runs} for p in partitions], ctx.progress):
+        runs = [str(result.folder) for result in signed]
+        tasks = [{"partition": p, "runs": runs} for p in range(signed[0].value["partitions"])]
+        for result in pool.map("exact", lsh.exact, tasks, ctx.progress):
             fate[np.fromfile(result.folder / "documents", np.uint32)] = lsh.EXACT
     if not (fate == lsh.KEPT).any():
         raise InputError(f"{ctx.node}: nothing is left of {total} documents: all are shorter than {recipe.min_characters} characters")
@@ -105,25 +107,16 @@ def _near(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: R
     """Find the clusters of near duplicates, write NEAR into `fate`; rows (first document, document) of all of them, sorted."""
     fates = pool.folder / "fate-exact.npy"
     np.save(fates, fate)
-    pairs = _pairs(ctx, pool, signed, recipe, str(fates))
+    runs = [str(result.folder) for result in signed]
+    partitions = range(signed[0].value["partitions"])
+    tasks = [{"partition": p, "runs": runs, "fates": str(fates), "star": not recipe.verify} for p in partitions]
+    files = [str(result.folder / "pairs") for result in pool.map("pair", lsh.pair, tasks, ctx.progress)]
+    groups = _joined(files, len(fate))
     spills: dict[str, Any] = {}
-    if pairs and (recipe.verify or recipe.extremes):
-        spills = _spill(ctx, pool, recipe, work, pairs, len(fate))
-    parent = np.arange(len(fate), dtype=np.uint32)
-    edges: Iterable[Path] = [result.folder / "pairs" for result in pairs]
+    if len(groups) and (recipe.verify or recipe.extremes):
+        spills = _spill(ctx, pool, recipe, work, groups[:, 1], len(fate))
     if recipe.verify:
-        tasks = [
-            {"pairs": str(result.folder / "pairs"), "low": low, "high": min(low + PAIRS_PER_TASK, result.value), **spills}
-            for result in pairs
-            for low in range(0, result.value, PAIRS_PER_TASK)
-        ]
-        verified = pool.map("verify", verify.verify, tasks, ctx.progress)
-        edges = [result.folder / "edges" for result in verified]
-        ctx.stat(verified_pairs=sum(result.value["edges"] for result in verified))
-    for path in edges:
-        found = np.fromfile(path, np.uint64)
-        verify.unite(parent, (found >> np.uint64(32)).astype(np.uint32), (found & np.uint64(0xFFFFFFFF)).astype(np.uint32))
-    groups = clusters(parent)
+        groups = _verified(ctx, pool, files, groups[:, 1], spills, len(fate))
     if not recipe.extremes:
         fate[groups[groups[:, 0] != groups[:, 1], 1]] = lsh.NEAR
     elif len(groups):
@@ -132,28 +125,43 @@ def _near(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: R
     return groups
 
 
-def _pairs(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: Recipe, fates: str) -> list[Result]:
-    """Candidate pairs in ascending ranges, sorted and unique."""
-    runs = [(str(result.folder), result.value["bands"]) for result in signed]
-    tasks = [{"partition": p, "runs": runs, "fates": fates, "star": not recipe.verify} for p in range(len(runs[0][1]) - 1)]
-    found = pool.map("pair", lsh.pair, tasks, ctx.progress)
-    files = [str(result.folder / "pairs") for result in found]
+def _joined(files: Iterable[str], documents: int) -> np.ndarray:
+    """The clusters that the pairs of all files connect, see `clusters`."""
+    parent = np.arange(documents, dtype=np.uint32)
+    for path in map(Path, files):
+        for start in range(0, path.stat().st_size // 8, PAIRS_AT_ONCE):
+            found = np.fromfile(path, np.uint64, PAIRS_AT_ONCE, offset=8 * start)
+            verify.unite(parent, (found >> np.uint64(32)).astype(np.uint32), (found & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+    return clusters(parent)
+
+
+def _verified(
+    ctx: Context[DedupConfig], pool: Pool, files: list[str], order: np.ndarray, spills: dict[str, Any], documents: int
+) -> np.ndarray:
+    """The clusters of the pairs that reach the threshold. `order`: the candidates, cluster by cluster."""
+    ranks = np.zeros(documents, np.uint32)
+    ranks[order] = np.arange(len(order), dtype=np.uint32)
+    np.save(pool.folder / "order.npy", order)
+    np.save(pool.folder / "ranks.npy", ranks)
+    ranked = pool.map("rank", lsh.rank, [{"pairs": f, "ranks": str(pool.folder / "ranks.npy")} for f in files], ctx.progress)
+    files = [str(result.folder / "pairs") for result in ranked]
     bounds = lsh.ranges([Path(f) for f in files], max(1, (ctx.config.memory_mib << 20) // RECORD_BYTES))
     spans = [{"low": low, "high": high, "files": files} for low, high in itertools.pairwise(bounds)]
     merged = pool.map("merge", lsh.merge, spans, ctx.progress)
-    ctx.stat(candidate_pairs=sum(result.value for result in merged))
-    return merged
+    tasks = [
+        {"pairs": str(r.folder / "pairs"), "low": low, "high": min(low + PAIRS_PER_TASK, r.value), "order": str(pool.folder / "order.npy"), **spills}
+        for r in merged
+        for low in range(0, r.value, PAIRS_PER_TASK)
+    ]
+    results = pool.map("verify", verify.verify, tasks, ctx.progress)
+    ctx.stat(candidate_pairs=sum(r.value for r in merged), verified_pairs=sum(r.value["edges"] for r in results))
+    return _joined([str(result.folder / "edges") for result in results], documents)
 
 
-def _spill(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard], pairs: list[Result], total: int) -> dict[str, Any]:
+def _spill(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard], candidates: np.ndarray, total: int) -> dict[str, Any]:
     """Bring the texts of all candidates together; what the tasks that read them are told."""
     mask = np.zeros(total, bool)
-    for result in pairs:
-        found = np.memmap(result.folder / "pairs", np.uint64, "r") if result.value else np.empty(0, np.uint64)
-        for low in range(0, len(found), 1 << 20):
-            part = np.asarray(found[low : low + (1 << 20)])
-            mask[part >> np.uint64(32)] = True
-            mask[part & np.uint64(0xFFFFFFFF)] = True
+    mask[candidates] = True
     np.save(pool.folder / "candidates.npy", mask)
     tasks = [{"shard": asdict(shard), "candidates": str(pool.folder / "candidates.npy")} for shard in work]
     spilled = pool.map("spill", verify.spill, tasks, ctx.progress)

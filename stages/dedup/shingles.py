@@ -39,19 +39,45 @@ def begin(state, position):
 
 
 @compiled
+def _first_window(values, start, width):
+    """Polynomial hash of the window that begins at `start`."""
+    state = np.uint64(0)
+    for i in range(start, start + width):
+        state = state * BASE + np.uint64(values[i]) + np.uint64(1)
+    return state
+
+
+@compiled
 def _windows(values, count, width, out):
-    """Polynomial hash of every window of `width` of the first `count` values; returns how many."""
+    """Polynomial hash of every window of `width` of the first `count` values; returns how many.
+
+    A window's hash follows from the one before it: four runs of windows at a time, so that four products are under way together.
+    """
     power = np.uint64(1)
     for _ in range(width):
         power *= BASE
-    state = np.uint64(0)
-    for i in range(width):
-        state = state * BASE + np.uint64(values[i]) + np.uint64(1)
-    out[0] = state
-    for i in range(width, count):
-        state = state * BASE + np.uint64(values[i]) - power * np.uint64(values[i - width]) + (np.uint64(1) - power)
-        out[i - width + 1] = state
-    return count - width + 1
+    one, made = np.uint64(1) - power, count - width + 1
+    run = made // 4
+    done = 0
+    if run > width:
+        a, b = _first_window(values, 0, width), _first_window(values, run, width)
+        c, d = _first_window(values, 2 * run, width), _first_window(values, 3 * run, width)
+        out[0], out[run], out[2 * run], out[3 * run] = a, b, c, d
+        for i in range(run - 1):
+            j, k, m = i + run, i + 2 * run, i + 3 * run
+            a = a * BASE + (np.uint64(values[i + width]) - power * np.uint64(values[i]) + one)
+            b = b * BASE + (np.uint64(values[j + width]) - power * np.uint64(values[j]) + one)
+            c = c * BASE + (np.uint64(values[k + width]) - power * np.uint64(values[k]) + one)
+            d = d * BASE + (np.uint64(values[m + width]) - power * np.uint64(values[m]) + one)
+            out[i + 1], out[j + 1], out[k + 1], out[m + 1] = a, b, c, d
+        done = 4 * run
+    if done < made:
+        state = _first_window(values, done, width)
+        out[done] = state
+        for i in range(done, made - 1):
+            state = state * BASE + (np.uint64(values[i + width]) - power * np.uint64(values[i]) + one)
+            out[i + 1] = state
+    return made
 
 
 @compiled
@@ -67,9 +93,11 @@ def _character_hashes(state, source, end, width, mapping, codes, out):
     usable = count
     if count > 0 and codes[count - 1] == SPACE:  # at the end of a chunk it may turn out to be the last
         usable = count - 1
+    spaces = 0
     for i in range(held, count):
         codes[i] &= CODE
-        state[SPACES] += int(codes[i] == SPACE)
+        spaces += int(codes[i] == SPACE)
+    state[SPACES] += spaces
     state[CHARACTERS] += count - held
     if last and usable < count:
         state[CHARACTERS] -= 1

@@ -4,12 +4,15 @@
     verify   slice of pairs  -> the pairs at or above the threshold
     extremes clusters        -> of each, the documents to keep (the-stack-dedup's rule)
 
-Of the texts of some thousand pairs every set is made once, as a list of hashes; the first of a pair goes into a hash table (stamped
-anew instead of being cleared), the second is looked up in it until it is clear that it cannot reach the threshold. A pair whose documents verified pairs connect already is not looked at: the clusters are the same.
+Of the texts of some thousand pairs every set is made once, as a list of hashes (the pairs come cluster by cluster, so that is nearly
+once for all); the first of a pair goes into a hash table (stamped anew instead of being cleared), the second is looked up in it
+until it is clear that it cannot reach the threshold. A pair whose documents verified pairs connect already is not looked at: the
+clusters are the same.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -68,7 +71,7 @@ class Texts:
         self._kind: ShingleKind = kind
 
     def locate(self, documents: np.ndarray) -> np.ndarray:
-        """Shard, offset and length of each text (numbers ascending): [documents, 3], int64."""
+        """Shard, offset and length of each text: [documents, 3], int64."""
         found = np.empty((len(documents), 3), np.int64)
         found[:, 0] = np.searchsorted(self._starts, documents, side="right") - 1
         for shard in np.unique(found[:, 0]):
@@ -84,17 +87,19 @@ class Texts:
         source = np.empty(int(ends[-1]), np.uint8)
         view = memoryview(source.data)
         for shard in np.unique(places[:, 0]).tolist():
+            rows = np.flatnonzero(places[:, 0] == shard)
             with open(self._folders[shard] / "texts", "rb", buffering=0) as stream:
-                for row in np.flatnonzero(places[:, 0] == shard).tolist():
-                    stream.seek(int(places[row, 1]))
-                    low, high = int(ends[row]), int(ends[row + 1])
+                for low, high, offset in zip(ends[rows].tolist(), ends[rows + 1].tolist(), places[rows, 1].tolist(), strict=True):
                     while low < high:
-                        low += stream.readinto(view[low:high])
-        data = view.tobytes()
-        if b"\xc4\xb0" not in data and b"\xce\xa3" not in data:  # U+0130, U+03A3
+                        done = os.preadv(stream.fileno(), [view[low:high]], offset)
+                        low, offset = low + done, offset + done
+        odd = np.flatnonzero(((source[:-1] == 0xC4) & (source[1:] == 0xB0)) | ((source[:-1] == 0xCE) & (source[1:] == 0xA3)))  # U+0130, U+03A3
+        if not len(odd):
             return source, ends
-        texts = [reread(self._kind, data[low:high].decode()) for low, high in pairwise(ends.tolist())]
-        return joined(texts)
+        pieces = [view[low:high].tobytes() for low, high in pairwise(ends.tolist())]
+        for row in np.unique(np.searchsorted(ends, odd, side="right") - 1).tolist():
+            pieces[row] = reread(self._kind, pieces[row].decode())
+        return joined(pieces)
 
 
 def joined(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -284,13 +289,24 @@ def _large_pairs(
 
 
 def verify(
-    folder: Path, pairs: str, low: int, high: int, spills: list[str], starts: list[int], kind: ShingleKind, width: int, threshold: float
+    folder: Path,
+    pairs: str,
+    low: int,
+    high: int,
+    order: str,
+    spills: list[str],
+    starts: list[int],
+    kind: ShingleKind,
+    width: int,
+    threshold: float,
 ) -> Any:
-    """Of the pairs [low, high) of a file, write those that reach the threshold."""
+    """Of the pairs [low, high) of a file (ranks: places in `order`), write those that reach the threshold, as documents."""
     texts = Texts(spills, starts, kind)
     every = np.fromfile(pairs, np.uint64, high - low, offset=low * 8)
-    documents, places = np.unique(np.stack([every >> np.uint64(32), every & np.uint64(0xFFFFFFFF)]), return_inverse=True)
+    ranks, places = np.unique(np.stack([every >> np.uint64(32), every & np.uint64(0xFFFFFFFF)]), return_inverse=True)
+    documents = np.load(order, mmap_mode="r")[ranks]
     located, places = texts.locate(documents), places.reshape(2, -1)
+    every = documents[places[0]].astype(np.uint64) << np.uint64(32) | documents[places[1]]
     found = [np.empty(0, np.uint64)]
     for start, end in _chunks(places, located[:, 2]):
         here, local = np.unique(places[:, start:end], return_inverse=True)

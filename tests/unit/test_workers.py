@@ -43,22 +43,30 @@ def test_results_come_in_order_and_a_second_time_for_nothing(tmp_path: Path, wor
 
 def test_other_arguments_and_torn_results_are_done_again(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    pool = Pool(tmp_path / "work")
-    pool.map("squares", square, tasks(log))
+    Pool(tmp_path / "work").map("squares", square, tasks(log))
     (tmp_path / "work" / "squares" / "000001" / RECEIPT).write_text("{")
     (tmp_path / "work" / "squares" / "000002" / RECEIPT).unlink()
     changed = [{**task, "number": 7 if task["number"] == 4 else task["number"]} for task in tasks(log)]
-    assert [r.value for r in pool.map("squares", square, changed)] == [0, 1, 4, 9, 49]
+    assert [r.value for r in Pool(tmp_path / "work").map("squares", square, changed)] == [0, 1, 4, 9, 49]
     assert runs(log) == [1, 2, 2, 1, 1]
 
 
 def test_the_same_inputs_elsewhere_are_the_same_work(tmp_path: Path) -> None:
     """Another attempt has its inputs in another folder; their last name is what counts."""
-    pool = Pool(tmp_path / "work")
     for attempt in ("one", "two"):
         (tmp_path / attempt / "log").mkdir(parents=True)
-        pool.map("squares", square, tasks(tmp_path / attempt / "log"))
+        Pool(tmp_path / "work").map("squares", square, tasks(tmp_path / attempt / "log"))
     assert not list((tmp_path / "two" / "log").iterdir())
+
+
+def test_what_follows_a_changed_step_is_done_again(tmp_path: Path) -> None:
+    """Its arguments are the same, but the files that it reads were cut otherwise."""
+    log = tmp_path / "log"
+    for first in (2, 3, 3):
+        with Pool(tmp_path / "work") as pool:
+            pool.map("first", square, tasks(log, first))
+            pool.map("second", square, tasks(log)[4:])
+    assert (log / "4").read_text() == "xx"
 
 
 def test_a_lost_worker_costs_its_shard(tmp_path: Path) -> None:
@@ -85,7 +93,7 @@ def test_a_tasks_own_error_is_the_stages(tmp_path: Path, workers: int) -> None:
 def test_of_two_equal_results_one_stays(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.mkdir()
-    job = (square.__module__, "square", str(tmp_path / "000000"), {"number": 3, "log": str(log)})
+    job = (square.__module__, "square", str(tmp_path / "000000"), {"number": 3, "log": str(log)}, "")
     execute(job)
     execute(job)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000000", "log"]
@@ -95,12 +103,12 @@ def test_who_was_taken_for_dead_does_no_harm(tmp_path: Path) -> None:
     """A task that another one finished meanwhile keeps that result: it never is away, not even for a moment."""
     log = tmp_path / "log"
     log.mkdir()
-    job = (square.__module__, "square", str(tmp_path / "000000"), {"number": 3, "log": str(log)})
+    job = (square.__module__, "square", str(tmp_path / "000000"), {"number": 3, "log": str(log)}, "")
     execute(job)
     inode = (tmp_path / "000000").stat().st_ino
     execute(job)
     assert (tmp_path / "000000").stat().st_ino == inode
-    other = (*job[:3], {"number": 4, "log": str(log)})
+    other = (*job[:3], {"number": 4, "log": str(log)}, "")
     execute(other)
     assert (tmp_path / "000000" / "value").read_text() == "16"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000000", "log"]
@@ -122,6 +130,20 @@ def corpus() -> list[list[str]]:
 
 def parts(root: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((root / "out" / "documents").iterdir())}
+
+
+def test_an_attempt_with_other_memory_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Partitions and ranges are cut otherwise: only what does not depend on them is taken over."""
+    from stages.dedup import run as stage
+
+    work = str(tmp_path / "work")
+    monkeypatch.setattr(stage, "RECORD_BYTES", 1 << 22)
+    many = dedup(tmp_path / "many", *corpus(), work=work)
+    assert len(list(Path(work).glob("*/merge/*"))) > 1
+    monkeypatch.setattr(stage, "RECORD_BYTES", 32)
+    few = dedup(tmp_path / "few", *corpus(), work=work)
+    assert parts(tmp_path / "many") == parts(tmp_path / "few")
+    assert many.stats["funnel"] == few.stats["funnel"]
 
 
 @pytest.mark.parametrize("recipe", ["dclm", "the-stack"])
