@@ -1,85 +1,153 @@
-"""What each launcher costs on this machine: from a node's lease to its published result, less the stage's own time; image builds.
+"""What each launcher costs on this machine, with a stage that waits a known time; how long images take to build, and their sizes.
 
-    python -m benchmarks.launchers --launchers process,docker,slurm [--repeat 5] [--build]
+    python -m benchmarks.launchers [--launchers process,docker,slurm] [--repeat 5] [--build]
 
 It has an installation of its own (MOXIN_HOME, or else .moxin/benchmark). Docker needs an engine (infra/dev/docker.sh), Slurm a cluster
-(infra/dev/slurm.sh; SLURM_CONF). The stage is `collect` writing a listing: milliseconds of work, and the data environment's imports.
+(infra/dev/slurm.sh; SLURM_CONF). The stage is probes/wait: whatever an attempt takes beyond the wait is overhead.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from benchmarks.orchestration import machine
-from flows import derived, embedded, images, profiles
+import stages
+from benchmarks.orchestration import PROBE_SECONDS, PROBES, machine, stand_in
+from flows import derived, embedded, environments, images, profiles
+from flows.environments import Image
 from flows.execute import Execution
 from flows.launch import launcher
 from flows.settings import Settings
-from stages.collect.spec import Collect
+from stages.core.bundle import core_files
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
 from stages.core.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
-LISTING = "".join(f'[[node.collect.{port}]]\nuri = "file:///{port}"\nformat = "jsonl"\nsource = "{port}"\n' for port in ("text", "web", "code"))
+PROBE = "moxin/benchmark-probe"
+HEAD = "| launcher | overhead s | range s | of it engine and control plane s | of it in the stage's process s |"
 
 
-def overheads(name: str, settings: Settings, repeat: int, folder: Path) -> tuple[list[float], list[float]]:
-    """Seconds of each attempt by the control plane's clock, and what the stage itself took of them."""
-    pipeline = Pipeline([Collect(name="collect")])
-    whole, own = [], []
-    (folder / "probe.toml").write_text(LISTING, encoding="utf-8")
+def probe_image(client: Any) -> Image:
+    """An image of the probe: the environment "data", stages/core and probes/wait on top."""
+    (real,) = images.select(derived.stages(), ["collect"])
+    images.build(client, [real], wheels(), quiet)
+    dockerfile = ROOT / ".probe.Dockerfile"
+    dockerfile.write_text(f"FROM {real.environment}\nCOPY stages /app/stages\nCOPY benchmarks/probes /app/stages\n", encoding="utf-8")
+    try:
+        paths = [dockerfile, ROOT / "stages" / "__init__.py", *core_files(), *sorted(PROBES.rglob("*.py"))]
+        context = images._context([path.relative_to(ROOT).as_posix() for path in paths])
+    finally:
+        dockerfile.unlink()
+    images._build(client, context, ".probe.Dockerfile", PROBE, {}, {"moxin.benchmark": "1"})
+    return Image("wait", "data", PROBE, real.environment, {})
+
+
+def overheads(name: str, settings: Settings, repeat: int, folder: Path) -> list[tuple[float, float]]:
+    """Seconds beyond the wait of each attempt, from before its lease to its published result, and of them the stage's own process."""
+    stages.__path__.append(str(PROBES))
+    wait: Any = importlib.import_module("stages.wait.spec").Wait
+    pipeline = Pipeline([wait(name="wait")])
+    (folder / "probe.toml").write_text("[resources.wait]\ncpus = 1\nmemory_gib = 1\n", encoding="utf-8")
     engine = launcher(name, settings)
-    for _ in range(repeat):
-        trial = f"collect.seed={uuid.uuid4().int % 10**9}"
-        profile = profiles.load("probe", pipeline, [trial], folder)
-        run = Execution(f"benchmark-{name}", profile, Ledger(Store(settings.store)), engine, settings.home, frozenset({"collect"}))
-        outcome = run.node(pipeline["collect"], {})
-        whole.append(outcome.seconds)
-        own.append(outcome.result.attempt.wall_seconds)
-    return whole, own
+    found = []
+    for _ in range(repeat + 1):
+        trial = [f"wait.trial={uuid.uuid4().hex}", f"wait.seconds={PROBE_SECONDS}"]
+        profile = profiles.load("probe", pipeline, trial, folder)
+        run = Execution(f"benchmark-{name}", profile, Ledger(Store(settings.store)), engine, settings.home, frozenset({"wait"}))
+        outcome = run.node(pipeline["wait"], {})
+        found.append((outcome.seconds - PROBE_SECONDS, outcome.result.attempt.wall_seconds - PROBE_SECONDS))
+    return found[1:]  # the first reads files that the others find in memory
 
 
-def builds() -> list[str]:
-    """Seconds of building a stage's image on an environment that is there: what a change of code costs."""
-    client, wheels = images.engine(), Path(os.environ["MOXIN_HOME"]) / "wheels"
-    rows = []
-    for stage in ("collect", "pretrain"):
-        (image,) = images.select(derived.stages(), [stage])
-        images.build(client, [image], wheels, print)
-        client.images.remove(image.reference, force=True)
-        started = time.perf_counter()
-        images.build(client, [image], wheels, lambda line: None)
-        rows.append(f"| stage {stage} on environment {image.env} | {time.perf_counter() - started:.1f} |")
-    return rows
+def launchers(names: list[str], settings: Settings, repeat: int) -> Iterator[str]:
+    """The table of the launchers, a row at a time."""
+    yield HEAD
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    with tempfile.TemporaryDirectory() as folder:
+        own_python, with_probes = sys.executable, stand_in(Path(folder))
+        for name in names:
+            sys.executable = own_python if name == "docker" else with_probes  # what processes and jobs start stages with
+            if name == "docker":
+                image = probe_image(images.engine())
+                environments.stage_image = lambda stage, env, found=image: found
+            rows = overheads(name, settings, repeat, Path(folder))
+            whole, own = [row[0] for row in rows], [row[1] for row in rows]
+            rest = statistics.median(w - o for w, o in rows)
+            yield f"| {name} | {statistics.median(whole):.2f} | {min(whole):.2f} to {max(whole):.2f} | {rest:.2f} | {statistics.median(own):.2f} |"
+
+
+def builds() -> Iterator[str]:
+    """Seconds and sizes of every environment built from nothing, and of the stages on it, with wheels that are here already."""
+    client, table = images.engine(), derived.stages()
+    base = images._base(client, quiet)
+    yield "| environment | wheels MB | build s | image MB | stages | build of each s | each adds KB |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for env in sorted(set(table.values())):
+        chosen = images.select(table, [stage for stage, of in table.items() if of == env])
+        size = sum(path.stat().st_size for path in images.wheelhouse(env, wheels(), quiet))
+        whole = timed(lambda env=env, name=chosen[0].environment: images.build_environment(client, env, name, wheels(), base, quiet, again=True))
+        each = [timed(lambda image=image: images.build_stage(client, image, quiet, again=True)) for image in chosen]
+        rows = images.rows(client, chosen)
+        own, image = statistics.median(row.own_kib for row in rows), client.images.get(chosen[0].environment).attrs["Size"]
+        yield f"| {env} | {size / 1e6:.0f} | {whole:.0f} | {image / 1e6:.0f} | {len(chosen)} | {statistics.median(each):.1f} | {own * 1.024:.0f} |"
+    client.images.prune(filters={"label": "moxin.intermediate=1"})
+
+
+def timed(act: Any) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+def wheels() -> Path:
+    """Where wheels are kept."""
+    return Path(os.environ["MOXIN_HOME"]) / "wheels"
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
+
+
+def versions(names: list[str]) -> Iterator[str]:
+    """The versions of the engines that are measured."""
+    if "docker" in names:
+        about = images.engine().version()
+        yield f"- Docker {about['Version']}, {images.engine().info()['Driver']}"
+    if "slurm" in names:
+        yield f"- {subprocess.run(['sinfo', '--version'], capture_output=True, text=True, check=True).stdout.strip()}, two virtual nodes"
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--launchers", default="process")
+    parser.add_argument("--launchers", default="process", help="names, with commas between them; none: only builds")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--build", action="store_true", help="time image builds too")
+    parser.add_argument("--build", action="store_true", help="time image builds too: minutes")
     options = parser.parse_args()
     os.environ.setdefault("MOXIN_HOME", str(ROOT / ".moxin" / "benchmark"))
-    about = list(machine())
-    settings = embedded.up(say=lambda line: print(line, file=sys.stderr))
-    os.environ.update(settings.environment())
-    print("\n".join([*about, "", "| launcher | median s | range s | of it the stage s | overhead s |", "| --- | --- | --- | --- | --- |"]))
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.launchers.split(","):
-            whole, own = overheads(name, settings, options.repeat, Path(folder))
-            overhead = statistics.median(w - o for w, o in zip(whole, own, strict=True))
-            print(f"| {name} | {statistics.median(whole):.2f} | {min(whole):.2f} to {max(whole):.2f} | {statistics.median(own):.2f} | {overhead:.2f} |")
+    names = [name for name in options.launchers.split(",") if name]
+    print("\n".join([*machine(), *versions(names), ""]), flush=True)
+    if names:
+        settings = embedded.up(say=lambda line: print(line, file=sys.stderr))
+        os.environ.update(settings.environment())
+        for line in launchers(names, settings, options.repeat):
+            print(line, flush=True)
     if options.build:
-        print("\n".join(["", "| build | s |", "| --- | --- |", *builds()]))
+        print()
+        for line in builds():
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -57,31 +57,37 @@ def engine() -> Any:
 
 
 def build(client: Any, wanted: Iterable[Image], wheels: Path, say: Say, again: bool = False) -> list[str]:
-    """Build the images that are not there yet (all, with `again`), environments first; returns the names of those built."""
+    """Build the images that are not there yet, environments first; returns the names of those built. `again`: all, from nothing."""
     made: list[str] = []
     images = list(wanted)
     base_digest = _base(client, say)
     for env, name in dict.fromkeys((image.env, image.environment) for image in images):
         if again or not _there(client, name):
-            _build_environment(client, env, name, wheels, base_digest, say)
+            build_environment(client, env, name, wheels, base_digest, say, again)
             made.append(name)
     for image in images:
         if again or not _there(client, image.reference):
-            say(f"building {image.reference}")
-            sources = [p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "stages").rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
-            arguments = {"ENVIRONMENT": image.environment, "STAGE": image.stage}
-            _build(client, _context([*sources, "containers/stage.Dockerfile"]), "containers/stage.Dockerfile", image.reference, arguments, image.labels)
+            build_stage(client, image, say, again)
             made.append(image.reference)
     if made:
         client.images.prune(filters={"label": "moxin.intermediate=1"})
     return made
 
 
+def build_stage(client: Any, image: Image, say: Say, again: bool = False) -> None:
+    """Build a stage's image on its environment's."""
+    say(f"building {image.reference}")
+    sources = [p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "stages").rglob("*")) if p.is_file() and "__pycache__" not in p.parts]
+    context = _context([*sources, "containers/stage.Dockerfile"])
+    arguments = {"ENVIRONMENT": image.environment, "STAGE": image.stage}
+    _build(client, context, "containers/stage.Dockerfile", image.reference, arguments, image.labels, again)
+
+
 def build_control(client: Any, wheels: Path, say: Say) -> str:
     """Build the image of the control plane's worker, whatever is there already; returns its name."""
     name, environment = environments.control_image()
     if not _there(client, environment):
-        _build_environment(client, environments.CONTROL, environment, wheels, _base(client, say), say)
+        build_environment(client, environments.CONTROL, environment, wheels, _base(client, say), say)
     say(f"building {name}")
     files = ["LICENSE", "README.md", "docker-bake.json", "prefect.toml", "prefect.yaml", "pyproject.toml"]
     for folder in ("containers", "flows", "infra", "stages"):
@@ -91,11 +97,12 @@ def build_control(client: Any, wheels: Path, say: Say) -> str:
     return name
 
 
-def _build_environment(client: Any, env: str, name: str, wheels: Path, base: str, say: Say) -> None:
+def build_environment(client: Any, env: str, name: str, wheels: Path, base: str, say: Say, again: bool = False) -> None:
+    """Build an environment's image on the base with that id."""
     say(f"building {name}")
     paths = ["containers/install.sh", "containers/env.Dockerfile", f"containers/{env}/requirements.lock"]
     labels = {"moxin.env": env, "moxin.lock": environments.lock_digest(env), "moxin.base": base}
-    _build(client, _context(paths, wheelhouse(env, wheels, say)), "containers/env.Dockerfile", name, {"BASE": BASE, "ENV": env}, labels)
+    _build(client, _context(paths, wheelhouse(env, wheels, say)), "containers/env.Dockerfile", name, {"BASE": BASE, "ENV": env}, labels, again)
 
 
 def _base(client: Any, say: Say) -> str:
@@ -160,14 +167,16 @@ def _context(paths: Iterable[str], wheels: Iterable[Path] = ()) -> Path:
     return Path(name)
 
 
-def _build(client: Any, context: Path, dockerfile: str, tag: str, arguments: dict[str, str], labels: dict[str, str]) -> None:
+def _build(
+    client: Any, context: Path, dockerfile: str, tag: str, arguments: dict[str, str], labels: dict[str, str], again: bool = False
+) -> None:
     from docker.errors import APIError, BuildError
 
     try:
         with open(context, "rb") as stream:
             client.images.build(
                 fileobj=stream, custom_context=True, dockerfile=dockerfile, tag=tag, buildargs=arguments, labels=labels,
-                rm=True, forcerm=True, network_mode="none", timeout=1800,
+                rm=True, forcerm=True, nocache=again, network_mode="none", timeout=1800,
             )  # fmt: skip
     except BuildError as error:
         lines = [str(row.get("stream") or row.get("error") or "").strip() for row in error.build_log]

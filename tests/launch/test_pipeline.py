@@ -5,14 +5,17 @@ A part of the DAG with small numbers: the data branch and one training. The imag
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flows.launch import slurm
 from stages.pipeline import PIPELINE
-from tests.e2e.conftest import SMALL, Installation, sets, wait_for
+from tests.e2e.conftest import SMALL, Installation, kill, sets, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.engine]
 LONG = SMALL | {"pretrain_1.tokens": 307_200, "pretrain_1.checkpoint_every": 20, "pretrain_1.log_every": 1}
@@ -76,19 +79,64 @@ def past_a_checkpoint(prepared: OnEngines, overrides: dict[str, Any]) -> None:
     wait_for(lambda: any(e["event"] == "checkpoint" for e in prepared.events(key)), 240, "the training saved no checkpoint")
 
 
-def test_a_run_cancelled_in_the_ui_leaves_no_container_and_the_next_one_resumes(prepared: OnEngines, docker_engine: Any) -> None:
-    overrides = LONG | {"pretrain_1.seed": 11}
+def started_in_the_ui(prepared: OnEngines, overrides: dict[str, Any]) -> str:
+    """A run of the deployment on Docker, as the UI's button makes it; its id once its stage has passed a checkpoint."""
     found = prepared.prefect("GET", "/deployments/name/moxin/pretrain_1")
     values = [part for part in sets(overrides | {"launcher": "docker"}) if part != "--set"]
     body = {"parameters": {"select": "pretrain_1", "set": values}, "state": {"type": "SCHEDULED"}}
     run_id = prepared.prefect("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
     past_a_checkpoint(prepared, overrides)
+    return run_id
+
+
+def resumes(prepared: OnEngines, overrides: dict[str, Any]) -> None:
+    """The next run goes on from a checkpoint and finishes."""
+    prepared.moxin("run", "--select", "pretrain_1", "--launcher", "docker", *sets(overrides))
+    assert prepared.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 20
+    assert [row["step"] for row in prepared.metrics("pretrain_1")] == list(range(1, 301))
+
+
+def test_a_run_cancelled_in_the_ui_leaves_no_container_and_the_next_one_resumes(prepared: OnEngines, docker_engine: Any) -> None:
+    overrides = LONG | {"pretrain_1.seed": 11}
+    run_id = started_in_the_ui(prepared, overrides)
     assert [c.status for c in containers(docker_engine)] == ["running"]
     prepared.prefect("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
     wait_for(lambda: not containers(docker_engine), 60, "a container outlived its run")
     wait_for(lambda: prepared.prefect("GET", f"/flow_runs/{run_id}")["state"]["type"] == "CANCELLED", 60, "the run was not cancelled")
-    prepared.moxin("run", "--select", "pretrain_1", "--launcher", "docker", *sets(overrides))
-    assert prepared.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 20
+    resumes(prepared, overrides)
+
+
+def test_a_killed_worker_and_its_flow_leave_no_container_and_the_next_run_resumes(prepared: OnEngines, docker_engine: Any) -> None:
+    overrides = LONG | {"pretrain_1.seed": 13}
+    started_in_the_ui(prepared, overrides)
+    (container,) = containers(docker_engine)
+    services = json.loads((prepared.home / "services.json").read_text())
+    for identity in (services["worker"], container.labels["moxin.control"]):
+        kill(int(identity.partition(":")[0]))
+    wait_for(lambda: not containers(docker_engine), 60, "a container outlived its worker")
+    assert docker_engine.volumes.list(filters={"label": "moxin.node=pretrain_1"}) == [], "nor does its scratch, with the credentials"
+    prepared.moxin("up")  # notices the dead worker
+    resumes(prepared, overrides)
+
+
+@pytest.mark.usefixtures("slurm_cluster")
+def test_data_made_by_slurm_jobs_is_what_processes_make(prepared: OnEngines) -> None:
+    before = prepared.digests()
+    again = prepared.states("--select", "+dedup_web", "--force", "--launcher", "slurm", *sets(SMALL))
+    assert again == {"collect": "done", "ingest_web": "done", "dedup_web": "done"}
+    assert prepared.digests() == before
+
+
+def ranks(prepared: OnEngines) -> set[tuple[bytes, bytes]]:
+    """(Slurm's node, torchrun's rank of it) of every torchrun of this installation that runs now."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if b"torch.distributed.run" in words and any(word.startswith(bytes(prepared.home)) for word in words):
+                environment = dict(row.partition(b"=")[::2] for row in (entry / "environ").read_bytes().split(b"\0"))
+                found |= {(environment[b"SLURMD_NODENAME"], word) for word in words if word.startswith(b"--node-rank=")}
+    return found
 
 
 @pytest.mark.usefixtures("slurm_cluster")
@@ -99,6 +147,7 @@ def test_a_training_on_two_nodes_survives_a_requeue(prepared: OnEngines) -> None
     (row,) = slurm.run("squeue", "--noheader", "--name=moxin-pretrain_1", "--format=%i %D").splitlines()
     number, nodes = row.split()
     assert nodes == "2"
+    assert ranks(prepared) == {(b"virtual1", b"--node-rank=0"), (b"virtual2", b"--node-rank=1")}, "srun starts one torchrun on each"
     slurm.run("scontrol", "requeue", number)
     out, err = run.communicate(timeout=300)
     assert run.returncode == 0, out + err

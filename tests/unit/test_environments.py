@@ -56,6 +56,11 @@ def test_a_package_that_a_lock_lacks_is_named_with_the_file_to_add_it_to() -> No
     assert environments.missing({"quality": "data"}) == []
 
 
+def test_what_is_installed_beside_the_lock_by_those_who_want_it_is_not_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environments, "packages_distributions", lambda: {"ray": ["ray"], "numpy": ["numpy"]})
+    assert environments.missing({"dedup": "data"}) == []
+
+
 def test_a_stages_files_are_core_and_what_its_digest_covers() -> None:
     names = [p.relative_to(ROOT).as_posix() for p in bundle.stage_files("pretrain")]
     assert {"stages/__init__.py", "stages/core/runtime.py", "stages/pretrain/run.py", "stages/modeling/decoder.py"} <= set(names)
