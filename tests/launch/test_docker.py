@@ -252,16 +252,20 @@ def kill_after_a_checkpoint(run: Any, client: Any, launcher: DockerLauncher) -> 
     containers(client, launcher, all=False)[0].kill()
 
 
+@pytest.mark.parametrize("how", ["restarted", "killed"])
 def test_a_training_goes_on_after_the_engine_was_restarted(
-    docker_launcher: DockerLauncher, docker_engine: Any, prepared: Ledger, tmp_path: Path
+    docker_launcher: DockerLauncher, docker_engine: Any, prepared: Ledger, tmp_path: Path, how: str
 ) -> None:
-    if not Path("/var/lib/moxin-docker/dockerd.pid").is_file():
+    number = Path("/var/lib/moxin-docker/dockerd.pid")
+    if not number.is_file():
         print("SKIPPED: the engine is not one that infra/dev/docker.sh started, so it is not restarted")
         pytest.skip("the engine is not one that infra/dev/docker.sh started, so it is not restarted")
     pipeline, run = training(docker_launcher, prepared, tmp_path)
 
     def restart() -> None:
         wait_for(lambda: any(e["event"] == "checkpoint" for _, e in run.observers[0].events), "a checkpoint", 60)
+        if how == "killed":
+            os.kill(int(number.read_text()), signal.SIGKILL)
         subprocess.run([str(ROOT / "infra/dev/docker.sh"), "restart"], check=True, capture_output=True)
 
     restarting = threading.Thread(target=restart)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from flows.launch import slurm
+from stages.core.keys import sha256
 from stages.pipeline import PIPELINE
 from tests.e2e.conftest import SMALL, Installation, kill, sets, wait_for
 
@@ -52,8 +53,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, docker_engine: Any, built
     found.moxin("down")
 
 
-def containers(client: Any) -> list[Any]:
-    return list(client.containers.list(all=True, filters={"label": "moxin.node=pretrain_1"}, ignore_removed=True))
+def containers(client: Any, of: OnEngines) -> list[Any]:
+    """The containers of an installation."""
+    return list(client.containers.list(all=True, filters={"label": label_of(of)}, ignore_removed=True))
+
+
+def label_of(of: OnEngines) -> str:
+    return f"moxin.home={sha256(str(of.home).encode())[:16]}"
 
 
 def test_data_made_in_containers_is_what_processes_make(prepared: OnEngines) -> None:
@@ -99,9 +105,9 @@ def resumes(prepared: OnEngines, overrides: dict[str, Any]) -> None:
 def test_a_run_cancelled_in_the_ui_leaves_no_container_and_the_next_one_resumes(prepared: OnEngines, docker_engine: Any) -> None:
     overrides = LONG | {"pretrain_1.seed": 11}
     run_id = started_in_the_ui(prepared, overrides)
-    assert [c.status for c in containers(docker_engine)] == ["running"]
+    assert [c.status for c in containers(docker_engine, prepared)] == ["running"]
     prepared.prefect("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
-    wait_for(lambda: not containers(docker_engine), 60, "a container outlived its run")
+    wait_for(lambda: not containers(docker_engine, prepared), 60, "a container outlived its run")
     wait_for(lambda: prepared.prefect("GET", f"/flow_runs/{run_id}")["state"]["type"] == "CANCELLED", 60, "the run was not cancelled")
     resumes(prepared, overrides)
 
@@ -109,12 +115,12 @@ def test_a_run_cancelled_in_the_ui_leaves_no_container_and_the_next_one_resumes(
 def test_a_killed_worker_and_its_flow_leave_no_container_and_the_next_run_resumes(prepared: OnEngines, docker_engine: Any) -> None:
     overrides = LONG | {"pretrain_1.seed": 13}
     started_in_the_ui(prepared, overrides)
-    (container,) = containers(docker_engine)
+    (container,) = containers(docker_engine, prepared)
     services = json.loads((prepared.home / "services.json").read_text())
     for identity in (services["worker"], container.labels["moxin.control"]):
         kill(int(identity.partition(":")[0]))
-    wait_for(lambda: not containers(docker_engine), 60, "a container outlived its worker")
-    assert docker_engine.volumes.list(filters={"label": "moxin.node=pretrain_1"}) == [], "nor does its scratch, with the credentials"
+    wait_for(lambda: not containers(docker_engine, prepared), 60, "a container outlived its worker")
+    assert docker_engine.volumes.list(filters={"label": label_of(prepared)}) == [], "nor does its scratch, with the credentials"
     prepared.moxin("up")  # notices the dead worker
     resumes(prepared, overrides)
 
