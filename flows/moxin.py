@@ -178,7 +178,7 @@ def _walk(run_id: str, run: _Run, plans: list[NodePlan]) -> State[Any]:
     if any(not outcome.cached for outcome in run.outcomes.values()):
         _report(run.execution)
     if run.failures:
-        return Failed(message="; ".join(run.failures.values()))
+        return Failed(message="; ".join(dict.fromkeys(run.failures.values())))  # nodes that lack the same thing say so once
     ran = sum(not outcome.cached for outcome in run.outcomes.values())
     return Completed(message=f"{ran} nodes ran, {len(run.outcomes) - ran} were answered from the ledger")
 
