@@ -24,7 +24,7 @@ from flows.report.markup import (
     table,
 )
 
-PARTIAL = "paragraphs"
+PARTIAL = ("paragraphs", "repeated substrings")
 """A reason that begins so cut something out of documents that stay: its documents are not gone."""
 
 
@@ -38,7 +38,8 @@ def funnels(data: Data) -> Section | None:
         [_flow(data, node) for node in nodes],
         numbers=range(1, 6),
     )
-    parts = [part for node in nodes for part in _detail(node)]
+    ratio = next((node["result"]["stats"].get("bytes_per_token") for node in nodes_of(data, "tokenizer")), None)
+    parts = [part for node in nodes for part in _detail(node, ratio)]
     lost = [n["name"] for n in data["nodes"] if n["stage"] in ("ingest", "dedup", "quality") and not n["result"]]
     warning = paragraph(f"Missing: {', '.join(lost)}.", "warning") if lost else None
     return Section("corpus", "Corpus: what stays, what goes, and why", join(warning, overview if nodes else None, *parts))
@@ -70,21 +71,43 @@ def _incoming(data: Data, node: NodeData) -> tuple[int | None, int | None]:
     return stats.get("scored"), sum(meta["text_bytes"] for meta in metas) if metas and all("text_bytes" in m for m in metas) else None
 
 
-def _detail(node: NodeData) -> list[Markup]:
+def _detail(node: NodeData, ratio: float | None) -> list[Markup]:
+    """A node's own tables. `ratio`: bytes a token, of this run's tokenizer."""
     stats = node["result"]["stats"]
     if node["stage"] == "ingest":
-        return _ingest(node["name"], stats)
-    return _dedup(node["name"], stats) if node["stage"] == "dedup" else _quality(node["name"], stats)
+        return _ingest(node["name"], stats, ratio)
+    return _dedup(node["name"], stats, ratio) if node["stage"] == "dedup" else _quality(node["name"], stats)
 
 
-def _ingest(name: str, stats: Mapping[str, Any]) -> list[Markup]:
-    if not (skipped := stats.get("skipped")):
+def _tokens(text: Any, ratio: float | None) -> Markup | str:
+    """How many tokens so many bytes are, about."""
+    return number(round(text / ratio)) if ratio and isinstance(text, int) else NONE
+
+
+def _ingest(name: str, stats: Mapping[str, Any], ratio: float | None) -> list[Markup]:
+    skipped, dropped, records = stats.get("skipped") or {}, stats.get("dropped") or {}, stats.get("records")
+    rows = [[reason, number(count), percent(count, records), NONE, NONE] for reason, count in skipped.items()]
+    for rule, row in dropped.items():
+        rows.append([f"rule: {rule}", number(row["documents"]), percent(row["documents"], records), size(row["bytes"]), _tokens(row["bytes"], ratio)])
+    lost = [table(("Reason", "Records", "Of all records", "Text", "Tokens, about"), rows, numbers=range(1, 5))] if rows else []
+    languages = stats.get("languages") or {}
+    told = [[code(language), number(count), bar(count / max(languages.values()))] for language, count in languages.items()]
+    guess = [details("Languages, guessed of every eighth document", table(("Language", "Documents", ""), told, numbers=(1,)))] if told else []
+    shown = [*lost, *guess, *_lengths(stats, "characters")]
+    return [heading(f"{name}: records passed over" if rows else name), *shown] if shown else []
+
+
+def _lengths(stats: Mapping[str, Any], unit: str) -> list[Markup]:
+    """Histogram of the documents' lengths, each class twice the one before."""
+    found = stats.get("lengths")
+    if not found:
         return []
-    rows = [[reason, number(count), percent(count, stats.get("records"))] for reason, count in skipped.items()]
-    return [heading(f"{name}: records passed over"), table(("Reason", "Records", "Of all records"), rows, numbers=(1, 2))]
+    most = max(row["documents"] for row in found)
+    rows = [[number(row["from"]), number(row["documents"]), bar(row["documents"] / most)] for row in found]
+    return [details("Lengths", table((f"From ({unit})", "Documents", ""), rows, numbers=(0, 1)))]
 
 
-def _dedup(name: str, stats: Mapping[str, Any]) -> list[Markup]:
+def _dedup(name: str, stats: Mapping[str, Any], ratio: float | None) -> list[Markup]:
     funnel = stats.get("funnel")
     if not funnel:
         return [heading(name), paragraph(Markup("Funnel: %s.") % MISSING)]
@@ -95,10 +118,10 @@ def _dedup(name: str, stats: Mapping[str, Any]) -> list[Markup]:
         kind = reason if reason in ("in", "out") else "cut"
         rows.append([
             label, number(row["documents"]), percent(row["documents"], whole["documents"]), size(row["bytes"]), percent(row["bytes"], whole["bytes"]),
-            bar(row["bytes"] / whole["bytes"] if whole["bytes"] else 0.0, kind),
+            _tokens(row["bytes"], ratio), bar(row["bytes"] / whole["bytes"] if whole["bytes"] else 0.0, kind),
         ])  # fmt: skip
-    body = table(("", "Documents", "Share", "Text", "Share", "Of the bytes"), rows, numbers=range(1, 5))
-    return [heading(f"{name}: recipe {stats.get('recipe', 'unknown')}"), body, _clusters(stats)]
+    body = table(("", "Documents", "Share", "Text", "Share", "Tokens, about", "Of the bytes"), rows, numbers=range(1, 6))
+    return [heading(f"{name}: recipe {stats.get('recipe', 'unknown')}"), body, _clusters(stats), *_lengths(stats, "bytes")]
 
 
 def _clusters(stats: Mapping[str, Any]) -> Markup:
@@ -164,6 +187,7 @@ def tokens(data: Data) -> Section | None:
         head = ("Shards", "Source", "Context", "Windows", "Held-out windows", "Documents", "Tokens", "Share", "Epochs of the source")
         rows = [row for node in shards for row in _shards(node)]
         parts.append(table(head, rows, numbers=range(2, 9)))
+        parts += [part for node in shards for part in _mixture(node)]
     return Section("tokens", "Tokenizer and token shards", join(*parts))
 
 
@@ -175,6 +199,18 @@ def _shards(node: NodeData) -> list[list[Any]]:
     for source in stats.get("sources", ()):
         rows.append(["", source["node"], "", "", "", number(source["documents"]), number(source["tokens"]), percent(source["tokens"], total), number(source["epochs"], 2)])
     return rows
+
+
+def _mixture(node: NodeData) -> list[Markup]:
+    """What holding out and mixing did, in documents, bytes and tokens."""
+    funnel = node["result"]["stats"].get("funnel")
+    if not funnel:
+        return []
+    rows = [
+        [reason, *(count(row[what]) if what in row else NONE for what, count in (("documents", number), ("bytes", size), ("tokens", number)))]
+        for reason, row in funnel.items()
+    ]
+    return [details(f"{node['name']}: held out, cut, repeated", table(("", "Documents", "Text", "Tokens"), rows, numbers=range(1, 4)))]
 
 
 def summary(data: Data) -> list[str]:

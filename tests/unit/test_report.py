@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -137,11 +138,25 @@ def trained(ledger: Ledger) -> Ledger:
         done = publish(ledger, name, stats=stats, config={"sequence_length": 128, "learning_rate": 1e-3}, outputs={"model": model}, inputs=parent, metrics=rows)
         parent = {"parent": (InputRef(node=name, key=done.key, port="model", manifest=model),)}
     funnel = {"in": {"documents": 1000, "bytes": 80_000}, "out": {"documents": 777, "bytes": 60_000}, "near duplicate": {"documents": 223, "bytes": 20_000}}
-    publish(ledger, "dedup_text", stats={"recipe": "slimpajama", "funnel": funnel, "documents": 777, "text_bytes": 60_000, "clusters": 3, "cluster_sizes": {"2": 3}, "example_clusters": [["doc-a", "doc-b"]]})
+    publish(ledger, "dedup_text", stats={"recipe": "slimpajama", "funnel": funnel, "documents": 777, "text_bytes": 60_000, "clusters": 3, "cluster_sizes": {"2": 3}, "example_clusters": [["doc-a", "doc-b"]], "lengths": [{"from": 64, "documents": 776}, {"from": 128, "documents": 1}]})
+    publish(ledger, "ingest_web", stats={"records": 40, "documents": 30, "text_bytes": 9000, "skipped": {"not HTML": 4}, "dropped": {"too few stop words": {"documents": 6, "bytes": 12_000}}, "languages": {"en": 3, "fr": 1}, "lengths": [{"from": 256, "documents": 36}]})
+    publish(ledger, "tokenizer", stats={"vocab_size": 999, "origin": "train", "bytes_per_token": 4.0, "sampled_documents": 10})
+    publish(ledger, "tokenize_short", stats={"windows": 7, "heldout_windows": 1, "tokens": 896, "sources": [{"node": "dedup_text", "documents": 770, "tokens": 896, "epochs": 0.9}], "funnel": {"in": {"documents": 777, "bytes": 60_000, "tokens": 1234}, "held out": {"documents": 7, "bytes": 500, "tokens": 234}, "cut by the mixture": {"tokens": 104}}})
     publish_report(ledger, "evaluate_original", evaluation("pretrain_2", score("hellaswag", 0.25, 0.03), score("piqa", 0.50, 0.05), score("arc_easy", 0.5, None)))
     better = score("hellaswag", 0.40, 0.04, in_domain=True, comparable_to_paper=False, note="60 of 200 documents")
     publish_report(ledger, "evaluate_enhanced", evaluation("pretrain_3", better, score("piqa", 0.55, 0.05), score("arc_easy", 0.75, None), trained_on=("hellaswag",)))
     return ledger
+
+
+def test_the_corpus_is_told_by_reason_in_documents_bytes_and_tokens(trained: Ledger) -> None:
+    page = " ".join(re.sub(r"<[^>]+>", " ", report.render(report.collect(trained, "tiny"))).split())
+    assert "near duplicate 223 22.3 % 20.0 kB 25.0 % 5,000" in page
+    assert "not HTML 4 10.0 %" in page
+    assert "rule: too few stop words 6 15.0 % 12.0 kB 3,000" in page
+    assert "Language Documents en 3 fr 1" in page
+    assert "From (bytes) Documents 64 776 128 1" in page
+    assert "held out 7 500 B 234" in page
+    assert re.search(r"cut by the mixture \S+ \S+ 104", page)
 
 
 # --- collecting -----------------------------------------------------------------------------------------------------
