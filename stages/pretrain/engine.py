@@ -34,6 +34,15 @@ class Batch:
     sequences: Tensor | None = None
     predicted: int = 0
 
+    def split(self, size: int) -> list[Batch]:
+        """Cut into parts of `size` windows, and a smaller last one."""
+        parts = []
+        for start in range(0, len(self.ids), size):
+            ids, documents, sequences = (x if x is None else x[start : start + size] for x in (self.ids, self.documents, self.sequences))
+            assert ids is not None
+            parts.append(Batch(ids, documents, sequences))
+        return parts
+
 
 @dataclass(frozen=True)
 class Update:

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from stages.modeling.decoder import MoxinLM
+from stages.modeling.team import Team
 from stages.pretrain.checkpoint import read, write
 from stages.pretrain.engine import INITIAL_SCALE, MOMENTS, Batch, Update, make_optimizer, moments_of, noise_of
 from stages.pretrain.spec import PretrainConfig
@@ -60,6 +61,8 @@ class TorchEngine:
         self.model, self._config, self._world = model.to(world.device), config, world
         shard(self.model, world)
         self.model.train()
+        alone = world.size == 1 and world.device.type == "cpu"
+        self._team = Team(config.threads) if alone and config.threads > 1 else None
         self._optimizer = make_optimizer(self.model, config)
         self._scaler = torch.amp.GradScaler(world.device.type, init_scale=INITIAL_SCALE, enabled=config.precision == "fp16")
 
@@ -72,12 +75,7 @@ class TorchEngine:
     def step(self, batches: Sequence[Batch], rate: float, predicted: float) -> Update:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self._world.device)
-        for batch in batches:
-            self._hold_back(batch is batches[-1])
-            loss = self._loss(batch)
-            self._scaler.scale(loss * (self._world.data_size / predicted)).backward()  # FSDP takes the mean over the parts
-            total += loss.detach()
+        total = self._gradients(batches, self._world.data_size / predicted)  # FSDP takes the mean over the parts
         self._scaler.unscale_(self._optimizer)
         norm = float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.grad_clip)))
         overflow = self._scaler.is_enabled() and not math.isfinite(norm) and self._scaler.get_scale() > 1.0
@@ -85,6 +83,23 @@ class TorchEngine:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return Update(float(total), norm, overflow)
+
+    def _gradients(self, batches: Sequence[Batch], scale: float) -> Tensor:
+        """Add scale x the gradients of all batches; returns the sum of their losses."""
+        if self._team is not None:
+            pieces = [piece for batch in batches for piece in self._pieces(batch)]
+            return self._team.gradients(self._loss, list(self.model.parameters()), pieces, scale)
+        total = torch.zeros((), device=self._world.device)
+        for batch in batches:
+            self._hold_back(batch is batches[-1])
+            loss = self._loss(batch)
+            self._scaler.scale(loss * scale).backward()
+            total += loss.detach()
+        return total
+
+    def _pieces(self, batch: Batch) -> list[Batch]:
+        """What the threads of a team take of a batch at a time: together no more than a micro-batch, if that has enough windows."""
+        return batch.split(max(1, self._config.micro_batch // self._config.threads))
 
     def _hold_back(self, last: bool) -> None:
         """Exchange gradients at the last micro-batch of a step only."""
@@ -95,6 +110,8 @@ class TorchEngine:
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> float:
         self.model.eval()
+        if self._team is not None:
+            return float(self._team.total(self._loss, self._pieces(batch)))
         return float(self._loss(batch))
 
     def rest(self) -> None:
