@@ -2,9 +2,9 @@
 
 `block_attention` is the CPU's: PyTorch's fused kernel there knows no dropout (it falls back to whole matrices) and spends
 the upper triangle. It goes over blocks of queries, takes the keys that a block can see (causality and window bound
-them), and keeps the heads of a group together, so that keys and values are never repeated. `attention_mask` and
-scaled_dot_product_attention are for the other devices. Shapes: B batch, T tokens, H query heads, K key-value heads, E head
-width, G = H / K.
+them), and keeps the heads of a group together, so that keys and values are never repeated. A GPU has flash attention, through
+scaled_dot_product_attention, where causality is all there is, and else `flex.py` or `attend_in_blocks`. Shapes: B batch, T
+tokens, H query heads, K key-value heads, E head width, G = H / K.
 """
 
 from __future__ import annotations
@@ -14,17 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
 BLOCK = 64
 """Queries in a block: at 256 tokens, 63 % of the square are computed. Up to two blocks are taken as one: calls cost more."""
+QUERIES = 512
+"""Queries in a block on a GPU: at a window of 4,096 a mask of 2.4 million entries a sequence, and kernels that fill the card."""
 KEEP_BYTES = 1 << 27
 """Attention weights of a layer that are kept for the backward pass; beyond, they are computed again there."""
 
 
 def attention_mask(length: int, window: int | None, document_ids: Tensor | None, device: torch.device) -> Tensor | None:
-    """Who may look at whom: bool [1 or B, 1, T, T], True where allowed; None when plain causality is all there is."""
+    """Who may look at whom: bool [1 or B, 1, T, T], True where allowed; None when plain causality is all there is.
+
+    For a CPU in other types than float32 (tests) and under torch.compile: short contexts.
+    """
     windowed = window is not None and window < length
     if not windowed and document_ids is None:
         return None
@@ -35,6 +41,29 @@ def attention_mask(length: int, window: int | None, document_ids: Tensor | None,
     if document_ids is not None:
         allowed = allowed & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
     return allowed
+
+
+def attend_in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, window: int | None, document_ids: Tensor | None, dropout: float, size: int = QUERIES
+) -> Tensor:
+    """Attention by scaled_dot_product_attention over blocks of `size` queries: the mask of one block exists, never a square.
+
+    For a GPU's dropout, which FlexAttention has not. query [B, H, T, E], key and value [B, K, T, E], rotated -> [B, H, T, E].
+    """
+    groups, length = query.shape[1] // key.shape[1], query.shape[2]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))  # the memory-efficient kernel knows no groups
+    position, out = torch.arange(length, device=query.device), []
+    for start in range(0, length, size):
+        stop, low = min(start + size, length), 0 if window is None else max(0, start - window + 1)
+        distance = position[start:stop, None] - position[None, low:stop]
+        allowed = (distance >= 0)[None, None]
+        if window is not None:
+            allowed = allowed & (distance < window)
+        if document_ids is not None:
+            allowed = allowed & (document_ids[:, None, start:stop, None] == document_ids[:, None, None, low:stop])
+        one = query[:, :, start:stop], key[:, :, low:stop], value[:, :, low:stop]
+        out.append(F.scaled_dot_product_attention(*one, attn_mask=allowed, dropout_p=dropout))
+    return torch.cat(out, 2)
 
 
 @dataclass(frozen=True)

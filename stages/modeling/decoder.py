@@ -7,6 +7,7 @@ equal to its logits by test. Shapes: B batch, T tokens, D width, H query heads, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.utils.checkpoint import checkpoint
 
-from stages.modeling.attention import Visibility, attention_mask, block_attention
+from stages.modeling import flex
+from stages.modeling.attention import Visibility, attend_in_blocks, attention_mask, block_attention
 from stages.modeling.kernels import chunked_cross_entropy, fused, rms_norm, swiglu
 from stages.modeling.noise import ATTENTION, FEED_FORWARD, Noise
 from stages.modeling.shape import ModelShape
@@ -44,6 +46,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+def on_gpu(x: Tensor) -> bool:
+    """Whether x lies on a GPU."""
+    return x.device.type == "cuda"
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalization with a learned scale, computed in float32."""
 
@@ -64,6 +71,8 @@ class Sight:
     cos: Tensor
     sin: Tensor
     mask: Tensor | None = None
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """How a GPU's rotated queries, keys and values [B, heads, T, E] make the output where causality is not all."""
     visibility: Visibility | None = None
     noise: Noise | None = None
     group: DeviceMesh | None = None
@@ -126,9 +135,13 @@ class Attention(nn.Module):
 
     def _whole(self, query: Tensor, key: Tensor, value: Tensor, sight: Sight) -> Tensor:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        # Under autocast the angles are float32 and the projections are not: all three must have one type.
+        query, key = (rotate(x, sight.cos, sight.sin).to(value.dtype) for x in (query, key))
+        if sight.attend is not None:
+            return sight.attend(query, key, value).transpose(1, 2)
         out = F.scaled_dot_product_attention(
-            rotate(query, sight.cos, sight.sin),
-            rotate(key, sight.cos, sight.sin),
+            query,
+            key,
             value,
             attn_mask=sight.mask,
             dropout_p=self.dropout if self.training else 0.0,
@@ -212,13 +225,28 @@ class MoxinLM(nn.Module):
         """Angles, visibility and noise of a forward pass over `length` tokens; x: their embeddings."""
         cos, sin = rotary(torch.arange(length, device=x.device), self.shape.head_dim, self.shape.rope_theta)
         if not fused(x):
+            cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+            if on_gpu(x):
+                return Sight(cos, sin, attend=self._attend(length, document_ids, x.device), group=self.tensor_group)
             mask = attention_mask(length, self.shape.window, document_ids, x.device)
-            return Sight(cos.to(x.dtype), sin.to(x.dtype), mask, group=self.tensor_group)
+            return Sight(cos, sin, mask, group=self.tensor_group)
         if not self.training:
             noise = None
         elif self.dropout and noise is None:
             noise = Noise.drawn(len(x))
-        return Sight(cos, sin, None, Visibility(length, self.shape.window, document_ids), noise, self.tensor_group)
+        visibility = Visibility(length, self.shape.window, document_ids)
+        return Sight(cos, sin, visibility=visibility, noise=noise, group=self.tensor_group)
+
+    def _attend(
+        self, length: int, document_ids: Tensor | None, device: torch.device
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+        """A GPU's attention: None where plain causality is all, which flash attention does; never a mask of the context's square."""
+        window = self.shape.window if self.shape.window is not None and self.shape.window < length else None
+        if window is None and document_ids is None:
+            return None
+        if self.training and self.dropout:
+            return partial(attend_in_blocks, window=window, document_ids=document_ids, dropout=self.dropout)
+        return partial(flex.attend, mask=flex.block_mask(length, window, document_ids, device))
 
     def _part(self, tokens: Tensor) -> Tensor:
         """This process's part of tokens [B, T, ...] between blocks: all of them, or its share under tensor parallelism."""
