@@ -278,7 +278,7 @@ class MoxinLM(nn.Module):
         """Logits [B, T, V] of token ids [B, T]."""
         return F.linear(self.hidden_states(ids, document_ids), local(self.lm_head.weight))
 
-    def loss_sum(self, ids: Tensor, document_ids: Tensor | None = None, noise: Noise | None = None) -> tuple[Tensor, int]:
+    def loss_sum(self, ids: Tensor, document_ids: Tensor | None = None, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Summed next-token cross-entropy of windows [B, T], and the number of predicted tokens.
 
         Labels are the ids shifted by one inside the window. With document_ids, the first token of a document is not
@@ -286,11 +286,11 @@ class MoxinLM(nn.Module):
         """
         return self.loss_of(self.hidden_states(ids, document_ids, noise), ids, document_ids)
 
-    def loss_of(self, hidden: Tensor, ids: Tensor, document_ids: Tensor | None = None) -> tuple[Tensor, int]:
+    def loss_of(self, hidden: Tensor, ids: Tensor, document_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`loss_sum` from the final hidden states of the windows, as `hidden_states` gives them."""
         labels = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
         if document_ids is not None:
             labels = labels.masked_fill(F.pad(document_ids[:, 1:] != document_ids[:, :-1], (0, 1)), IGNORED)
         labels = self._part(labels).flatten()
         loss = chunked_cross_entropy(hidden.flatten(0, 1), local(self.lm_head.weight), labels)
-        return loss, int((labels != IGNORED).sum())
+        return loss, (labels != IGNORED).sum()  # a tensor: reading it would make a GPU wait, and break a compiled graph
