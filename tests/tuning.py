@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, trainers
 from stages import chat_template, vocabulary
 from stages.core.artifacts import Artifact, Conversations, Model, Preferences, Problems
 from stages.core.contracts import LocalArtifact
-from stages.core.testing import local_artifact
+from stages.core.testing import LocalContext, local_artifact
 from stages.examples import ConversationWriter, Message, PreferenceWriter, ProblemWriter, assistant, user
 from stages.modeling.decoder import MoxinLM
 from stages.modeling.folder import save_child, save_model
@@ -131,3 +131,14 @@ def halfway(root: Path) -> dict[str, list[LocalArtifact]]:
         "problems": [problems(root / "train", rows)],
         "heldout": [problems(root / "heldout", rows)],
     }
+
+
+class Stopping(LocalContext[Any]):
+    """Asked to stop once a checkpoint of step `after`, or of a later one, is kept."""
+
+    after = 0
+
+    @property
+    def stopping(self) -> bool:
+        found = self.checkpoints.latest()
+        return found is not None and found[0] >= self.after

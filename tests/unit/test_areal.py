@@ -133,7 +133,7 @@ def test_it_goes_on_from_its_checkpoint(
 ) -> None:
     """Inside a stretch, and at its end, where the run that goes on has nothing to train and only writes."""
     monkeypatch.setenv("STANDIN", wait)
-    broken = Stopping(tmp_path / "run", GrpoConfig(**SMALL), artifacts)
+    broken = tuning.Stopping(tmp_path / "run", GrpoConfig(**SMALL), artifacts)
     broken.after = stop_after
     with pytest.raises(Preempted):
         grpo_run.run(broken)
@@ -144,17 +144,6 @@ def test_it_goes_on_from_its_checkpoint(
     grpo_run.run(again)
     assert [r["resumed"] for r in runs(standin)] == resumed
     assert [m["step"] for m in again.metrics] == steps
-
-
-class Stopping(LocalContext[GrpoConfig]):
-    """Asked to stop once a checkpoint of this step, or a later one, is kept; its engine waits there."""
-
-    after = 0
-
-    @property
-    def stopping(self) -> bool:
-        found = self.checkpoints.latest()
-        return found is not None and found[0] >= self.after
 
 
 def test_a_crash_and_an_engine_that_is_not_there_say_so(

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stages import chat_template
+from stages.core.contracts import Preempted
 from stages.core.testing import LocalContext
 from stages.engines import areal
 from stages.engines.stretches import ROOT
@@ -29,8 +30,8 @@ RUN: dict[str, Any] = {
     **SMALL,
     "stages": [{"steps": 3, "max_response": 32, "group": 8}, {"steps": 3, "max_response": 40, "group": 8}],
     "prompts": 8,
-    "minibatches": 2,
-    "learning_rate": 2e-3,
+    "minibatches": 1,
+    "learning_rate": 1e-3,
     "temperature": 1.0,
     "max_prompt": 32,
     "eval_problems": 8,
@@ -119,15 +120,22 @@ def test_areal_trains_through_two_stretches_on_the_cpu(tmp_path: Path, python: P
     program = engines.wrapper(tmp_path / "python", python, QUIET, {"*run_areal.py*": f'{STANDINS / "areal_cpu.py"} "$@"'})
     monkeypatch.setenv("MOXIN_AREAL_PYTHON", str(program))
     monkeypatch.setattr(models, "prepare", lambda ctx: (models.quiet(), torch.device("cpu"))[1])
+    first = tuning.Stopping(tmp_path / "run", GrpoConfig(**RUN), inputs)
+    first.after = 2
+    with pytest.raises(Preempted):
+        grpo_run.run(first)
+    (tmp_path / "run" / "scratch" / "areal").rename(tmp_path / "old")  # another attempt has its checkpoint, and nothing else
     ctx = LocalContext(tmp_path / "run", GrpoConfig(**RUN), inputs)
     grpo_run.run(ctx)
-    rewards = [row["reward"] for row in ctx.metrics]
+    metrics = [*first.metrics[:2], *ctx.metrics]
+    rewards = [row["reward"] for row in metrics]
     print("rewards", rewards, "pass@1", ctx.stats["before_pass_at_1"], ctx.stats["after_pass_at_1"])
-    assert [row["step"] for row in ctx.metrics] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
     wanted = {*areal.METRICS.values(), "accuracy", "response_length", "kl"}
-    assert all(wanted <= row.keys() for row in ctx.metrics)
-    assert all(row["reward"] == pytest.approx(10 * row["accuracy"] - 5) for row in ctx.metrics)
-    assert ctx.metrics[0]["kl"] == pytest.approx(0, abs=1e-4)  # the reference is the stretch's start
+    assert all(wanted <= row.keys() for row in metrics)
+    assert all(row["reward"] == pytest.approx(10 * row["accuracy"] - 5) for row in metrics)
+    for step in (0, 3):  # the reference is the stretch's start
+        assert metrics[step]["kl"] == pytest.approx(0, abs=1e-4)
     assert -4 < rewards[0] < 4
     assert sum(rewards[-2:]) > sum(rewards[:2])
     found = ctx.checkpoints.latest()

@@ -154,7 +154,7 @@ def test_it_goes_on_from_its_checkpoint(
 ) -> None:
     """Inside the first stretch, at its end, and inside the second, whose start travels with the checkpoint."""
     monkeypatch.setenv("STANDIN", wait)
-    broken = Stopping(tmp_path / "run", GrpoConfig(**SMALL), artifacts)
+    broken = tuning.Stopping(tmp_path / "run", GrpoConfig(**SMALL), artifacts)
     broken.after = stop_after
     with pytest.raises(Preempted):
         grpo_run.run(broken)
@@ -168,17 +168,6 @@ def test_it_goes_on_from_its_checkpoint(
     grpo_run.run(again)
     assert [r["resumed"] for r in runs(standin)] == resumed
     assert [m["step"] for m in again.metrics] == steps
-
-
-class Stopping(LocalContext[GrpoConfig]):
-    """Asked to stop once a checkpoint of this step, or a later one, is kept; its engine waits there."""
-
-    after = 0
-
-    @property
-    def stopping(self) -> bool:
-        found = self.checkpoints.latest()
-        return found is not None and found[0] >= self.after
 
 
 def test_a_crash_says_what_the_engine_said(tmp_path: Path, artifacts: Inputs, standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.core.contracts import Preempted
 from stages.core.testing import LocalContext
 from stages.engines import verl
 from stages.finetuning import models
@@ -22,8 +23,8 @@ CONFIG = GrpoConfig(
     devices=1,
     stages=({"steps": 3, "max_response": 32, "group": 8}, {"steps": 3, "max_response": 40, "group": 8}),  # type: ignore[arg-type]
     prompts=8,
-    minibatches=2,
-    learning_rate=2e-3,
+    minibatches=1,
+    learning_rate=1e-3,
     temperature=1.0,
     max_prompt=32,
     instruction="",
@@ -72,15 +73,22 @@ def test_verl_trains_through_two_stretches_on_the_cpu(tmp_path: Path, monkeypatc
         program = engines.wrapper(tmp_path / "python", python, variables, {"*verl.trainer.main_ppo*": f'"$@" {" ".join(words)}'})
         monkeypatch.setenv("MOXIN_VERL_PYTHON", str(program))
         monkeypatch.setattr(models, "prepare", lambda ctx: (models.quiet(), torch.device("cpu"))[1])
+        first = tuning.Stopping(tmp_path / "run", CONFIG, inputs)
+        first.after = 2
+        with pytest.raises(Preempted):
+            grpo_run.run(first)
+        (tmp_path / "run" / "scratch" / "verl").rename(tmp_path / "old")  # another attempt has its checkpoint, and nothing else
         ctx = LocalContext(tmp_path / "run", CONFIG, inputs)
         grpo_run.run(ctx)
-    assert [row["step"] for row in ctx.metrics] == [1, 2, 3, 4, 5, 6]
-    assert all(set(verl.METRICS.values()) <= row.keys() for row in ctx.metrics)
-    rewards = [row["reward"] for row in ctx.metrics]
+        metrics = [*first.metrics[:2], *ctx.metrics]
+    rewards = [row["reward"] for row in metrics]
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
+    assert all(set(verl.METRICS.values()) <= row.keys() for row in metrics)
     print("rewards", rewards, "pass@1", ctx.stats["before_pass_at_1"], ctx.stats["after_pass_at_1"])
     assert 0.2 < rewards[0] < 0.8
-    assert all(row["grad_norm"] > 0 for row in ctx.metrics)
-    assert ctx.metrics[0]["kl"] == pytest.approx(0, abs=1e-4)  # the reference is the stretch's start
+    assert all(row["grad_norm"] > 0 for row in metrics)
+    for step in (0, 3):  # the reference is the stretch's start
+        assert metrics[step]["kl"] == pytest.approx(0, abs=1e-4)
     found = ctx.checkpoints.latest()
     assert found is not None
     assert found[0] == 5

@@ -20,6 +20,7 @@ from typing import Any
 
 MARK = "areal-step "
 LATEST = "latest_checkpointed_iteration.txt"
+STARTUP_SECONDS = 300.0
 CHECKPOINT, INFO = "recover_checkpoint", "recover_info"
 
 
@@ -83,6 +84,18 @@ def watch(trainer: Any, keeper: Keeper) -> None:
     trainer.recover_handler.dump, trainer.stats_logger.commit = dump_aside, commit_aloud
 
 
+def patient() -> None:
+    """AReaL gives a worker 30 seconds to answer, and no setting for it: importing torch from a cold disk takes longer."""
+    from areal.infra import LocalScheduler  # type: ignore[import-not-found]
+
+    initialize = LocalScheduler.__init__
+
+    def patiently(self: Any, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **{"startup_timeout": STARTUP_SECONDS, **kwargs})
+
+    LocalScheduler.__init__ = patiently
+
+
 def main(folder: Path) -> None:
     """Load, train, write the weights."""
     from areal import PPOTrainer  # type: ignore[import-not-found]
@@ -94,6 +107,7 @@ def main(folder: Path) -> None:
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     keeper = Keeper(folder, config)
     keeper.put_back()
+    patient()
     with PPOTrainer(config, train_dataset=Dataset.from_list(rows)) as trainer:
         keeper.set_aside()
         watch(trainer, keeper)
