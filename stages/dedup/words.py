@@ -152,8 +152,10 @@ def word_hashes(source, position, end, classes, out):
         value = entry & CLASS
         skipped = within(value, SKIPPED)
         line = within(value, LINES)
-        if not started:
+        if not started or (value == OTHER and not entry & PICTOGRAPH):  # no rule joins these to what came before
             boundary = True
+        elif value == SPACE:  # WB3d alone
+            boundary = raw != SPACE
         elif raw == CR and value == LF:
             boundary = False
         elif line or within(raw, LINES):
