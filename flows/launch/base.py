@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from stages.core.contracts import Resources, Secrets, StageRequest
 
+_ENGINE = re.compile(r"MOXIN_[A-Z_]+_PYTHON")
 _FILES = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
 _TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """Variables that name files of this machine, which a container has not: their text goes along."""
@@ -62,6 +64,11 @@ def public_environment(job: Job) -> dict[str, str]:
         "MOXIN_RUN": job.request.run_id,
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or gloo's processes now and then miss each other (pytorch#135712)
     }
+
+
+def engine_pythons() -> dict[str, str]:
+    """Where this machine has the Pythons of engines, for stages that run as its processes; images name their own (`containers/<engine>/Dockerfile`)."""
+    return {name: value for name, value in os.environ.items() if _ENGINE.fullmatch(name)}
 
 
 def secrets_of(job: Job, credentials: dict[str, str]) -> Secrets:

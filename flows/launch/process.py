@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -21,14 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flows.launch.base import Job, event_of, processes, public_environment, torchrun
+from flows.launch.base import Job, engine_pythons, event_of, processes, public_environment, torchrun
 from flows.settings import Settings
 from stages.core.contracts import ExitClass, InfraError
 from stages.core.ledger import process_alive, process_identity
 
 _END = object()
-_ENGINES = re.compile(r"MOXIN_[A-Z_]+_PYTHON")
-"""Where the Pythons of engines are: containers name them themselves (`containers/<engine>/Dockerfile`)."""
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 """What of this process's environment a stage sees: never the control plane's own secrets."""
 
@@ -134,7 +131,7 @@ class ProcessLauncher:
         return ProcessHandle(process, path, processes(job))
 
     def _environment(self, job: Job) -> dict[str, str]:
-        env = {name: value for name, value in os.environ.items() if name in _INHERITED or _ENGINES.fullmatch(name)}
+        env = {name: os.environ[name] for name in _INHERITED if name in os.environ} | engine_pythons()
         env |= self._settings.store_environment() | public_environment(job)
         env |= {
             "MOXIN_CACHE": str(self._settings.home / "cache"),

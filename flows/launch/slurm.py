@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows import environments
-from flows.launch.base import Job, event_of, public_environment, secrets_of, torchrun
+from flows.launch.base import Job, engine_pythons, event_of, public_environment, secrets_of, torchrun
 from flows.settings import ROOT, Settings
 from stages.core.contracts import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
@@ -124,7 +124,7 @@ def script(job: Job, site: Site, base: Path, mark: str, scratch: Path) -> str:
     """The whole batch script. It holds no secret: `scontrol show job` and the spool directory show it."""
     public = public_environment(job) | {"MOXIN_SCRATCH": str(scratch)}
     if site.runtime == "none":
-        public |= {"PYTHONPATH": str(ROOT)}
+        public |= {"PYTHONPATH": str(ROOT)} | engine_pythons()
     srun, before = runtime_options(job, site, base.parent)
     values = {
         "OPTIONS": "\n".join(f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in options(job, site, base, mark).items()),

@@ -78,6 +78,7 @@ class ColossalEngine:
     def __init__(self, model: MoxinLM, config: PretrainConfig, world: World) -> None:
         if world.device.type == "cpu":
             colossal_cpu.install()
+        colossal_cpu.repair_pipeline()
         if not dist.is_initialized():
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         self._config, self._world = config, world

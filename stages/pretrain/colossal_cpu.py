@@ -1,4 +1,4 @@
-"""Colossal-AI 0.5.0 on processors: an accelerator for gloo, and two places where it asks for CUDA by name.
+"""Colossal-AI 0.5.0 on processors: an accelerator for gloo, and two places where it asks for a backend or for CUDA by name.
 
 Its CpuAccelerator raises wherever CUDA has a notion that a processor has not (devices to choose, streams, memory statistics).
 `colossalai.accelerator.set_accelerator` is public; the two functions that are replaced are not (facts/pretraining.md 2).
@@ -67,5 +67,9 @@ class GlooAccelerator(CpuAccelerator):
 def install() -> None:
     """Make this process's Colossal-AI work without GPUs."""
     set_accelerator(GlooAccelerator())
-    p2p._check_for_nccl_hccl_backend = lambda group: dist.get_backend(group) == "nccl"  # it asks for a build of PyTorch for Ascend
     LowLevelZeroOptimizer._sanity_checks = lambda self: None  # asserts that the accelerator's name is "cuda" or "npu"
+
+
+def repair_pipeline() -> None:
+    """With or without GPUs: to know whether messages go by NCCL, it asks for names that only PyTorch's build for Ascend has."""
+    p2p._check_for_nccl_hccl_backend = lambda group: "nccl" in dist.get_backend_config(group)

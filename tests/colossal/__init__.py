@@ -37,14 +37,22 @@ class Program:
         )
 
     def train(
-        self, root: Path, size: int, made: PretrainConfig, inputs: dict[str, list[LocalArtifact]], stop: int | None = None, scale: float | None = None
+        self,
+        root: Path,
+        size: int,
+        made: PretrainConfig,
+        inputs: dict[str, list[LocalArtifact]],
+        stop: int | None = None,
+        scale: float | None = None,
+        dies: int = 0,
     ) -> tuple[list[float], str]:
-        """Train with `size` processes. Losses that the first told, and how they all ended."""
+        """Train with `size` processes. Losses that the first told, and how they all ended. dies: the step that kills the last one."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         told = {port: [str(many[0].path), dict(many[0].facets)] for port, many in inputs.items()}
         task: dict[str, Any] = {
-            "root": str(root), "size": size, "config": made.model_dump(mode="json"), "inputs": told, "stop": stop, "scale": scale
+            "root": str(root), "size": size, "config": made.model_dump(mode="json"), "inputs": told, "stop": stop, "scale": scale,
+            "dies": dies,
         }  # fmt: skip
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()

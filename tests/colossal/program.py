@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -29,6 +30,17 @@ LIMIT = 120
 """Seconds for a run."""
 
 
+class Mortal(LocalContext[PretrainConfig]):
+    """A context whose process dies once it has told of a step."""
+
+    dies_at = 0
+
+    def metric(self, step: int, **values: float) -> None:
+        super().metric(step, **values)
+        if step == self.dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(task["size"]), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     root = Path(task["root"])
@@ -36,8 +48,9 @@ def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
     os.dup2(sys.stderr.fileno(), 1)
     os.dup2(sys.stderr.fileno(), 2)
     inputs = {port: [local_artifact(TYPES[port], Path(folder), facets)] for port, (folder, facets) in task["inputs"].items()}
-    ctx = LocalContext(root / f"rank-{rank}", PretrainConfig(**task["config"]), inputs, stop_after=task["stop"])
+    ctx = Mortal(root / f"rank-{rank}", PretrainConfig(**task["config"]), inputs, stop_after=task["stop"])
     ctx.checkpoints = LocalCheckpoints(root / "checkpoints")
+    ctx.dies_at = task["dies"] if rank == task["size"] - 1 else 0
     pretrain._device = lambda ctx: torch.device("cpu")  # half precision too: slow, but exact
     chunks.install()
     colossal.INITIAL_SCALE = task["scale"] or colossal.INITIAL_SCALE
@@ -55,6 +68,8 @@ def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
 def train(task: dict[str, Any]) -> dict[str, Any]:
     """Run one task in `size` processes; what the first told, and how each ended."""
     Path(task["root"]).mkdir(parents=True, exist_ok=True)
+    for old in Path(task["root"]).glob("told-*.json"):
+        old.unlink()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -66,7 +81,7 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         process.join(LIMIT)
         process.kill()
     told = [Path(task["root"]) / f"told-{rank}.json" for rank in range(task["size"])]
-    ends = [json.loads(path.read_text()) if path.is_file() else {"outcome": "hangs", "metrics": [], "stats": {}} for path in told]
+    ends = [json.loads(path.read_text()) if path.is_file() else {"outcome": "killed", "metrics": [], "stats": {}} for path in told]
     return {**ends[0], "outcomes": [end["outcome"] for end in ends]}
 
 

@@ -102,14 +102,14 @@ def test_a_resumed_run_repeats_an_unbroken_one_exactly(tmp_path: Path, artifacts
 
 @pytest.mark.slow  # four runs in bf16, two of them of four processes
 def test_half_precision_keeps_float32_weights_over_topologies(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
-    """ZeRO inside tensor and pipeline parallel, which exists in half precision alone, resharded on the way."""
+    """ZeRO inside tensor and pipeline parallel, Gemini, ZeRO with its part elsewhere: in half precision alone, resharded on the way."""
     whole, _ = colossal.train(tmp_path / "whole", 1, made(zero_stage=1, **HALF), artifacts)
     told: list[float] = []
     for size, settings in (
         (4, {"plugin": "hybrid", "zero_stage": 1, "tensor_parallel": 2}),
         (4, {"plugin": "hybrid", "zero_stage": 1, "pipeline": 2}),
         (2, {"plugin": "gemini", "micro_batch": 2, "device": "cuda"}),
-        (2, {"plugin": "hybrid", "zero_stage": 2}),
+        (2, {"zero_stage": 2, "cpu_offload": True, "device": "cuda"}),
     ):
         losses, _ = colossal.train(tmp_path / "run", size, made(**settings, **HALF), artifacts, stop=3)
         told += losses
@@ -128,6 +128,30 @@ def test_an_overflow_is_left_out_and_the_loss_scale_is_resumed(tmp_path: Path, a
     first, _ = colossal.train(tmp_path / "broken", 2, chosen, artifacts, stop=1, scale=2.0**20)
     second, _ = colossal.train(tmp_path / "broken", 2, chosen, artifacts, scale=2.0**20)
     assert first + second == whole
+
+
+@pytest.mark.parametrize("name", ["zero2", "pp2"])
+def test_a_lost_process_is_a_preemption_and_the_next_attempt_goes_on(
+    tmp_path: Path, artifacts: Any, single: Any, colossal: Program, name: str
+) -> None:
+    size, settings = TOPOLOGIES[name]
+    before, outcome = colossal.train(tmp_path, size, made(**settings), artifacts, dies=7)
+    assert outcome == "Preempted: another process of this stage was lost; the next attempt goes on from the last checkpoint | killed"
+    assert 6 <= len(before) <= 8
+    after, outcome = colossal.train(tmp_path, size, made(**settings), artifacts)
+    assert outcome == "done"
+    assert np.allclose(after, single[0][4:], atol=2e-5)  # from the checkpoint of step 4
+
+
+def test_activation_checkpointing_and_an_uneven_pipeline_change_nothing(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
+    """Three blocks on two stages and on two tensor ranks, without window and documents."""
+    changes = {"shape": SHAPE.model_copy(update={"layers": 3, "window": None}), "document_mask": False, "recompute": True, "tokens": 4 * 4 * LENGTH}
+    alone, _ = colossal.train(tmp_path / "alone", 1, config(dropout=0.2, **{**changes, "recompute": False}), artifacts)
+    for name in ("pp2", "tp2"):
+        size, settings = TOPOLOGIES[name]
+        losses, outcome = colossal.train(tmp_path / name, size, made(**settings, **changes), artifacts)
+        assert outcome == "done"
+        assert np.allclose(losses, alone, atol=2e-5)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, artifacts: Any, colossal: Program) -> None:

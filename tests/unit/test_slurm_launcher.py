@@ -86,6 +86,12 @@ def test_images_are_run_by_what_the_site_has() -> None:
     assert "--nv" not in text(Site(runtime="apptainer"))
 
 
+def test_a_stage_without_an_image_is_told_where_engines_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOXIN_COLOSSALAI_PYTHON", "/shared/colossalai/bin/python")
+    assert "export MOXIN_COLOSSALAI_PYTHON=/shared/colossalai/bin/python\n" in text(Site())
+    assert "COLOSSALAI" not in text(Site(runtime="pyxis"))  # the image has its own
+
+
 def test_a_sites_file_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Site.load().runtime == "none", "the one in the repository"
     path = tmp_path / "site.toml"
