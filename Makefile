@@ -5,18 +5,21 @@ BIN := $(VENV)/bin
 LOCK := containers/embedded/requirements.lock
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check setup lock benchmark clean
+.PHONY: help demo test test-upstream check setup lock benchmark clean
 
 help:  ## show the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
 demo: $(READY)  ## run the whole DAG at profile tiny here, and write the report
 	@$(BIN)/moxin run --profile tiny
 	@$(BIN)/moxin report --profile tiny
 	@echo "watch it in the Prefect UI: $(BIN)/moxin status --password; stop the services: $(BIN)/moxin down"
 
-test: $(READY)  ## run every test
+test: $(READY)  ## run the tests
 	$(BIN)/pytest
+
+test-upstream: $(READY)  ## train with verl and AReaL themselves: two environments of gigabytes, some ten minutes each
+	$(BIN)/pytest -m upstream
 
 check: $(READY)  ## lint, types, layering, derived files
 	$(BIN)/ruff check .

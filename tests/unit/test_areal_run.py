@@ -38,7 +38,7 @@ RUN: dict[str, Any] = {
     "eval_samples": 8,
     "checkpoint_every": 2,
 }
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # AReaL's environment is installed, and its services start twice: minutes
+pytestmark = [pytest.mark.upstream, pytest.mark.timeout(2400)]  # AReaL's environment is installed, and its services start twice: minutes
 
 
 @pytest.fixture(scope="module")

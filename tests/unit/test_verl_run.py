@@ -60,7 +60,7 @@ def cpu_settings(folder: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.slow  # installs verl's environment and starts Ray twice: minutes. The only proof that the settings train
+@pytest.mark.upstream  # installs verl's environment and starts Ray twice: minutes. The only proof that the settings train
 @pytest.mark.timeout(2400)
 def test_verl_trains_through_two_stretches_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent answers right about half of the time, and says so in the right form: the reward has something to prefer."""
