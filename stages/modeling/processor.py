@@ -19,8 +19,8 @@ def prepare(threads: int) -> None:
     By default it returns every large block to the kernel, and each step faults the same pages in again: the product with a
     vocabulary of 8,192 then runs at 107 instead of 162 GFLOP/s on one core. On another C library nothing happens.
 
-    With more than one thread, start the process with OMP_WAIT_POLICY=PASSIVE: OpenMP's waiting threads otherwise spin, and
-    on cores that others use too a step takes up to 13 times as long (benchmarks/README.md).
+    Start the process with OMP_WAIT_POLICY=PASSIVE: OpenMP's waiting threads otherwise spin, and starve what else the cores have to
+    do (benchmarks/README.md). Asleep they are slow in small steps, which is why `team.py` shares a batch instead.
     """
     torch.set_num_threads(threads)
     with contextlib.suppress(OSError, AttributeError):
