@@ -27,11 +27,11 @@ import numpy as np
 from benchmarks.data_corpus import build
 from stages.core.artifacts import Documents, Tokenizer
 from stages.core.testing import LocalContext, local_artifact
-from stages.corpus import read_shard, shards
 from stages.dedup import lsh
 from stages.dedup.bloom import BYTES_PER_NGRAM, BloomFilter
 from stages.dedup.minhash import Signer
-from stages.documents import DocumentWriter, text_buffer
+from stages.formats.corpus import read_shard, shards
+from stages.formats.documents import DocumentWriter, text_buffer
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 PEERS = {"datasketch": 4000, "rensa": 20_000, "gaoya": 20_000, "datatrove": 2000}
@@ -129,7 +129,7 @@ def measure_scorer(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
 
 def measure_tokens(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
     """Encoding by the fast encoder and the reference, and packing of its ids."""
-    from stages.shards import ShardWriter
+    from stages.formats.shards import ShardWriter
     from stages.tokenize import packing
     from stages.tokenize.encoder import Encoder
     from stages.tokenizer.run import run
@@ -159,7 +159,7 @@ def measure_tokens(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
 
 def dedup_run(corpus: Path, root: Path, recipe: str = "slimpajama") -> dict[str, Any]:
     """The whole stage in this process, its CPU by step, and the documents that it removed as near duplicates."""
-    from stages import workers
+    from stages.data import workers
     from stages.dedup.run import run
     from stages.dedup.spec import DedupConfig
 

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.documents import DocumentWriter
+from stages.formats.documents import DocumentWriter
 
 PACKAGES = (
     "python3.11-doc", "postgresql-doc-15", "git-doc", "perl-doc", "sqlite3-doc", "python-django-doc", "debian-handbook",

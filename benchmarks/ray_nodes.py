@@ -23,7 +23,7 @@ from stages.core.artifacts import Documents
 from stages.core.testing import LocalContext, local_artifact
 from stages.dedup.run import run
 from stages.dedup.spec import DedupConfig
-from stages.documents import write_documents
+from stages.formats.documents import write_documents
 
 PORT = 26379
 

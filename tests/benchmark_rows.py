@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.capability.benchmarks import SCHEMAS
-from stages.suites import DataSet, Suite, write_data_set, write_suite
+from stages.formats.suites import DataSet, Suite, write_data_set, write_suite
 
 WORDS = ["the", "cat", "[substeps]", "sat", "on", "a", "mat", "[title]", "of", "wool,", "quickly;", "naïve", "café", "数学", "🙂", "x_y", "Question:", "Answer:", "A.", "{{brace}}", "it's", "", "two-spaces", "%s", "\\n", "then", "one", "or", "2", "more", "dogs", "ran", "to", "see", "what", "3.5", "lions", "had", "eaten", "before", "noon", "[header]", "indeed"]
 SUBJECTS = ("college_computer_science", "high_school_computer_science")

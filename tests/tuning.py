@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, trainers
 
-from stages import chat_template, vocabulary
 from stages.core.artifacts import Artifact, Conversations, Model, Preferences, Problems
 from stages.core.contracts import LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
-from stages.examples import ConversationWriter, Message, PreferenceWriter, ProblemWriter, assistant, user
+from stages.formats import chat_template, vocabulary
+from stages.formats.examples import ConversationWriter, Message, PreferenceWriter, ProblemWriter, assistant, user
 from stages.modeling.decoder import MoxinLM
 from stages.modeling.folder import save_child, save_model
 from stages.modeling.shape import ModelShape

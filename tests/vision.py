@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models
 
-from stages import vocabulary
 from stages.core.artifacts import ImageConversations, ImageFeatures, ImageSuite, Model, VisionTowers
 from stages.core.contracts import LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
+from stages.formats import vocabulary
 from stages.image_data.run import run as make_data
 from stages.image_data.spec import ImageDataConfig
 from stages.image_features.run import run as see

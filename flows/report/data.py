@@ -18,7 +18,7 @@ from stages.core.contracts import InputError, StageResult
 from stages.core.graph import Node, Pipeline
 from stages.core.keys import sha256, source_digest
 from stages.core.ledger import Ledger, NodeRecord, now
-from stages.reports import FILE, parse_report
+from stages.formats.reports import FILE, parse_report
 
 SCHEMA = 1
 """Version of the collected data, as `moxin report --json` prints it."""
@@ -41,7 +41,7 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, valu
 
     Returns `{schema_version, profile, made, commit, nodes: [node]}`. A node is `{name, stage, about, parents, state, why,
     at, run_id, result, reports, pictures, problems}`; its `result` is the manifest as JSON with `metrics` (rows) beside it, and
-    `reports` maps an output port to the `stages.reports.Report` in it. Raises InfraError, and InputError for a damaged manifest.
+    `reports` maps an output port to the `stages.formats.reports.Report` in it. Raises InfraError, and InputError for a damaged manifest.
     """
     if pipeline is None:
         from stages.pipeline import PIPELINE as pipeline
@@ -111,7 +111,7 @@ def _state(
 
 
 def read_evaluation(ledger: Ledger, where: str, artifact: ArtifactManifest) -> tuple[dict[str, Any] | None, str]:
-    """The `stages.reports.Report` of an EvalReport as JSON, or None and what is wrong with it. where: `node.port`."""
+    """The `stages.formats.reports.Report` of an EvalReport as JSON, or None and what is wrong with it. where: `node.port`."""
     entry = next((f for f in artifact.files if f.path == FILE), None)
     found = ledger.store.get(entry.object) if entry else None
     if entry is None or found is None:

@@ -10,7 +10,7 @@ from flows.report.data import Data, NodeData, nodes_of
 from flows.report.markup import Markup, Section, badge, details, figure, join, number, paragraph, table
 from flows.report.page import inline_svg
 from stages.core.contracts import InputError
-from stages.effects import Effect, from_stats
+from stages.formats.effects import Effect, from_stats
 
 STAGES = ("sft", "dpo", "grpo")
 CURVES = {

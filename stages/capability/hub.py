@@ -9,7 +9,7 @@ import pyarrow as pa
 from stages.capability.benchmarks import BenchmarkData
 from stages.capability.spec import CapabilityConfig
 from stages.core.contracts import Context, InputError
-from stages.hub import HubDataSet
+from stages.data.hub import HubDataSet
 
 #: {data set: (configurations, split to train on, split that is scored)}; None: every configuration is a subject (MMLU).
 LAYOUT: Mapping[str, tuple[tuple[str, ...] | None, str, str]] = {

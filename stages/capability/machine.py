@@ -12,9 +12,9 @@ from stages.capability.benchmarks import SCHEMAS, BenchmarkData
 from stages.capability.questions import MMLU_SUBJECTS, OPTIONS, TASKS, Labels, Maker, Row
 from stages.capability.spec import CapabilityConfig
 from stages.core.contracts import Context, InputError
-from stages.documents import read_documents
-from stages.licenses import licenses
-from stages.passages import gather as read
+from stages.data.licenses import licenses
+from stages.data.passages import gather as read
+from stages.formats.documents import read_documents
 
 FEW = 25
 """Rows of the split that few-shot examples are drawn from, where it is not the training split: the most that Table 3 asks for."""

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.passages import Material
+from stages.data.passages import Material
 
 CONFUSABLE = (("a", "an"), ("to", "the"), ("this", "these"), ("is", "can"), ("of", "be"), ("for", "if"))
 """Pairs of words that differ in what may stand beside them: what a model has to learn of grammar to fill a blank."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from stages.capability.benchmarks import DATA_SETS, BenchmarkData, Row, fingerprints, render
 from stages.capability.spec import CapabilityConfig
 from stages.core.contracts import Context, InputError
-from stages.documents import DocumentWriter
-from stages.suites import DataSet, Suite, write_data_set, write_suite
+from stages.formats.documents import DocumentWriter
+from stages.formats.suites import DataSet, Suite, write_data_set, write_suite
 
 
 def run(ctx: Context[CapabilityConfig]) -> None:

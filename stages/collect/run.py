@@ -16,7 +16,7 @@ import zstandard
 from stages.collect import machine
 from stages.collect.spec import CollectConfig
 from stages.core.contracts import ConfigError, Context
-from stages.sources import RawFile, write_listing
+from stages.formats.sources import RawFile, write_listing
 
 WARC_DATE = "2024-01-01T00:00:00Z"
 """A fixed date: the same material must give the same bytes."""

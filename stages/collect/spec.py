@@ -8,7 +8,7 @@ from pydantic import Field
 
 from stages.core.artifacts import RawFiles
 from stages.core.contracts import Output, Resources, Stage, StageConfig, output
-from stages.sources import RawFile
+from stages.formats.sources import RawFile
 
 
 class CollectConfig(StageConfig):

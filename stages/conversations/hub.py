@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from stages.conversations.spec import ConversationsConfig
 from stages.core.contracts import Context
-from stages.dialects import BadRow, conversation_messages, row_id, row_source
-from stages.examples import Conversation, Reject
-from stages.mixing import draw, interleave
+from stages.data.dialects import BadRow, conversation_messages, row_id, row_source
+from stages.data.mixing import draw, interleave
+from stages.formats.examples import Conversation, Reject
 
 
 def mixed(ctx: Context[ConversationsConfig], reject: Reject) -> Iterator[Conversation]:

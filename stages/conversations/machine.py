@@ -8,8 +8,11 @@ from collections.abc import Iterator
 
 from stages.conversations.spec import ConversationsConfig
 from stages.core.contracts import ConfigError, Context
-from stages.documents import read_documents
-from stages.examples import (
+from stages.data.lessons import ABOUT, EDITING, Lesson, Teacher, distinct, lessons
+from stages.data.licenses import licenses
+from stages.data.passages import gather
+from stages.formats.documents import read_documents
+from stages.formats.examples import (
     Conversation,
     Message,
     Reject,
@@ -21,9 +24,6 @@ from stages.examples import (
     trace,
     user,
 )
-from stages.lessons import ABOUT, EDITING, Lesson, Teacher, distinct, lessons
-from stages.licenses import licenses
-from stages.passages import gather
 
 
 def made(ctx: Context[ConversationsConfig], reject: Reject) -> Iterator[Conversation]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stages.conversations.spec import ConversationsConfig
 from stages.core.contracts import Context
-from stages.examples import (
+from stages.data.overlap import Reserved
+from stages.formats.examples import (
     Conversation,
     ConversationWriter,
     conversation_fault,
@@ -14,8 +15,7 @@ from stages.examples import (
     question,
     read_problems,
 )
-from stages.overlap import Reserved
-from stages.splits import write_split
+from stages.formats.splits import write_split
 
 
 def run(ctx: Context[ConversationsConfig]) -> None:

@@ -11,7 +11,7 @@ from stages.core.artifacts import Conversations as ConversationRows
 from stages.core.artifacts import Documents
 from stages.core.artifacts import Problems as ProblemRows
 from stages.core.contracts import Input, Output, Resources, Stage, StageConfig, output
-from stages.mixture import Source
+from stages.data.mixture import Source
 
 
 class ConversationsConfig(StageConfig):

@@ -32,7 +32,7 @@ class RawFiles(Artifact):
 
 class Documents(Artifact):
     """Cleaned text: `part-NNNNN.parquet` with columns id, text, source, url, license (all strings; see
-    `stages.documents`), in a deterministic order."""
+    `stages.formats.documents`), in a deterministic order."""
 
 
 class Tokenizer(Artifact):
@@ -42,7 +42,7 @@ class Tokenizer(Artifact):
 
 
 class TokenShards(Artifact):
-    """Packed windows of token ids: `shard-NNNNN.bin` (row-major windows) and `index.json` (see `stages.shards`)."""
+    """Packed windows of token ids: `shard-NNNNN.bin` (row-major windows) and `index.json` (see `stages.formats.shards`)."""
 
     facets = frozenset({"tokenizer_digest", "vocab_size", "sequence_length", "dtype"})
 
@@ -93,7 +93,7 @@ class EvalSuite(Artifact):
 
 
 class EvalReport(Artifact):
-    """`report.json` (`stages.reports.EvalReport`) and the samples of every task."""
+    """`report.json` (`stages.formats.reports.EvalReport`) and the samples of every task."""
 
 
 class FileEntry(BaseModel):

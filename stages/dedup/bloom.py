@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.compiled import compiled, mix
+from stages.data.compiled import compiled, mix
+from stages.data.workers import Pool
 from stages.dedup.funnel import Funnel
 from stages.dedup.shingles import BASE, _windows
 from stages.dedup.words import properties, word_hashes
-from stages.documents import DocumentWriter, read_batches, text_buffer
-from stages.workers import Pool
+from stages.formats.documents import DocumentWriter, read_batches, text_buffer
 
 WIDTH, THRESHOLD, FALSE_POSITIVES = 13, 0.8, 0.01
 """Of DCLM-BASELINE: `--min-ngram-size 13 --max-ngram-size 13 --filtering-threshold 0.8 --fp-rate 0.01` (facts/data.md 0)."""

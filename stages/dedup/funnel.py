@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.corpus import Shard, read_shard
 from stages.dedup.lsh import EXACT, KEPT, NEAR, SHORT
-from stages.documents import DocumentWriter, text_buffer
+from stages.formats.corpus import Shard, read_shard
+from stages.formats.documents import DocumentWriter, text_buffer
 
 REASONS = {NEAR: "near duplicate", SHORT: "short", EXACT: "exact duplicate"}
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiled import compiled
-from stages.corpus import Shard, read_shard
+from stages.data.compiled import compiled
 from stages.dedup.minhash import Signer
-from stages.documents import text_buffer
+from stages.formats.corpus import Shard, read_shard
+from stages.formats.documents import text_buffer
 
 ALL_PAIRS = 16
 """Up to this many documents in a bucket every pair is a candidate; beyond, each with the first and with its neighbour."""

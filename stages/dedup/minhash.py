@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stages.compiled import compiled, mix
+from stages.data.compiled import compiled, mix
 from stages.dedup.normalization import table
 from stages.dedup.shingles import (
     CHARACTERS,

@@ -12,7 +12,7 @@ import string
 
 import numpy as np
 
-from stages.compiled import compiled
+from stages.data.compiled import compiled
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 CASED_PLANES = 0x20000

@@ -1,6 +1,6 @@
 """Run `dedup`: sign every document, find and verify candidates, keep one of each cluster; then substrings, then the Bloom filter.
 
-Every step runs per shard, partition or range through `stages.workers`; what is held in memory over the whole corpus is one byte
+Every step runs per shard, partition or range through `stages.data.workers`; what is held in memory over the whole corpus is one byte
 of fate and four of cluster for each document. The text is read twice, and of candidates once more.
 """
 
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from stages.core.contracts import Context, InputError
-from stages.corpus import Shard, gather_parts, shards
+from stages.data.workers import Pool, Result, work_folder
 from stages.dedup import bloom, lsh, substrings, verify
 from stages.dedup.funnel import Funnel, kept
 from stages.dedup.spec import DedupConfig, Recipe
-from stages.workers import Pool, Result, work_folder
+from stages.formats.corpus import Shard, gather_parts, shards
 
 EXAMPLE_CLUSTERS = 5
 RECORD_BYTES = 32

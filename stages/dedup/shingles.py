@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages.compiled import compiled, mix
+from stages.data.compiled import compiled, mix
 from stages.dedup.normalization import CODE, SPACE, WORD, fill, normalize, table
 
 ShingleKind = Literal["characters", "words", "token set"]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.compiled import compiled
+from stages.data.compiled import compiled
+from stages.data.workers import Pool
 from stages.dedup.funnel import Funnel
-from stages.documents import DocumentWriter, read_batches, text_buffer, text_bytes
-from stages.workers import Pool
+from stages.formats.documents import DocumentWriter, read_batches, text_buffer, text_bytes
 
 JOINT = 0xFF
 """Between two texts: a byte that no UTF-8 holds."""

@@ -22,8 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.compiled import compiled, mix
-from stages.corpus import Shard, read_shard
+from stages.data.compiled import compiled, mix
 from stages.dedup.normalization import table
 from stages.dedup.shingles import (
     DONE,
@@ -37,7 +36,8 @@ from stages.dedup.shingles import (
     reread,
     shingles,
 )
-from stages.documents import text_buffer
+from stages.formats.corpus import Shard, read_shard
+from stages.formats.documents import text_buffer
 
 CHUNK_BYTES = 6 << 20
 """Text of the pairs that are looked at together. Their sets take some eight times that."""

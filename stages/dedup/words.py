@@ -11,7 +11,7 @@ import functools
 import numpy as np
 import regex
 
-from stages.compiled import compiled, mix
+from stages.data.compiled import compiled, mix
 from stages.dedup.normalization import decode
 
 OTHER, CR, LF, NEWLINE, EXTEND, ZWJ, FORMAT, KATAKANA, HEBREW, LETTER, MIDLETTER, MIDNUM, MIDNUMLET, NUMERIC, EXTENDNUMLET, RI, SPACE, SINGLE, DOUBLE = range(19)

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stages.dpo.spec import DpoConfig
-from stages.examples import Preference
 from stages.finetuning.encoding import BATCH, IGNORED, Row, batched, encode, encode_prompts, spells_control
+from stages.formats.examples import Preference
 
 SIDES = ("chosen", "rejected")
 

@@ -15,15 +15,15 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from stages.core.contracts import Context, InputError
 from stages.dpo.pairs import SIDES, PairCollator, Pairs, encode_pairs
 from stages.dpo.spec import DpoConfig
-from stages.effects import Effect, as_stats, effect
 from stages.engines import openinstruct
-from stages.examples import Preference, read_preferences
 from stages.finetuning import models
 from stages.finetuning.card import tuning_card, write_samples
 from stages.finetuning.encoding import encode_prompts, selected
 from stages.finetuning.measures import label_log_probs
 from stages.finetuning.sampling import sample, texts
 from stages.finetuning.trainer import Bridge, common_arguments, train
+from stages.formats.effects import Effect, as_stats, effect
+from stages.formats.examples import Preference, read_preferences
 
 METRICS = {
     "loss": "loss",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from stages import vocabulary
 from stages.core.contracts import InputError
+from stages.formats import vocabulary
 
 
 def prepare_parent(parent: Path, folder: Path) -> None:

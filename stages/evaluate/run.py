@@ -15,8 +15,8 @@ from typing import Any
 
 from stages.core.contracts import ConfigError, Context, InputError
 from stages.evaluate.spec import EvaluateConfig, Task
-from stages.reports import Aggregate, EvaluatedModel, Harness, Report, Score, write_report
-from stages.suites import Suite, read_suite
+from stages.formats.reports import Aggregate, EvaluatedModel, Harness, Report, Score, write_report
+from stages.formats.suites import Suite, read_suite
 
 HEADLINE = {"winogrande": "acc", "mmlu": "acc"}
 """The metric that the paper's tables print: acc_norm, but acc for these (RECIPE 7)."""

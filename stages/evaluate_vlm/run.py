@@ -17,8 +17,8 @@ from stages.core.contracts import ConfigError, Context, InputError
 from stages.evaluate_vlm import scorers
 from stages.evaluate_vlm.answering import Answerer
 from stages.evaluate_vlm.spec import EvaluateVlmConfig
-from stages.reports import Aggregate, Control, EvaluatedModel, Harness, Report, Score, write_report
-from stages.suites import Suite, read_suite
+from stages.formats.reports import Aggregate, Control, EvaluatedModel, Harness, Report, Score, write_report
+from stages.formats.suites import Suite, read_suite
 from stages.vision import folder as folders
 from stages.vision.benchmarks import BENCHMARKS, Benchmark, Question, read_questions
 from stages.vision.conversations import ImageReader

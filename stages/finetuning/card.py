@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.contracts import Context
-from stages.effects import Effect
+from stages.formats.effects import Effect
 
 LIMITS = {
     "sft": "It answers in the manner of its data, and repeats what that says, wrong or not.",

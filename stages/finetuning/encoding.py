@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from stages import vocabulary
 from stages.core.contracts import Context, InputError
-from stages.examples import Message
+from stages.formats import vocabulary
+from stages.formats.examples import Message
 
 IGNORED = -100
 """Label of a token that is not learned (PyTorch's cross-entropy)."""

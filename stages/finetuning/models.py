@@ -14,9 +14,9 @@ import torch
 from transformers import AutoTokenizer, MistralForCausalLM, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from stages import chat_template, vocabulary
 from stages.core.contracts import ConfigError, Context, InputError
 from stages.finetuning.settings import TuningConfig
+from stages.formats import chat_template, vocabulary
 from stages.modeling.folder import read_shape, save_child
 
 PAD = vocabulary.SPECIAL[vocabulary.UNK_ID]

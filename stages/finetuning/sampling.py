@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from stages import vocabulary
+from stages.formats import vocabulary
 
 
 @torch.no_grad()

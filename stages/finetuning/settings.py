@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages import chat_template
 from stages.core.artifacts import ArtifactManifest
 from stages.core.contracts import ConfigError, Facets, Operational, Resources, StageConfig, Work
 from stages.engines import rules
+from stages.formats import chat_template
 
 
 class TuningConfig(StageConfig):

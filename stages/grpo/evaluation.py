@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from stages import vocabulary
 from stages.core.contracts import Context, InputError
-from stages.effects import Effect, effect
-from stages.examples import Message, problem_prompt, read_problems, user
 from stages.finetuning.encoding import batched, encode_prompts, spells_control
 from stages.finetuning.sampling import sample, texts
+from stages.formats import vocabulary
+from stages.formats.effects import Effect, effect
+from stages.formats.examples import Message, problem_prompt, read_problems, user
 from stages.grpo.spec import GrpoConfig
 from stages.verifier import Verifier, in_format
 

@@ -16,11 +16,11 @@ from datasets import Dataset
 from trl.trainer.grpo_config import GRPOConfig as TrlConfig
 
 from stages.core.contracts import Context, Preempted
-from stages.effects import as_stats
 from stages.engines import areal, verl
 from stages.finetuning import models
 from stages.finetuning.card import tuning_card, write_samples
 from stages.finetuning.trainer import Bridge, common_arguments, train
+from stages.formats.effects import as_stats
 from stages.grpo.evaluation import Heldout, Measured, Questions, compare, read_questions, samples
 from stages.grpo.rollout import RolloutTrainer, verified_reward
 from stages.grpo.spec import GrpoConfig

@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 from stages.core.contracts import ConfigError, Context
+from stages.formats.suites import DataSet, Suite, write_suite
 from stages.image_data import listing, machine
 from stages.image_data.spec import ImageDataConfig
-from stages.suites import DataSet, Suite, write_suite
 from stages.vision.benchmarks import BENCHMARKS
 from stages.vision.conversations import ImageWriter, write_rows
 

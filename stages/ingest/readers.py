@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from stages.core.contracts import InfraError, InputError
+from stages.formats.sources import RawFile
 from stages.ingest.spec import IngestConfig
-from stages.sources import RawFile
 
 
 @dataclass(frozen=True)

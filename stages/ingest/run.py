@@ -8,11 +8,11 @@ from collections import Counter
 from resiliparse.parse.lang import detect_fast
 
 from stages.core.contracts import Context, InputError
-from stages.documents import DocumentWriter
+from stages.formats.documents import DocumentWriter
+from stages.formats.sources import read_listing
 from stages.ingest.heuristics import cleaned
 from stages.ingest.readers import READERS, Bad
 from stages.ingest.spec import IngestConfig
-from stages.sources import read_listing
 
 EXAMPLES = 3
 """Places that are named for each reason; the rest is counted."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stages.core.contracts import Context
-from stages.dialects import BadRow, preference_parts, row_id, row_source
-from stages.examples import Preference, Reject
-from stages.mixing import draw, interleave
+from stages.data.dialects import BadRow, preference_parts, row_id, row_source
+from stages.data.mixing import draw, interleave
+from stages.formats.examples import Preference, Reject
 from stages.preferences.spec import PreferencesConfig
 
 

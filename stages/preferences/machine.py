@@ -7,11 +7,11 @@ import random
 from collections.abc import Iterator
 
 from stages.core.contracts import ConfigError, Context
-from stages.documents import read_documents
-from stages.examples import Preference, Reject, assistant, user
-from stages.lessons import ABOUT, EDITING, Lesson, Teacher, distinct, lessons
-from stages.licenses import licenses
-from stages.passages import gather
+from stages.data.lessons import ABOUT, EDITING, Lesson, Teacher, distinct, lessons
+from stages.data.licenses import licenses
+from stages.data.passages import gather
+from stages.formats.documents import read_documents
+from stages.formats.examples import Preference, Reject, assistant, user
 from stages.preferences.spec import PreferencesConfig
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from stages.core.contracts import Context
-from stages.examples import PreferenceWriter, held_out, preference_fault
+from stages.formats.examples import PreferenceWriter, held_out, preference_fault
+from stages.formats.splits import write_split
 from stages.preferences.spec import PreferencesConfig
-from stages.splits import write_split
 
 
 def run(ctx: Context[PreferencesConfig]) -> None:

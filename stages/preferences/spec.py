@@ -10,7 +10,7 @@ from pydantic import Field
 from stages.core.artifacts import Documents
 from stages.core.artifacts import Preferences as PreferenceRows
 from stages.core.contracts import Input, Output, Resources, Stage, StageConfig, output
-from stages.mixture import Source
+from stages.data.mixture import Source
 
 
 class PreferencesConfig(StageConfig):

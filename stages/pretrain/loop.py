@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from stages.core.contracts import ConfigError, Context, InputError, Preempted
+from stages.formats.shards import Shards
 from stages.pretrain.engine import Batch, Engine, Update
 from stages.pretrain.spec import PretrainConfig
 from stages.pretrain.world import World
-from stages.shards import Shards
 
 STATE = "state.json"
 

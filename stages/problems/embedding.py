@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.core.contracts import ConfigError
-from stages.examples import normalize
+from stages.formats.examples import normalize
 
 Vectors = np.ndarray
 """float32, one row a text, of length 1."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from stages.core.contracts import ConfigError, Context
-from stages.examples import Problem, Reject
+from stages.formats.examples import Problem, Reject
 from stages.problems.spec import Kind, ProblemsConfig
 
 STALE = 500

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from stages.core.contracts import Context
-from stages.examples import Problem, Reject, fingerprint, problem_fault
+from stages.formats.examples import Problem, Reject, fingerprint, problem_fault
 from stages.problems.embedding import embedder, redundant
 from stages.problems.spec import ProblemsConfig
 from stages.verifier import Verifier

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from stages.core.contracts import Context
-from stages.examples import Problem, ProblemWriter, Reject, held_out, problem_fault
+from stages.formats.examples import Problem, ProblemWriter, Reject, held_out, problem_fault
+from stages.formats.splits import write_split
 from stages.problems.pipeline import selected
 from stages.problems.spec import ProblemsConfig
-from stages.splits import write_split
 
 
 def run(ctx: Context[ProblemsConfig]) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.core.artifacts import Problems as ProblemRows
 from stages.core.contracts import Operational, Output, Resources, Stage, StageConfig, output
-from stages.mixture import Source
+from stages.data.mixture import Source
 
 
 class Kind(BaseModel):

@@ -19,12 +19,12 @@ import fasttext
 import numpy as np
 
 from stages.core.contracts import ConfigError, Context, InputError
-from stages.corpus import Shard, gather_parts, read_shard, shards
-from stages.documents import count, read_documents
+from stages.data.workers import Pool, Result, work_folder
+from stages.formats.corpus import Shard, gather_parts, read_shard, shards
+from stages.formats.documents import count, read_documents
 from stages.quality import selection
 from stages.quality.scorer import NEGATIVE, POSITIVE, Scorer, line
 from stages.quality.spec import QualityConfig
-from stages.workers import Pool, Result, work_folder
 
 BATCH = 512
 

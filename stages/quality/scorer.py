@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.compiled import compiled, mix
+from stages.data.compiled import compiled, mix
 
 POSITIVE, NEGATIVE = "__label__hq", "__label__cc"
 """DCLM's labels."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.corpus import Shard, read_shard
-from stages.documents import DocumentWriter, text_buffer
+from stages.formats.corpus import Shard, read_shard
+from stages.formats.documents import DocumentWriter, text_buffer
 from stages.quality.scorer import Scorer
 
 BLOCK = 1 << 20

@@ -11,9 +11,7 @@ from datasets import Dataset
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 
 from stages.core.contracts import Context
-from stages.effects import Effect, as_stats, effect
 from stages.engines import openinstruct
-from stages.examples import Message, problem_prompt, read_conversations, read_problems, user
 from stages.finetuning import models
 from stages.finetuning.card import tuning_card, write_samples
 from stages.finetuning.encoding import (
@@ -27,6 +25,8 @@ from stages.finetuning.encoding import (
 from stages.finetuning.measures import label_log_probs
 from stages.finetuning.sampling import sample, texts
 from stages.finetuning.trainer import Bridge, common_arguments, train
+from stages.formats.effects import Effect, as_stats, effect
+from stages.formats.examples import Message, problem_prompt, read_conversations, read_problems, user
 from stages.sft.loss import SmoothedTrainer
 from stages.sft.spec import SftConfig
 from stages.verifier import Verifier, in_format

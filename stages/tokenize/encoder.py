@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from stages import vocabulary
-from stages.corpus import Shard, read_shard
-from stages.documents import text_bytes
+from stages.formats import vocabulary
+from stages.formats.corpus import Shard, read_shard
+from stages.formats.documents import text_bytes
 
 RESERVED = re.compile("|".join(re.escape(piece) for piece in (*vocabulary.SPECIAL, *vocabulary.byte_tokens())))
 """What only the reference takes for text."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.shards import ShardWriter
+from stages.formats.shards import ShardWriter
 
 BUCKET_BYTES = 64 << 20
 """Of a bucket, about: what is sorted in memory."""

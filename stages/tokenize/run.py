@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from stages import vocabulary
 from stages.core.contracts import ConfigError, Context, InputError
-from stages.corpus import shards
-from stages.shards import ShardWriter, dtype_for
+from stages.data.workers import Pool, Result, work_folder
+from stages.formats import vocabulary
+from stages.formats.corpus import shards
+from stages.formats.shards import ShardWriter, dtype_for
 from stages.tokenize import packing
 from stages.tokenize.encoder import encode, held_out
 from stages.tokenize.spec import TokenizeConfig
-from stages.workers import Pool, Result, work_folder
 
 __all__ = ["held_out", "run"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from stages import vocabulary
 from stages.core.contracts import ConfigError, Context, InputError
-from stages.documents import read_documents
+from stages.formats import vocabulary
+from stages.formats.documents import read_documents
 from stages.tokenizer.spec import TokenizerConfig
 
 WORDS = rf"{vocabulary.SPACE}*[^{vocabulary.SPACE}\s0-9]+|[0-9]|{vocabulary.SPACE}+|\s+"

@@ -11,7 +11,7 @@
 | TallyQA | test.json | likeliest letter of sixteen |
 
 A suite on disk: `<benchmark>/<its files>`, `<benchmark>-NNNNN.zip` with the images under the names that the files use, and
-`suite.json` (`stages.suites`).
+`suite.json` (`stages.formats.suites`).
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import MistralForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from stages import vocabulary
 from stages.core.contracts import InputError
+from stages.formats import vocabulary
 from stages.vision import modeling_moxin_vlm as modeling
 from stages.vision.modeling_moxin_vlm import MoxinVLM, MoxinVLMConfig
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+from stages.formats.vocabulary import BOS_ID, EOS_ID
 from stages.vision.conversations import IMAGE, Turn
-from stages.vocabulary import BOS_ID, EOS_ID
 
 IGNORED = -100
 """Label of a token that is no answer (PyTorch's cross-entropy leaves it out)."""

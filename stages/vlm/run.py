@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from stages import vocabulary
 from stages.core.contracts import ConfigError, Context, InputError
+from stages.formats import vocabulary
 from stages.modeling.folder import read_shape
 from stages.vision import folder as folders
 from stages.vision.conversations import ImageReader, read_rows

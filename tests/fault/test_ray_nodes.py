@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from stages.workers import RECEIPT
+from stages.data.workers import RECEIPT
 from tests.support import wait_for
 from tests.unit.test_workers import parts
 

@@ -13,13 +13,13 @@ import pytest
 from flows.launch.base import Job
 from flows.launch.process import ProcessHandle, ProcessLauncher
 from flows.settings import Settings
-from stages import vocabulary
 from stages.core.artifacts import ArtifactManifest, FileEntry
 from stages.core.contracts import CodeRef, ExitClass, InputRef, Lease, Resources, StageRequest
 from stages.core.keys import artifact_digest, sha256
 from stages.core.ledger import Ledger, upload_folder
+from stages.formats import vocabulary
+from stages.formats.shards import ShardWriter
 from stages.pretrain.spec import Pretrain, PretrainConfig
-from stages.shards import ShardWriter
 from tests.support import wait_for
 from tests.unit.test_pretrain import LENGTH, VOCABULARY, config
 

@@ -12,7 +12,6 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from stages import chat_template
 from stages.core.contracts import ConfigError, LocalArtifact, Preempted
 from stages.core.testing import LocalContext
 from stages.engines import areal, process
@@ -20,6 +19,7 @@ from stages.engines.programs import run_areal
 from stages.engines.programs.areal_worker import without_table
 from stages.engines.programs.reward import verified
 from stages.finetuning import models
+from stages.formats import chat_template
 from stages.grpo import run as grpo_run
 from stages.grpo.spec import GrpoConfig
 from tests import standins, tuning

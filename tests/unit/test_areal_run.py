@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from stages import chat_template
 from stages.core.contracts import Preempted
 from stages.core.testing import LocalContext
 from stages.engines import areal
 from stages.engines.stretches import ROOT
 from stages.finetuning import models
+from stages.formats import chat_template
 from stages.grpo import run as grpo_run
 from stages.grpo.rollout import batch_advantages
 from stages.grpo.spec import GrpoConfig

@@ -21,8 +21,8 @@ from stages.collect import machine as material
 from stages.core.artifacts import Documents
 from stages.core.contracts import ConfigError, InputError, LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
-from stages.documents import read_documents, write_documents
-from stages.suites import LISTING, read_suite, write_data_set
+from stages.formats.documents import read_documents, write_documents
+from stages.formats.suites import LISTING, read_suite, write_data_set
 from tests import benchmark_rows as bench
 
 SCORED = {"allenai/ai2_arc": "test", "cais/mmlu": "test"}

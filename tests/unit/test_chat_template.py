@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from stages import chat_template
-from stages.examples import assistant, user
 from stages.finetuning import models
 from stages.finetuning.encoding import encode, encode_conversations, encode_prompts
+from stages.formats import chat_template
+from stages.formats.examples import assistant, user
 from tests.tuning import tokenizer_folder
 
 # open-instruct, dataset_transformation.py, CHAT_TEMPLATES["tulu"]

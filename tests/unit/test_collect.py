@@ -22,10 +22,10 @@ from stages.collect.spec import CollectConfig
 from stages.core.artifacts import RawFiles
 from stages.core.contracts import ConfigError
 from stages.core.testing import LocalContext, local_artifact
-from stages.documents import read_documents
+from stages.formats.documents import read_documents
+from stages.formats.sources import LISTING, RawFile, read_listing
 from stages.ingest.run import run as ingest
 from stages.ingest.spec import IngestConfig
-from stages.sources import LISTING, RawFile, read_listing
 
 SIZES = {"text_bytes": 300_000, "web_bytes": 250_000, "code_bytes": 150_000}
 PORTS = ("text", "web", "code")

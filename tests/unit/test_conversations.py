@@ -14,8 +14,8 @@ from stages.conversations.spec import ConversationsConfig
 from stages.core.artifacts import Documents, Problems
 from stages.core.contracts import ConfigError, InputError, LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
-from stages.documents import write_documents
-from stages.examples import (
+from stages.formats.documents import write_documents
+from stages.formats.examples import (
     Conversation,
     ProblemWriter,
     assistant,
@@ -24,7 +24,7 @@ from stages.examples import (
     read_conversations,
     user,
 )
-from stages.suites import write_data_set
+from stages.formats.suites import write_data_set
 
 TULU, INFINITY, THOUGHTS = "allenai/tulu-3-sft-mixture", "BAAI/Infinity-Instruct", "open-thoughts/OpenThoughts-114k"
 PAGE = """Make arrays of numbers.

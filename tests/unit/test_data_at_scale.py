@@ -41,7 +41,7 @@ def deduplicated(folder: Path, texts: Iterator[str], **config: Any) -> dict[str,
     from stages.core.testing import LocalContext, local_artifact
     from stages.dedup.run import run
     from stages.dedup.spec import DedupConfig
-    from stages.documents import write_documents
+    from stages.formats.documents import write_documents
 
     (folder / "in").mkdir()
     write_documents(folder / "in", ({"id": str(n), "text": t, "source": "s"} for n, t in enumerate(texts)))
@@ -54,9 +54,9 @@ def ingested(folder: Path, name: str, format: str, **config: Any) -> dict[str, A
     from stages.core.artifacts import RawFiles
     from stages.core.contracts import InputError
     from stages.core.testing import LocalContext, local_artifact
+    from stages.formats.sources import RawFile, write_listing
     from stages.ingest.run import run
     from stages.ingest.spec import IngestConfig
-    from stages.sources import RawFile, write_listing
 
     write_listing(folder, [RawFile(uri=name, format=format, source="s")])  # type: ignore[arg-type]
     ctx = LocalContext(folder / "out", IngestConfig(max_bad_fraction=1.0, **config), {"raw": [local_artifact(RawFiles, folder)]})

@@ -22,10 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages.compiled import mix
 from stages.core.artifacts import Documents
 from stages.core.contracts import InputError
 from stages.core.testing import LocalContext, local_artifact
+from stages.data.compiled import mix
+from stages.data.workers import Pool
 from stages.dedup import bloom
 from stages.dedup import words as uax29
 from stages.dedup.bloom import BloomFilter, contains, insert
@@ -38,8 +39,7 @@ from stages.dedup.shingles import CHUNK, jaccard, shingles
 from stages.dedup.spec import RECIPES, DedupConfig
 from stages.dedup.substrings import JOINT, repetitions
 from stages.dedup.verify import _large_pairs, joined, similar_pairs, unite
-from stages.documents import read_documents, write_documents
-from stages.workers import Pool
+from stages.formats.documents import read_documents, write_documents
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -1,4 +1,4 @@
-"""`stages.dialects`: rows in the schemas of the hub's data sets become ours; what cannot be read says why."""
+"""`stages.data.dialects`: rows in the schemas of the hub's data sets become ours; what cannot be read says why."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stages.dialects import (
+from stages.data.dialects import (
     BadRow,
     conversation_messages,
     preference_parts,
@@ -15,7 +15,7 @@ from stages.dialects import (
     row_id,
     row_source,
 )
-from stages.examples import assistant, user
+from stages.formats.examples import assistant, user
 
 
 def test_messages_of_tulu() -> None:

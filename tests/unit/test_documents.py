@@ -1,4 +1,4 @@
-"""`stages.documents`: what is written is read back, whatever the text, in bounded pieces and in the same bytes."""
+"""`stages.formats.documents`: what is written is read back, whatever the text, in bounded pieces and in the same bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import documents
-from stages.documents import DocumentWriter, count, read_batches, read_documents, write_documents
+from stages.formats import documents
+from stages.formats.documents import DocumentWriter, count, read_batches, read_documents, write_documents
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 DOCUMENT = st.fixed_dictionaries({"id": TEXT, "text": TEXT, "source": TEXT, "url": TEXT, "license": TEXT})

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from stages import chat_template
 from stages.core.artifacts import Preferences
 from stages.core.contracts import ConfigError, InputError, LocalArtifact, Preempted
 from stages.core.testing import LocalContext, local_artifact
 from stages.dpo.pairs import SIDES, encode_pairs
 from stages.dpo.run import preferred, run, tune
 from stages.dpo.spec import Dpo, DpoConfig
-from stages.effects import from_stats
-from stages.examples import Message, PreferenceWriter, assistant, read_preferences, user
 from stages.finetuning import models
 from stages.finetuning.measures import label_log_probs
+from stages.formats import chat_template
+from stages.formats.effects import from_stats
+from stages.formats.examples import Message, PreferenceWriter, assistant, read_preferences, user
 from tests import tuning
 
 Inputs = dict[str, list[LocalArtifact]]

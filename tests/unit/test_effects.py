@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.contracts import InputError
-from stages.effects import as_stats, effect, from_stats, ratio
+from stages.formats.effects import as_stats, effect, from_stats, ratio
 
 values = st.lists(st.floats(-5, 5, allow_nan=False), min_size=2, max_size=30)
 

@@ -21,10 +21,10 @@ from stages.capability.benchmarks import DATA_SETS, render
 from stages.core.artifacts import Documents, EvalSuite, Model
 from stages.core.contracts import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
-from stages.documents import write_documents
 from stages.evaluate.run import offline, run
 from stages.evaluate.spec import PAPER_SUITES, EvaluateConfig, Task
-from stages.reports import FILE, Report, Score, parse_report, write_report
+from stages.formats.documents import write_documents
+from stages.formats.reports import FILE, Report, Score, parse_report, write_report
 from stages.tokenizer.run import run as train_tokenizer
 from stages.tokenizer.spec import TokenizerConfig
 from tests import benchmark_rows as bench

@@ -19,7 +19,7 @@ from stages.core.testing import LocalContext, local_artifact
 from stages.evaluate_vlm import scorers
 from stages.evaluate_vlm.run import derangement, run
 from stages.evaluate_vlm.spec import EvaluateVlm, EvaluateVlmConfig
-from stages.reports import parse_report
+from stages.formats.reports import parse_report
 from stages.vision import folder as folders
 from stages.vision.towers import draw_towers
 from stages.vlm.spec import padded

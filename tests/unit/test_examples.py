@@ -1,4 +1,4 @@
-"""`stages.examples`: rows come back as they were written, and what cannot be learned from is named and counted."""
+"""`stages.formats.examples`: rows come back as they were written, and what cannot be learned from is named and counted."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages import examples
-from stages.examples import (
+from stages.formats import examples
+from stages.formats.examples import (
     Conversation,
     ConversationWriter,
     Message,

@@ -11,10 +11,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from stages import chat_template
 from stages.core.contracts import ConfigError, InputError, LocalArtifact, Preempted
 from stages.core.testing import LocalContext
-from stages.effects import from_stats
+from stages.formats import chat_template
+from stages.formats.effects import from_stats
 from stages.grpo import rollout
 from stages.grpo import run as grpo_run
 from stages.grpo.evaluation import Measured

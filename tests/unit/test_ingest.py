@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 from stages.core.artifacts import RawFiles
 from stages.core.contracts import InfraError, InputError
 from stages.core.testing import LocalContext, local_artifact
-from stages.documents import read_documents
+from stages.formats.documents import read_documents
+from stages.formats.sources import RawFile, write_listing
 from stages.ingest.readers import DAMAGED, READERS, Bad, Reader, Record, lines
 from stages.ingest.run import run
 from stages.ingest.spec import IngestConfig
-from stages.sources import RawFile, write_listing
 
 TEXTS = ["plain", "größe 中文 🙂", "tab\tand \u2028 separators", "NUL \x00 too", "  edges  "]
 
@@ -440,7 +440,7 @@ def test_object_stores_that_fail(
 def test_every_format_has_a_reader() -> None:
     from typing import get_args
 
-    from stages.sources import Format
+    from stages.formats.sources import Format
 
     readers: dict[str, Reader] = READERS
     assert set(readers) == set(get_args(Format))

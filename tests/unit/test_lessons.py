@@ -1,4 +1,4 @@
-"""`stages.lessons`: every right answer is right, no wrong one is, and the same material gives the same lessons."""
+"""`stages.data.lessons`: every right answer is right, no wrong one is, and the same material gives the same lessons."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from stages.lessons import ABOUT, EDITING, OPTIONS, WORDS, Lesson, Teacher, distinct, lessons
-from stages.passages import Material, Parameter, gather
+from stages.data.lessons import ABOUT, EDITING, OPTIONS, WORDS, Lesson, Teacher, distinct, lessons
+from stages.data.passages import Material, Parameter, gather
 from tests.unit.test_conversations import PAGE
 
 

@@ -23,8 +23,8 @@ from stages.dpo.run import run as run_dpo
 from stages.dpo.spec import DpoConfig
 from stages.engines import exchange, openinstruct, process
 from stages.engines.programs import run_open_instruct
-from stages.examples import assistant, user
 from stages.finetuning import models
+from stages.formats.examples import assistant, user
 from stages.sft.run import run as run_sft
 from stages.sft.spec import SftConfig
 from tests import standins, tuning

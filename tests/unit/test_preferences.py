@@ -13,11 +13,11 @@ from stages.conversations.spec import ConversationsConfig
 from stages.core.artifacts import Documents
 from stages.core.contracts import ConfigError, LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
-from stages.documents import write_documents
-from stages.examples import Preference, preference_fault, question, read_conversations, read_preferences
+from stages.formats.documents import write_documents
+from stages.formats.examples import Preference, preference_fault, question, read_conversations, read_preferences
+from stages.formats.suites import write_data_set
 from stages.preferences.run import run
 from stages.preferences.spec import PreferencesConfig
-from stages.suites import write_data_set
 from tests.unit.test_conversations import PAGE
 
 MIXTURE = "allenai/llama-3.1-tulu-3-8b-preference-mixture"

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages import vocabulary
 from stages.core.artifacts import Model, Tokenizer, TokenShards
 from stages.core.contracts import ConfigError, InputError, LocalArtifact, Preempted
 from stages.core.testing import LocalContext, local_artifact
+from stages.formats import vocabulary
+from stages.formats.shards import ShardWriter
 from stages.modeling.folder import load_model
 from stages.modeling.shape import ModelShape
 from stages.pretrain.loop import learning_rate, window_numbers
 from stages.pretrain.run import run
 from stages.pretrain.spec import Pretrain, PretrainConfig
-from stages.shards import ShardWriter
 
 SHAPE = ModelShape(layers=2, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8, window=12, max_positions=64)
 VOCABULARY, LENGTH = 400, 16
@@ -142,7 +142,7 @@ def test_the_first_loss_is_that_of_transformers(tmp_path: Path, artifacts: Any) 
     ctx = LocalContext(tmp_path, config(tokens=4 * LENGTH, **settings_), artifacts)
     run(ctx)
     reference = MistralForCausalLM.from_pretrained(ctx.output("model"), attn_implementation="eager")
-    from stages.shards import Shards
+    from stages.formats.shards import Shards
 
     ids, _ = Shards.open(artifacts["tokens"][0].path).batch(window_numbers(0, 30, 0, 4))
     with torch.no_grad():

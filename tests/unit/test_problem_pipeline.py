@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from stages.core.contracts import ConfigError
 from stages.core.testing import LocalContext
-from stages.examples import read_problems
+from stages.formats.examples import read_problems
+from stages.formats.suites import write_data_set
 from stages.problems import embedding
 from stages.problems.embedding import embedder, ngrams, redundant
 from stages.problems.pipeline import ungradable
 from stages.problems.run import run
 from stages.problems.spec import ProblemsConfig
-from stages.suites import write_data_set
 
 DEEPSCALER = "agentica-org/DeepScaleR-Preview-Dataset"
 

@@ -15,11 +15,11 @@ import pytest
 
 from stages.core.contracts import ConfigError
 from stages.core.testing import LocalContext
-from stages.examples import Problem, question, read_problems
+from stages.formats.examples import Problem, question, read_problems
+from stages.formats.suites import write_data_set
 from stages.problems.machine import KINDS
 from stages.problems.run import run
 from stages.problems.spec import Kind, ProblemsConfig
-from stages.suites import write_data_set
 
 DEEPSCALER = "agentica-org/DeepScaleR-Preview-Dataset"
 _OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}

@@ -16,7 +16,7 @@ from numpy.testing import assert_array_equal
 from stages.core.artifacts import Documents
 from stages.core.contracts import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
-from stages.documents import read_documents, write_documents
+from stages.formats.documents import read_documents, write_documents
 from stages.quality import run as quality
 from stages.quality.run import line, run
 from stages.quality.scorer import Scorer

@@ -22,8 +22,8 @@ from stages.core.artifacts import ArtifactManifest, FileEntry
 from stages.core.contracts import Attempt, CodeRef, InfraError, InputRef, StageResult
 from stages.core.keys import artifact_digest, sha256, source_digest
 from stages.core.ledger import Ledger, NodeRecord
+from stages.formats.reports import Aggregate, EvaluatedModel, Harness, Report, Score
 from stages.pipeline import PIPELINE
-from stages.reports import Aggregate, EvaluatedModel, Harness, Report, Score
 from tests import support
 
 HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>&amp;'

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flows import report
 from flows.report import tuning
 from stages.core.ledger import Ledger
-from stages.effects import as_stats, effect
+from stages.formats.effects import as_stats, effect
 from tests.unit.test_report import HOSTILE, Page, publish
 
 

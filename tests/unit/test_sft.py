@@ -14,13 +14,13 @@ from datasets import Dataset
 from transformers import AutoTokenizer, MistralForCausalLM
 from trl.trainer.sft_config import SFTConfig as TrlConfig
 
-from stages import chat_template
 from stages.core.contracts import ConfigError, InputError, LocalArtifact, Preempted
 from stages.core.testing import LocalContext
-from stages.effects import from_stats
-from stages.examples import assistant, user
 from stages.finetuning import models
 from stages.finetuning.encoding import encode_conversations
+from stages.formats import chat_template
+from stages.formats.effects import from_stats
+from stages.formats.examples import assistant, user
 from stages.sft.loss import SmoothedTrainer
 from stages.sft.run import run
 from stages.sft.spec import Sft, SftConfig

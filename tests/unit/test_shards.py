@@ -1,4 +1,4 @@
-"""`stages.shards`: windows on disk come back as they went in, and damage is named."""
+"""`stages.formats.shards`: windows on disk come back as they went in, and damage is named."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stages.core.contracts import InputError
-from stages.shards import INDEX, Shards, ShardWriter, dtype_for
+from stages.formats.shards import INDEX, Shards, ShardWriter, dtype_for
 
 EOS = 2
 

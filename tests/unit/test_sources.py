@@ -1,4 +1,4 @@
-"""`stages.sources`: the listing of raw files."""
+"""`stages.formats.sources`: the listing of raw files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stages.core.contracts import InputError
-from stages.sources import LISTING, Format, RawFile, read_listing, write_listing
+from stages.formats.sources import LISTING, Format, RawFile, read_listing, write_listing
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NAME = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)

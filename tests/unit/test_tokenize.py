@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import models
 
-from stages import vocabulary
 from stages.core.artifacts import Documents, Tokenizer
 from stages.core.contracts import ConfigError, InputError, LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
-from stages.documents import write_documents
-from stages.shards import Shards, ShardWriter
+from stages.formats import vocabulary
+from stages.formats.documents import write_documents
+from stages.formats.shards import Shards, ShardWriter
 from stages.tokenize import packing
 from stages.tokenize.encoder import RESERVED, Encoder
 from stages.tokenize.packing import window_order

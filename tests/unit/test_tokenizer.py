@@ -15,11 +15,11 @@ import sentencepiece
 from pydantic import ValidationError
 from tokenizers import Tokenizer, models
 
-from stages import vocabulary
 from stages.core.artifacts import Documents
 from stages.core.contracts import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
-from stages.documents import write_documents
+from stages.formats import vocabulary
+from stages.formats.documents import write_documents
 from stages.tokenizer.run import _sample, alphabet, run
 from stages.tokenizer.spec import TokenizerConfig, TrainTokenizer
 

@@ -15,12 +15,12 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from stages import chat_template
 from stages.core.contracts import LocalArtifact, Preempted
 from stages.core.testing import LocalContext
 from stages.engines import process, verl
 from stages.engines.programs.reward import compute_score
 from stages.finetuning import models
+from stages.formats import chat_template
 from stages.grpo import run as grpo_run
 from stages.grpo.spec import GrpoConfig
 from tests import standins, tuning

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from stages import vocabulary
 from stages.core.contracts import InputError
 from stages.evaluate_vlm.answering import Answerer
+from stages.formats import vocabulary
 from stages.modeling.folder import load_model
 from stages.vision import folder as folders
 from stages.vision import prompts

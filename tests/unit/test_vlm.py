@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from stages import vocabulary
 from stages.core.artifacts import ImageConversations, ImageFeatures, Model
 from stages.core.contracts import ConfigError, InputError, LocalArtifact, Preempted
 from stages.core.testing import LocalContext, local_artifact
+from stages.formats import vocabulary
 from stages.image_features.run import run as see
 from stages.image_features.spec import SeeImages
 from stages.vision import folder as folders

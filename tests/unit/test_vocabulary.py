@@ -1,4 +1,4 @@
-"""`stages.vocabulary`: folders that the libraries load, and text that never becomes a control id."""
+"""`stages.formats.vocabulary`: folders that the libraries load, and text that never becomes a control id."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from stages import vocabulary
 from stages.core.contracts import InputError
+from stages.formats import vocabulary
 
 SPECIAL_AND_BYTES = [*vocabulary.SPECIAL, *vocabulary.byte_tokens()]
 

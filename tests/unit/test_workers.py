@@ -1,4 +1,4 @@
-"""`stages.workers`: the same results from one process or several, from one go or after a kill."""
+"""`stages.data.workers`: the same results from one process or several, from one go or after a kill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from stages.core.contracts import ConfigError, InfraError, InputError
-from stages.workers import RECEIPT, Pool, execute
+from stages.data.workers import RECEIPT, Pool, execute
 from tests.unit.test_dedup import dedup, planted
 from tests.unit.worker_tasks import always_die, die_once, refuse, square
 

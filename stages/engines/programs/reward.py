@@ -10,7 +10,7 @@ import atexit
 from functools import cache
 from typing import Any
 
-from stages import vocabulary
+from stages.formats import vocabulary
 from stages.verifier import Verifier, in_format
 
 END = vocabulary.SPECIAL[vocabulary.EOS_ID]

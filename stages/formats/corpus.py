@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.documents import write_documents
+from stages.formats.documents import write_documents
 
 SHARD_BYTES = 64 << 20
 """Bytes of one unit of parallel work, about: what is lost with a worker."""

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from llvmlite import binding
 
-MARK = b"stages.compiled import"
+MARK = b"stages.data.compiled import"
 """What files with compiled functions say (and this one)."""
 
 
@@ -37,7 +37,7 @@ def _configure() -> None:
     LLVM uses half of each register unless told otherwise, for the sake of the clock of the first of them.
     """
     config: Any = numba.config  # type: ignore[attr-defined]
-    home = Path(__file__).parent
+    home = Path(__file__).resolve().parents[1]
     sources = [path.read_bytes() for path in sorted([*home.glob("*.py"), *home.glob("*/*.py")])]
     digest = hashlib.sha256(b"".join(source for source in sources if MARK in source)).hexdigest()[:16]
     base = config.CACHE_DIR or (str(home / "__pycache__") if os.access(home, os.W_OK) else f"{tempfile.gettempdir()}/numba-{os.getuid()}")

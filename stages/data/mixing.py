@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 
 from stages.core.contracts import ConfigError, Context, InputError
-from stages.hub import HubDataSet
-from stages.mixture import Source
+from stages.data.hub import HubDataSet
+from stages.data.mixture import Source
 
 
 @dataclass(frozen=True)

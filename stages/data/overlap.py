@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from stages.examples import fingerprint
+from stages.formats.examples import fingerprint
 
 RUN = 13
 """Words in a run that train and test must not share (GPT-3's decontamination)."""

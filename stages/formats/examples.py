@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
 
 import pyarrow as pa
 
-from stages.parts import PartWriter, read_rows
+from stages.formats.parts import PartWriter, read_rows
 
 Role = Literal["system", "user", "assistant"]
 ROLES = ("system", "user", "assistant")

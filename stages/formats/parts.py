@@ -4,7 +4,7 @@
         writer.append((id, text), size=len(text))     # -> part-00000.parquet, part-00001.parquet ..
     for row in read_rows(folder): ...
 
-`stages.documents` and `stages.examples` name the schemas. Same rows, same bytes.
+`stages.formats.documents` and `stages.formats.examples` name the schemas. Same rows, same bytes.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.parts import PART_BYTES, ROW_BYTES, ROW_GROUP_BYTES, PartWriter, count, read_batches
+from stages.formats.parts import PART_BYTES, ROW_BYTES, ROW_GROUP_BYTES, PartWriter, count, read_batches
 
 __all__ = ["PART_BYTES", "ROW_BYTES", "ROW_GROUP_BYTES", "SCHEMA", "DocumentWriter", "count", "read_batches", "read_documents", "text_buffer", "text_bytes", "write_documents"]
 

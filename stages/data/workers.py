@@ -166,9 +166,10 @@ def _placeless(value: Any) -> Any:
 
 @functools.cache
 def _code(module: str) -> str:
-    """Digest of a module's package and of the shared modules beside this one."""
-    home = Path(str(importlib.import_module(module).__file__)).parent
-    files = sorted({*home.glob("*.py"), *Path(__file__).parent.glob("*.py")})
+    """Digest of a module's package and of the modules that data stages share."""
+    here = Path(__file__).parent
+    folders = {Path(str(importlib.import_module(module).__file__)).parent, here, here.with_name("formats")}
+    files = sorted(path for folder in folders for path in folder.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 

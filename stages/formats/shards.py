@@ -5,7 +5,7 @@
 
 A window has exactly `sequence_length` ids; labels are the same ids, shifted inside the window. Every document ends with
 </s>, so the position after an </s> begins another document: `document_ids` recovers which token belongs to which, and
-attention can be reset there. (Text can never contain the id of </s>: see `stages.vocabulary.load`.)
+attention can be reset there. (Text can never contain the id of </s>: see `stages.formats.vocabulary.load`.)
 """
 
 from __future__ import annotations

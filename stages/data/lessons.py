@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from stages.examples import fingerprint
-from stages.passages import Material
+from stages.data.passages import Material
+from stages.formats.examples import fingerprint
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Rows of public data sets in the schemas of `stages.examples`: whatever their columns are called.
+"""Rows of public data sets in the schemas of `stages.formats.examples`: whatever their columns are called.
 
 | data set | columns that are read |
 | --- | --- |
@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from stages.examples import Message, assistant, user
+from stages.formats.examples import Message, assistant, user
 
 ROLE_NAMES = {
     "human": "user",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from stages.core.contracts import Context, InputError
-from stages.examples import ExampleWriter, Reject, RowT, Sieve
+from stages.formats.examples import ExampleWriter, Reject, RowT, Sieve
 
 PORTS = ("train", "heldout")
 
