@@ -56,6 +56,7 @@ class Installation:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a script's ignores it, and hands that on
         )
 
     def moxin(self, *arguments: str, status: int = 0) -> str:
