@@ -42,7 +42,7 @@ class Estimate:
         if not self.basis:
             return ""
         if self.gpu_hours:
-            return f"{self.gpu_hours:,.{0 if self.gpu_hours >= 10 else 1}f} GPU-h, ${self.dollars:,.0f}"
+            return f"{_hours(self.gpu_hours)} GPU-h, ${self.dollars:,.0f}"
         return f"{self.seconds:,.0f} s"
 
 
@@ -116,6 +116,10 @@ def _computed(plan: NodePlan, profile: Profile, prices: Mapping[str, Any], expec
     )
 
 
+def _hours(hours: float) -> str:
+    return f"{hours:,.{0 if hours >= 10 else 1}f}"
+
+
 def _provisional(meta: Mapping[str, Any]) -> ArtifactManifest:
     """An artifact that is not there yet: no files, and what is known of it."""
     return ArtifactManifest(type="", digest="0" * 64, facets={}, meta=dict(meta), files=())
@@ -138,7 +142,7 @@ def total_text(estimates: Mapping[str, Estimate], plans: Sequence[NodePlan]) -> 
     run = sum(p.will_run for p in plans)
     line = f"{len(plans)} nodes, {run} to run"
     if run:
-        line += f": {sums['gpu_hours']:,.{0 if sums['gpu_hours'] >= 10 else 1}f} GPU-hours, {sums['core_hours']:.2f} core-hours, ${sums['dollars']:,.2f}"
+        line += f": {_hours(sums['gpu_hours'])} GPU-hours, {sums['core_hours']:.2f} core-hours, ${sums['dollars']:,.2f}"
     if sums["unknown"]:
         line += f"; no estimate yet for {len(sums['unknown'])} of them"
     return line

@@ -102,15 +102,11 @@ def lock_text(env: str) -> str:
 
 
 def missing(stages: dict[str, str]) -> list[str]:
-    """Packages that a stage imports and the lock of its environment has not, one line each. stages: `{stage: env}`.
-
-    What containers/embedded/requirements-*.txt names is installed beside the lock by those who want it, and is in no image.
-    """
+    """Packages that a stage imports and the lock of its environment has not, one line each. stages: `{stage: env}`."""
     owners = packages_distributions()
-    optional = {name for path in sorted((FOLDER / "embedded").glob("requirements-*.txt")) for name in read_lock(path)}
     found = []
     for stage, env in stages.items():
-        lock = optional | read_lock(FOLDER / env / "requirements.lock").keys()
+        lock = read_lock(FOLDER / env / "requirements.lock")
         files = [*bundle.core_files(), *source_files(stage)]
         names = {name.partition(".")[0] for path in files for name in imported_names(path.read_bytes())}
         for name in sorted(names & owners.keys()):

@@ -49,6 +49,7 @@ from stages.core.contracts import (
     StageRequest,
     StageResult,
 )
+from stages.core.interpreters import interpreter
 from stages.core.keys import artifact_digest
 from stages.core.ledger import Ledger, now, upload_folder
 from stages.core.store import Store, disk_full, file_sha256
@@ -120,14 +121,7 @@ def engine_python(stage: type[Stage[StageConfig]], request: StageRequest) -> str
     engine = stage.interpreter(validated_config(stage, request.node, request.config))
     if engine is None:
         return None
-    name = f"MOXIN_{engine.replace('-', '_').upper()}_PYTHON"
-    path = os.environ.get(name, "")
-    if not os.access(path, os.X_OK):
-        found = f"{name} = '{path}' is no program" if path else f"{name} is not set"
-        raise ConfigError(
-            f"{request.node}.engine = '{engine}' is not installed where this runs ({found}): use the image of containers/{engine}, "
-            f"or set {request.node}.engine to another"
-        )
+    path = interpreter(request.node, engine, "to another")
     return None if os.environ.get(ENTERED) == path else path
 
 

@@ -145,6 +145,10 @@ def metrics(stats: Mapping[str, float], kl: float) -> dict[str, float]:
     return row
 
 
+def _program(stretch: Stretch) -> list[str]:
+    return [stretch.python, str(PROGRAMS / "run_areal.py"), str(stretch.folder)]
+
+
 class Areal:
     """AReaL as a program of stretches."""
 
@@ -159,7 +163,7 @@ class Areal:
         reward = {"rule": config.rule, "right": config.reward_right, "wrong": config.reward_wrong}
         write_rows(stretch.folder / "train.jsonl", ({"messages": row["prompt"], "answer": row["answer"], **reward} for row in rows))
         write_json(stretch.folder / "config.yaml", settings(config, stretch.number, stretch.folder, stretch.start))
-        return [stretch.python, str(PROGRAMS / "run_areal.py"), str(stretch.folder)]
+        return _program(stretch)
 
     def read(self, line: str) -> tuple[int, dict[str, float]] | None:
         """A line of `run_areal.py`'s."""
@@ -173,8 +177,7 @@ class Areal:
         """What the run left; after a resume at the stretch's end it is run once more, which only writes."""
         weights = stretch.folder / "model"
         if not weights.is_dir():
-            command = [stretch.python, str(PROGRAMS / "run_areal.py"), str(stretch.folder)]
-            process.run(stretch.ctx, self.name, command, env=stretch.env, on_line=lambda line: None)
+            process.run(stretch.ctx, self.name, _program(stretch), env=stretch.env, on_line=lambda line: None)
         return weights
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from stages.core.contracts import Context
+from stages.core.interpreters import interpreter
 from stages.engines import process
 from stages.engines.exchange import link_tree, load_weights, prepare_parent, read_torch, write_json, write_rows
 from stages.finetuning.settings import SupervisedConfig
@@ -145,7 +146,7 @@ def deepspeed_config(config: SupervisedConfig) -> dict[str, Any]:
 def train(ctx: Context[Any], model: torch.nn.Module, recipe: Recipe, rows: Iterable[Mapping[str, Any]]) -> None:
     """Tune `model` (the parent's weights) in place. rows: what goes into upstream's JSON lines."""
     config = ctx.config
-    python = process.interpreter(ctx, "open-instruct")
+    python = interpreter(ctx.node, "open-instruct", "= 'trl'")
     device = next(model.parameters()).device
     model.to("cpu")  # the engine needs the GPU's memory
     torch.cuda.empty_cache()

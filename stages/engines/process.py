@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.core.contracts import ConfigError, Context, ExitClass, Preempted, StageError
+from stages.core.contracts import Context, ExitClass, Preempted, StageError
 
 GUARD = Path(__file__).parent / "programs" / "guard.py"
 GRACE_SECONDS = 10.0
@@ -36,19 +36,6 @@ class EngineError(StageError):
     """An engine failed for a reason that is not known to be anybody's configuration."""
 
     exit_class = ExitClass.BUG
-
-
-def interpreter(ctx: Context[Any], engine: str) -> str:
-    """Path of the engine's own Python, from the environment: its image sets it. Raises ConfigError when there is none."""
-    name = f"MOXIN_{engine.replace('-', '_').upper()}_PYTHON"
-    path = os.environ.get(name, "")
-    if not path or not os.access(path, os.X_OK):
-        found = f"{name} = '{path}' is no program" if path else f"{name} is not set"
-        raise ConfigError(
-            f"{ctx.node}.engine = '{engine}' is not installed where this runs ({found}): use the image of containers/{engine}, "
-            f"or set {ctx.node}.engine = 'trl'"
-        )
-    return path
 
 
 def environment(scratch: Path, **values: str) -> dict[str, str]:

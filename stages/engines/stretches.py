@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from stages.core.contracts import Context
+from stages.core.interpreters import interpreter
 from stages.engines import process
 from stages.engines.exchange import link_tree, load_weights, prepare_parent, read_safetensors
 from stages.finetuning.trainer import check
@@ -43,6 +44,11 @@ class Stretch:
     def steps(self) -> int:
         """Batches of prompts."""
         return self.ctx.config.stages[self.number].steps
+
+    @property
+    def before(self) -> int:
+        """Steps of the stretches before."""
+        return sum(stage.steps for stage in self.ctx.config.stages[: self.number])
 
     @property
     def checkpoints(self) -> Path:
@@ -77,7 +83,7 @@ class Program(Protocol):
 def reinforce(ctx: Context[Any], model: torch.nn.Module, schedule: Callable[[int], Rows], program: Program, **env: str) -> None:
     """Train `model` (the parent's weights) in place. schedule: the prompts of a stretch."""
     config, root = ctx.config, Path(ctx.scratch) / program.name
-    python = process.interpreter(ctx, program.name)
+    python = interpreter(ctx.node, program.name, "= 'trl'")
     device = next(model.parameters()).device
     model.to("cpu")  # the engine needs the GPU's memory
     torch.cuda.empty_cache()
@@ -114,10 +120,8 @@ class Follower:
     """Passes the metrics of an engine's log on."""
 
     def __init__(self, stretch: Stretch, read: Callable[[str], tuple[int, dict[str, float]] | None]) -> None:
-        stages = stretch.ctx.config.stages
-        self._ctx, self._read = stretch.ctx, read
-        self._offset = sum(s.steps for s in stages[: stretch.number])
-        self._total = sum(s.steps for s in stages)
+        self._ctx, self._read, self._offset = stretch.ctx, read, stretch.before
+        self._total = sum(stage.steps for stage in stretch.ctx.config.stages)
 
     def __call__(self, line: str) -> None:
         if (found := self._read(line)) is None:
@@ -134,7 +138,6 @@ class Checkpoints:
     def __init__(self, stretch: Stretch) -> None:
         self._stretch, self._ctx, self._folder = stretch, stretch.ctx, stretch.checkpoints
         self.known = _tracked(self._folder)
-        self._offset = sum(s.steps for s in stretch.ctx.config.stages[: stretch.number])
 
     def publish(self) -> None:
         """Publish the newest one, once; older ones, and those of the trainer's, are removed."""
@@ -150,7 +153,7 @@ class Checkpoints:
         if number:
             link_tree(self._stretch.start, kept / "start")
         (kept / "position.json").write_text(json.dumps({"stretch": number, "step": step}))
-        self._ctx.checkpoints.save(self._offset + step, kept)
+        self._ctx.checkpoints.save(self._stretch.before + step, kept)
         shutil.rmtree(kept)
         for old in self._folder.glob("global_step_*"):
             if int(old.name.rpartition("_")[2]) < step:  # a newer one may be on its way

@@ -34,12 +34,18 @@ def attention_mask(length: int, window: int | None, document_ids: Tensor | None,
     windowed = window is not None and window < length
     if not windowed and document_ids is None:
         return None
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    allowed = (distance >= 0) & (distance < window) if windowed and window is not None else distance >= 0
-    allowed = allowed[None, None]
+    every = slice(0, length)
+    return _allowed(torch.arange(length, device=device), every, every, window if windowed else None, document_ids)
+
+
+def _allowed(position: Tensor, queries: slice, keys: slice, window: int | None, document_ids: Tensor | None) -> Tensor:
+    """Which keys some queries may look at: bool [1 or B, 1, queries, keys]. position: 0, 1, ... T - 1."""
+    distance = position[queries, None] - position[None, keys]
+    allowed = (distance >= 0)[None, None]
+    if window is not None:
+        allowed = allowed & (distance < window)
     if document_ids is not None:
-        allowed = allowed & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+        allowed = allowed & (document_ids[:, None, queries, None] == document_ids[:, None, None, keys])
     return allowed
 
 
@@ -55,12 +61,7 @@ def attend_in_blocks(
     position, out = torch.arange(length, device=query.device), []
     for start in range(0, length, size):
         stop, low = min(start + size, length), 0 if window is None else max(0, start - window + 1)
-        distance = position[start:stop, None] - position[None, low:stop]
-        allowed = (distance >= 0)[None, None]
-        if window is not None:
-            allowed = allowed & (distance < window)
-        if document_ids is not None:
-            allowed = allowed & (document_ids[:, None, start:stop, None] == document_ids[:, None, None, low:stop])
+        allowed = _allowed(position, slice(start, stop), slice(low, stop), window, document_ids)
         one = query[:, :, start:stop], key[:, :, low:stop], value[:, :, low:stop]
         out.append(F.scaled_dot_product_attention(*one, attn_mask=allowed, dropout_p=dropout))
     return torch.cat(out, 2)
