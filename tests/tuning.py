@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, trainers
 
@@ -20,6 +23,19 @@ from stages.modeling.shape import ModelShape
 
 SHAPE = ModelShape(layers=2, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8, window=48, max_positions=128)
 VOCABULARY = 320
+TWO_STRETCHES: dict[str, Any] = {
+    "devices": 2,
+    "stages": [{"steps": 2, "max_response": 4, "group": 4}, {"steps": 3, "max_response": 6, "group": 4}],
+    "prompts": 4,
+    "max_prompt": 60,
+    "instruction": "",
+    "eval_problems": 2,
+    "eval_samples": 1,
+    "samples": 1,
+    "checkpoint_every": 1,
+    "threads": 1,
+}
+"""Of `grpo`, with an engine that needs GPUs."""
 BASE_FACETS: dict[str, str | int] = {
     "architecture": "MistralForCausalLM",
     "tokenizer_digest": "digest",
@@ -41,8 +57,6 @@ def tokenizer_folder(folder: Path) -> Path:
     tokenizer.train_from_iterator(["<|user|>\nwhat\n<|assistant|>\nit is"] * 50, trainer)
     while tokenizer.get_vocab_size() < VOCABULARY:
         tokenizer.add_tokens([f"<filler{tokenizer.get_vocab_size()}>"])
-    import json
-
     value = json.loads(tokenizer.to_str())
     value["added_tokens"] = [t for t in value["added_tokens"] if t["content"] in vocabulary.SPECIAL]
     vocabulary.save(Tokenizer.from_str(json.dumps(value)), folder)
@@ -131,6 +145,33 @@ def halfway(root: Path) -> dict[str, list[LocalArtifact]]:
         "problems": [problems(root / "train", rows)],
         "heldout": [problems(root / "heldout", rows)],
     }
+
+
+def sums(root: Path) -> dict[str, list[LocalArtifact]]:
+    """Inputs of `grpo`: an untaught parent, nine sums to learn from and eight others."""
+    return {
+        "parent": [parent(root, chat_template.TULU)],
+        "problems": [problems(root / "train", [(f"{n} + 1 = ?", str(n + 1)) for n in range(9)])],
+        "heldout": [problems(root / "heldout", [(f"{n} + 2 = ?", str(n + 2)) for n in range(8)])],
+    }
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str, program: Path) -> Path:
+    """Let `program` be an engine's interpreter, on a machine that has a GPU as far as the stage is told. Returns the path of its record."""
+    from stages.finetuning import models
+
+    python, record = folder / "python", folder / "record.jsonl"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {program} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv(f"MOXIN_{engine.upper()}_PYTHON", str(python))
+    monkeypatch.setenv("STANDIN_RECORD", str(record))
+    monkeypatch.setattr(models, "prepare", lambda ctx: (models.quiet(), torch.device("cpu"))[1])
+    return record
+
+
+def runs(record: Path) -> list[dict[str, Any]]:
+    """What a stand-in wrote down, run by run."""
+    return [json.loads(line) for line in record.read_text().splitlines()]
 
 
 class Stopping(LocalContext[Any]):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -19,26 +18,16 @@ import torch
 
 from stages.core.artifacts import Tokenizer, TokenShards
 from stages.core.contracts import StageError
-from stages.core.testing import LocalCheckpoints, LocalContext, local_artifact
+from stages.core.testing import LocalCheckpoints, local_artifact
 from stages.pretrain import colossal
 from stages.pretrain import run as pretrain
 from stages.pretrain.spec import PretrainConfig
 from tests.colossal import chunks
+from tests.mortal import Mortal
 
 TYPES: dict[str, Any] = {"tokens": TokenShards, "tokenizer": Tokenizer}
 LIMIT = 120
 """Seconds for a run."""
-
-
-class Mortal(LocalContext[PretrainConfig]):
-    """A context whose process dies once it has told of a step."""
-
-    dies_at = 0
-
-    def metric(self, step: int, **values: float) -> None:
-        super().metric(step, **values)
-        if step == self.dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _rank(rank: int, port: int, task: dict[str, Any]) -> None:

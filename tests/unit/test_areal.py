@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from stages.engines import areal, process
 from stages.engines.programs import run_areal
 from stages.engines.programs.areal_worker import without_table
 from stages.engines.programs.reward import verified
-from stages.finetuning import models
-from stages.formats import chat_template
 from stages.grpo import run as grpo_run
 from stages.grpo.spec import GrpoConfig
 from tests import standins, tuning
@@ -38,44 +35,17 @@ RECIPE: dict[str, Any] = {  # profile 7b's
     "checkpoint_every": 20,
     "stages": [{"steps": 400, "max_response": 16384, "group": 16}],
 }
-SMALL: dict[str, Any] = {
-    **AREAL,
-    "devices": 2,
-    "stages": [{"steps": 2, "max_response": 4, "group": 4}, {"steps": 3, "max_response": 6, "group": 4}],
-    "prompts": 4,
-    "max_prompt": 60,
-    "instruction": "",
-    "eval_problems": 2,
-    "eval_samples": 1,
-    "samples": 1,
-    "checkpoint_every": 1,
-    "threads": 1,
-}
+SMALL: dict[str, Any] = {**AREAL, **tuning.TWO_STRETCHES}
 
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    root = tmp_path_factory.mktemp("areal")
-    return {
-        "parent": [tuning.parent(root, chat_template.TULU)],
-        "problems": [tuning.problems(root / "train", [(f"{n} + 1 = ?", str(n + 1)) for n in range(9)])],
-        "heldout": [tuning.problems(root / "heldout", [(f"{n} + 2 = ?", str(n + 2)) for n in range(8)])],
-    }
+    return tuning.sums(tmp_path_factory.mktemp("areal"))
 
 
 @pytest.fixture
 def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("MOXIN_AREAL_PYTHON", str(program))
-    monkeypatch.setenv("STANDIN_RECORD", str(tmp_path / "record.jsonl"))
-    monkeypatch.setattr(models, "prepare", lambda ctx: (models.quiet(), torch.device("cpu"))[1])
-    return tmp_path / "record.jsonl"
-
-
-def runs(record: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in record.read_text().splitlines()]
+    return tuning.stand_in(tmp_path, monkeypatch, "areal", STANDIN)
 
 
 def test_the_recipes_settings_are_the_recorded_ones() -> None:
@@ -97,7 +67,7 @@ def test_without_a_kl_term_there_is_no_reference() -> None:
 def test_stretches_become_a_model(tmp_path: Path, artifacts: Inputs, standin: Path) -> None:
     ctx = LocalContext(tmp_path / "run", GrpoConfig(**SMALL), artifacts)
     grpo_run.run(ctx)
-    first, second = runs(standin)
+    first, second = tuning.runs(standin)
     assert (len(first["rows"]), len(second["rows"])) == (8, 12)
     row = first["rows"][0]
     assert row["messages"][0]["role"] == "user"
@@ -142,7 +112,7 @@ def test_it_goes_on_from_its_checkpoint(
     monkeypatch.setenv("STANDIN", "ok")
     again = LocalContext(tmp_path / "run", GrpoConfig(**SMALL), artifacts)
     grpo_run.run(again)
-    assert [r["resumed"] for r in runs(standin)] == resumed
+    assert [r["resumed"] for r in tuning.runs(standin)] == resumed
     assert [m["step"] for m in again.metrics] == steps
 
 

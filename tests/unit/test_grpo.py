@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from stages.core.contracts import ConfigError, InputError, LocalArtifact, Preempted
 from stages.core.testing import LocalContext
-from stages.formats import chat_template
 from stages.formats.effects import from_stats
 from stages.grpo import rollout
 from stages.grpo import run as grpo_run
@@ -69,12 +68,7 @@ def config(**changes: Any) -> GrpoConfig:
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    root = tmp_path_factory.mktemp("grpo")
-    return {
-        "parent": [tuning.parent(root, chat_template.TULU)],
-        "problems": [tuning.problems(root / "train", [(f"{n} + 1 = ?", str(n + 1)) for n in range(9)])],
-        "heldout": [tuning.problems(root / "heldout", [(f"{n} + 2 = ?", str(n + 2)) for n in range(8)])],
-    }
+    return tuning.sums(tmp_path_factory.mktemp("grpo"))
 
 
 @pytest.fixture(autouse=True)

@@ -66,15 +66,9 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 @pytest.fixture
 def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The engine's interpreter is the stand-in; this machine has a GPU as far as the stage is told. Returns its record's path."""
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(standins.__file__).parent / "open_instruct.py"} "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("MOXIN_OPEN_INSTRUCT_PYTHON", str(program))
-    monkeypatch.setenv("STANDIN_RECORD", str(tmp_path / "record.json"))
     monkeypatch.setenv("STANDIN_PIDS", str(tmp_path / "pids"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not for engines")
-    monkeypatch.setattr(models, "prepare", lambda ctx: (models.quiet(), torch.device("cpu"))[1])
-    return tmp_path / "record.json"
+    return tuning.stand_in(tmp_path, monkeypatch, "open_instruct", Path(standins.__file__).parent / "open_instruct.py")
 
 
 def sft(root: Path, inputs: Inputs, stop_after: int | None = None, **changes: Any) -> LocalContext[SftConfig]:

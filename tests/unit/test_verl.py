@@ -19,8 +19,6 @@ from stages.core.contracts import LocalArtifact, Preempted
 from stages.core.testing import LocalContext
 from stages.engines import process, verl
 from stages.engines.programs.reward import compute_score
-from stages.finetuning import models
-from stages.formats import chat_template
 from stages.grpo import run as grpo_run
 from stages.grpo.spec import GrpoConfig
 from tests import standins, tuning
@@ -29,45 +27,17 @@ DATA = Path(__file__).parents[1] / "data"
 STANDINS = Path(standins.__file__).parent
 Inputs = dict[str, list[LocalArtifact]]
 RECIPE = {"engine": "verl", "device": "cuda", "devices": 8, "recompute": True, "checkpoint_every": 20}
-SMALL: dict[str, Any] = {
-    "engine": "verl",
-    "device": "cuda",
-    "devices": 2,
-    "stages": [{"steps": 2, "max_response": 4, "group": 4}, {"steps": 3, "max_response": 6, "group": 4}],
-    "prompts": 4,
-    "max_prompt": 60,
-    "instruction": "",
-    "eval_problems": 2,
-    "eval_samples": 1,
-    "samples": 1,
-    "checkpoint_every": 1,
-    "threads": 1,
-}
+SMALL: dict[str, Any] = {"engine": "verl", "device": "cuda", **tuning.TWO_STRETCHES}
 
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    root = tmp_path_factory.mktemp("verl")
-    return {
-        "parent": [tuning.parent(root, chat_template.TULU)],
-        "problems": [tuning.problems(root / "train", [(f"{n} + 1 = ?", str(n + 1)) for n in range(9)])],
-        "heldout": [tuning.problems(root / "heldout", [(f"{n} + 2 = ?", str(n + 2)) for n in range(8)])],
-    }
+    return tuning.sums(tmp_path_factory.mktemp("verl"))
 
 
 @pytest.fixture
 def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDINS / "verl.py"} "$@"\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("MOXIN_VERL_PYTHON", str(program))
-    monkeypatch.setenv("STANDIN_RECORD", str(tmp_path / "record.jsonl"))
-    monkeypatch.setattr(models, "prepare", lambda ctx: (models.quiet(), torch.device("cpu"))[1])
-    return tmp_path / "record.jsonl"
-
-
-def runs(record: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in record.read_text().splitlines()]
+    return tuning.stand_in(tmp_path, monkeypatch, "verl", STANDINS / "verl.py")
 
 
 def recipe(number: int) -> dict[str, Any]:
@@ -112,7 +82,7 @@ def test_the_settings_compose_with_the_configuration_that_verl_ships(tmp_path: P
 def test_stretches_become_a_model(tmp_path: Path, artifacts: Inputs, standin: Path) -> None:
     ctx = LocalContext(tmp_path / "run", GrpoConfig(**SMALL), artifacts)
     grpo_run.run(ctx)
-    first, second = runs(standin)
+    first, second = tuning.runs(standin)
     assert (len(first["rows"]), len(second["rows"])) == (8, 12)
     row = first["rows"][0]
     assert row["prompt"][0]["role"] == "user"
@@ -166,7 +136,7 @@ def test_it_goes_on_from_its_checkpoint(
     monkeypatch.setenv("STANDIN", "ok")
     again = LocalContext(tmp_path / "run", GrpoConfig(**SMALL), artifacts)
     grpo_run.run(again)
-    assert [r["resumed"] for r in runs(standin)] == resumed
+    assert [r["resumed"] for r in tuning.runs(standin)] == resumed
     assert [m["step"] for m in again.metrics] == steps
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from stages.core.testing import LocalCheckpoints, LocalContext
 from stages.modeling.folder import load_model
 from stages.pretrain.run import run
 from stages.pretrain.spec import Pretrain, PretrainConfig
+from tests.mortal import Mortal
 from tests.unit.test_pretrain import LENGTH, artifacts, config
 
 __all__ = ["artifacts"]  # a fixture: named here so that pytest finds it
@@ -27,17 +27,6 @@ __all__ = ["artifacts"]  # a fixture: named here so that pytest finds it
 STEPS = 12
 GOLDEN = (5.97703, 5.98113, 5.9088, 5.79985, 5.85437, 5.80766, 5.75271, 5.57496, 5.4092, 5.28699, 5.26902, 5.18384)
 """Loss of steps 1 to 12 of `config(dropout=0.2)`, one process. Change it only together with `revision` (stages/pretrain/spec.py)."""
-
-
-class Mortal(LocalContext[PretrainConfig]):
-    """A context whose process dies once it has told of a step."""
-
-    dies_at = 0
-
-    def metric(self, step: int, **values: float) -> None:
-        super().metric(step, **values)
-        if step == self.dies_at:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _process(rank: int, size: int, port: int, root: Path, made: PretrainConfig, inputs: Any, stop: int | None, dies: int) -> None:
