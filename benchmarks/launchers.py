@@ -9,7 +9,6 @@ It has an installation of its own (MOXIN_HOME, or else .moxin/benchmark). Docker
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import statistics
 import subprocess
@@ -21,8 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import stages
-from benchmarks.orchestration import PROBE_SECONDS, PROBES, machine, stand_in
+from benchmarks.orchestration import PROBE_SECONDS, PROBES, machine, stand_in, wait_stage
 from flows import derived, embedded, environments, images, profiles
 from flows.environments import Image
 from flows.execute import Execution
@@ -38,26 +36,24 @@ PROBE = "moxin/benchmark-probe"
 HEAD = "| launcher | overhead s | range s | of it engine and control plane s | of it in the stage's process s |"
 
 
-def probe_image(client: Any) -> Image:
-    """An image of the probe: the environment "data", stages/core and probes/wait on top."""
-    (real,) = images.select(derived.stages(), ["collect"])
-    images.build(client, [real], wheels(), quiet)
+def probe_image(client: Any, environment: str, probes: Path, reference: str, labels: dict[str, str]) -> Image:
+    """An image of probe stages: the real environment "data", `stages/core`, and a folder of stages on top."""
     dockerfile = ROOT / ".probe.Dockerfile"
-    dockerfile.write_text(f"FROM {real.environment}\nCOPY stages /app/stages\nCOPY benchmarks/probes /app/stages\n", encoding="utf-8")
+    folder = probes.relative_to(ROOT).as_posix()
+    text = f"FROM {environment}\nCOPY stages /app/stages\nCOPY {folder} /app/stages\n"
+    dockerfile.write_text(text + 'ENTRYPOINT ["python", "-m", "stages.core.runtime"]\n', encoding="utf-8")
     try:
-        paths = [dockerfile, ROOT / "stages" / "__init__.py", *core_files(), *sorted(PROBES.rglob("*.py"))]
+        paths = [dockerfile, ROOT / "stages" / "__init__.py", *core_files(), *sorted(probes.rglob("*.py"))]
         context = images._context([path.relative_to(ROOT).as_posix() for path in paths])
     finally:
         dockerfile.unlink()
-    images._build(client, context, ".probe.Dockerfile", PROBE, {}, {"moxin.benchmark": "1"})
-    return Image("wait", "data", PROBE, real.environment, {})
+    images._build(client, context, dockerfile.name, reference, {}, labels)
+    return Image("probe", "data", reference, environment, {})
 
 
 def overheads(name: str, settings: Settings, repeat: int, folder: Path) -> list[tuple[float, float]]:
     """Seconds beyond the wait of each attempt, from before its lease to its published result, and of them the stage's own process."""
-    stages.__path__.append(str(PROBES))
-    wait: Any = importlib.import_module("stages.wait.spec").Wait
-    pipeline = Pipeline([wait(name="wait")])
+    pipeline = Pipeline([wait_stage()(name="wait")])
     (folder / "probe.toml").write_text("[resources.wait]\ncpus = 1\nmemory_gib = 1\n", encoding="utf-8")
     engine = launcher(name, settings)
     found = []
@@ -79,7 +75,10 @@ def launchers(names: list[str], settings: Settings, repeat: int) -> Iterator[str
         for name in names:
             sys.executable = own_python if name == "docker" else with_probes  # what processes and jobs start stages with
             if name == "docker":
-                image = probe_image(images.engine())
+                client = images.engine()
+                (real,) = images.select(derived.stages(), ["collect"])
+                images.build(client, [real], wheels(), quiet)
+                image = probe_image(client, real.environment, PROBES, PROBE, {"moxin.benchmark": "1"})
                 environments.stage_image = lambda stage, env, found=image: found
             rows = overheads(name, settings, repeat, Path(folder))
             whole, own = [row[0] for row in rows], [row[1] for row in rows]

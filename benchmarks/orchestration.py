@@ -9,6 +9,7 @@ smaller numbers, and prints a Markdown table with the commands it timed. benchma
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.metadata
 import json
@@ -114,10 +115,7 @@ def executed(repeat: int) -> list[Row]:
 
     The real flow, ledger, launcher and stage processes; only the pipeline is another.
     """
-    import stages
-
-    stages.__path__.append(str(PROBES))
-    Wait: Any = importlib.import_module("stages.wait.spec").Wait
+    Wait = wait_stage()
     from flows import moxin, profiles
     from stages.core.graph import Pipeline
 
@@ -147,6 +145,15 @@ def executed(repeat: int) -> list[Row]:
         Row("overhead of an executed node", f"{what}: the run / {PROBE_NODES} - {PROBE_SECONDS}", tuple(flow_overhead)),
         Row("of that, lease to published result", f"a node's own seconds - {PROBE_SECONDS}", tuple(overhead)),
     ]
+
+
+@functools.cache
+def wait_stage() -> Any:
+    """The class of the stage in probes/wait, which this process then finds among the stages."""
+    import stages
+
+    stages.__path__.append(str(PROBES))
+    return importlib.import_module("stages.wait.spec").Wait
 
 
 class Watch:

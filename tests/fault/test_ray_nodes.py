@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,8 +49,9 @@ class Cluster:
         self.environment |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
         self.log = open(folder / "ray.log", "wb")  # noqa: SIM115
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path has 107 characters at most
         self.start("--head", f"--port={self.address.partition(':')[2]}", "--include-dashboard=false",
-                   f"--temp-dir={tempfile.mkdtemp(prefix='ray-', dir='/tmp')}")  # fmt: skip  # a socket's path has 107 characters at most
+                   f"--temp-dir={self.folder}")  # fmt: skip
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """A node, in a session of its own."""
@@ -91,6 +93,7 @@ class Cluster:
     def stop(self) -> None:
         for node in self.nodes:
             self.kill(node)
+        shutil.rmtree(self.folder, ignore_errors=True)
         self.log.close()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import launchers
 from flows import environments, images
 from flows.environments import ROOT, Image
 from flows.launch.base import Job
@@ -64,19 +65,10 @@ def built(docker_engine: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def probe_image(docker_engine: Any, built: Any) -> Iterator[Image]:
-    """An image of the probe stages: the real environment "data" and `stages/core`, and `tests/probes` on top."""
+    """An image of the probe stages, in the real environment "data"."""
     (real,) = built("collect")
     reference = f"moxin/probe:{uuid.uuid4().hex[:12]}"
-    paths = [*sorted((ROOT / "stages" / "core").glob("*.py")), ROOT / "stages" / "__init__.py", *sorted(PROBES.rglob("*.py"))]
-    text = f"FROM {real.environment}\nCOPY stages /app/stages\nCOPY tests/probes /app/stages\nENTRYPOINT [\"python\", \"-m\", \"stages.core.runtime\"]\n"
-    dockerfile = ROOT / ".probe.Dockerfile"
-    dockerfile.write_text(text)
-    try:
-        context = images._context([p.relative_to(ROOT).as_posix() for p in (*paths, dockerfile)])
-    finally:
-        dockerfile.unlink()
-    images._build(docker_engine, context, ".probe.Dockerfile", reference, {}, {"moxin.test": "1"})
-    yield Image("probe", "data", reference, real.environment, {})
+    yield launchers.probe_image(docker_engine, real.environment, PROBES, reference, {"moxin.test": "1"})
     docker_engine.images.remove(reference, force=True)
 
 
