@@ -48,7 +48,7 @@ def settings(config: Any, number: int, folder: Path, model: Path) -> dict[str, A
         "backend": f"fsdp:d{half}",
         "dtype": "bfloat16",
         "disable_dropout": True,
-        "gradient_checkpointing": config.recompute,
+        "gradient_checkpointing": config.recompute == "full",
         "mb_spec": {"max_tokens_per_mb": config.tokens_per_device},
         "scheduling_spec": [worker],
     }

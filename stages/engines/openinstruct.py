@@ -81,7 +81,7 @@ def arguments(config: SupervisedConfig, recipe: Recipe, folder: Path) -> list[st
         "warmup_ratio": config.warmup_ratio,
         "weight_decay": config.weight_decay,
         "num_train_epochs": config.epochs,
-        "gradient_checkpointing": config.recompute,
+        "gradient_checkpointing": config.recompute == "full",
         "seed": config.seed,
         "logging_steps": config.log_every,
         "output_dir": folder / "output",

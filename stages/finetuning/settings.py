@@ -28,7 +28,9 @@ class TuningConfig(StageConfig):
     seed: int = Field(default=123, description="data order and sampling (Tülu 3's docs: 123; its 8B script: 8)")
     samples: int = Field(default=8, ge=0, description="held-out prompts whose answers, before and after, are kept with the model")
     micro_batch: Operational[int] = Field(default=1, gt=0, description="rows in one forward pass")
-    recompute: Operational[bool] = Field(default=False, description="activation checkpointing: less memory, a third more work")
+    recompute: Operational[Literal["none", "full"]] = Field(
+        default="none", description="activation checkpointing. full: a block keeps its input alone, a third more work; no engine here knows a finer one"
+    )
     log_every: Operational[int] = Field(default=10, gt=0, description="optimizer steps between two metric rows")
     checkpoint_every: Operational[int] = Field(default=500, gt=0, description="optimizer steps between two checkpoints")
     eval_batch: Operational[int] = Field(default=64, gt=0, description="rows in a forward pass of a measurement")

@@ -37,7 +37,7 @@ def common_arguments(ctx: Context[Any], device: torch.device) -> dict[str, Any]:
         "per_device_train_batch_size": config.micro_batch,
         "bf16": config.precision == "bf16",
         "fp16": False,
-        "activation_checkpointing": config.recompute,
+        "activation_checkpointing": config.recompute == "full",
         "use_cpu": device.type == "cpu",
         "seed": config.seed,
         "data_seed": config.seed,

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.utils.checkpoint import checkpoint
 
 from stages.modeling import flex
 from stages.modeling.attention import Visibility, attend_in_blocks, attention_mask, block_attention
 from stages.modeling.kernels import chunked_cross_entropy, fused, rms_norm, swiglu
 from stages.modeling.noise import ATTENTION, FEED_FORWARD, Noise
+from stages.modeling.recompute import Policy, through
 from stages.modeling.shape import ModelShape
 
 IGNORED = -100
@@ -177,10 +177,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder block; both sub-layers are normalized before, not after."""
+    """One decoder block; both sub-layers are normalized before, not after. recompute: its activation checkpointing."""
 
-    def __init__(self, shape: ModelShape, dropout: float, layer: int = 0) -> None:
+    def __init__(self, shape: ModelShape, dropout: float, layer: int = 0, recompute: Policy = "none") -> None:
         super().__init__()
+        self.recompute: Policy = recompute
         self.self_attn = Attention(shape, dropout, layer)
         self.mlp = FeedForward(shape, dropout, layer)
         self.input_layernorm = RMSNorm(shape.hidden, shape.norm_eps)
@@ -188,6 +189,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
+        return through(self._sublayers, self.recompute, x, sight)
+
+    def _sublayers(self, x: Tensor, sight: Sight) -> Tensor:
         x = x + sight.scatter(self.self_attn(sight.gather(self.input_layernorm(x)), sight))
         return x + self.mlp(sight.gather(self.post_attention_layernorm(x)), sight)
 
@@ -195,21 +199,21 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Embedding, blocks, final norm."""
 
-    def __init__(self, shape: ModelShape, vocab_size: int, dropout: float) -> None:
+    def __init__(self, shape: ModelShape, vocab_size: int, dropout: float, recompute: Policy) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocab_size, shape.hidden)
-        self.layers = nn.ModuleList(Block(shape, dropout, layer) for layer in range(shape.layers))
+        self.layers = nn.ModuleList(Block(shape, dropout, layer, recompute) for layer in range(shape.layers))
         self.norm = RMSNorm(shape.hidden, shape.norm_eps)
 
 
 class MoxinLM(nn.Module):
-    """The language model. `recompute` keeps only each block's input for the backward pass (activation checkpointing)."""
+    """The language model. recompute: activation checkpointing of each block."""
 
-    def __init__(self, shape: ModelShape, vocab_size: int, dropout: float = 0.0, recompute: bool = False) -> None:
+    def __init__(self, shape: ModelShape, vocab_size: int, dropout: float = 0.0, recompute: Policy = "none") -> None:
         super().__init__()
-        self.shape, self.vocab_size, self.dropout, self.recompute = shape, vocab_size, dropout, recompute
+        self.shape, self.vocab_size, self.dropout = shape, vocab_size, dropout
         self.tensor_group: DeviceMesh | None = None
-        self.model = Backbone(shape, vocab_size, dropout)
+        self.model = Backbone(shape, vocab_size, dropout, recompute)
         self.lm_head = nn.Linear(shape.hidden, vocab_size, bias=False)
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -268,10 +272,7 @@ class MoxinLM(nn.Module):
         x = self.embed(ids)
         sight = self.sight(x, ids.shape[1], document_ids, noise)
         for block in self.model.layers:
-            if self.recompute and self.training:
-                x = checkpoint(block, x, sight, use_reentrant=False)
-            else:
-                x = block(x, sight)
+            x = block(x, sight)
         return self.model.norm(x)
 
     def forward(self, ids: Tensor, document_ids: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from stages.core.contracts import InputError
 from stages.modeling.decoder import MoxinLM
+from stages.modeling.recompute import Policy
 from stages.modeling.shape import ModelShape
 
 ARCHITECTURE = "MistralForCausalLM"
@@ -124,7 +125,7 @@ def read_shape(folder: Path) -> tuple[ModelShape, int]:
         raise InputError(f"config.json of the model cannot be used: {' '.join(str(error).split())}") from error
 
 
-def load_model(folder: Path, dropout: float = 0.0, recompute: bool = False) -> MoxinLM:
+def load_model(folder: Path, dropout: float = 0.0, recompute: Policy = "none") -> MoxinLM:
     """Load a model folder into a MoxinLM, float32 on the CPU."""
     shape, vocab_size = read_shape(folder)
     with torch.device("meta"):

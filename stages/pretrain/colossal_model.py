@@ -15,7 +15,6 @@ from colossalai.shardformer.policies.base_policy import Policy  # pyright: ignor
 from colossalai.tensor.d_tensor.api import shard_colwise, shard_rowwise, sharded_tensor_to_existing_param  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.utils.checkpoint import checkpoint
 
 from stages.modeling.decoder import MoxinLM
 from stages.pretrain.engine import noise_of
@@ -51,8 +50,7 @@ class Part(nn.Module):
         x = self.lm.embed(ids) if hidden is None else hidden
         sight = self.lm.sight(x, ids.shape[1], documents, noise)
         for number in self.blocks:
-            block = self.lm.model.layers[number]
-            x = checkpoint(block, x, sight, use_reentrant=False) if self.lm.recompute and self.training else block(x, sight)
+            x = self.lm.model.layers[number](x, sight)
         if not self.last:
             return {"hidden": x}
         return {"loss": self.lm.loss_of(self.lm.model.norm(x), ids, documents)[0]}

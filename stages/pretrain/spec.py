@@ -63,7 +63,11 @@ class PretrainConfig(StageConfig):
     )
     seed: int = Field(default=0, description="fresh weights, data order, dropout")
     micro_batch: Operational[int] = Field(default=1, gt=0, description="windows in one forward pass")
-    recompute: Operational[bool] = Field(default=False, description="activation checkpointing: less memory, a third more work (3.4)")
+    recompute: Operational[Literal["none", "selective", "full"]] = Field(
+        default="none",
+        description="activation checkpointing (3.4). full: a block keeps its input alone, a third more work; selective: it keeps the results "
+        "of matrix products and attention kernels, and computes what is cheap again",
+    )
     eval_windows: Operational[int] = Field(default=64, ge=0, description="held-out windows to measure the loss on")
     eval_every: Operational[int] = Field(default=500, gt=0, description="steps between two measurements")
     checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")

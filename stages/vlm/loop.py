@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from stages.core.contracts import ConfigError, Preempted
+from stages.modeling.recompute import selective_contexts
 from stages.vision.modeling_moxin_vlm import MoxinVLM
 from stages.vlm.batches import Rows, epoch_batches, steps_an_epoch
 from stages.vlm.spec import VlmConfig
@@ -68,8 +69,9 @@ class Trainer:
     def __init__(self, reporter: Reporter, config: VlmConfig, model: MoxinVLM, rows: Rows, look: Look, device: torch.device, scratch: Path) -> None:
         self.reporter, self.config, self.rows, self.look, self.device, self.scratch = reporter, config, rows, look, device, scratch
         self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        if config.recompute:
-            model.language_model.activation_checkpointing_enable({"use_reentrant": False})
+        if config.recompute != "none":
+            selective = {"context_fn": selective_contexts} if config.recompute == "selective" else {}
+            model.language_model.activation_checkpointing_enable({"use_reentrant": False, **selective})
         nn.Module.to(model, device)
         self.model = self._shard(model) if dist.is_initialized() else model
         self.optimizer = make_optimizer(self.model, config)

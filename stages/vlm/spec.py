@@ -51,7 +51,11 @@ class VlmConfig(StageConfig):
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="of matrix products; weights and optimizer are float32")
     seed: int = Field(default=7, description="fresh weights of the projector, order of the rows")
     micro_rows: Operational[int] = Field(default=16, gt=0, description="rows in one forward pass of one process")
-    recompute: Operational[bool] = Field(default=False, description="activation checkpointing: less memory, a third more work")
+    recompute: Operational[Literal["none", "selective", "full"]] = Field(
+        default="none",
+        description="activation checkpointing. full: a block keeps its input alone, a third more work; selective: it keeps the results of "
+        "matrix products and attention kernels, and computes what is cheap again",
+    )
     checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
     log_every: Operational[int] = Field(default=10, gt=0, description="steps between two metric rows")
     processes: Operational[int] = Field(default=1, gt=0, description="more than one: FSDP2, weights and optimizer sharded over them")

@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {  # profile 7b's
     "prompts": 1024,
     "minibatches": 4,
     "max_prompt": 2048,
-    "recompute": True,
+    "recompute": "full",
     "checkpoint_every": 20,
     "stages": [{"steps": 400, "max_response": 16384, "group": 16}],
 }

@@ -145,11 +145,11 @@ def test_a_lost_process_is_a_preemption_and_the_next_attempt_goes_on(
 
 def test_activation_checkpointing_and_an_uneven_pipeline_change_nothing(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
     """Three blocks on two stages and on two tensor ranks, without window and documents."""
-    changes = {"shape": SHAPE.model_copy(update={"layers": 3, "window": None}), "document_mask": False, "recompute": True, "tokens": 4 * 4 * LENGTH}
-    alone, _ = colossal.train(tmp_path / "alone", 1, config(dropout=0.2, **{**changes, "recompute": False}), artifacts)
-    for name in ("pp2", "tp2"):
+    changes = {"shape": SHAPE.model_copy(update={"layers": 3, "window": None}), "document_mask": False, "tokens": 4 * 4 * LENGTH}
+    alone, _ = colossal.train(tmp_path / "alone", 1, config(dropout=0.2, **changes), artifacts)
+    for name, policy in (("pp2", "full"), ("pp2", "selective"), ("tp2", "full"), ("tp2", "selective")):
         size, settings = TOPOLOGIES[name]
-        losses, outcome = colossal.train(tmp_path / name, size, made(**settings, **changes), artifacts)
+        losses, outcome = colossal.train(tmp_path / name / policy, size, made(**settings, **changes, recompute=policy), artifacts)
         assert outcome == "done"
         assert np.allclose(losses, alone, atol=2e-5)
 

@@ -83,7 +83,7 @@ def test_the_recipes_arguments_are_the_recorded_ones(stage: str) -> None:
         config: Any = SftConfig(**RECIPE, label_smoothing=0.0)
         recipe = openinstruct.sft_recipe(config)
     else:
-        config = DpoConfig(**RECIPE, recompute=True)
+        config = DpoConfig(**RECIPE, recompute="full")
         recipe = openinstruct.dpo_recipe(config)
     words = openinstruct.arguments(config, recipe, Path("FOLDER"))
     assert words == json.loads((DATA / "open_instruct_commands.json").read_text())[stage]

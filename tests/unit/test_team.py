@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stages.modeling.decoder import MoxinLM
+from stages.modeling.recompute import Policy
 from stages.modeling.shape import ModelShape
 from stages.modeling.team import Team
 from stages.pretrain.engine import Batch, Engine, make_engine
@@ -16,7 +17,7 @@ from stages.pretrain.world import World
 SHAPE = ModelShape(layers=2, hidden=32, intermediate=48, heads=4, kv_heads=2, head_dim=8, window=20, max_positions=64)
 
 
-def engine(threads: int, micro_batch: int = 4, recompute: bool = False) -> Engine:
+def engine(threads: int, micro_batch: int = 4, recompute: Policy = "none") -> Engine:
     config = PretrainConfig(
         shape=SHAPE, sequence_length=48, tokens=48 * 80, batch_windows=8, micro_batch=micro_batch, dropout=0.2, precision="fp32",
         warmup_steps=1, threads=threads, recompute=recompute, device="cpu",
@@ -33,7 +34,7 @@ def batch(number: int) -> Batch:
     return Batch(ids, documents, torch.arange(number * 8, number * 8 + 8), int((documents[:, 1:] == documents[:, :-1]).sum()))
 
 
-def train(threads: int, micro_batch: int = 4, recompute: bool = False) -> tuple[list[float], dict[str, Tensor]]:
+def train(threads: int, micro_batch: int = 4, recompute: Policy = "none") -> tuple[list[float], dict[str, Tensor]]:
     """Losses and norms of four steps and a held-out loss, and the weights."""
     used, seen = engine(threads, micro_batch, recompute), []
     for number in range(4):
@@ -45,8 +46,8 @@ def train(threads: int, micro_batch: int = 4, recompute: bool = False) -> tuple[
     return seen, {name: tensor.clone() for name, tensor in used.export().items()}
 
 
-@pytest.mark.parametrize(("threads", "micro_batch", "recompute"), [(2, 8, False), (3, 8, False), (2, 3, False), (2, 1, False), (2, 8, True)])
-def test_threads_train_the_model_that_one_thread_trains(threads: int, micro_batch: int, recompute: bool) -> None:
+@pytest.mark.parametrize(("threads", "micro_batch", "recompute"), [(2, 8, "none"), (3, 8, "none"), (2, 3, "none"), (2, 1, "none"), (2, 8, "full"), (2, 8, "selective")])
+def test_threads_train_the_model_that_one_thread_trains(threads: int, micro_batch: int, recompute: Policy) -> None:
     """With dropout, documents and a held-out loss; whatever is left over when windows do not divide evenly."""
     alone, together = train(1), train(threads, micro_batch, recompute)
     assert together[0] == pytest.approx(alone[0], rel=1e-4)

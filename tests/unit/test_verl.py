@@ -26,7 +26,7 @@ from tests import standins, tuning
 DATA = Path(__file__).parents[1] / "data"
 STANDINS = Path(standins.__file__).parent
 Inputs = dict[str, list[LocalArtifact]]
-RECIPE = {"engine": "verl", "device": "cuda", "devices": 8, "recompute": True, "checkpoint_every": 20}
+RECIPE = {"engine": "verl", "device": "cuda", "devices": 8, "recompute": "full", "checkpoint_every": 20}
 SMALL: dict[str, Any] = {"engine": "verl", "device": "cuda", **tuning.TWO_STRETCHES}
 
 

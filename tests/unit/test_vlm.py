@@ -225,8 +225,9 @@ def test_micro_batches_do_not_change_the_loss(whole: LocalContext[VlmConfig], in
     assert np.allclose(curve(trained(tmp_path, inputs, micro_rows=5)), curve(whole), rtol=1e-4)
 
 
-def test_recomputing_changes_nothing(whole: LocalContext[VlmConfig], inputs: Inputs, tmp_path: Path) -> None:
-    assert np.allclose(curve(trained(tmp_path, inputs, recompute=True)), curve(whole), rtol=1e-5)
+@pytest.mark.parametrize("policy", ["selective", "full"])
+def test_recomputing_changes_nothing(whole: LocalContext[VlmConfig], inputs: Inputs, tmp_path: Path, policy: str) -> None:
+    assert np.allclose(curve(trained(tmp_path, inputs, recompute=policy)), curve(whole), rtol=1e-5)
 
 
 @pytest.mark.slow  # starts torchrun twice: two processes, each of which imports torch and transformers

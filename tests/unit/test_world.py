@@ -91,6 +91,14 @@ def test_any_number_of_processes_trains_the_same_model(
     assert not (tmp_path / "rank-1/out").exists()
 
 
+@pytest.mark.parametrize(("policy", "tensor"), [("selective", 1), ("full", 1), ("selective", 2)])
+def test_activation_checkpointing_changes_nothing(tmp_path: Path, artifacts: Any, single: Any, policy: str, tensor: int) -> None:
+    """Within FSDP2's blocks, whose weights come and go, and with the messages of tensor parallelism in them."""
+    losses, outcome = train(tmp_path, 2, config(dropout=0.2, tensor_parallel=tensor, micro_batch=1, recompute=policy), artifacts)
+    assert outcome == "done"
+    assert np.allclose(losses, single[0], atol=2e-5)
+
+
 def test_a_run_is_resumed_by_another_number_of_processes(tmp_path: Path, artifacts: Any, single: Any) -> None:
     """2 -> 1 -> tensor parallel 2: the checkpoint of any is cut anew for the next."""
     made = config(dropout=0.2)
@@ -130,5 +138,5 @@ def test_topologies_that_cannot_be_are_refused_before_the_run() -> None:
 
 
 def test_how_it_is_done_is_no_part_of_the_key() -> None:
-    assert config(processes=2, tensor_parallel=2).identity() == config().identity()
+    assert config(processes=2, tensor_parallel=2, recompute="selective").identity() == config().identity()
     assert Pretrain.resources(config(processes=2)).processes == 2
