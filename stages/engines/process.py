@@ -121,11 +121,21 @@ def _follow(
             on_line(line)
         if ctx.stopping:
             _stop(process, grace)
+            while (line := _next(lines)) is not None:
+                on_line(line)
             on_tick()
             raise Preempted("the engine was stopped on request; the next run goes on from its last checkpoint, if there is one")
         if time.monotonic() - ticked >= 1:
             ticked = time.monotonic()
             on_tick()
+
+
+def _next(lines: queue.Queue[str | None]) -> str | None:
+    """The next line of an engine that has ended; None at the end, or when somebody keeps its log open."""
+    try:
+        return lines.get(timeout=0.5)
+    except queue.Empty:
+        return None
 
 
 def _ended(process: subprocess.Popen[str]) -> bool:

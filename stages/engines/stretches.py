@@ -95,11 +95,12 @@ def reinforce(ctx: Context[Any], model: torch.nn.Module, schedule: Callable[[int
         folder = root / f"stretch-{number}"
         folder.mkdir(exist_ok=True)
         stretch = Stretch(ctx, number, folder, start, python, process.environment(root, PYTHONPATH=str(ROOT), **env))
-        keeper = Checkpoints(stretch)
+        follower = Follower(stretch, program.read)
+        keeper = Checkpoints(stretch, follower)
         command = program.command(stretch, schedule(number))
         ctx.log(f"{program.name} {program.version}, {stretch.log_name}: {' '.join(command)}")
         if keeper.known < stretch.steps:
-            process.run(ctx, program.name, command, env=stretch.env, on_line=Follower(stretch, program.read), on_tick=keeper.publish)
+            process.run(ctx, program.name, command, env=stretch.env, on_line=follower, on_tick=keeper.publish)
         start = hand_over(program.collect(stretch), parent, folder / "start")
     load_weights(model, read_safetensors(start), program.name)
     model.to(device)
@@ -117,11 +118,12 @@ def hand_over(weights: Path, parent: Path, start: Path) -> Path:
 
 
 class Follower:
-    """Passes the metrics of an engine's log on."""
+    """Passes the metrics of an engine's log on. `step`: the last one within the stretch whose metrics came."""
 
     def __init__(self, stretch: Stretch, read: Callable[[str], tuple[int, dict[str, float]] | None]) -> None:
         self._ctx, self._read, self._offset = stretch.ctx, read, stretch.before
         self._total = sum(stage.steps for stage in stretch.ctx.config.stages)
+        self.step = 0
 
     def __call__(self, line: str) -> None:
         if (found := self._read(line)) is None:
@@ -130,19 +132,21 @@ class Follower:
         check(self._ctx, step, row)
         self._ctx.metric(step, **{name: value for name, value in row.items() if math.isfinite(value)})
         self._ctx.progress(step, self._total, "steps")
+        self.step = found[0]
 
 
 class Checkpoints:
-    """Publishes an engine's checkpoints when its tracker file says that they are whole."""
+    """Publishes an engine's checkpoints when its tracker file says that they are whole, and the metrics of their step have come:
+    engines save first and tell then, and an attempt that is stopped in between would lose the row."""
 
-    def __init__(self, stretch: Stretch) -> None:
-        self._stretch, self._ctx, self._folder = stretch, stretch.ctx, stretch.checkpoints
+    def __init__(self, stretch: Stretch, follower: Follower) -> None:
+        self._stretch, self._ctx, self._folder, self._follower = stretch, stretch.ctx, stretch.checkpoints, follower
         self.known = _tracked(self._folder)
 
     def publish(self) -> None:
         """Publish the newest one, once; older ones, and those of the trainer's, are removed."""
         step = _tracked(self._folder)
-        if step == self.known:
+        if step == self.known or step > self._follower.step:
             return
         self.known = step
         number = self._stretch.number

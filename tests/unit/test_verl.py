@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from stages.core.contracts import LocalArtifact, Preempted
 from stages.core.testing import LocalContext
-from stages.engines import process, verl
+from stages.engines import process, stretches, verl
 from stages.engines.programs.reward import compute_score
 from stages.grpo import run as grpo_run
 from stages.grpo.spec import GrpoConfig
@@ -138,6 +138,45 @@ def test_it_goes_on_from_its_checkpoint(
     grpo_run.run(again)
     assert [r["resumed"] for r in tuning.runs(standin)] == resumed
     assert [m["step"] for m in again.metrics] == steps
+    assert [m["step"] for m in broken.metrics] == list(range(1, stop_after + 1))
+
+
+def test_a_checkpoint_waits_for_the_metrics_of_its_step(tmp_path: Path) -> None:
+    """verl and AReaL save and then tell; a stop in between must not lose the row."""
+    ctx = LocalContext(tmp_path, GrpoConfig(**SMALL))
+    stretch = stretches.Stretch(ctx, 0, tmp_path / "stretch", tmp_path / "start", sys.executable, {})
+    follower = stretches.Follower(stretch, lambda line: (int(line), {"loss": 1.0}))
+    keeper = stretches.Checkpoints(stretch, follower)
+    (stretch.checkpoints / "global_step_1").mkdir(parents=True)
+    (stretch.checkpoints / "global_step_1" / "weights").touch()
+    (stretch.checkpoints / stretches.LATEST).write_text("1")
+    keeper.publish()
+    assert ctx.checkpoints.latest() is None
+    follower("1")
+    keeper.publish()
+    found = ctx.checkpoints.latest()
+    assert found is not None
+    assert found[0] == 1
+
+
+def test_what_an_engine_says_when_it_is_stopped_is_heard(tmp_path: Path) -> None:
+    (tmp_path / "talks.py").write_text(
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('\\n'.join(map(str, range(900)))))\n"
+        "print('up', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, str(tmp_path / "talks.py")]
+    ctx = LocalContext(tmp_path, GrpoConfig(**SMALL), stop_after=1)
+    heard: list[str] = []
+
+    def listen(line: str) -> None:
+        heard.append(line)
+        ctx.metric(1, loss=1.0)
+
+    with pytest.raises(Preempted):
+        process.run(ctx, "x", command, env=process.environment(tmp_path), on_line=listen)
+    assert heard == ["up", *map(str, range(900))]
 
 
 def test_a_crash_says_what_the_engine_said(tmp_path: Path, artifacts: Inputs, standin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
