@@ -74,6 +74,8 @@ def load(name: str, pipeline: Pipeline, overrides: Iterable[str] = (), folder: P
     configs = {n.name: _config(n, settings, origin) for n in pipeline}
     resources = {n.name: _resources(n, configs[n.name], settings, origin) for n in pipeline}
     launchers = {n.name: settings.launchers.get(n.name, settings.launchers.get(n.stage, settings.launcher)) for n in pipeline}
+    for node in pipeline:
+        _check_arrays(node, configs[node.name], launchers[node.name], origin)
     return Profile(name, settings, configs, resources, launchers, overrides)
 
 
@@ -190,6 +192,18 @@ def _resources(node: Node, config: StageConfig, settings: ProfileFile, origin: M
     except ValidationError as error:
         file = _origin(origin, *(f"resources.{name}.{_location(error)}" for name in (node.name, node.stage)))
         raise ConfigError(f"{file}: resources.{node.name}.{_explain(error, Resources)}") from error
+
+
+def _check_arrays(node: Node, config: StageConfig, launcher: str, origin: Mapping[str, str]) -> None:
+    """A stage that asks for arrays of jobs needs the launcher that submits them, and a folder that all of them see."""
+    if getattr(config, "workers", None) != "slurm":
+        return
+    file, key = _origin(origin, f"node.{node.name}.workers", f"stage.{node.stage}.workers"), f"{node.name}.workers = 'slurm'"
+    if launcher != "slurm":
+        raise ConfigError(f"{file}: {key} needs the slurm launcher, but '{launcher}' runs it: set launchers.{node.name} to slurm, or workers to a number")
+    work = getattr(config, "work", None)
+    if not work or not Path(work).is_absolute():
+        raise ConfigError(f"{file}: {key} needs {node.name}.work, the absolute path of a folder that login and compute nodes share; it is {work!r}")
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -1,6 +1,6 @@
 #!/bin/bash
 @OPTIONS@
-# Written by flows/launch/slurm.py from infra/slurm/job.sh. Runs again from the start after a requeue: the stage then resumes
+# Written by flows/launch/slurm_scripts.py from infra/slurm/job.sh. Runs again from the start after a requeue: the stage then resumes
 # from its own checkpoint.
 umask 077
 @ENVIRONMENT@

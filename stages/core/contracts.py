@@ -531,3 +531,7 @@ class Context(typing.Protocol[C_co]):
     def log(self, message: str, level: Literal["debug", "info", "warning", "error"] = "info") -> None:
         """One line for people."""
         ...
+
+    def array(self, jobs: Any, tasks: int, cpus: float, memory_gib: float) -> None:
+        """Ask the launcher to run the jobs of a file as an array, one task needing so much; `stages/data/arrays.py` says how it answers."""
+        ...

@@ -2,7 +2,7 @@
 
     python -m stages.core.runtime request.json [--secrets secrets.json]
 
-Events go to standard output as JSON lines ({"event": "log" | "progress" | "metric" | "done", ...}); whatever a library
+Events go to standard output as JSON lines ({"event": "log" | "progress" | "metric" | "array" | "done", ...}); whatever a library
 prints goes to standard error. The exit status carries the exit class (`ExitClass.code`). When standard input is a pipe
 and it closes, the launcher has died: the stage then stops as if it had been asked to. A launcher that cannot hand over
 credentials in the environment without showing them puts them into a file (`Secrets`), which only the stage's user can read.
@@ -311,6 +311,9 @@ class RuntimeContext:
 
     def log(self, message: str, level: str = "info") -> None:
         self.events.emit("log", level=level, message=message)
+
+    def array(self, jobs: Path, tasks: int, cpus: float, memory_gib: float) -> None:
+        self.events.emit("array", jobs=str(jobs), tasks=tasks, cpus=cpus, memory_gib=memory_gib)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

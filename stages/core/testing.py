@@ -84,6 +84,7 @@ class LocalContext(Generic[C]):
         self.stats: dict[str, Any] = {}
         self.metrics: list[dict[str, float]] = []
         self.logs: list[str] = []
+        self.arrays: list[tuple[Path, int, float, float]] = []
 
     @property
     def stopping(self) -> bool:
@@ -117,3 +118,6 @@ class LocalContext(Generic[C]):
 
     def log(self, message: str, level: str = "info") -> None:
         self.logs.append(f"{level}: {message}")
+
+    def array(self, jobs: Path, tasks: int, cpus: float, memory_gib: float) -> None:
+        self.arrays.append((jobs, tasks, cpus, memory_gib))

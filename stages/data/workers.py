@@ -1,12 +1,12 @@
-"""Per-shard work on one core, several processes, or a Ray cluster: same tasks, same files, same results.
+"""Per-shard work on one core, several processes, a Ray cluster or arrays of Slurm jobs: same tasks, same files, same results.
 
-    with Pool(work_folder(ctx), ctx.config.workers) as pool:
+    with Pool.of(ctx, Dedup.resources(ctx.config)) as pool:
         results = pool.map("sign", sign_shard, [{"shard": ...}, ...])    # in the order of the tasks
 
 A task is a module-level function `function(folder, **arguments) -> value`: it writes files into `folder` and returns a JSON
 value. Its folder appears under its final name, with a receipt, in one rename: what a killed worker left is no result, and
 costs one shard. A task whose receipt lies there already (an earlier attempt in the same work folder) is not run again.
-With Ray, the work folder and the inputs must lie on a file system that all nodes see.
+With Ray and Slurm, the work folder and the inputs must lie on a file system that all nodes see.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,14 +28,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.core.contracts import ConfigError, Context, InfraError
+from stages.core.contracts import ConfigError, Context, InfraError, Resources
 
 RECEIPT = "receipt.json"
+ARRAYS = "MOXIN_ARRAYS"
+"""Set by the launcher that answers when a stage asks for an array."""
 ATTEMPTS = 4
 """How often a task may lose its worker before the stage gives up: a task that kills every worker must not go on for ever."""
 
 Function = Callable[..., Any]
-Workers = int | Literal["ray"]
+Workers = int | Literal["ray", "slurm"]
+Ask = Callable[[Path, int], None]
+"""Asks the launcher for an array: a file of jobs, and how many."""
 Job = tuple[str, str, str, dict[str, Any], str]
 """Module, function, folder, arguments, digest of the steps before."""
 
@@ -66,12 +71,22 @@ def work_folder(ctx: Context[Any]) -> Path:
 class Pool:
     """Runs tasks and keeps their receipts under `folder`. A context manager: its processes live until its end."""
 
-    def __init__(self, folder: Path, workers: Workers = 1) -> None:
+    def __init__(self, folder: Path, workers: Workers = 1, ask: Ask | None = None) -> None:
         self.folder = Path(folder)
         self.workers: Workers = workers
+        self._ask = ask
         self._before = ""
         self._processes: ProcessPoolExecutor | None = None
         self._alive: list[Any] = []
+
+    @classmethod
+    def of(cls, ctx: Context[Any], need: Resources) -> Pool:
+        """The pool of a stage. `need`: what one of its processes needs."""
+        if ctx.config.workers == "slurm" and not (os.environ.get(ARRAYS) and ctx.config.work):
+            raise ConfigError(
+                f"{ctx.node}.workers = 'slurm' needs the slurm launcher (--launcher slurm) and {ctx.node}.work, a folder that all nodes share"
+            )
+        return cls(work_folder(ctx), ctx.config.workers, functools.partial(ctx.array, cpus=need.cpus, memory_gib=need.memory_gib))
 
     def __enter__(self) -> Pool:
         return self
@@ -92,9 +107,11 @@ class Pool:
         whose = (function.__module__, function.__qualname__)
         jobs: list[Job] = [(*whose, str(base / f"{n:06d}"), dict(task), self._before) for n, task in enumerate(tasks)]
         self._before = hashlib.sha256("".join([name, *map(_fingerprint, jobs)]).encode()).hexdigest()
-        left = [job for job in jobs if _receipt(job) is None]
+        left = [job for job in jobs if receipt(job) is None]
         if len(left) <= 1 or self.workers == 1:
             runs = _inline(left)
+        elif self.workers == "slurm":
+            runs = self._as_array(name, left)
         else:
             runs = _ray(left) if self.workers == "ray" else self._in_processes(left)
         done = len(jobs) - len(left)
@@ -102,10 +119,16 @@ class Pool:
             done += 1
             if progress:
                 progress(done, len(jobs), f"shards ({name})")
-        values = [_receipt(job) for job in jobs]
+        values = [receipt(job) for job in jobs]
         if any(value is None for value in values):
             raise InfraError(f"{base}: a shard that was done has no receipt: do all workers see this folder?")
         return [Result(Path(job[2]), value[0]) for job, value in zip(jobs, values, strict=True) if value is not None]
+
+    def _as_array(self, name: str, jobs: list[Job]) -> Iterator[None]:
+        from stages.data import arrays
+
+        assert self._ask is not None
+        return arrays.run(self.folder / "arrays", name, jobs, self._ask)
 
     def _in_processes(self, jobs: list[Job]) -> Iterator[None]:
         """In processes of this machine; a worker that dies takes them all with it, so they are made anew for what is left."""
@@ -173,7 +196,7 @@ def _code(module: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def _receipt(job: Job) -> tuple[Any] | None:
+def receipt(job: Job) -> tuple[Any] | None:
     """The value of a finished task, in a tuple; None when it is not done, or was done for other arguments."""
     try:
         found = json.loads((Path(job[2]) / RECEIPT).read_text(encoding="utf-8"))
@@ -185,15 +208,14 @@ def _receipt(job: Job) -> tuple[Any] | None:
 def execute(job: Job) -> None:
     """Do one task in a folder of its own, and bring that into place with its receipt."""
     module, name, folder, task, _ = job
-    partial = Path(f"{folder}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = Path(f"{folder}.{secrets.token_hex(4)}.{os.getpid()}")  # processes of two containers may have one number
     partial.mkdir(parents=True)
     function = importlib.import_module(module)
     for part in name.split("."):
         function = getattr(function, part)
     value = function(partial, **task)  # type: ignore[operator]
     (partial / RECEIPT).write_text(json.dumps({"task": _fingerprint(job), "value": value}), encoding="utf-8")
-    if _receipt(job) is None and Path(folder).exists():  # torn, or of other arguments
+    if receipt(job) is None and Path(folder).exists():  # torn, or of other arguments
         os.rename(folder, f"{partial}.old")
         shutil.rmtree(f"{partial}.old", ignore_errors=True)
     try:

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from stages.core.contracts import Context, InputError
-from stages.data.workers import Pool, Result, work_folder
+from stages.data.workers import Pool, Result
 from stages.dedup import bloom, lsh, substrings, verify
 from stages.dedup.funnel import Funnel, kept
-from stages.dedup.spec import DedupConfig, Recipe
+from stages.dedup.spec import Dedup, DedupConfig, Recipe
 from stages.formats.corpus import Shard, gather_parts, shards
 
 EXAMPLE_CLUSTERS = 5
@@ -41,7 +41,7 @@ def run(ctx: Context[DedupConfig]) -> None:
         raise InputError(f"{ctx.node}: the corpus is empty: its sources hold no document")
     if total >= 1 << 32:
         raise InputError(f"{ctx.node}: {total} documents are more than one dedup numbers (2^32): split the sources")
-    with Pool(work_folder(ctx), ctx.config.workers) as pool:
+    with Pool.of(ctx, Dedup.resources(ctx.config)) as pool:
         _deduplicate(ctx, pool, recipe, work)
 
 

@@ -95,8 +95,8 @@ class DedupConfig(StageConfig):
     memory_mib: Operational[int] = Field(
         default=512, ge=64, description="what sorting and merging may use in each process, about; never changes the result"
     )
-    workers: Operational[int | Literal["ray"]] = Field(
-        default=1, description="processes, or 'ray': the cluster that RAY_ADDRESS names; never changes the result"
+    workers: Operational[int | Literal["ray", "slurm"]] = Field(
+        default=1, description="processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
     )
     work: Operational[str | None] = Field(
         default=None, description="folder that outlives an attempt and that all workers see: finished shards are not done again"
@@ -119,7 +119,7 @@ class DedupConfig(StageConfig):
         if recipe.bands * recipe.rows > recipe.permutations:
             raise ValueError(f"bands x rows is {recipe.bands} x {recipe.rows}, but the recipe has {recipe.permutations} permutations")
         if isinstance(self.workers, int) and self.workers < 1:
-            raise ValueError("workers must be 1 or more, or 'ray'")
+            raise ValueError("workers must be 1 or more, 'ray' or 'slurm'")
         return self
 
 

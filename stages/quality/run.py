@@ -19,12 +19,12 @@ import fasttext
 import numpy as np
 
 from stages.core.contracts import ConfigError, Context, InputError
-from stages.data.workers import Pool, Result, work_folder
+from stages.data.workers import Pool, Result
 from stages.formats.corpus import Shard, gather_parts, read_shard, shards
 from stages.formats.documents import count, read_documents
 from stages.quality import selection
 from stages.quality.scorer import NEGATIVE, POSITIVE, Scorer, line
-from stages.quality.spec import QualityConfig
+from stages.quality.spec import Quality, QualityConfig
 
 BATCH = 512
 
@@ -66,7 +66,7 @@ def run(ctx: Context[QualityConfig]) -> None:
     if not total or not count(positives.path):
         raise InputError(f"{ctx.node}: no documents from {(positives if total else documents).node}: nothing to score or to learn from")
     work = shards([Path(documents.path)])
-    with Pool(work_folder(ctx), ctx.config.workers) as pool:
+    with Pool.of(ctx, Quality.resources(ctx.config)) as pool:
         scored, test = _score(ctx, pool, work)
         files = [result.folder / "scores" for result in scored]
         tasks = [

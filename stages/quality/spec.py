@@ -28,8 +28,8 @@ class QualityConfig(StageConfig):
     buckets: int = Field(default=2_000_000, ge=1, description="hash buckets of n-grams, fastText's default")
     holdout: float = Field(default=0.1, gt=0, lt=1, description="share of the training documents that tests the classifier")
     seed: int = Field(default=1, description="which documents train")
-    workers: Operational[int | Literal["ray"]] = Field(
-        default=1, description="processes that score, or 'ray': the cluster that RAY_ADDRESS names; never changes the result"
+    workers: Operational[int | Literal["ray", "slurm"]] = Field(
+        default=1, description="processes that score, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
     )
     work: Operational[str | None] = Field(
         default=None, description="folder that outlives an attempt and that all workers see: finished shards are not done again"

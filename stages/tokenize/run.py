@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from stages.core.contracts import ConfigError, Context, InputError
-from stages.data.workers import Pool, Result, work_folder
+from stages.data.workers import Pool, Result
 from stages.formats import vocabulary
 from stages.formats.corpus import shards
 from stages.formats.shards import ShardWriter, dtype_for
 from stages.tokenize import packing
 from stages.tokenize.encoder import encode, held_out
-from stages.tokenize.spec import TokenizeConfig
+from stages.tokenize.spec import Tokenize, TokenizeConfig
 
 __all__ = ["held_out", "run"]
 
@@ -57,7 +57,7 @@ def run(ctx: Context[TokenizeConfig]) -> None:
             f"{ctx.node}.weights = {list(config.weights)}: give one weight of 0 or more for each of "
             f"{', '.join(s.node for s in inputs)}, not all 0"
         )
-    with Pool(work_folder(ctx), config.workers) as pool:
+    with Pool.of(ctx, Tokenize.resources(config)) as pool:
         sources = _encode(ctx, pool, dtype)
     takes = _shares(ctx, [s.total("train", "tokens") for s in sources])
     total = sum(takes)

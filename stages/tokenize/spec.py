@@ -25,8 +25,8 @@ class TokenizeConfig(StageConfig):
     )
     seed: int = Field(default=1, description="order of the windows")
     threads: Operational[int] = Field(default=2, ge=1, description="encoder threads in each process; they never change the result")
-    workers: Operational[int | Literal["ray"]] = Field(
-        default=1, description="processes that encode, or 'ray': the cluster that RAY_ADDRESS names; never changes the result"
+    workers: Operational[int | Literal["ray", "slurm"]] = Field(
+        default=1, description="processes that encode, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
     )
     work: Operational[str | None] = Field(
         default=None, description="folder that outlives an attempt and that all workers see: finished shards are not done again"

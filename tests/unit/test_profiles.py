@@ -294,3 +294,16 @@ def test_small_is_one_card_and_a_model_of_125_million_parameters() -> None:
     assert profile.settings.parallel == 1
     sources = [*value(profile, "collect", "text"), *value(profile, "collect", "web"), *value(profile, "collect", "code")]
     assert all(s.uri.startswith("hf://") and len(s.uri.partition("@")[2]) == 40 for s in sources)
+
+
+def test_arrays_need_their_launcher_and_a_shared_folder() -> None:
+    def loaded(*overrides: str) -> Profile:
+        return profiles.load("tiny", PIPELINE, overrides)
+
+    with pytest.raises(ConfigError, match=r"^--set: dedup_text\.workers = 'slurm' needs the slurm launcher, but 'process' runs it: set launchers\.dedup_text to slurm"):
+        loaded("dedup_text.workers=slurm", "dedup_text.work=/shared")
+    for work in ("", "dedup_text.work=work"):
+        with pytest.raises(ConfigError, match=r"dedup_text\.workers = 'slurm' needs dedup_text\.work, the absolute path"):
+            loaded("dedup_text.workers=slurm", "launcher=slurm", *([work] if work else []))
+    profile = loaded("dedup_text.workers=slurm", "launchers.dedup_text=slurm", "dedup_text.work=/shared")
+    assert value(profile, "dedup_text", "workers") == "slurm"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.launch import slurm
+from flows.launch import slurm, slurm_scripts
 from flows.launch.base import Job
 from flows.launch.slurm import Site, SlurmHandle, SlurmLauncher
+from flows.launch.slurm_arrays import Arrays
 from flows.settings import Settings
 from stages.core.contracts import (
     CodeRef,
@@ -251,3 +253,158 @@ def test_a_pending_job_is_cancelled_at_once(controller: Path, tmp_path: Path) ->
     found = handle(tmp_path)
     found._stop(30)
     assert (controller / "calls").read_text().splitlines()[-1] == "scancel 7"
+
+
+# --- arrays that a stage asks for -------------------------------------------------------------------------------------
+
+
+MARK = "moxin:mark:run-1:aaaaaaaaaaaaaaaa:3"
+"""The comment of `job`'s own submission."""
+
+
+def array_job(work: Path) -> Job:
+    plain = job(gpus=2, nodes=3)
+    return Job(plain.request.model_copy(update={"config": {"workers": "slurm", "work": str(work)}}), plain.resources, "data")
+
+
+def ask(work: Path, name: str = "sign-1a2b3c4d", tasks: int = 20) -> dict[str, Any]:
+    """A stage's event, and the file that it names."""
+    path = work / "key" / "arrays" / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    return {"event": "array", "jobs": str(path), "tasks": tasks, "cpus": 2, "memory_gib": 1.5}
+
+
+def arrays(work: Path, site: Site | None = None) -> Arrays:
+    return Arrays(array_job(work), site or Site(), work.parent / "folder", "mark")
+
+
+def calls(controller: Path, name: str) -> list[str]:
+    """How a command was called, `squeue` for example."""
+    return [line for line in (controller / "calls").read_text().splitlines() if line.startswith(f"{name} ")]
+
+
+@pytest.mark.parametrize("site", [Site(), Site(runtime="pyxis"), Site(runtime="apptainer", images="/sif")])
+def test_an_arrays_script(site: Site, tmp_path: Path) -> None:
+    """What one task needs, not what the stage has; the stage's image, its work folder in it."""
+    site = site.model_copy(update={"array_size": 6, "array_limit": 4, "options": {"qos": "a"}, "array_options": {"qos": "b", "time": "1:00:00"}})
+    event = ask(tmp_path / "work")
+    script = slurm_scripts.array_script(array_job(tmp_path / "work"), site, slurm_scripts.Ask(**{k: v for k, v in event.items() if k != "event"}), Path("/shared"), "mark")
+    wanted = {"--array=0-5%4", "--nodes=1", "--cpus-per-task=2", "--mem=1536M", "--qos=b", "--time=1:00:00", f"--comment={MARK}:sign-1a2b3c4d"}
+    assert {f"#SBATCH {option}" for option in wanted} <= set(script.splitlines())
+    assert "gpus" not in script
+    assert "@" not in script
+    assert f'-m stages.data.arrays {event["jobs"]} "$SLURM_ARRAY_TASK_ID" 6' in script
+    assert "_%a.log\n" in script
+    assert (f"{tmp_path}/work" in script.replace(event["jobs"], "").replace("_%a.log", "").partition("srun")[2]) == (site.runtime != "none")
+    (tmp_path / "array.sh").write_text(script)
+    subprocess.run(["bash", "-n", str(tmp_path / "array.sh")], check=True)
+
+
+def test_a_container_that_keeps_variables_out_is_given_them() -> None:
+    script = text(Site(runtime="apptainer"))
+    assert "export APPTAINERENV_MOXIN_SCRATCH=/shared/scratch\n" in script
+    assert "APPTAINERENV" not in text(Site(runtime="pyxis"))
+
+
+def test_an_array_is_submitted_once_whoever_follows_it(controller: Path, tmp_path: Path) -> None:
+    (controller / "sbatch.out").write_text("12\n")
+    event, work = ask(tmp_path / "work"), tmp_path / "work"
+    (said,) = arrays(work).asked(event)
+    assert said["message"] == "Slurm array 12: 20 shards in 20 jobs (sign-1a2b3c4d)"
+    list(arrays(work).asked(event))
+    assert len(calls(controller, "sbatch")) == 1
+    assert calls(controller, "sbatch")[0].endswith(f"--parsable --requeue --export=NONE {event['jobs'].removesuffix('.jsonl')}.sh")
+    Path(event["jobs"]).with_suffix(".job").unlink()  # it died before it could write that down
+    (controller / "squeue.out").write_text(f"12 {MARK}:sign-1a2b3c4d\n12 {MARK}:sign-1a2b3c4d\n")
+    (said,) = arrays(work).asked(event)
+    assert said["message"].startswith("Slurm array 12:")
+    assert len(calls(controller, "sbatch")) == 1
+    Path(event["jobs"]).with_suffix(".over").write_text("{}")
+    assert list(arrays(work).asked(event)) == [], "answered before"
+    Path(event["jobs"]).unlink()
+    Path(event["jobs"]).with_suffix(".over").unlink()
+    assert list(arrays(work).asked(event)) == [], "all done, and cleared away"
+
+
+def test_a_new_array_ends_those_that_nobody_waits_for(controller: Path, tmp_path: Path) -> None:
+    (controller / "sbatch.out").write_text("13\n")
+    (controller / "squeue.out").write_text(f"12 {MARK}:sign-1a2b3c4d\n9 {MARK}\n8 moxin:mark:run-1:another:3:sign-x\n")
+    list(arrays(tmp_path / "work").asked(ask(tmp_path / "work", "keep-00000000")))
+    assert calls(controller, "scancel") == ["scancel 12"]
+
+
+def test_the_stage_is_told_when_all_elements_are_over(controller: Path, tmp_path: Path) -> None:
+    (controller / "sbatch.out").write_text("12\n")
+    found, event = arrays(tmp_path / "work"), ask(tmp_path / "work")
+    over = Path(event["jobs"]).with_suffix(".over")
+    assert list(found.look()) == []
+    list(found.asked(event))
+    (controller / "scontrol.err").write_text("slurm_load_jobs error: Unable to contact slurm controller\n")
+    assert list(found.look()) == []
+    (controller / "scontrol.err").unlink()
+    row = "JobId={} ArrayJobId=12 ArrayTaskId={} JobName=m JobState={} Reason={} ExitCode=0:0\n".format
+    (controller / "scontrol.out").write_text(row(12, "1-5", "PENDING", "Resources"))
+    assert [e["message"] for e in found.look()] == ["Slurm array 12 is pending (Resources)"]
+    assert list(found.look()) == [], "said once"
+    (controller / "scontrol.out").write_text(row(13, 0, "COMPLETED", "None") + row(14, 1, "RUNNING", "None"))
+    assert list(found.look()) == []
+    assert not over.exists()
+    (controller / "scontrol.out").write_text(row(13, 0, "COMPLETED", "None") + row(14, 1, "OUT_OF_MEMORY", "None"))
+    list(found.look())
+    assert json.loads(over.read_text()) == {"states": {"COMPLETED": 1, "OUT_OF_MEMORY": 1}}
+    assert over.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_array_that_the_controller_forgot_is_over(controller: Path, tmp_path: Path) -> None:
+    (controller / "sbatch.out").write_text("12\n")
+    found, event = arrays(tmp_path / "work"), ask(tmp_path / "work")
+    list(found.asked(event))
+    (controller / "scontrol.err").write_text("slurm_load_jobs error: Invalid job id specified\n")
+    list(found.look())
+    assert json.loads(Path(event["jobs"]).with_suffix(".over").read_text()) == {"states": {}}
+
+
+def test_what_sbatch_refuses_of_an_array_the_stage_hears(controller: Path, tmp_path: Path) -> None:
+    (controller / "sbatch.err").write_text("sbatch: error: Invalid job array specification\n")
+    event = ask(tmp_path / "work")
+    (said,) = arrays(tmp_path / "work").asked(event)
+    assert said["level"] == "warning"
+    assert json.loads(Path(event["jobs"]).with_suffix(".over").read_text())["error"] == "sbatch: sbatch: error: Invalid job array specification"
+
+
+def test_an_array_of_other_files_is_refused(controller: Path, tmp_path: Path) -> None:
+    event = ask(tmp_path / "work")
+    for jobs in ("/etc/passwd", f"{tmp_path}/work/../secrets.jsonl"):
+        with pytest.raises(InfraError, match="is not under its work folder"):
+            list(arrays(tmp_path / "work").asked({**event, "jobs": jobs}))
+    with pytest.raises(InfraError, match="in terms that are not known"):
+        list(arrays(tmp_path / "work").asked({**event, "tasks": 0}))
+
+
+def test_a_stages_end_is_its_arrays_end(controller: Path, tmp_path: Path) -> None:
+    """The event goes to the launcher alone; what is left in the queue is cancelled, whoever submitted it."""
+    (controller / "sbatch.out").write_text("12\n")
+    state(controller, "RUNNING")
+    base, work = tmp_path / "job", tmp_path / "work"
+    Path(f"{base}.out").write_text(json.dumps(ask(work, "sign-00000000")) + "\n" + json.dumps(ask(work)) + "\n")
+    found = SlurmHandle("7", base, "pretrain_1", 0.01, arrays(work))
+    events = found.events()
+    assert next(events)["message"].startswith("Slurm array 12: 20 shards in 20 jobs (sign-1a2b3c4d)"), "the last one asked for"
+    assert len(calls(controller, "sbatch")) == 1
+    (controller / "squeue.out").write_text(f"12 {MARK}:sign-1a2b3c4d\n")
+    state(controller, "FAILED", "65:0")
+    assert [e["event"] for e in events] == []
+    assert found.wait() == 65
+    assert calls(controller, "scancel") == ["scancel 12"]
+
+
+def test_an_attempt_ends_what_earlier_ones_left(controller: Path, tmp_path: Path) -> None:
+    (controller / "sbatch.out").write_text("20\n")
+    found = launcher(tmp_path)
+    rows = [f"12 moxin:{found._mark}:run-0:{'a' * 16}:2:sign-1", f"13 moxin:{found._mark}:run-0:{'a' * 16}:2", f"14 moxin:{found._mark}:run-0:{'b' * 16}:2:sign-1"]
+    (controller / "squeue.out").write_text("\n".join(rows) + "\n")
+    found.start(array_job(tmp_path / "work"))
+    assert calls(controller, "scancel") == ["scancel 12"]
+    assert (tmp_path / "work").is_dir()
+    assert "export MOXIN_ARRAYS=1\n" in next((tmp_path / "home" / "slurm").glob("*.sh")).read_text()

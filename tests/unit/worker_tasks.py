@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from stages.core.contracts import InputError
+from stages.core.contracts import ConfigError, InputError
 
 
 def square(folder: Path, number: int, log: str) -> int:
@@ -36,3 +36,12 @@ def refuse(folder: Path, number: int, log: str) -> int:
     if number == 3:
         raise InputError("shard 3 cannot be used")
     return square(folder, number, log)
+
+
+def stumble(folder: Path, kind: str) -> None:
+    """Fail in one way or another."""
+    if kind == "memory":
+        raise MemoryError("no room")
+    if kind == "config":
+        raise ConfigError("cannot work")
+    raise KeyError("a key")
