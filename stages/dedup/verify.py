@@ -42,7 +42,7 @@ from stages.formats.documents import text_buffer
 CHUNK_BYTES = 6 << 20
 """Text of the pairs that are looked at together. Their sets take some eight times that."""
 MOST_HASHES = 1 << 21
-"""Hashes in a table, on average. A larger set is compared in several passes, each over the hashes of one range."""
+"""Bytes of a text up to which its set is held whole; larger ones are those of `large.py`."""
 
 
 def spill(folder: Path, shard: dict[str, Any], candidates: str) -> Any:
@@ -93,13 +93,23 @@ class Texts:
                     while low < high:
                         done = os.preadv(stream.fileno(), [view[low:high]], offset)
                         low, offset = low + done, offset + done
-        odd = np.flatnonzero(((source[:-1] == 0xC4) & (source[1:] == 0xB0)) | ((source[:-1] == 0xCE) & (source[1:] == 0xA3)))  # U+0130, U+03A3
+        odd = _odd(source)
         if not len(odd):
             return source, ends
         pieces = [view[low:high].tobytes() for low, high in pairwise(ends.tolist())]
         for row in np.unique(np.searchsorted(ends, odd, side="right") - 1).tolist():
             pieces[row] = reread(self._kind, pieces[row].decode())
         return joined(pieces)
+
+
+def _odd(source: np.ndarray) -> np.ndarray:
+    """Where U+0130 and U+03A3 are in UTF-8, which need Python's normalization; looked for in pieces, for the sake of memory."""
+    found = []
+    for start in range(0, len(source), CHUNK_BYTES):
+        here, after = source[start : start + CHUNK_BYTES], source[start + 1 : start + CHUNK_BYTES + 1]
+        here = here[: len(after)]
+        found.append(start + np.flatnonzero(((here == 0xC4) & (after == 0xB0)) | ((here == 0xCE) & (after == 0xA3))))
+    return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 def joined(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -205,51 +215,25 @@ def compare(values, bounds, firsts, seconds, threshold, keys, stamps, stamp, out
             parent[max(first, second)] = min(first, second)
 
 
-@compiled
-def _count(kind, width, mapping, source, start, end, codes, words, hashes, state, keys, stamps, stamp, mask, shift, turn, others, marks, mark):
-    """Put a set into the table `keys` (those hashes whose upper bits are `turn`): its size, and how many `others` has too."""
-    size, common = 0, 0
-    begin(state, start)
-    while state[DONE] == 0:
-        made = next_hashes(kind, width, mapping, source, end, state, codes, words, hashes)
-        for i in range(made):
-            value = mix(hashes[i])
-            if np.int64(value >> shift) != turn:
-                continue
-            place = _next_slot(keys, stamps, stamp, mask, value)
-            if stamps[place] == stamp:
-                continue
-            stamps[place], keys[place] = stamp, value
-            size += 1
-            if mark:
-                common += int(marks[_next_slot(others, marks, mark, mask, value)] == mark)
-    return size, common
-
-
-@compiled
-def large_similarity(kind, width, mapping, source, ends, codes, words, hashes, state, keys, stamps, others, marks, bits):
-    """The similarity of two large texts, in 2^bits turns, each over the hashes of one range: (in common, one, other)."""
-    mask, shift = np.int64(keys.shape[0] - 1), np.uint64(64 - bits)
-    one, other, common = 0, 0, 0
-    for turn in range(1 << bits):
-        stamp = turn + 1
-        size, _ = _count(kind, width, mapping, source, ends[0], ends[1], codes, words, hashes, state, others, marks, stamp, mask, shift, turn, others, marks, 0)
-        one += size
-        size, shared = _count(kind, width, mapping, source, ends[1], ends[2], codes, words, hashes, state, keys, stamps, stamp, mask, shift, turn, others, marks, stamp)
-        other, common = other + size, common + shared
-    return common, one, other
-
-
 def similar_pairs(
-    source: np.ndarray, ends: np.ndarray, firsts: np.ndarray, seconds: np.ndarray, kind: ShingleKind, width: int, threshold: float
+    source: np.ndarray,
+    ends: np.ndarray,
+    firsts: np.ndarray,
+    seconds: np.ndarray,
+    kind: ShingleKind,
+    width: int,
+    threshold: float,
+    folder: Path | None = None,
 ) -> np.ndarray:
     """Which pairs of texts (by place, sorted) reach the threshold: [pairs], bool. Pairs that earlier ones of the answer connect
-    are left out."""
+    are left out. `folder`: for what does not fit into memory."""
     lengths = np.diff(ends)
     large = (lengths[firsts] > MOST_HASHES) | (lengths[seconds] > MOST_HASHES)
     if large.any():
         out = np.zeros(len(firsts), bool)
-        out[large] = _large_pairs(source, ends, firsts[large], seconds[large], kind, width, threshold)
+        from stages.dedup.large import large_pairs
+
+        out[large] = large_pairs(source, ends, firsts[large], seconds[large], kind, width, threshold, folder)
         if not large.all():
             here, local = np.unique(np.stack([firsts[~large], seconds[~large]]), return_inverse=True)
             local = local.reshape(2, -1)
@@ -263,28 +247,6 @@ def similar_pairs(
     prepare(KINDS[kind], width, table(), source, ends, *buffers(), new_state(), keys, stamps, values, bounds)
     out = np.zeros(len(firsts), bool)
     compare(values, bounds, firsts, seconds, threshold, keys, stamps, len(ends), out)
-    return out
-
-
-def _large_pairs(
-    source: np.ndarray, ends: np.ndarray, firsts: np.ndarray, seconds: np.ndarray, kind: ShingleKind, width: int, threshold: float
-) -> np.ndarray:
-    """As `similar_pairs`, for texts whose sets are too large to hold: pair by pair, in turns."""
-    parent = np.arange(len(ends) - 1)
-    out = np.zeros(len(firsts), bool)
-    size = int(_slots(MOST_HASHES)) + 1
-    tables = [np.empty(size, np.uint64), np.zeros(size, np.int32), np.empty(size, np.uint64), np.zeros(size, np.int32)]
-    for i, (a, b) in enumerate(zip(firsts.tolist(), seconds.tolist(), strict=True)):
-        if find(parent, a) == find(parent, b):
-            continue
-        both, places = joined([source[ends[d] : ends[d + 1]].tobytes() for d in (a, b)])
-        bits = max(1, int(np.diff(places).max() // MOST_HASHES).bit_length())
-        for marks in tables[1::2]:
-            marks[:] = 0
-        common, one, other = large_similarity(KINDS[kind], width, table(), both, places, *buffers(), new_state(), *tables, bits)
-        if _reaches(common, one, other, threshold):
-            out[i] = True
-            unite(parent, np.array([a]), np.array([b]))
     return out
 
 
@@ -311,7 +273,7 @@ def verify(
     for start, end in _chunks(places, located[:, 2]):
         here, local = np.unique(places[:, start:end], return_inverse=True)
         local = local.reshape(2, -1)
-        found.append(every[start:end][similar_pairs(*texts.read(located[here]), local[0], local[1], kind, width, threshold)])
+        found.append(every[start:end][similar_pairs(*texts.read(located[here]), local[0], local[1], kind, width, threshold, folder)])
     edges = np.concatenate(found)
     edges.tofile(folder / "edges")
     return {"pairs": len(every), "edges": len(edges)}

@@ -31,6 +31,7 @@ from stages.dedup import bloom
 from stages.dedup import words as uax29
 from stages.dedup.bloom import BloomFilter, contains, insert
 from stages.dedup.funnel import Funnel
+from stages.dedup.large import large_pairs
 from stages.dedup.lsh import ALL_PAIRS, bucket_pairs
 from stages.dedup.minhash import Signer, band_keys, fold, lower_minima, permutations
 from stages.dedup.normalization import WORD, character_count, normalize, table
@@ -38,7 +39,7 @@ from stages.dedup.run import clusters, run
 from stages.dedup.shingles import CHUNK, jaccard, shingles
 from stages.dedup.spec import RECIPES, DedupConfig
 from stages.dedup.substrings import JOINT, repetitions
-from stages.dedup.verify import _large_pairs, joined, similar_pairs, unite
+from stages.dedup.verify import joined, similar_pairs, unite
 from stages.formats.documents import read_documents, write_documents
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -397,7 +398,7 @@ def test_verified_pairs_are_those_of_exact_jaccard(pairs: list[tuple[str, str]],
     """The stamped hash tables against sorted sets; both texts normalized, as they come to it."""
     texts = [normalize(text) for pair in pairs for text in pair]
     firsts, seconds = np.arange(0, len(texts), 2), np.arange(1, len(texts), 2)
-    found, plain = (f(*joined([t.encode() for t in texts]), firsts, seconds, kind, 5, threshold) for f in (similar_pairs, _large_pairs))
+    found, plain = (f(*joined([t.encode() for t in texts]), firsts, seconds, kind, 5, threshold) for f in (similar_pairs, large_pairs))
     sets = [shingles(kind, text, 5) for text in texts]
     assert found.tolist() == plain.tolist() == [jaccard(a, b) >= threshold for a, b in zip(sets[0::2], sets[1::2], strict=True)]
 

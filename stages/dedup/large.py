@@ -1,0 +1,118 @@
+"""Texts whose sets are too large to hold: their hashes go to disk, to a file for each range of values, and are compared range by range.
+
+A text is hashed once for each pair that it is in; the disk holds 8 bytes a hash of two texts, memory two tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from stages.data.compiled import compiled, mix
+from stages.dedup.lsh import group
+from stages.dedup.normalization import table
+from stages.dedup.shingles import DONE, KINDS, ShingleKind, begin, buffers, new_state, next_hashes
+from stages.dedup.verify import MOST_HASHES, _next_slot, _reaches, _slots, find, unite
+
+READ_HASHES = 1 << 20
+"""Hashes that are in memory together, besides the tables; a table holds MOST_HASHES, on average."""
+
+
+@compiled
+def _next_mixed(kind, width, mapping, source, end, state, codes, words, hashes, out):
+    """The next mixed hashes of a text, as many as `out` has room for; how many."""
+    filled = 0
+    while state[DONE] == 0 and filled + hashes.shape[0] <= out.shape[0]:
+        made = next_hashes(kind, width, mapping, source, end, state, codes, words, hashes)
+        for i in range(made):
+            out[filled + i] = mix(hashes[i])
+        filled += made
+    return filled
+
+
+@compiled
+def _add(values, keys, stamps, stamp, mask, others, marks, mark):
+    """Put values into the table `keys`: how many are new, and how many of those `others` has too."""
+    size, common = 0, 0
+    for value in values:
+        place = _next_slot(keys, stamps, stamp, mask, value)
+        if stamps[place] == stamp:
+            continue
+        stamps[place], keys[place] = stamp, value
+        size += 1
+        if mark:
+            common += int(marks[_next_slot(others, marks, mark, mask, value)] == mark)
+    return size, common
+
+
+def _scatter(folder: Path, kind: ShingleKind, width: int, source: np.ndarray, start: int, end: int, ranges: int) -> list[Path]:
+    """Write the hashes of one text to a file for each range of their values: each is made once, however many ranges there are."""
+    folder.mkdir()
+    paths = [folder / str(n) for n in range(ranges)]
+    work = buffers()
+    state, made, offsets = new_state(), np.empty(READ_HASHES, np.uint64), np.empty(ranges + 1, np.int64)
+    begin(state, start)
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(path, "wb", buffering=0)) for path in paths]
+        while not state[DONE]:
+            values = made[: _next_mixed(KINDS[kind], width, table(), source, end, state, *work, made)]
+            order = np.empty(len(values), np.int64)
+            group(values, ranges, order, offsets)
+            values = values[order]
+            for file, low, high in zip(files, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+                file.write(memoryview(values[low:high]).cast("B"))
+    return paths
+
+
+def _pieces(path: Path) -> Iterator[np.ndarray]:
+    """The hashes of a file, some at a time: a text that says one thing again and again has all of them in one range."""
+    with open(path, "rb") as stream:
+        while len(piece := np.fromfile(stream, np.uint64, READ_HASHES)):
+            yield piece
+
+
+def large_pairs(
+    source: np.ndarray,
+    ends: np.ndarray,
+    firsts: np.ndarray,
+    seconds: np.ndarray,
+    kind: ShingleKind,
+    width: int,
+    threshold: float,
+    folder: Path | None = None,
+) -> np.ndarray:
+    """As `similar_pairs`, for texts whose sets are too large to hold: pair by pair, range by range, hashes on disk under `folder`."""
+    parent = np.arange(len(ends) - 1)
+    out = np.zeros(len(firsts), bool)
+    size = int(_slots(MOST_HASHES)) + 1
+    tables = [np.empty(size, np.uint64), np.zeros(size, np.int32), np.empty(size, np.uint64), np.zeros(size, np.int32)]
+    for i, pair in enumerate(zip(firsts.tolist(), seconds.tolist(), strict=True)):
+        if find(parent, pair[0]) == find(parent, pair[1]):
+            continue
+        ranges = 1 << max(1, int(max(ends[d + 1] - ends[d] for d in pair) // MOST_HASHES).bit_length())
+        with TemporaryDirectory(dir=folder) as place:
+            files = [_scatter(Path(place) / str(n), kind, width, source, ends[d], ends[d + 1], ranges) for n, d in enumerate(pair)]
+            if _reaches(*_large_similarity(*files, *tables), threshold):
+                out[i] = True
+                unite(parent, np.array(pair[:1]), np.array(pair[1:]))
+    return out
+
+
+def _large_similarity(
+    one: list[Path], other: list[Path], keys: np.ndarray, stamps: np.ndarray, others: np.ndarray, marks: np.ndarray
+) -> tuple[int, int, int]:
+    """(In common, one, other) of two sets that lie in files, range by range."""
+    mask, totals = len(keys) - 1, [0, 0, 0]
+    for used in (stamps, marks):
+        used[:] = 0
+    for stamp, (first, second) in enumerate(zip(one, other, strict=True), 1):
+        for piece in _pieces(first):
+            totals[1] += _add(piece, others, marks, stamp, mask, others, marks, 0)[0]
+        for piece in _pieces(second):
+            size, common = _add(piece, keys, stamps, stamp, mask, others, marks, stamp)
+            totals[2], totals[0] = totals[2] + size, totals[0] + common
+    return totals[0], totals[1], totals[2]
