@@ -64,7 +64,7 @@ def _scatter(folder: Path, kind: ShingleKind, width: int, source: np.ndarray, st
             group(values, ranges, order, offsets)
             values = values[order]
             for file, low, high in zip(files, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-                file.write(memoryview(values[low:high]).cast("B"))
+                file.write(values[low:high].view(np.uint8).data)
     return paths
 
 
@@ -95,8 +95,8 @@ def large_pairs(
             continue
         ranges = 1 << max(1, int(max(ends[d + 1] - ends[d] for d in pair) // MOST_HASHES).bit_length())
         with TemporaryDirectory(dir=folder) as place:
-            files = [_scatter(Path(place) / str(n), kind, width, source, ends[d], ends[d + 1], ranges) for n, d in enumerate(pair)]
-            if _reaches(*_large_similarity(*files, *tables), threshold):
+            one, other = (_scatter(Path(place) / str(n), kind, width, source, int(ends[d]), int(ends[d + 1]), ranges) for n, d in enumerate(pair))
+            if _reaches(*_large_similarity(one, other, *tables), threshold):
                 out[i] = True
                 unite(parent, np.array(pair[:1]), np.array(pair[1:]))
     return out

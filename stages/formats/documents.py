@@ -39,7 +39,7 @@ class DocumentWriter(PartWriter):
 
     def add(self, id: str, text: str, source: str, url: str = "", license: str = "") -> None:
         """Append one document."""
-        size = len(text.encode("utf-8", "surrogatepass"))
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
         self.text_bytes += size
         self.append((id, text, source, url, license), size + len(url))
 

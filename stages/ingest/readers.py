@@ -1,7 +1,8 @@
 """One reader for each raw format. A reader yields records, or the reason why one is unusable; memory stays bounded.
 
 A damaged file (truncated gzip, broken Parquet) ends its own reading with one `Bad` record and nothing else: what was
-read before it is kept (decompression runs up to 64 KiB ahead of the records, and those are lost with it).
+read before it is kept (decompression runs up to 64 KiB ahead of the records, and those are lost with it). In a WARC on disk the
+records behind the damage are found again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import IO, Any, cast
 
 from stages.core.contracts import InfraError, InputError
 from stages.formats.sources import RawFile
+from stages.ingest import resync
 from stages.ingest.spec import IngestConfig
 
 
@@ -149,7 +151,8 @@ def _record(value: dict[str, Any], place: str, config: IngestConfig) -> Record |
     if not text.strip():
         return Bad("empty text", place)
     try:
-        text.encode("utf-8")
+        if not text.isascii():
+            text.encode("utf-8")
     except UnicodeEncodeError:  # a JSON escape such as \ud800 makes a string that no file can hold
         return Bad("invalid UTF-8", place)
     return Record(text, _label(value.get(config.url_field)), _label(value.get(config.license_field)))
@@ -201,47 +204,74 @@ def _rows(batch: Any) -> Iterator[dict[str, Any] | None]:
 
 
 def read_warc(file: RawFile, folder: Path, config: IngestConfig) -> Iterator[Record | Bad]:
-    """Web pages: HTML responses with status 200, their main text by resiliparse, the charset detected."""
+    """Web pages: HTML responses with status 200, their main text by resiliparse, the charset detected.
+
+    After damage reading goes on with the next record that can be found, where the file can be sought in (a local one)."""
+    with opened(file, folder) as stream:
+        start: int | None = 0
+        while start is not None:
+            start = yield from _read_records(stream, start, file.uri, config)
+
+
+def _read_records(stream: IO[bytes], start: int, uri: str, config: IngestConfig) -> Generator[Record | Bad, None, int | None]:
+    """The records from an offset on; returns where to go on after damage, None where there is nothing more to read."""
     from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+    seekable = stream.seekable()
+    if start:
+        stream.seek(start)
+    counted = _Counted(stream)
+    offset, records, declared, cut, problem = start, 0, 0, False, ""
+    held: Record | Bad | None = None  # the last page, until what follows says that its length was right
+    try:
+        for record in ArchiveIterator(cast(Any, counted), record_types=WarcRecordType.response, parse_http=False):
+            if held is not None:
+                yield held
+            held = None
+            offset, records, declared = start + record.stream_pos, records + 1, record.content_length
+            place, cut = f"{uri}@{offset}", False
+            if declared > config.max_record_bytes:
+                yield Bad("too long", place)
+                here = stream.tell() if seekable else 0
+                if seekable and (after := resync.after_long(stream, offset, declared)) is not None:
+                    return after
+                if seekable:
+                    stream.seek(here)
+                continue
+            record.freeze()  # the whole block into memory: only now is its real length known
+            cut = record.content_length < declared or not declared  # a header cut in two declares nothing
+            if cut:
+                yield Bad(DAMAGED, place)
+                continue
+            held = _page(record, place, config)
+    except Exception as error:  # fastwarc raises its own stream errors, which share no base class
+        problem = f"{uri} after record @{offset}: {error}"
+    if not problem and not cut and not counted.clean_end():
+        problem = f"{uri}@{start + counted.position} (after {records} records)"
+    if held is not None and problem and seekable and not resync.whole(stream, offset, declared):
+        held, problem = None, f"{uri}@{offset}: not as long as it says"
+    if held is not None:
+        yield held
+    if problem and not cut and (records or not start):  # else this damage has been told: by its record, or by what led here
+        yield Bad(DAMAGED, problem)
+    elif records == 0 and start == 0:
+        yield Bad("no response record", uri)
+    return resync.next_record(stream, offset + 1) if seekable and (problem or cut) else None
+
+
+def _page(record: Any, place: str, config: IngestConfig) -> Record | Bad:
+    """The text of a response."""
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
-    with opened(file, folder) as stream:
-        counted = _Counted(stream)
-        offset = records = 0
-        cut = False
-        try:
-            for record in ArchiveIterator(cast(Any, counted), record_types=WarcRecordType.response, parse_http=False):
-                offset, records = record.stream_pos, records + 1
-                place, declared = f"{file.uri}@{offset}", record.content_length
-                if declared > config.max_record_bytes:
-                    yield Bad("too long", place)
-                    continue
-                record.freeze()  # the whole block into memory: only now is its real length known
-                cut = record.content_length < declared or not declared  # a header cut in two declares nothing
-                if cut:
-                    yield Bad(DAMAGED, place)
-                    continue
-                record.parse_http()
-                if record.http_headers is None or record.http_headers.status_code != 200:
-                    yield Bad("not status 200", place)
-                    continue
-                if "html" not in (record.http_content_type or ""):
-                    yield Bad("not HTML", place)
-                    continue
-                body = record.reader.read()
-                text = extract_plain_text(bytes_to_str(body, detect_encoding(body) or "utf-8"), main_content=config.main_content)
-                if not text.strip():
-                    yield Bad("no main text", place)
-                    continue
-                yield Record(text, record.headers.get("WARC-Target-URI") or "")
-        except Exception as error:  # fastwarc raises its own stream errors, which share no base class
-            yield Bad(DAMAGED, f"{file.uri} after record @{offset}: {error}")
-            return
-        if not cut and not counted.clean_end():
-            yield Bad(DAMAGED, f"{file.uri}@{counted.position} (after {records} records)")
-        elif records == 0:
-            yield Bad("no response record", file.uri)
+    record.parse_http()
+    if record.http_headers is None or record.http_headers.status_code != 200:
+        return Bad("not status 200", place)
+    if "html" not in (record.http_content_type or ""):
+        return Bad("not HTML", place)
+    body = record.reader.read()
+    text = extract_plain_text(bytes_to_str(body, detect_encoding(body) or "utf-8"), main_content=config.main_content)
+    return Record(text, record.headers.get("WARC-Target-URI") or "") if text.strip() else Bad("no main text", place)
 
 
 TAIL = 1 << 20

@@ -276,7 +276,7 @@ def test_upstreams_bands_are_datasketchs_optimum() -> None:
         DedupConfig(rows=8)
     with pytest.raises(ValidationError, match="recipe dclm-bff has no MinHash"):
         DedupConfig(recipe="dclm-bff", rows=8)
-    with pytest.raises(ValidationError, match="workers must be 1 or more, or 'ray'"):
+    with pytest.raises(ValidationError, match="workers must be 1 or more, 'ray' or 'slurm'"):
         DedupConfig(workers=0)
 
 

@@ -51,6 +51,53 @@ def ingest(folder: Path, files: list[RawFile], **config: Any) -> LocalContext[In
 # --- the formats ----------------------------------------------------------------------------------------------------
 
 
+LIES: dict[str, Any] = {
+    "longer": lambda n: n + 5000,
+    "swallowing one": lambda n: n + 40,
+    "shorter": lambda n: n // 2,
+    "beyond": lambda n: 1 << 30,
+    "terabyte": lambda n: 1 << 40,
+    "nothing": lambda n: 0,
+    "negative": lambda n: -1,
+    "no number": lambda n: "many",
+    "no integer of the machine": lambda n: 1 << 70,
+}
+
+
+def lying(number: int, lie: Any) -> bytes:
+    """A page whose record claims another length."""
+    whole = page(number)
+    start = whole.index(b"\r\n\r\n") + 4
+    true = len(whole) - start - 4
+    assert f"Content-Length: {true}\r\n\r\n".encode() in whole
+    return whole.replace(f"Content-Length: {true}\r\n\r\n".encode(), f"Content-Length: {lie(true)}\r\n\r\n".encode(), 1)
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_a_length_that_is_not_true_costs_its_record(tmp_path: Path, name: str, lie: Any) -> None:
+    """All others are found, each once, wherever the liars are; and every liar is counted."""
+    records = [lying(n, lie) if n in (1, 4, 5, 9) else page(n) for n in range(10)]
+    (tmp_path / name).write_bytes(b"".join(gzip.compress(r) if name.endswith("gz") else r for r in records))
+    good, bad = read(tmp_path, name, "warc", max_record_bytes=1 << 29)
+    assert [r.url.rpartition("/")[2] for r in good] == [str(n) for n in (0, 2, 3, 6, 7, 8)]
+    assert len(bad) == 4, bad
+    assert {b.reason for b in bad} <= {DAMAGED, "too long"}
+    assert all(len(r.text) < 2 * len(good[0].text) for r in good)
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+def test_a_true_long_record_is_passed_over_whatever_it_holds(tmp_path: Path, name: str) -> None:
+    """A page that quotes an archive is no archive."""
+    quoting = page(1, size=3000)
+    quoting = quoting.replace(b"Words of page number", b"\r\n\r\nWARC/1.1\r\n\r\n....", 1)  # of the same length
+    records = [page(0), quoting, page(2)]
+    (tmp_path / name).write_bytes(b"".join(gzip.compress(r) if name.endswith("gz") else r for r in records))
+    good, bad = read(tmp_path, name, "warc", max_record_bytes=100_000)
+    assert [r.url.rpartition("/")[2] for r in good] == ["0", "2"]
+    assert [b.reason for b in bad] == ["too long"]
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst"])
 def test_json_lines_plain_and_compressed(tmp_path: Path, ending: str) -> None:
     body = jsonl(*({"text": text, "url": f"u{n}", "license": "MIT"} for n, text in enumerate(TEXTS)))
@@ -175,7 +222,7 @@ def test_other_damage_of_a_warc(tmp_path: Path) -> None:
     middle = len(packed[0]) + len(packed[1]) // 2
     broken[middle : middle + 20] = b"\xff" * 20
     for name, content, kept, place in (
-        ("middle.warc.gz", bytes(broken), 1, "middle.warc.gz after record @0: Gzip decompression error: data error"),
+        ("middle.warc.gz", bytes(broken), 2, "middle.warc.gz after record @0: Gzip decompression error: data error"),
         ("magic.warc", b"no archive\n" * 50, 0, "magic.warc after record @0: Invalid WARC header"),
         ("magic.warc.gz", b"no archive\n" * 50, 0, "magic.warc.gz after record @0: Invalid WARC header"),
         ("junk.warc.gz", b"".join(packed) + b"junk" * 9, 3, "junk.warc.gz after record @"),
