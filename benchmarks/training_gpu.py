@@ -6,8 +6,9 @@
 
 The stack has the 7B model's blocks (paper Table 1) and its vocabulary of 32,000. Contexts 2,000 and 4,000 (paper 3.4), BF16 or
 FP16 by autocast, float32 weights, AdamW, no dropout (flash attention and torch.compile are then at their best). FLOPs are those of
-`ModelShape.flops_per_token`, so utilization counts no recomputation. Rows: this project, the same under torch.compile,
-transformers with SDPA, with flash_attention_2 where flash-attn is installed, and with SDPA under torch.compile.
+`ModelShape.flops_per_token`, so utilization counts no recomputation. Rows: this project, the same with its blocks under
+torch.compile (the stage's own `compile = true`), transformers with SDPA, with flash_attention_2 where flash-attn is installed, and
+with SDPA under torch.compile.
 """
 
 from __future__ import annotations
@@ -71,11 +72,13 @@ def row(name: str, shape: ModelShape, options: argparse.Namespace, context: int,
     return f"| {name} | {tokens / seconds:,.0f} | {rate / 1e12:.2f} | {share} | {memory / 2**30:.1f} |"
 
 
-def ours(shape: ModelShape, vocabulary: int, device: torch.device) -> tuple[torch.nn.Module, Loss]:
-    """This project's model, and its mean loss of ids [B, T]."""
+def ours(shape: ModelShape, vocabulary: int, device: torch.device, compiled: bool = False) -> tuple[torch.nn.Module, Loss]:
+    """This project's model, and its mean loss of ids [B, T]. compiled: as `compile = true` of the stage's engine `torch`."""
     with device:
         model = MoxinLM(shape, vocabulary)
     model.initialize(torch.Generator(device).manual_seed(0))
+    if compiled:
+        model.compile_blocks()
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         total, count = model.loss_sum(ids)
@@ -100,7 +103,7 @@ def contenders() -> dict[str, Callable[[ModelShape, int, torch.device], tuple[to
     flash = {"transformers, flash_attention_2": partial(theirs, attention="flash_attention_2")} if importlib.util.find_spec("flash_attn") else {}
     return {
         "this project": ours,
-        "this project, torch.compile": ours,
+        "this project, torch.compile of blocks": partial(ours, compiled=True),
         "transformers, sdpa": partial(theirs, attention="sdpa"),
         **flash,
         "transformers, sdpa, torch.compile": partial(theirs, attention="sdpa"),
@@ -113,7 +116,7 @@ def measure(name: str, shape: ModelShape, context: int, options: argparse.Namesp
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model, loss_of = contenders()[name](shape, options.vocabulary, device)
-    step_loss = torch.compile(loss_of) if "compile" in name else loss_of
+    step_loss = torch.compile(loss_of) if name.startswith("transformers") and "compile" in name else loss_of
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     model.train()

@@ -213,6 +213,7 @@ class MoxinLM(nn.Module):
         super().__init__()
         self.shape, self.vocab_size, self.dropout = shape, vocab_size, dropout
         self.tensor_group: DeviceMesh | None = None
+        self.compiled = False
         self.model = Backbone(shape, vocab_size, dropout, recompute)
         self.lm_head = nn.Linear(shape.hidden, vocab_size, bias=False)
 
@@ -225,10 +226,19 @@ class MoxinLM(nn.Module):
                     std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD
                     parameter.normal_(0.0, std, generator=generator)
 
+    def compile_blocks(self) -> None:
+        """Let torch.compile make each block's kernels, once for all of them. Before FSDP2 shards them: its hooks stay outside.
+
+        On a CPU dropout is then PyTorch's own: other masks than without, as on a GPU.
+        """
+        self.compiled = True
+        for block in self.model.layers:
+            block.forward = torch.compile(block.forward)
+
     def sight(self, x: Tensor, length: int, document_ids: Tensor | None, noise: Noise | None) -> Sight:
         """Angles, visibility and noise of a forward pass over `length` tokens; x: their embeddings."""
         cos, sin = rotary(torch.arange(length, device=x.device), self.shape.head_dim, self.shape.rope_theta)
-        if not fused(x):
+        if self.compiled or not fused(x):
             cos, sin = cos.to(x.dtype), sin.to(x.dtype)
             if on_gpu(x):
                 return Sight(cos, sin, attend=self._attend(length, document_ids, x.device), group=self.tensor_group)

@@ -59,6 +59,8 @@ class TorchEngine:
 
     def __init__(self, model: MoxinLM, config: PretrainConfig, world: World) -> None:
         self.model, self._config, self._world = model.to(world.device), config, world
+        if config.compile:
+            self.model.compile_blocks()
         shard(self.model, world)
         self.model.train()
         alone = world.size == 1 and world.device.type == "cpu"

@@ -28,6 +28,8 @@ def require_divisible(config: Any) -> None:
 def require_colossalai(config: Any) -> None:
     """Raise ValueError for what Colossal-AI 0.5.0 cannot do, and where it says so itself only when it runs."""
     own = config.colossalai
+    if config.compile:
+        raise ValueError("engine 'colossalai' compiles no blocks: set compile = false, or engine = 'torch'")
     if own.plugin != "hybrid":
         for name, value in (("tensor_parallel", config.tensor_parallel), ("colossalai.pipeline", own.pipeline)):
             if value > 1:

@@ -68,6 +68,9 @@ class PretrainConfig(StageConfig):
         description="activation checkpointing (3.4). full: a block keeps its input alone, a third more work; selective: it keeps the results "
         "of matrix products and attention kernels, and computes what is cheap again",
     )
+    compile: Operational[bool] = Field(
+        default=False, description="engine 'torch': torch.compile makes the blocks' kernels (for GPUs; not tried on one, and slower on a CPU)"
+    )
     eval_windows: Operational[int] = Field(default=64, ge=0, description="held-out windows to measure the loss on")
     eval_every: Operational[int] = Field(default=500, gt=0, description="steps between two measurements")
     checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
@@ -99,6 +102,8 @@ class PretrainConfig(StageConfig):
         rules.require_divisible(self)
         if self.engine == "colossalai":
             rules.require_colossalai(self)
+        elif self.compile and self.tensor_parallel > 1:
+            raise ValueError(f"compile = true cannot be combined with tensor_parallel = {self.tensor_parallel}: set compile = false, or tensor_parallel = 1")
         elif self.colossalai.pipeline > 1:
             raise ValueError(f"engine 'torch' has no pipeline: set colossalai.pipeline = 1 (it is {self.colossalai.pipeline}), or engine = 'colossalai'")
         return self
