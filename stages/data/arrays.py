@@ -6,8 +6,8 @@ states in which they ended, or why there is no array. An element runs
 
     python -m stages.data.arrays JOBS ELEMENT ELEMENTS
 
-which does every ELEMENTS-th job from ELEMENT on, but for those whose receipts are there. The error of a job itself is left beside its
-folder, and is the stage's. A job that has neither was lost with its element, and is asked for again.
+which does every ELEMENTS-th job from ELEMENT on, but for those whose receipts are there. The error of a job itself is left beside
+the file of jobs, and is the stage's. A job without a receipt was lost with its element, and is asked for again.
 """
 
 from __future__ import annotations
@@ -52,10 +52,9 @@ def run(folder: Path, name: str, jobs: Sequence[Job], ask: Ask) -> Iterator[None
 
 
 def _clear(jobs: list[Job]) -> None:
-    """Take away what earlier attempts left where the jobs will leave theirs: torn results, errors."""
+    """Take away torn results of earlier attempts."""
     present = _present(jobs)
     for job in jobs:
-        _error_file(job).unlink(missing_ok=True)
         if Path(job[2]).name in present:
             shutil.rmtree(job[2], ignore_errors=True)
 
@@ -66,7 +65,7 @@ def _follow(path: Path, jobs: list[Job]) -> Generator[None, None, dict[str, Any]
     while True:
         answer = _answer(path.with_suffix(".over"))
         present = _present(jobs)  # after the answer: nothing comes later than that
-        _raise_first_error(jobs, present)
+        _raise_error(path)
         for _ in left & present:
             yield
         left -= present
@@ -133,26 +132,21 @@ _ERRORS: Mapping[ExitClass, type[Exception]] = {
 }
 
 
-def _error_file(job: Job) -> Path:
-    return Path(f"{job[2]}.error")
-
-
-def _write_error(job: Job, error: Exception) -> None:
+def _write_error(path: Path, element: int, error: Exception) -> None:
+    """Leave an error beside the file of jobs: what an array of an attempt that is gone leaves is in nobody's way."""
     from stages.core.runtime import classify
 
-    exit_class, message = classify(error, Path(job[2]).parent)
-    path = _error_file(job)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    exit_class, message = classify(error, path.parent)
+    partial = path.with_name(f".{path.stem}_{element}")
     partial.write_text(json.dumps({"exit": exit_class, "message": message.removeprefix("out of memory: ")}), encoding="utf-8")
-    os.replace(partial, path)
+    os.replace(partial, path.with_name(f"{path.stem}_{element}.error"))
 
 
-def _raise_first_error(jobs: list[Job], present: set[str]) -> None:
-    """Raise the error of the first job that left one."""
-    for job in jobs:
-        if _error_file(job).name in present:
-            found = json.loads(_error_file(job).read_text(encoding="utf-8"))
-            raise _ERRORS.get(ExitClass(found["exit"]), TaskFailed)(found["message"])
+def _raise_error(path: Path) -> None:
+    """Raise what an element left, where one did."""
+    for left in sorted(path.parent.glob(f"{path.stem}_*.error")):
+        found = json.loads(left.read_text(encoding="utf-8"))
+        raise _ERRORS.get(ExitClass(found["exit"]), TaskFailed)(found["message"])
 
 
 # --- an element ------------------------------------------------------------------------------------------------------------
@@ -167,7 +161,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             execute(job)
         except Exception as error:
-            _write_error(job, error)
+            _write_error(path, element, error)
             raise
     return 0
 

@@ -27,6 +27,8 @@ from stages.formats.documents import text_buffer
 
 ALL_PAIRS = 16
 """Up to this many documents in a bucket every pair is a candidate; beyond, each with the first and with its neighbour."""
+RANKED_TOGETHER = 1 << 20
+"""Pairs that are looked up at the same time: what that takes besides them is small."""
 KEPT, NEAR, SHORT, EXACT = range(4)
 """What becomes of a document, int8."""
 
@@ -146,7 +148,9 @@ def pair(folder: Path, partition: int, runs: list[str], fates: str, star: bool) 
     kept = np.load(fates, mmap_mode="r")[documents] == KEPT
     keys, documents = keys[kept, 0], documents[kept]
     order = np.argsort(keys, kind="stable")
-    found = bucket_pairs(keys[order], documents[order], star)
+    keys, documents = keys[order], documents[order]
+    del kept, order  # a bucket that everything is in makes one partition as large as all together should be
+    found = bucket_pairs(keys, documents, star)
     found.tofile(folder / "pairs")
     return len(found)
 
@@ -158,14 +162,23 @@ def bucket_pairs(keys: np.ndarray, documents: np.ndarray, star: bool = False) ->
     out = np.empty(_bucket_pairs(keys, documents, star, np.empty(0, np.uint64)), np.uint64)
     if len(out):
         _bucket_pairs(keys, documents, star, out)
-    return np.unique(out)
+    return distinct(out)
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The values sorted, each once, as of np.unique, which sorts a copy: these are sorted in their own place."""
+    values.sort()
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
 def rank(folder: Path, pairs: str, ranks: str) -> Any:
     """The pairs of a file with each document's rank in its place, sorted."""
     places, found = np.load(ranks, mmap_mode="r"), np.fromfile(pairs, np.uint64)
-    firsts, seconds = places[found >> np.uint64(32)], places[found & np.uint64(0xFFFFFFFF)]
-    np.sort(firsts.astype(np.uint64) << np.uint64(32) | seconds).tofile(folder / "pairs")
+    for start in range(0, len(found), RANKED_TOGETHER):
+        part = found[start : start + RANKED_TOGETHER]
+        part[:] = places[part >> np.uint64(32)].astype(np.uint64) << np.uint64(32) | places[part & np.uint64(0xFFFFFFFF)]
+    found.sort()
+    found.tofile(folder / "pairs")
     return len(found)
 
 
@@ -191,6 +204,6 @@ def merge(folder: Path, low: int, high: int, files: list[str]) -> Any:
             first = int(np.searchsorted(mapped, np.uint64(low)))
             last = len(mapped) if high >> 64 else int(np.searchsorted(mapped, np.uint64(high)))
             parts.append(np.asarray(mapped[first:last]))
-    found = np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+    found = distinct(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
     found.tofile(folder / "pairs")
     return len(found)

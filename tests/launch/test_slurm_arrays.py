@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from flows.environments import ROOT
 from flows.launch import slurm
 from flows.launch.base import Job
 from flows.launch.slurm import Site, SlurmHandle, SlurmLauncher
@@ -122,18 +126,40 @@ def test_a_killed_element_costs_one_shard_and_no_byte(launcher: SlurmLauncher, l
     assert not list((tmp_path / "work").glob("*/arrays/*")), "what was for the arrays alone goes"
 
 
+CONTROL = """
+import json, sys
+from pathlib import Path
+from flows.launch.base import Job
+from flows.launch.slurm import Site, SlurmLauncher
+from flows.settings import Settings
+from stages.core.contracts import Resources, StageRequest, StoreAddress
+settings = Settings(Path({home!r}), StoreAddress.model_validate_json({store!r}), "http://127.0.0.1:9/api", True, False, {credentials!r})
+job = Job(StageRequest.model_validate_json(sys.stdin.read()), Resources(cpus=1, memory_gib=1), "data")
+handle = SlurmLauncher(settings, Site(poll_seconds=0.5)).start(job)
+print(handle.id, flush=True)
+for event in handle.events():
+    print(json.dumps(event), flush=True)
+"""
+
+
 def test_a_control_plane_that_comes_back_follows_the_same_array(launcher: SlurmLauncher, ledger: Ledger, settings: Settings, tmp_path: Path) -> None:
     dedup(tmp_path / "one", *corpus(), recipe="dclm")
     job = job_of(ledger, tmp_path)
-    lost = launcher.start(job)
+    program = CONTROL.format(home=str(settings.home), store=settings.store.model_dump_json(), credentials=dict(settings.credentials))
+    control = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert control.stdin is not None
+    assert control.stdout is not None
+    control.stdin.write(job.request.model_dump_json())
+    control.stdin.close()
+    number = control.stdout.readline().strip()
     before: list[dict[str, Any]] = []
-    for event in (events := lost.events()):
-        before.append(event)
-        if arrays(before):
-            break
-    events.close()  # type: ignore[attr-defined]
+    while not arrays(before):
+        before.append(json.loads(control.stdout.readline()))
+    control.kill()
+    control.wait()
+    control.stdout.close()
     wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????"))) > 2, "an array that goes on by itself", 60)
-    adopted = SlurmLauncher(settings, Site(poll_seconds=0.5)).adopt(lost.id, job)
+    adopted = SlurmLauncher(settings, Site(poll_seconds=0.5)).adopt(number, job)
     assert adopted is not None
     code, events_after = finish(adopted)
     assert code == 0, events_after
@@ -160,3 +186,24 @@ def test_a_stopped_stage_leaves_no_array(launcher: SlurmLauncher, ledger: Ledger
         if arrays(seen):
             handle.stop(20)
     assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
+
+
+def test_a_requeued_stage_does_no_shard_again(launcher: SlurmLauncher, ledger: Ledger, tmp_path: Path) -> None:
+    """It begins anew in another folder; the array that it left has lost its inputs, and ends without harm."""
+    dedup(tmp_path / "one", *corpus(), recipe="dclm")
+    handle = launcher.start(job_of(ledger, tmp_path))
+    done: dict[Path, int] = {}
+
+    def requeue() -> None:
+        wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????"))) > 1, "two shards", 90)
+        slurm.run("scontrol", "requeue", handle.id)
+        done.update({path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob(f"*/sign/??????/{RECEIPT}")})
+
+    thread = threading.Thread(target=requeue)
+    thread.start()
+    code, events = finish(handle)
+    thread.join()
+    assert code == 0, events
+    assert output(ledger) == parts(tmp_path / "one")
+    assert len(done) >= 2
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "a finished shard was done again"

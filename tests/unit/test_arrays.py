@@ -73,7 +73,8 @@ def test_torn_results_and_old_errors_are_in_nobodys_way(tmp_path: Path) -> None:
     base = tmp_path / "work" / "squares"
     (base / "000001").mkdir(parents=True)
     (base / "000001" / "receipt.json").write_text("{")
-    (base / "000002.error").write_text(json.dumps({"exit": "input", "message": "of an earlier attempt"}))
+    (tmp_path / "work" / "arrays").mkdir()
+    (tmp_path / "work" / "arrays" / "squares-00000000_0.error").write_text(json.dumps({"exit": "input", "message": "of an earlier attempt"}))
     cluster = Cluster()
     assert [r.value for r in Pool(tmp_path / "work", "slurm", cluster.ask).map("squares", square, tasks(tmp_path / "log"))] == [0, 1, 4, 9, 16]
     assert cluster.asked == [5]

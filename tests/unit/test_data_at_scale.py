@@ -172,3 +172,14 @@ def test_odd_documents_pass_every_recipe(tmp_path: Path, recipe: str) -> None:
     changed = found.pop("paragraphs seen before", 0) + found.pop("repeated substrings", 0)
     assert found.pop("in") == sum(found.values()) == len(texts)
     assert changed <= len(texts)
+
+
+@pytest.mark.parametrize(("case", "documents", "skipped"), [("lies", 14 * 18, 14 * 2), ("bomb", 2, 2)])
+def test_the_full_sizes_are_the_same_cases(tmp_path: Path, case: str, documents: int, skipped: int) -> None:
+    """`benchmarks/data_bad.py`, small: of 20 pages in each of 14 archives 2 lie about their length."""
+    from benchmarks import data_bad
+
+    (tmp_path / "raw").mkdir()
+    settings = data_bad.CASES[case](tmp_path / "raw", 0.001 if case == "lies" else 0.01)
+    row = data_bad.measured("ingest", tmp_path, settings)
+    assert (row["documents"], sum(row["skipped"].values())) == (documents, skipped), data_bad.counted(row)
