@@ -41,7 +41,8 @@ def make_plugin(config: PretrainConfig, world: World) -> Any:
     if own.plugin == "low_level_zero":
         return LowLevelZeroPlugin(stage=own.zero_stage, **common, **zero)
     if own.plugin == "gemini":
-        return GeminiPlugin(enable_async_reduce=gpu, **common)
+        several = config.batch_windows // world.data_size > config.micro_batch
+        return GeminiPlugin(enable_async_reduce=gpu, enable_gradient_accumulation=several, **common)
     split = config.tensor_parallel > 1
     return HybridParallelPlugin(
         tp_size=config.tensor_parallel,
@@ -79,6 +80,7 @@ class ColossalEngine:
         if world.device.type == "cpu":
             colossal_cpu.install()
         colossal_cpu.repair_pipeline()
+        colossal_cpu.repair_accumulation()
         if not dist.is_initialized():
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         self._config, self._world = config, world
@@ -113,6 +115,8 @@ class ColossalEngine:
         scale = self._scaler.scale.item() if self._scaler else 1.0
         with self._scale_as_it_was(scale):
             self._optimizer.step()
+        if self._config.colossalai.plugin == "gemini":  # upstream leaves this on after an overflow, and adds to infinity from then on
+            self.model.chunk_manager.accumulating_grads = False
         overflow = self._scaler is not None and self._mixin.found_overflow.item() > 0
         norm = math.inf if overflow else float(self._optimizer._current_grad_norm) / scale
         self._optimizer.zero_grad()

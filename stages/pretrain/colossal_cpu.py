@@ -7,12 +7,14 @@ Its CpuAccelerator raises wherever CUDA has a notion that a processor has not (d
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import colossalai.pipeline.p2p as p2p  # pyright: ignore[reportMissingImports]
 import torch
 import torch.distributed as dist
 from colossalai.accelerator import CpuAccelerator, set_accelerator  # pyright: ignore[reportMissingImports]
+from colossalai.zero.gemini.chunk import ChunkManager  # pyright: ignore[reportMissingImports]
 from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer  # pyright: ignore[reportMissingImports]
 
 CPU = torch.device("cpu")
@@ -73,3 +75,18 @@ def install() -> None:
 def repair_pipeline() -> None:
     """With or without GPUs: to know whether messages go by NCCL, it asks for names that only PyTorch's build for Ascend has."""
     p2p._check_for_nccl_hccl_backend = lambda group: "nccl" in dist.get_backend_config(group)
+
+
+def repair_accumulation() -> None:
+    """Gemini multiplies the gradients so far by the number of processes, as each will divide them again. Those of a chunk that every
+    process has whole are summed over the processes besides, and come out that many times too large: they are made smaller first.
+    """
+    theirs = getattr(ChunkManager.rearrange_accumulated_grad_chunk, "__wrapped__", ChunkManager.rearrange_accumulated_grad_chunk)
+
+    @functools.wraps(theirs)
+    def rearrange(self: Any, chunk: Any) -> Any:
+        if chunk.grad_chunk.is_gathered:
+            chunk.grad_chunk.cuda_global_chunk.div_(chunk.pg_size)
+        return theirs(self, chunk)
+
+    ChunkManager.rearrange_accumulated_grad_chunk = rearrange

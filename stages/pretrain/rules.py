@@ -70,11 +70,6 @@ def _require_hybrid(config: Any) -> None:
 def require_microbatches(config: Any, windows: int) -> None:
     """Raise ValueError when a part of `windows` windows of each batch cannot be cut into the micro-batches that the plugin needs."""
     own, size = config.colossalai, config.micro_batch
-    if own.plugin == "gemini" and windows > size:
-        raise ValueError(
-            f"colossalai.plugin = 'gemini' takes each part of a batch at once (it adds up gradients wrongly over several processes): {windows} "
-            f"windows are more than micro_batch = {size}; raise it, or take more processes or another plugin"
-        )
     if own.pipeline > 1 and (windows % size or windows // size < own.pipeline):
         raise ValueError(
             f"colossalai.pipeline = {own.pipeline} needs as many whole micro-batches in each part of a batch: {windows} windows "

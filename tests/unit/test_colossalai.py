@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,27 @@ def test_a_resumed_run_repeats_an_unbroken_one_exactly(tmp_path: Path, artifacts
     assert all(torch.equal(mine[key], other[key]) for key in other)
 
 
+@pytest.mark.slow  # five runs in half precision
+def test_gemini_adds_up_the_gradients_of_several_micro_batches(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
+    """As ZeRO on one process does, and stopped between; upstream's are 1.6 times too large here (`colossal_cpu.repair_accumulation`)."""
+
+    def norms(run: str) -> list[float]:
+        return [row["grad_norm"] for row in json.loads((tmp_path / run / "told-0.json").read_text())["metrics"]]
+
+    colossal.train(tmp_path / "whole", 1, made(zero_stage=1, **HALF), artifacts)
+    chosen, found = made(plugin="gemini", device="cuda", **HALF), []
+    for stop in (5, None):
+        _, outcome = colossal.train(tmp_path / "gemini", 2, chosen, artifacts, stop=stop)
+        found += norms("gemini")
+    assert outcome == "done"
+    assert np.allclose(found, norms("whole"), rtol=2e-2)  # gradients are added up in bf16
+    half = {"dropout": 0.0, "precision": "fp16", "warmup_steps": 0}  # the first steps overflow
+    colossal.train(tmp_path / "zero", 2, made(zero_stage=2, **half), artifacts, scale=2.0**20)
+    colossal.train(tmp_path / "chunks", 2, made(plugin="gemini", device="cuda", **half), artifacts, scale=2.0**20)
+    assert norms("zero")[:3] == [np.inf] * 3
+    assert np.allclose(norms("chunks"), norms("zero"), rtol=1e-2)
+
+
 @pytest.mark.slow  # four runs in bf16, two of them of four processes
 def test_half_precision_keeps_float32_weights_over_topologies(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
     """ZeRO inside tensor and pipeline parallel, Gemini, ZeRO with its part elsewhere: in half precision alone, resharded on the way."""
@@ -176,7 +198,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, artifacts: Any
         ({"tensor_parallel": 2}, "'low_level_zero' shares the batch only: set tensor_parallel = 1"),
         ({"plugin": "low_level_zero", "pipeline": 2}, r"set colossalai\.pipeline = 1"),
         ({"plugin": "gemini"}, "'gemini' needs GPUs"),
-        ({"plugin": "gemini", "device": "cuda", "precision": "fp16", "processes": 2}, r"2 windows are more than micro_batch = 1"),
         ({"cpu_offload": True}, "set device = 'cuda' with precision 'bf16' or 'fp16'"),
         ({"sequence_length": 65, "tokens": 10**6}, r"exceeds shape\.max_positions"),
         ({"engine": "torch", "pipeline": 2}, "engine 'torch' has no pipeline"),
