@@ -26,7 +26,7 @@ from stages.data.compiled import compiled, mix
 from stages.data.workers import Pool
 from stages.dedup.funnel import Funnel
 from stages.dedup.shingles import BASE, _windows
-from stages.dedup.words import properties, word_hashes
+from stages.dedup.words import paragraph_words, properties
 from stages.formats.documents import DocumentWriter, read_batches, text_buffer
 
 WIDTH, THRESHOLD, FALSE_POSITIVES = 13, 0.8, 0.01
@@ -59,69 +59,74 @@ def dimensions(expected: int, false_positives: float = FALSE_POSITIVES) -> tuple
 
 @compiled
 def contains(bits, value, probes):
-    """Whether a hash is in the filter `bits` ([blocks, 8], uint64). Seven places come out of each mixed word, nine bits each."""
-    block = np.int64((value >> np.uint64(32)) * np.uint64(bits.shape[0]) >> np.uint64(32))
-    seed, state = value, np.uint64(0)
-    for k in range(probes):
-        if k % 7 == 0:
-            seed = state = mix(seed + BASE)
-        if not (bits[block, np.int64(state >> np.uint64(6) & np.uint64(7))] >> (state & np.uint64(63))) & np.uint64(1):
-            return False
-        state >>= np.uint64(9)
-    return True
+    """Whether a hash is in the filter `bits` ([blocks, 8], uint64). Seven places come out of each mixed word, nine bits each.
+
+    All places are looked at, though one may say no: without a branch the processor waits for several hashes' blocks at once.
+    """
+    block = bits[np.int64((value >> np.uint64(32)) * np.uint64(bits.shape[0]) >> np.uint64(32))]
+    state, found = value, np.uint64(1)
+    for start in range(0, probes, 7):
+        places = state = mix(state + BASE)
+        for _ in range(min(7, probes - start)):
+            found &= block[places >> np.uint64(6) & np.uint64(7)] >> (places & np.uint64(63))
+            places >>= np.uint64(9)
+    return found != 0
 
 
 @compiled
 def insert(bits, value, probes):
     """Put a hash into the filter."""
-    block = np.int64((value >> np.uint64(32)) * np.uint64(bits.shape[0]) >> np.uint64(32))
-    seed, state = value, np.uint64(0)
-    for k in range(probes):
-        if k % 7 == 0:
-            seed = state = mix(seed + BASE)
-        bits[block, np.int64(state >> np.uint64(6) & np.uint64(7))] |= np.uint64(1) << (state & np.uint64(63))
-        state >>= np.uint64(9)
+    block = bits[np.int64((value >> np.uint64(32)) * np.uint64(bits.shape[0]) >> np.uint64(32))]
+    state = value
+    for start in range(0, probes, 7):
+        places = state = mix(state + BASE)
+        for _ in range(min(7, probes - start)):
+            block[places >> np.uint64(6) & np.uint64(7)] |= np.uint64(1) << (places & np.uint64(63))
+            places >>= np.uint64(9)
 
 
 @compiled
-def filter_texts(source, ends, classes, bits, probes, width, threshold, words, ngrams, out, out_ends, counts):
+def _copy(source, start, end, out, filled):
+    """Append bytes to the first `filled` of `out`; how many there are then."""
+    for i in range(end - start):
+        out[filled + i] = source[start + i]
+    return filled + end - start
+
+
+@compiled
+def filter_texts(source, ends, classes, bits, probes, width, threshold, marks, words, ngrams, out, out_ends, counts):
     """Write what is left of each text into `out`, and where it ends; a text that goes as a whole is empty.
 
     `counts`: paragraphs removed, bytes removed with them, n-grams, n-grams seen before.
     """
     filled = 0
     for d in range(ends.shape[0] - 1):
-        total, seen, before = 0, 0, filled
+        total, seen, cut, before = 0, 0, 0, filled
         start, end = ends[d], ends[d + 1]
-        cut = 0
-        while True:
-            stop = start + 1
-            while stop < end and source[stop] != 10:
-                stop += 1
-            stop = min(stop, end)
-            have = word_hashes(source, start, stop, classes, words) if stop > start else 0
+        held = start  # from here on the text stays, but is not copied yet
+        while start < end:
+            have, stop = paragraph_words(source, start, end, classes, marks, words)
             made, contained = 0, 0
             if have >= width:
                 made = _windows(words, have, width, ngrams)
                 for i in range(made):
                     ngrams[i] = mix(ngrams[i])
+                for i in range(made):
                     contained += int(contains(bits, ngrams[i], probes))
             total, seen = total + made, seen + contained
             if made and contained > threshold * made:
                 counts[0] += 1
                 cut += stop - start
+                filled = _copy(source, held, start, out, filled)
+                held = stop
             else:
                 for i in range(made):
                     insert(bits, ngrams[i], probes)
-                for i in range(start, stop):
-                    out[filled] = source[i]
-                    filled += 1
             start = stop
-            if start >= end:
-                break
         if total and seen > threshold * total:
             filled = before
         else:
+            filled = _copy(source, held, end, out, filled)
             counts[1] += cut
         counts[2] += total
         counts[3] += seen
@@ -143,9 +148,9 @@ class BloomFilter:
     def filter(self, source: np.ndarray, ends: np.ndarray, width: int = WIDTH, threshold: float = THRESHOLD) -> tuple[np.ndarray, np.ndarray]:
         """What is left of texts, in order: their bytes, and ends ([texts + 1])."""
         longest = int(np.diff(ends).max(initial=0)) + 2
-        words, ngrams = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
+        marks, words, ngrams = np.empty(longest, np.uint8), np.empty(longest, np.uint64), np.empty(longest, np.uint64)
         out, out_ends = np.empty(int(ends[-1] - ends[0]), np.uint8), np.zeros(len(ends), np.int64)
-        filter_texts(source, ends, properties(), self.bits, self.probes, width, threshold, words, ngrams, out, out_ends, self.counts)
+        filter_texts(source, ends, properties(), self.bits, self.probes, width, threshold, marks, words, ngrams, out, out_ends, self.counts)
         return out[: out_ends[-1]], out_ends
 
 

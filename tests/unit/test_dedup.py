@@ -586,11 +586,24 @@ def boundaries(text: str) -> list[int]:
     return out[: uax29.word_hashes(data, 0, len(data), uax29.properties(), out)].tolist()
 
 
+def words_by_paragraph(text: str) -> list[int]:
+    data = np.frombuffer(text.encode(), np.uint8)
+    marks, out, found, start = np.empty(len(data), np.uint8), np.empty(len(data) + 1, np.uint64), [], 0
+    while start < len(data):
+        made, start = uax29.paragraph_words(data, start, len(data), uax29.properties(), marks, out)
+        found += out[:made].tolist()
+    return found
+
+
 def fnv(word: str) -> int:
     value = 0xCBF29CE484222325
     for byte in word.encode():
         value = (value ^ byte) * 0x100000001B3 % (1 << 64)
     return int(mix(np.uint64(value)))
+
+
+TELLING = "ab1_ .,:;'\"\n\r\t\u00a0\u00a9\u00b7\u2019\u0301\u200d\u00ad\u05d0\u30ab\u4e2d\u0416\u0661\U0001f1e6\U0001f600\u2028\u0e01"
+"""Characters that rules are about, and plain ones of one to four bytes."""
 
 
 def test_words_are_those_of_unicode() -> None:
@@ -599,6 +612,14 @@ def test_words_are_those_of_unicode() -> None:
     assert len(golden) >= 300
     for text, wanted in golden:
         assert boundaries(text) == [fnv(word) for word in wanted], ascii(text)
+        if "\n" not in text[1:]:
+            assert words_by_paragraph(text) == [fnv(word) for word in wanted], ascii(text)
+
+
+@given(st.text(st.sampled_from(TELLING) | st.characters(exclude_categories=["Cs"])))
+def test_words_of_paragraphs_are_those_of_the_rules(text: str) -> None:
+    cuts = [0, *(m.start() for m in re.finditer("\n", text) if m.start()), len(text)]
+    assert words_by_paragraph(text) == [word for a, b in pairwise(cuts) for word in boundaries(text[a:b])]
 
 
 # --- exact substrings ---------------------------------------------------------------------------------------------------
