@@ -10,21 +10,24 @@ the ratio to the best peer. PEERS is an environment with data-peers.txt; without
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import json
 import os
 import platform
+import shutil
 import string
 import subprocess
 import sys
 import time
+import uuid
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.data_corpus import build
+from benchmarks.data_corpus import build, fetch
 from stages.core.artifacts import Documents, Tokenizer
 from stages.core.testing import LocalContext, local_artifact
 from stages.dedup import lsh
@@ -36,6 +39,8 @@ from stages.formats.documents import DocumentWriter, text_buffer
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 PEERS = {"datasketch": 4000, "rensa": 20_000, "gaoya": 20_000, "datatrove": 2000}
 """Peers, and how many documents each gets: what takes it about half a minute."""
+HTML_PAGES = 1000
+"""Pages that are extracted, from all packages alike."""
 
 
 def batches(corpus: Path, documents: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -157,6 +162,39 @@ def measure_tokens(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
     return rows
 
 
+def measure_extraction(folder: Path) -> dict[str, dict[str, float]]:
+    """The whole `ingest` stage on a compressed WARC file of Debian's pages, and resiliparse alone on the same pages in memory."""
+    from resiliparse.extract.html2text import extract_plain_text
+
+    from stages.core.artifacts import RawFiles
+    from stages.formats.sources import RawFile, write_listing
+    from stages.ingest.run import run
+    from stages.ingest.spec import IngestConfig
+
+    paths = sorted(path for path in fetch(folder).rglob("*.html") if path.is_file() and not path.is_symlink())
+    pages = [path.read_bytes() for path in paths[:: max(1, len(paths) // HTML_PAGES)]]
+    texts, root = [page.decode("utf-8", "replace") for page in pages], folder / "extraction"
+    raw = root / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    with open(raw / "pages.warc.gz", "wb") as stream:
+        for number, page in enumerate(pages):
+            http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(page) + page
+            head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: https://debian.invalid/{number}\r\nWARC-Record-ID: <urn:uuid:{uuid.UUID(int=number)}>\r\nWARC-Date: 2024-01-01T00:00:00Z\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+            stream.write(gzip.compress(head.encode() + http + b"\r\n\r\n", mtime=0))
+    write_listing(raw, [RawFile(uri="pages.warc.gz", format="warc", source="debian")])
+
+    def ingest() -> None:
+        shutil.rmtree(root / "out", ignore_errors=True)
+        run(LocalContext(root, IngestConfig(), {"raw": [local_artifact(RawFiles, raw)]}))
+
+    size = sum(map(len, pages)) / 1e6
+    ours, alone = timed(ingest), timed(lambda: [extract_plain_text(text, main_content=True) for text in texts])
+    return {
+        "extract, ingest from WARC": {"MB/s of HTML": size / ours, "pages/s": len(pages) / ours, "times resiliparse": ours / alone},
+        "extract, resiliparse alone": {"MB/s of HTML": size / alone, "pages/s": len(pages) / alone},
+    }
+
+
 def dedup_run(corpus: Path, root: Path, recipe: str = "slimpajama") -> dict[str, Any]:
     """The whole stage in this process, its CPU by step, and the documents that it removed as near duplicates."""
     from stages.data import workers
@@ -218,7 +256,7 @@ class Truth:
 
 def same_cluster(pairs: set[tuple[int, int]], edges: np.ndarray, documents: int) -> float:
     """Share of the true pairs whose documents the edges connect."""
-    from stages.dedup.verify import find, unite
+    from stages.dedup.clusters import find, unite
 
     parent = np.arange(documents, dtype=np.uint32)
     unite(parent, edges[:, 0].astype(np.uint32), edges[:, 1].astype(np.uint32))
@@ -244,7 +282,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--peers", help="the Python of an environment with data-peers.txt")
     parser.add_argument("--scale", default="10000,100000,1000000", help="sizes of the scaling table; empty: none")
-    parser.add_argument("--only", default="kernels,quality,dedup,scale", help="parts to run")
+    parser.add_argument("--only", default="kernels,extraction,quality,dedup,scale", help="parts to run")
     parser.add_argument("--dedup-run", nargs=2, metavar=("CORPUS", "ROOT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.dedup_run:
@@ -255,6 +293,8 @@ def main() -> None:
     parts = options.only.split(",")
     if "kernels" in parts:
         _table(measure_kernels(corpus, 20_000))
+    if "extraction" in parts:
+        _table(measure_extraction(options.folder))
     if "quality" in parts:
         _table({"substrings (suffix array)": measure_substrings(corpus), **measure_scorer(corpus, options.folder), **measure_tokens(corpus, options.folder)})
     if "dedup" in parts:

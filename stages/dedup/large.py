@@ -12,11 +12,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from stages.data.compiled import compiled, mix
+from stages.data.compiled import compiled
+from stages.dedup.clusters import find, unite
 from stages.dedup.lsh import group
 from stages.dedup.normalization import table
-from stages.dedup.shingles import DONE, KINDS, ShingleKind, begin, buffers, new_state, next_hashes
-from stages.dedup.verify import MOST_HASHES, _next_slot, _reaches, _slots, find, unite
+from stages.dedup.sets import MOST_HASHES, next_values, reaches, slot, slots_of
+from stages.dedup.shingles import DONE, KINDS, ShingleKind, begin, buffers, new_state
 
 READ_HASHES = 1 << 20
 """Hashes that are in memory together, besides the tables; a table holds MOST_HASHES, on average."""
@@ -27,25 +28,22 @@ def _next_mixed(kind, width, mapping, source, end, state, codes, words, hashes, 
     """The next mixed hashes of a text, as many as `out` has room for; how many."""
     filled = 0
     while state[DONE] == 0 and filled + hashes.shape[0] <= out.shape[0]:
-        made = next_hashes(kind, width, mapping, source, end, state, codes, words, hashes)
-        for i in range(made):
-            out[filled + i] = mix(hashes[i])
+        made = next_values(kind, width, mapping, source, end, state, codes, words, hashes)
+        out[filled : filled + made] = hashes[:made]
         filled += made
     return filled
 
 
 @compiled
-def _add(values, keys, stamps, stamp, mask, others, marks, mark):
-    """Put values into the table `keys`: how many are new, and how many of those `others` has too."""
-    size, common = 0, 0
+def _add(values, slots, others):
+    """Put values into the table `slots`: how many are new, and how many of those `others` has too."""
+    size, common, mask = 0, 0, np.uint64(slots.shape[0] - 1)
     for value in values:
-        place = _next_slot(keys, stamps, stamp, mask, value)
-        if stamps[place] == stamp:
-            continue
-        stamps[place], keys[place] = stamp, value
-        size += 1
-        if mark:
-            common += int(marks[_next_slot(others, marks, mark, mask, value)] == mark)
+        place = slot(slots, mask, value)
+        if slots[place] == 0:
+            slots[place] = value
+            size += 1
+            common += int(others[slot(others, mask, value)] != 0)
     return size, common
 
 
@@ -88,31 +86,27 @@ def large_pairs(
     """As `similar_pairs`, for texts whose sets are too large to hold: pair by pair, range by range, hashes on disk under `folder`."""
     parent = np.arange(len(ends) - 1)
     out = np.zeros(len(firsts), bool)
-    size = int(_slots(MOST_HASHES)) + 1
-    tables = [np.empty(size, np.uint64), np.zeros(size, np.int32), np.empty(size, np.uint64), np.zeros(size, np.int32)]
+    slots, others = np.empty((2, slots_of(MOST_HASHES)), np.uint64)
     for i, pair in enumerate(zip(firsts.tolist(), seconds.tolist(), strict=True)):
         if find(parent, pair[0]) == find(parent, pair[1]):
             continue
         ranges = 1 << max(1, int(max(ends[d + 1] - ends[d] for d in pair) // MOST_HASHES).bit_length())
         with TemporaryDirectory(dir=folder) as place:
             one, other = (_scatter(Path(place) / str(n), kind, width, source, int(ends[d]), int(ends[d + 1]), ranges) for n, d in enumerate(pair))
-            if _reaches(*_large_similarity(one, other, *tables), threshold):
+            if reaches(*_large_similarity(one, other, slots, others), threshold):
                 out[i] = True
                 unite(parent, np.array(pair[:1]), np.array(pair[1:]))
     return out
 
 
-def _large_similarity(
-    one: list[Path], other: list[Path], keys: np.ndarray, stamps: np.ndarray, others: np.ndarray, marks: np.ndarray
-) -> tuple[int, int, int]:
+def _large_similarity(one: list[Path], other: list[Path], slots: np.ndarray, others: np.ndarray) -> tuple[int, int, int]:
     """(In common, one, other) of two sets that lie in files, range by range."""
-    mask, totals = len(keys) - 1, [0, 0, 0]
-    for used in (stamps, marks):
-        used[:] = 0
-    for stamp, (first, second) in enumerate(zip(one, other, strict=True), 1):
+    totals = [0, 0, 0]
+    for first, second in zip(one, other, strict=True):
+        slots[:], others[:] = 0, 0
         for piece in _pieces(first):
-            totals[1] += _add(piece, others, marks, stamp, mask, others, marks, 0)[0]
+            totals[1] += _add(piece, others, slots)[0]
         for piece in _pieces(second):
-            size, common = _add(piece, keys, stamps, stamp, mask, others, marks, stamp)
+            size, common = _add(piece, slots, others)
             totals[2], totals[0] = totals[2] + size, totals[0] + common
     return totals[0], totals[1], totals[2]

@@ -3,11 +3,11 @@
     sign        shard      -> LSH keys and content digests, grouped by partition (`*.keys`, `*.docs`)
     exact       partition  -> documents whose content came before
     pair        partition  -> sorted unique pairs that share a band
-    rank        partition  -> the same pairs, of ranks instead of numbers: places in the order of (candidate cluster, number)
+    rank        partition  -> the same pairs, of ranks instead of numbers: places in an order by candidate cluster
     merge       range      -> the pairs whose first rank lies in the range, sorted, unique over all partitions
 
-Documents are numbered over all inputs, 32 bits. By rank the documents of a cluster are neighbours, so that verification makes the
-set of each only once. How many partitions and ranges there are changes memory, never a result.
+Documents are numbered over all inputs, 32 bits. By rank those that have much in common are neighbours, so that verification makes
+nearly every set only once. How many partitions and ranges there are changes memory, never a result.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ def rank(folder: Path, pairs: str, ranks: str) -> Any:
     places, found = np.load(ranks, mmap_mode="r"), np.fromfile(pairs, np.uint64)
     for start in range(0, len(found), RANKED_TOGETHER):
         part = found[start : start + RANKED_TOGETHER]
-        part[:] = places[part >> np.uint64(32)].astype(np.uint64) << np.uint64(32) | places[part & np.uint64(0xFFFFFFFF)]
+        firsts, seconds = places[part >> np.uint64(32)], places[part & np.uint64(0xFFFFFFFF)]
+        part[:] = np.minimum(firsts, seconds).astype(np.uint64) << np.uint64(32) | np.maximum(firsts, seconds)
     found.sort()
     found.tofile(folder / "pairs")
     return len(found)

@@ -84,17 +84,25 @@ def fill(source, position, end, mapping, out, count, after_space):
     """
     room = out.shape[0]
     while position < end and count < room:
-        first = source[position]
-        if first < 0x80:
-            entry = mapping[first]
-            position += 1
-        else:
+        ascii_, filled = source[position : position + min(end - position, room - count)], np.uint64(count)
+        done = 0
+        for i in range(ascii_.shape[0]):
+            if ascii_[i] >= 0x80:
+                break
+            entry = mapping[ascii_[i]]
+            space, deleted = entry == SPACE, entry == DELETED
+            out[filled] = entry
+            filled += np.uint64(not (deleted | (space & after_space)))
+            after_space = (deleted & after_space) | space
+            done = i + 1
+        position, count = position + done, np.int64(filled)
+        if done < ascii_.shape[0]:
             point, position = decode(source, position)
             if point == 0x130 or point == 0x3A3:
                 return position, count, after_space, True
             entry = mapping[point]
-        space, deleted = entry == SPACE, entry == DELETED
-        out[count] = entry
-        count += int(not (deleted or (space and after_space)))
-        after_space = after_space if deleted else space
+            space, deleted = entry == SPACE, entry == DELETED
+            out[count] = entry
+            count += int(not (deleted or (space and after_space)))
+            after_space = after_space if deleted else space
     return position, count, after_space, False

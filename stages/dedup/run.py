@@ -1,7 +1,7 @@
 """Run `dedup`: sign every document, find and verify candidates, keep one of each cluster; then substrings, then the Bloom filter.
 
 Every step runs per shard, partition or range through `stages.data.workers`; what is held in memory over the whole corpus is one byte
-of fate and four of cluster for each document. The text is read twice, and of candidates once more.
+of fate and eight of cluster for each document. The text is read twice, and of candidates once more.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from stages.core.contracts import Context, InputError
 from stages.data.workers import Pool, Result
 from stages.dedup import bloom, lsh, substrings, verify
+from stages.dedup.clusters import around, clusters, splice, unite
 from stages.dedup.funnel import Funnel, kept
 from stages.dedup.spec import Dedup, DedupConfig, Recipe
 from stages.formats.corpus import Shard, gather_parts, shards
@@ -111,12 +112,11 @@ def _near(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: R
     partitions = range(signed[0].value["partitions"])
     tasks = [{"partition": p, "runs": runs, "fates": str(fates), "star": not recipe.verify} for p in partitions]
     files = [str(result.folder / "pairs") for result in pool.map("pair", lsh.pair, tasks, ctx.progress)]
-    groups = _joined(files, len(fate))
+    order = _neighbours(files, len(fate))
     spills: dict[str, Any] = {}
-    if len(groups) and (recipe.verify or recipe.extremes):
-        spills = _spill(ctx, pool, recipe, work, groups[:, 1], len(fate))
-    if recipe.verify:
-        groups = _verified(ctx, pool, files, groups[:, 1], spills, len(fate))
+    if len(order) and (recipe.verify or recipe.extremes):
+        spills = _spill(ctx, pool, recipe, work, order, len(fate))
+    groups = _verified(ctx, pool, files, order, spills, len(fate)) if recipe.verify else _joined(files, len(fate))
     if not recipe.extremes:
         fate[groups[groups[:, 0] != groups[:, 1], 1]] = lsh.NEAR
     elif len(groups):
@@ -125,20 +125,34 @@ def _near(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: R
     return groups
 
 
-def _joined(files: Iterable[str], documents: int) -> np.ndarray:
-    """The clusters that the pairs of all files connect, see `clusters`."""
-    parent = np.arange(documents, dtype=np.uint32)
+def _pairs(files: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of all files, some at a time."""
     for path in map(Path, files):
         for start in range(0, path.stat().st_size // 8, PAIRS_AT_ONCE):
             found = np.fromfile(path, np.uint64, PAIRS_AT_ONCE, offset=8 * start)
-            verify.unite(parent, (found >> np.uint64(32)).astype(np.uint32), (found & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+            yield (found >> np.uint64(32)).astype(np.uint32), (found & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+
+def _joined(files: Iterable[str], documents: int) -> np.ndarray:
+    """The clusters that the pairs of all files connect, see `clusters`."""
+    parent = np.arange(documents, dtype=np.uint32)
+    for firsts, seconds in _pairs(files):
+        unite(parent, firsts, seconds)
     return clusters(parent)
+
+
+def _neighbours(files: Iterable[str], documents: int) -> np.ndarray:
+    """The documents of all pairs, those that have much in common close together: uint32."""
+    parent, following = np.arange(documents, dtype=np.uint32), np.arange(documents, dtype=np.uint32)
+    for firsts, seconds in _pairs(files):
+        splice(parent, following, firsts, seconds)
+    return around(parent, following)
 
 
 def _verified(
     ctx: Context[DedupConfig], pool: Pool, files: list[str], order: np.ndarray, spills: dict[str, Any], documents: int
 ) -> np.ndarray:
-    """The clusters of the pairs that reach the threshold. `order`: the candidates, cluster by cluster."""
+    """The clusters of the pairs that reach the threshold. `order`: the candidates, see `_neighbours`."""
     ranks = np.zeros(documents, np.uint32)
     ranks[order] = np.arange(len(order), dtype=np.uint32)
     np.save(pool.folder / "order.npy", order)
@@ -185,25 +199,6 @@ def _extremes(ctx: Context[DedupConfig], pool: Pool, groups: np.ndarray, spills:
             cuts.append(start)
     tasks = [{"members": str(path), "low": a, "high": b, **spills} for a, b in zip(cuts, [*cuts[1:], len(groups)], strict=True)]
     return pool.map("extremes", verify.extremes, tasks, ctx.progress)
-
-
-def clusters(parent: np.ndarray) -> np.ndarray:
-    """Rows (first document, document) of all trees of more than one member, sorted: [rows, 2], uint32."""
-    flatten(parent)
-    joined = np.flatnonzero(parent != np.arange(len(parent), dtype=parent.dtype))
-    members = np.union1d(joined, parent[joined]).astype(np.uint32)
-    firsts = parent[members].astype(np.uint32)
-    order = np.lexsort((members, firsts))
-    return np.stack([firsts[order], members[order]], axis=1)
-
-
-def flatten(parent: np.ndarray) -> None:
-    """Point every node at its root. A parent is always lower, so one ascending pass, in blocks, until nothing moves."""
-    while True:
-        above = parent[parent]
-        if np.array_equal(above, parent):
-            return
-        parent[:] = above
 
 
 def _examples(groups: np.ndarray) -> list[int]:

@@ -62,14 +62,16 @@ def _windows(values, count, width, out):
     if run > width:
         a, b = _first_window(values, 0, width), _first_window(values, run, width)
         c, d = _first_window(values, 2 * run, width), _first_window(values, 3 * run, width)
+        old_a, old_b, old_c, old_d = values[:run], values[run:], values[2 * run :], values[3 * run :]
+        new_a, new_b, new_c, new_d = values[width:], values[run + width :], values[2 * run + width :], values[3 * run + width :]
+        out_a, out_b, out_c, out_d = out[1:], out[run + 1 :], out[2 * run + 1 :], out[3 * run + 1 :]
         out[0], out[run], out[2 * run], out[3 * run] = a, b, c, d
-        for i in range(run - 1):
-            j, k, m = i + run, i + 2 * run, i + 3 * run
-            a = a * BASE + (np.uint64(values[i + width]) - power * np.uint64(values[i]) + one)
-            b = b * BASE + (np.uint64(values[j + width]) - power * np.uint64(values[j]) + one)
-            c = c * BASE + (np.uint64(values[k + width]) - power * np.uint64(values[k]) + one)
-            d = d * BASE + (np.uint64(values[m + width]) - power * np.uint64(values[m]) + one)
-            out[i + 1], out[j + 1], out[k + 1], out[m + 1] = a, b, c, d
+        for i in range(run - 1):  # slices: that an index counted from zero is no negative one need not be looked at each time
+            a = a * BASE + (np.uint64(new_a[i]) - power * np.uint64(old_a[i]) + one)
+            b = b * BASE + (np.uint64(new_b[i]) - power * np.uint64(old_b[i]) + one)
+            c = c * BASE + (np.uint64(new_c[i]) - power * np.uint64(old_c[i]) + one)
+            d = d * BASE + (np.uint64(new_d[i]) - power * np.uint64(old_d[i]) + one)
+            out_a[i], out_b[i], out_c[i], out_d[i] = a, b, c, d
         done = 4 * run
     if done < made:
         state = _first_window(values, done, width)
@@ -94,9 +96,10 @@ def _character_hashes(state, source, end, width, mapping, codes, out):
     if count > 0 and codes[count - 1] == SPACE:  # at the end of a chunk it may turn out to be the last
         usable = count - 1
     spaces = 0
-    for i in range(held, count):
-        codes[i] &= CODE
-        spaces += int(codes[i] == SPACE)
+    new = codes[held:count]
+    for i in range(new.shape[0]):
+        new[i] &= CODE
+        spaces += int(new[i] == SPACE)
     state[SPACES] += spaces
     state[CHARACTERS] += count - held
     if last and usable < count:

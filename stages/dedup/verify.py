@@ -4,16 +4,13 @@
     verify   slice of pairs  -> the pairs at or above the threshold
     extremes clusters        -> of each, the documents to keep (the-stack-dedup's rule)
 
-Of the texts of some thousand pairs every set is made once, as a list of hashes (the pairs come cluster by cluster, so that is nearly
-once for all); the first of a pair goes into a hash table (stamped anew instead of being cleared), the second is looked up in it
-until it is clear that it cannot reach the threshold. A pair whose documents verified pairs connect already is not looked at: the
-clusters are the same.
+The pairs of a slice are compared some thousand at a time (`sets.py`). They come in an order in which documents that have much in
+common are neighbours (`clusters.splice`), so that nearly every set is made once for all of its pairs.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,27 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.data.compiled import compiled, mix
-from stages.dedup.normalization import table
-from stages.dedup.shingles import (
-    DONE,
-    KINDS,
-    ShingleKind,
-    begin,
-    buffers,
-    jaccard,
-    new_state,
-    next_hashes,
-    reread,
-    shingles,
-)
+from stages.data.compiled import compiled
+from stages.dedup.clusters import find, unite
+from stages.dedup.large import large_pairs
+from stages.dedup.sets import MOST_HASHES, joined, small_pairs
+from stages.dedup.shingles import ShingleKind, jaccard, reread, shingles
 from stages.formats.corpus import Shard, read_shard
 from stages.formats.documents import text_buffer
 
-CHUNK_BYTES = 6 << 20
+CHUNK_BYTES = 4 << 20
 """Text of the pairs that are looked at together. Their sets take some eight times that."""
-MOST_HASHES = 1 << 21
-"""Bytes of a text up to which its set is held whole; larger ones are those of `large.py`."""
 
 
 def spill(folder: Path, shard: dict[str, Any], candidates: str) -> Any:
@@ -93,126 +79,19 @@ class Texts:
                     while low < high:
                         done = os.preadv(stream.fileno(), [view[low:high]], offset)
                         low, offset = low + done, offset + done
-        odd = _odd(source)
-        if not len(odd):
+        if not _needs_python(source):
             return source, ends
         pieces = [view[low:high].tobytes() for low, high in pairwise(ends.tolist())]
-        for row in np.unique(np.searchsorted(ends, odd, side="right") - 1).tolist():
-            pieces[row] = reread(self._kind, pieces[row].decode())
-        return joined(pieces)
-
-
-def _odd(source: np.ndarray) -> np.ndarray:
-    """Where U+0130 and U+03A3 are in UTF-8, which need Python's normalization; looked for in pieces, for the sake of memory."""
-    found = []
-    for start in range(0, len(source), CHUNK_BYTES):
-        here, after = source[start : start + CHUNK_BYTES], source[start + 1 : start + CHUNK_BYTES + 1]
-        here = here[: len(after)]
-        found.append(start + np.flatnonzero(((here == 0xC4) & (after == 0xB0)) | ((here == 0xCE) & (after == 0xA3))))
-    return np.concatenate(found) if found else np.empty(0, np.int64)
-
-
-def joined(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as bytes and ends."""
-    return np.frombuffer(b"".join(texts), np.uint8), np.concatenate([[0], np.cumsum([len(t) for t in texts])]).astype(np.int64)
+        return joined([reread(self._kind, piece.decode()) if b"\xc4\xb0" in piece or b"\xce\xa3" in piece else piece for piece in pieces])
 
 
 @compiled
-def find(parent, node):
-    """The root of a node; paths are halved on the way."""
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
-
-
-@compiled
-def unite(parent, firsts, seconds):
-    """Join the trees of every pair; the root of a tree is its lowest member."""
-    for i in range(firsts.shape[0]):
-        one, other = find(parent, firsts[i]), find(parent, seconds[i])
-        if one < other:
-            parent[other] = one
-        else:
-            parent[one] = other
-
-
-@compiled
-def _next_slot(keys, stamps, stamp, mask, value):
-    """Where a value is in the table, or the slot to put it into."""
-    place = np.int64(value) & mask
-    while stamps[place] == stamp and keys[place] != value:
-        place = (place + 1) & mask
-    return place
-
-
-@compiled
-def _slots(most):
-    """Slots less one of a table for so many values: at most half full."""
-    mask = 128
-    while mask < 2 * most:
-        mask *= 2
-    return mask - 1
-
-
-@compiled
-def prepare(kind, width, mapping, source, ends, codes, words, hashes, state, keys, stamps, values, bounds):
-    """The set of each text, one after another in `values`: its mixed hashes, each once. `bounds` says where they begin."""
-    filled = 0
-    for d in range(ends.shape[0] - 1):
-        mask = _slots(max(ends[d + 1] - ends[d], 64))
-        begin(state, ends[d])
-        while state[DONE] == 0:
-            made = next_hashes(kind, width, mapping, source, ends[d + 1], state, codes, words, hashes)
-            for i in range(made):
-                value = mix(hashes[i])
-                place = _next_slot(keys, stamps, d + 1, mask, value)
-                if stamps[place] != d + 1:
-                    stamps[place], keys[place] = d + 1, value
-                    values[filled] = value
-                    filled += 1
-        bounds[d + 1] = filled
-    return filled
-
-
-@compiled
-def _reaches(common, one, other, threshold):
-    """Whether sets of these sizes and so much in common reach the threshold; two empty sets are equal."""
-    return one + other == 0 or common / (one + other - common) >= threshold
-
-
-@compiled
-def compare(values, bounds, firsts, seconds, threshold, keys, stamps, stamp, out):
-    """Which pairs of prepared sets reach the threshold, into `out`. Given up as soon as what is left cannot reach it."""
-    parent = np.arange(bounds.shape[0] - 1)
-    held, mask = -1, 0
-    for i in range(firsts.shape[0]):
-        a, b = firsts[i], seconds[i]
-        one, other = bounds[a + 1] - bounds[a], bounds[b + 1] - bounds[b]
-        out[i] = False
-        if find(parent, a) == find(parent, b) or not _reaches(min(one, other), one, other, threshold):
-            continue
-        if held != a:
-            stamp += 1
-            held, mask = a, _slots(max(one, 64))
-            for k in range(bounds[a], bounds[a + 1]):
-                place = _next_slot(keys, stamps, stamp, mask, values[k])
-                stamps[place], keys[place] = stamp, values[k]
-        common, missed = 0, 0
-        for k in range(bounds[b], bounds[b + 1]):
-            place = np.int64(values[k]) & mask
-            while stamps[place] == stamp and keys[place] != values[k]:
-                place = (place + 1) & mask
-            if stamps[place] == stamp:
-                common += 1
-            else:
-                missed += 1
-                if missed & 15 == 0 and not _reaches(min(one, other - missed), one, other, threshold):
-                    break
-        if common + missed == other and _reaches(common, one, other, threshold):
-            out[i] = True
-            first, second = find(parent, a), find(parent, b)
-            parent[max(first, second)] = min(first, second)
+def _needs_python(source):
+    """Whether U+0130 or U+03A3 is anywhere in the text (`normalization`)."""
+    first, second, found = source[:-1], source[1:], False
+    for i in range(second.shape[0]):
+        found |= ((first[i] == 0xC4) & (second[i] == 0xB0)) | ((first[i] == 0xCE) & (second[i] == 0xA3))
+    return found
 
 
 def similar_pairs(
@@ -223,30 +102,21 @@ def similar_pairs(
     kind: ShingleKind,
     width: int,
     threshold: float,
+    values: np.ndarray | None = None,
     folder: Path | None = None,
 ) -> np.ndarray:
-    """Which pairs of texts (by place, sorted) reach the threshold: [pairs], bool. Pairs that earlier ones of the answer connect
-    are left out. `folder`: for what does not fit into memory."""
+    """Which pairs of texts (by place) reach the threshold: [pairs], bool. Pairs that earlier ones of the answer connect are left
+    out. `values`: see `small_pairs`; `folder`: for what does not fit into memory."""
     lengths = np.diff(ends)
     large = (lengths[firsts] > MOST_HASHES) | (lengths[seconds] > MOST_HASHES)
-    if large.any():
-        out = np.zeros(len(firsts), bool)
-        from stages.dedup.large import large_pairs
-
-        out[large] = large_pairs(source, ends, firsts[large], seconds[large], kind, width, threshold, folder)
-        if not large.all():
-            here, local = np.unique(np.stack([firsts[~large], seconds[~large]]), return_inverse=True)
-            local = local.reshape(2, -1)
-            small = joined([source[ends[d] : ends[d + 1]].tobytes() for d in here])
-            out[~large] = similar_pairs(*small, local[0], local[1], kind, width, threshold)
-        return out
-    longest = int(lengths.max(initial=64))
-    size = int(_slots(longest)) + 1
-    keys, stamps = np.empty(size, np.uint64), np.zeros(size, np.int32)
-    values, bounds = np.empty(int(ends[-1]) + len(ends), np.uint64), np.zeros(len(ends), np.int64)
-    prepare(KINDS[kind], width, table(), source, ends, *buffers(), new_state(), keys, stamps, values, bounds)
+    if not large.any():
+        return small_pairs(source, ends, firsts, seconds, kind, width, threshold, values)
     out = np.zeros(len(firsts), bool)
-    compare(values, bounds, firsts, seconds, threshold, keys, stamps, len(ends), out)
+    out[large] = large_pairs(source, ends, firsts[large], seconds[large], kind, width, threshold, folder)
+    if not large.all():
+        here, local = np.unique(np.stack([firsts[~large], seconds[~large]]), return_inverse=True)
+        small, (one, other) = joined([source[ends[d] : ends[d + 1]].tobytes() for d in here]), local.reshape(2, -1)
+        out[~large] = small_pairs(*small, one, other, kind, width, threshold, values)
     return out
 
 
@@ -268,31 +138,41 @@ def verify(
     ranks, places = np.unique(np.stack([every >> np.uint64(32), every & np.uint64(0xFFFFFFFF)]), return_inverse=True)
     documents = np.load(order, mmap_mode="r")[ranks]
     located, places = texts.locate(documents), places.reshape(2, -1)
-    every = documents[places[0]].astype(np.uint64) << np.uint64(32) | documents[places[1]]
-    found = [np.empty(0, np.uint64)]
-    for start, end in _chunks(places, located[:, 2]):
-        here, local = np.unique(places[:, start:end], return_inverse=True)
-        local = local.reshape(2, -1)
-        found.append(every[start:end][similar_pairs(*texts.read(located[here]), local[0], local[1], kind, width, threshold, folder)])
+    parent, members = np.arange(len(ranks)), np.empty(len(ranks), np.int64)
+    local, chosen = np.full((2, len(ranks)), -1), np.empty((2, len(every)), np.int64)
+    values = np.empty(max(CHUNK_BYTES, 2 * MOST_HASHES) * 9 // 8, np.uint64)
+    found, start = [np.empty(0, np.uint64)], 0
+    while start < len(every):
+        size, made, start = next_pairs(places, located[:, 2], start, CHUNK_BYTES, parent, local, members, chosen)
+        here, (firsts, seconds) = members[:size], chosen[:, :made]
+        reached = similar_pairs(*texts.read(located[here]), firsts, seconds, kind, width, threshold, values, folder)
+        one, other = here[firsts[reached]], here[seconds[reached]]
+        unite(parent, one, other)
+        found.append(documents[one].astype(np.uint64) << np.uint64(32) | documents[other])
     edges = np.concatenate(found)
     edges.tofile(folder / "edges")
     return {"pairs": len(every), "edges": len(edges)}
 
 
-def _chunks(places: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Consecutive pairs whose texts come to `CHUNK_BYTES` (and no text of which is large), or one pair."""
-    chunk_of = np.full(len(lengths), -1, np.int64)
-    sizes, start, held, number = lengths.tolist(), 0, 0, 0
-    for i, (a, b) in enumerate(places.T.tolist()):
-        size = (sizes[a] if chunk_of[a] != number else 0) + (sizes[b] if chunk_of[b] != number else 0)
-        if i > start and held + size > CHUNK_BYTES:
-            yield start, i
-            start, held, number = i, 0, number + 1
-            size = sizes[a] + sizes[b]
-        chunk_of[a] = chunk_of[b] = number
-        held += size
-    if start < places.shape[1]:
-        yield start, places.shape[1]
+@compiled
+def next_pairs(places, lengths, start, most, parent, local, members, chosen):
+    """From `start` on the next pairs that are not connected yet, of texts that come to `most` bytes (or one pair): how many
+    documents, how many pairs, and where the next begin. `members` gets the documents, `chosen` the pairs as places among them."""
+    size = made = held = 0
+    for i in range(start, places.shape[1]):
+        a, b = places[0, i], places[1, i]
+        if find(parent, a) == find(parent, b):
+            continue
+        more = (lengths[a] if local[0, a] != start else 0) + (lengths[b] if local[0, b] != start else 0)
+        if made and held + more > most:
+            return size, made, i
+        for d in (a, b):
+            if local[0, d] != start:
+                local[0, d], local[1, d], members[size] = start, size, d
+                size += 1
+        chosen[0, made], chosen[1, made] = local[1, a], local[1, b]
+        made, held = made + 1, held + more
+    return size, made, places.shape[1]
 
 
 def extremes(

@@ -30,16 +30,18 @@ from stages.data.workers import Pool
 from stages.dedup import bloom
 from stages.dedup import words as uax29
 from stages.dedup.bloom import BloomFilter, contains, insert
+from stages.dedup.clusters import clusters, unite
 from stages.dedup.funnel import Funnel
 from stages.dedup.large import large_pairs
 from stages.dedup.lsh import ALL_PAIRS, bucket_pairs
 from stages.dedup.minhash import Signer, band_keys, fold, lower_minima, permutations
 from stages.dedup.normalization import WORD, character_count, normalize, table
-from stages.dedup.run import clusters, run
+from stages.dedup.run import run
+from stages.dedup.sets import joined
 from stages.dedup.shingles import CHUNK, jaccard, shingles
 from stages.dedup.spec import RECIPES, DedupConfig
 from stages.dedup.substrings import JOINT, repetitions
-from stages.dedup.verify import joined, similar_pairs, unite
+from stages.dedup.verify import similar_pairs
 from stages.formats.documents import read_documents, write_documents
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -395,7 +397,7 @@ def test_exact_duplicates_go_in_every_recipe(tmp_path: Path) -> None:
 @settings(max_examples=40)
 @given(st.lists(st.tuples(NEAR | TEXT, NEAR | TEXT), min_size=1, max_size=5), st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.sampled_from(["characters", "words", "token set"]))
 def test_verified_pairs_are_those_of_exact_jaccard(pairs: list[tuple[str, str]], threshold: float, kind: Any) -> None:
-    """The stamped hash tables against sorted sets; both texts normalized, as they come to it."""
+    """The hash tables against sorted sets; both texts normalized, as they come to it."""
     texts = [normalize(text) for pair in pairs for text in pair]
     firsts, seconds = np.arange(0, len(texts), 2), np.arange(1, len(texts), 2)
     found, plain = (f(*joined([t.encode() for t in texts]), firsts, seconds, kind, 5, threshold) for f in (similar_pairs, large_pairs))
