@@ -34,6 +34,7 @@ ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="values of t
 SelectOption = Annotated[str, typer.Option("--select", "-s", help="'full', or nodes and stages: 'x', 'x+' (and what follows), '+x' (and what it needs), separated by commas")]
 SetOption = Annotated[list[str], typer.Option("--set", help="override: node.field=value (repeat as needed)")]
 ForceOption = Annotated[bool, typer.Option("--force", help="run the selected nodes even if the ledger has their results")]
+LauncherOption = Annotated[str | None, typer.Option(help="who runs the stages, instead of the profile's choice")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 NodeArgument = Annotated[str, typer.Argument(help="name of a node")]
 
@@ -66,6 +67,10 @@ def _node(name: str) -> Any:
         PIPELINE.select(name if name != "full" else "")  # raises with the nearest name
         raise ConfigError(f"'{name}' is a stage, not a node: choose one of {', '.join(n.name for n in PIPELINE if n.stage == name)}")
     return PIPELINE[name]
+
+
+def _overrides(set_: list[str], launcher: str | None) -> list[str]:
+    return [*set_, *([f"launcher={launcher}"] if launcher else [])]
 
 
 def _plans(profile: str, select: str, overrides: list[str], force: bool = False) -> tuple[list[Any], Any]:
@@ -139,14 +144,19 @@ def _show_status(rows: list[Any], json_: bool) -> None:
 
 @app.command()
 def plan(
-    profile: ProfileOption = "tiny", select: SelectOption = "full", set_: SetOption = [], force: ForceOption = False, json_: JsonOption = False  # noqa: B006
+    profile: ProfileOption = "tiny",
+    select: SelectOption = "full",
+    set_: SetOption = [],  # noqa: B006
+    force: ForceOption = False,
+    launcher: LauncherOption = None,
+    json_: JsonOption = False,
 ) -> None:
     """Show what a run would do with each node, what it would cost, and why."""
     from flows import cost
     from flows.console import plan_table
 
     with _ledger() as ledger:
-        plans, values = _plans(profile, select, set_, force)
+        plans, values = _plans(profile, select, _overrides(set_, launcher), force)
         estimates = cost.estimate(plans, values, ledger)
     if json_:
         _print_json({"profile": values.name, "nodes": [p.row() | {"estimate": estimates[p.node.name].row()} for p in plans], "total": cost.total(estimates)})
@@ -182,13 +192,13 @@ def run(
     select: SelectOption = "full",
     set_: SetOption = [],  # noqa: B006
     force: ForceOption = False,
-    launcher: Annotated[str | None, typer.Option(help="who runs the stages, instead of the profile's choice")] = None,
+    launcher: LauncherOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Run the DAG, or a part of it, as a Prefect flow in this terminal. Starts the services that are not up."""
     from stages.core.graph import Pipeline
 
-    overrides = [*set_, *([f"launcher={launcher}"] if launcher else [])]
+    overrides = _overrides(set_, launcher)
     pipeline, values = _load(profile, overrides)
     assert isinstance(pipeline, Pipeline)
     chosen = pipeline.select(select)

@@ -21,6 +21,10 @@ from stages.core.graph import Node, Pipeline
 FOLDER = Path(__file__).resolve().parents[1] / "infra" / "profiles"
 
 
+LauncherName = Literal["process", "docker", "slurm", "kubernetes"]
+"""Those of flows/launch."""
+
+
 class ProfileFile(BaseModel):
     """The top level of a profile's TOML file."""
 
@@ -28,7 +32,7 @@ class ProfileFile(BaseModel):
 
     description: str = ""
     extends: str | None = None
-    launcher: str = Field(default="process", description="who runs the stages")
+    launcher: LauncherName = Field(default="process", description="who runs the stages")
     parallel: int = Field(default=2, ge=1, description="nodes that run at the same time")
     retries: int = Field(default=2, ge=0, description="attempts after an out-of-memory or a preemption")
     on_drift: Literal["rerun", "warn", "fail"] = Field(
@@ -38,7 +42,7 @@ class ProfileFile(BaseModel):
     stage: dict[str, dict[str, Any]] = Field(default_factory=dict)
     node: dict[str, dict[str, Any]] = Field(default_factory=dict)
     resources: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    launchers: dict[str, str] = Field(default_factory=dict, description="{node or stage: who runs it, instead of `launcher`}")
+    launchers: dict[str, LauncherName] = Field(default_factory=dict, description="{node or stage: who runs it, instead of `launcher`}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _config(node: Node, settings: ProfileFile, origin: Mapping[str, str]) -> Sta
         return node.config_type.model_validate(values)
     except ValidationError as error:
         file = _origin(origin, f"node.{node.name}.{_location(error)}", f"stage.{node.stage}.{_location(error)}")
-        raise ConfigError(f"{file}: {node.name}.{_explain(error, node.config_type)}") from error
+        raise ConfigError(f"{file}: {_explain(error, node.config_type, node.name)}") from error
 
 
 def _resources(node: Node, config: StageConfig, settings: ProfileFile, origin: Mapping[str, str]) -> Resources:
@@ -191,7 +195,7 @@ def _resources(node: Node, config: StageConfig, settings: ProfileFile, origin: M
         return Resources.model_validate(merge(node.resources(config).model_dump(), values))
     except ValidationError as error:
         file = _origin(origin, *(f"resources.{name}.{_location(error)}" for name in (node.name, node.stage)))
-        raise ConfigError(f"{file}: resources.{node.name}.{_explain(error, Resources)}") from error
+        raise ConfigError(f"{file}: {_explain(error, Resources, 'resources', node.name)}") from error
 
 
 def _check_arrays(node: Node, config: StageConfig, launcher: str, origin: Mapping[str, str]) -> None:
@@ -206,10 +210,10 @@ def _check_arrays(node: Node, config: StageConfig, launcher: str, origin: Mappin
         raise ConfigError(f"{file}: {key} needs {node.name}.work, the absolute path of a folder that login and compute nodes share; it is {work!r}")
 
 
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first mistake of a validation as `key = value: what is wrong`."""
+def _explain(error: ValidationError, model: type[BaseModel], *table: str) -> str:
+    """The first mistake of a validation as `key = value: what is wrong`; of several keys that do not go together, the table's name."""
     first = error.errors()[0]
-    key = _location(error) or "value"
+    key = ".".join(filter(None, (*table, _location(error)))) or "the profile"
     if first["type"] == "missing":
         return f"{key}: required, and not set"
     if first["type"] == "extra_forbidden":
@@ -217,7 +221,9 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         close = difflib.get_close_matches(str(first["loc"][-1]), list(valid), n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(valid)}"
         return f"{key}: no such setting; {hint}"
-    return f"{key} = {first.get('input')!r}: {first['msg'].removeprefix('Value error, ')}"
+    several = first["type"] == "value_error" and isinstance(first.get("input"), Mapping)  # keys that do not go together: not the whole table
+    value = "" if several else f" = {first.get('input')!r}"
+    return f"{key}{value}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _table(model: type[BaseModel], location: Iterable[int | str]) -> type[BaseModel]:

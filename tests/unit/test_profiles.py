@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows import profiles
+from flows import launch, profiles
 from flows.profiles import Profile, merge
 from stages.core.contracts import ConfigError
 from stages.pipeline import PIPELINE
@@ -267,6 +267,24 @@ def test_who_runs_a_node_is_the_nodes_own_launcher_then_its_stages_then_the_prof
 
 
 # --- the profiles of this repository ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("launcher=slurn", r"^--set: launcher = 'slurn': Input should be 'process', 'docker', 'slurm' or 'kubernetes'$"),
+        ("launchers.pretrain_1=dock", r"^--set: launchers\.pretrain_1 = 'dock': Input should be"),
+        ("pretrain_1.shape.kv_heads=3", r"^--set: pretrain_1\.shape: 4 query heads cannot share 3 key-value heads evenly$"),
+        ("pretrain_1.warmup_steps=10000000", r"^tiny\.toml: pretrain_1: warmup_steps = 10000000, but the budget is \d+ steps in all$"),
+    ],
+)
+def test_values_that_do_not_go_together_are_one_short_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        profiles.load("tiny", PIPELINE, [override])
+
+
+def test_a_profile_names_the_launchers_that_there_are() -> None:
+    assert get_args(profiles.LauncherName) == tuple(launch._LAUNCHERS)
 
 
 @pytest.mark.parametrize(("name", "cards"), [("small", 1), ("7b", 8)])
