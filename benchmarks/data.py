@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data_corpus import build, fetch
+from benchmarks.memory import peak_kib
 from stages.core.artifacts import Documents, Tokenizer
 from stages.core.testing import LocalContext, local_artifact
 from stages.dedup import lsh
@@ -215,9 +216,7 @@ def dedup_run(corpus: Path, root: Path, recipe: str = "slimpajama") -> dict[str,
     started = time.process_time()
     run(ctx)
     cpu = time.process_time() - started
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak = int(status["VmHWM"].split()[0]) / 1024  # getrusage's value begins with that of the parent
-    return {"cpu": cpu, "steps": steps, "peak": peak, "documents": ctx.stats["funnel"]["in"]["documents"], "bytes": ctx.stats["funnel"]["in"]["bytes"], "candidates": ctx.stats["candidate_pairs"], "verified": ctx.stats["verified_pairs"]}
+    return {"cpu": cpu, "steps": steps, "peak": peak_kib() / 1024, "documents": ctx.stats["funnel"]["in"]["documents"], "bytes": ctx.stats["funnel"]["in"]["bytes"], "candidates": ctx.stats["candidate_pairs"], "verified": ctx.stats["verified_pairs"]}
 
 
 class Truth:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.memory import peak_kib
 from stages.core.artifacts import ArtifactManifest
 from stages.core.contracts import LocalArtifact, StageError
 from stages.core.testing import LocalContext
@@ -196,8 +197,7 @@ def measured(stage: str, folder: Path, settings: dict[str, Any]) -> dict[str, An
     except StageError as error:
         row["error"] = f"{type(error).__name__}: {error}"
     row["seconds"] = round(time.process_time() - started, 1)
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    row["peak"] = round(int(status["VmHWM"].split()[0]) * 1024 / 1e6)
+    row["peak"] = round(peak_kib() * 1024 / 1e6)
     return row
 
 

@@ -87,15 +87,19 @@ def ours(shape: ModelShape, vocabulary: int, device: torch.device, compiled: boo
     return model, loss_of
 
 
-def theirs(shape: ModelShape, vocabulary: int, device: torch.device, attention: str) -> tuple[torch.nn.Module, Loss]:
-    """transformers' model of the same configuration, and its loss."""
+def theirs(shape: ModelShape, vocabulary: int, device: torch.device, attention: str, compiled: bool = False) -> tuple[torch.nn.Module, Loss]:
+    """transformers' model of the same configuration, and its loss; compiled: under torch.compile as a whole."""
     from transformers import MistralConfig, MistralForCausalLM
 
     kept: dict[str, Any] = {k: v for k, v in config_json(shape, vocabulary, 0.0, "float32").items() if k not in ("architectures", "model_type")}
     config: Any = MistralConfig(**kept | {"use_cache": False, "attn_implementation": attention})
     with device:
         model: Any = MistralForCausalLM(config)
-    return model, lambda ids: model(input_ids=ids, labels=ids).loss
+
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=ids, labels=ids).loss
+
+    return model, torch.compile(loss_of) if compiled else loss_of
 
 
 def contenders() -> dict[str, Callable[[ModelShape, int, torch.device], tuple[torch.nn.Module, Loss]]]:
@@ -106,7 +110,7 @@ def contenders() -> dict[str, Callable[[ModelShape, int, torch.device], tuple[to
         "this project, torch.compile of blocks": partial(ours, compiled=True),
         "transformers, sdpa": partial(theirs, attention="sdpa"),
         **flash,
-        "transformers, sdpa, torch.compile": partial(theirs, attention="sdpa"),
+        "transformers, sdpa, torch.compile": partial(theirs, attention="sdpa", compiled=True),
     }
 
 
@@ -116,7 +120,6 @@ def measure(name: str, shape: ModelShape, context: int, options: argparse.Namesp
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     model, loss_of = contenders()[name](shape, options.vocabulary, device)
-    step_loss = torch.compile(loss_of) if name.startswith("transformers") and "compile" in name else loss_of
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     model.train()
@@ -125,7 +128,7 @@ def measure(name: str, shape: ModelShape, context: int, options: argparse.Namesp
         ids = torch.randint(3, options.vocabulary, (options.batch, context), device=device)
         started = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = step_loss(ids)
+            loss = loss_of(ids)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -6,17 +6,36 @@ import contextlib
 import json
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from stages.core.contracts import Resources, Secrets, StageRequest
+from pydantic import BaseModel, ValidationError
+
+from stages.core.contracts import ConfigError, Resources, Secrets, StageRequest
 
 _ENGINE = re.compile(r"MOXIN_[A-Z_]+_PYTHON")
 _FILES = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
 _TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """Variables that name files of this machine, which a container has not: their text goes along."""
+
+SiteType = TypeVar("SiteType", bound=BaseModel)
+
+
+def load_site(model: type[SiteType], variable: str, default: Path, whose: str) -> SiteType:
+    """Settings of the place where stages run: the file that a variable names, or the default. Raises ConfigError naming file and key."""
+    path = Path(os.environ.get(variable) or default)
+    try:
+        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no file {path}: {variable} must name the {whose}'s settings") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path.name}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r}: {first['msg']}") from error
 
 
 @dataclass(frozen=True)

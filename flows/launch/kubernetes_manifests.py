@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tomllib
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows import environments
-from flows.launch.base import Job, public_environment, torchrun
+from flows.launch.base import Job, load_site, public_environment, torchrun
 from flows.settings import ROOT
 from stages.core.contracts import ConfigError, Secrets
 
@@ -38,16 +35,7 @@ class Site(BaseModel):
     @classmethod
     def load(cls) -> Site:
         """Read the site's file. Raises ConfigError naming file and key."""
-        path = Path(os.environ.get("MOXIN_K8S_SITE") or ROOT / "infra" / "k8s" / "site.toml")
-        try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise ConfigError(f"no file {path}: MOXIN_K8S_SITE must name the cluster's settings") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"{path.name}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r}: {first['msg']}") from error
+        return load_site(cls, "MOXIN_K8S_SITE", ROOT / "infra" / "k8s" / "site.toml", "cluster")
 
 
 def name_of(job: Job) -> str:

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows import environments
-from flows.launch.base import Job, engine_pythons, public_environment, torchrun
+from flows.launch.base import Job, engine_pythons, load_site, public_environment, torchrun
 from flows.settings import ROOT
-from stages.core.contracts import ConfigError
 
 FOLDER = ROOT / "infra" / "slurm"
 
@@ -40,16 +37,7 @@ class Site(BaseModel):
     @classmethod
     def load(cls) -> Site:
         """Read the site's file. Raises ConfigError naming file and key."""
-        path = Path(os.environ.get("MOXIN_SLURM_SITE") or FOLDER / "site.toml")
-        try:
-            return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise ConfigError(f"no file {path}: MOXIN_SLURM_SITE must name the site's settings") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"{path.name}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r}: {first['msg']}") from error
+        return load_site(cls, "MOXIN_SLURM_SITE", FOLDER / "site.toml", "site")
 
 
 def wants_arrays(job: Job) -> bool:

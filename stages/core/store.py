@@ -89,9 +89,10 @@ class Store:
             answer = error if isinstance(error, ClientError) else error.__context__  # an upload's error wraps the answer
             if isinstance(answer, ClientError):
                 raise self._answered(key, answer) from error
-            raise InfraError(f"the object store at {self._where()} cannot be reached ({type(error).__name__}): is it up? try 'moxin up'") from error
+            raise InfraError(f"the object store at {self._server} cannot be reached ({type(error).__name__}): is it up? try 'moxin up'") from error
 
-    def _where(self) -> str:
+    @property
+    def _server(self) -> str:
         return self.address.endpoint or f"AWS S3 in {self.address.region}"
 
     def _answered(self, key: str, error: ClientError) -> Exception:
@@ -102,7 +103,7 @@ class Store:
             return Conflict(self.where(key))
         if status == 403:
             hint = "check the credentials, and with 'moxin status' that the store there is yours"
-            return ConfigError(f"the object store at {self._where()} refuses access to {self.where(key)} ({code}): {hint}")
+            return ConfigError(f"the object store at {self._server} refuses access to {self.where(key)} ({code}): {hint}")
         return InfraError(f"the object store failed on {self.where(key)}: {code} (HTTP {status})")
 
     # --- small objects ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from stages.data.compiled import compiled
-from stages.dedup.clusters import find, unite
+from stages.dedup.clusters import find, unite_two
 from stages.dedup.lsh import group
 from stages.dedup.normalization import table
 from stages.dedup.sets import MOST_HASHES, next_values, reaches, slot, slots_of
@@ -95,7 +95,7 @@ def large_pairs(
             one, other = (_scatter(Path(place) / str(n), kind, width, source, int(ends[d]), int(ends[d + 1]), ranges) for n, d in enumerate(pair))
             if reaches(*_large_similarity(one, other, slots, others), threshold):
                 out[i] = True
-                unite(parent, np.array(pair[:1]), np.array(pair[1:]))
+                unite_two(parent, *pair)
     return out
 
 

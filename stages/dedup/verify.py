@@ -81,8 +81,8 @@ class Texts:
                         low, offset = low + done, offset + done
         if not _needs_python(source):
             return source, ends
-        pieces = [view[low:high].tobytes() for low, high in pairwise(ends.tolist())]
-        return joined([reread(self._kind, piece.decode()) if b"\xc4\xb0" in piece or b"\xce\xa3" in piece else piece for piece in pieces])
+        pieces = (source[low:high] for low, high in pairwise(ends.tolist()))
+        return joined([reread(self._kind, piece.tobytes().decode()) if _needs_python(piece) else piece.tobytes() for piece in pieces])
 
 
 @compiled

@@ -21,15 +21,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, pathlib, sys
+from benchmarks.memory import peak_kib
 from tests.unit import test_data_at_scale as cases
 result = getattr(cases, "case_" + sys.argv[1])(pathlib.Path(sys.argv[2]))
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-print(json.dumps({**result, "peak": int(status["VmHWM"].split()[0]) >> 10}))
+print(json.dumps({**result, "peak": peak_kib() >> 10}))
 """
 
 
 def measured(case: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, Any]:
-    """What a case returns when run by itself, with `peak`, MiB (VmHWM: getrusage's value begins with that of the parent)."""
+    """What a case returns when run by itself, with `peak`, MiB."""
     command = [sys.executable, "-c", SCRIPT, case.__name__.removeprefix("case_"), str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
