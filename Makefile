@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-LOCK := containers/embedded/requirements.lock
+LOCKS := $(wildcard containers/embedded/*.lock) containers/cuda.lock
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-upstream check setup lock benchmark clean
+.PHONY: help demo test test-fast test-upstream check docs setup lock benchmark clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -15,37 +15,44 @@ demo: $(READY)  ## run the whole DAG at profile tiny here, and write the report
 	@$(BIN)/moxin report --profile tiny
 	@echo "watch it in the Prefect UI: $(BIN)/moxin status --password; stop the services: $(BIN)/moxin down"
 
-test: $(READY)  ## run the tests
+test: $(READY)  ## run all tests but upstream's
 	$(BIN)/pytest
 
-test-upstream: $(READY)  ## train with verl and AReaL themselves: two environments of gigabytes, some ten minutes each
+test-fast: $(READY)  ## run the unit and contract tests: no services, no training, no network
+	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/contract
+
+# open-instruct is on no package registry: without MOXIN_TEST_OPEN_INSTRUCT_SOURCE (a clone of it) its tests are skipped, and say how to get it
+test-upstream: $(READY)  ## train with verl, AReaL and open-instruct themselves: three environments, some ten minutes each
 	$(BIN)/pytest -m upstream
 
 check: $(READY)  ## lint, types, layering, derived files
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/moxin check
+
+docs: $(READY)  ## build the documentation as a site: site/index.html, to be read without a server
+	$(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
 
 setup: $(READY)  ## make the environment only
 
 benchmark: $(READY)  ## measure the cost of orchestration on this machine
 	$(BIN)/python -m benchmarks.orchestration
 
-$(READY): $(LOCK) pyproject.toml
-	@$(PYTHON) -c 'import sys, venv, ensurepip; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: set PYTHON=")'
+$(READY): $(LOCKS) containers/embedded/install.py pyproject.toml
+	@$(PYTHON) -c 'import sys, venv, ensurepip; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: set PYTHON=")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing the locked requirements into $(VENV) (about 3 minutes) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r $(LOCK)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python containers/embedded/install.py
 	@touch $@
 
-lock:  ## resolve requirements.in anew into the lock
-	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet -r containers/embedded/requirements.in
-	(echo "# pip freeze of requirements.in on Python 3.11, Linux x86-64. torch has no local version: see README.md"; \
-	  $(VENV)-lock/bin/python -m pip freeze --all | grep -v '^pip==' | sed 's/+cpu//') > $(LOCK)
-	rm -rf $(VENV)-lock
+# Not $(READY): after a change of dependencies `setup` with the old locks ends in an error, until this has made new ones.
+$(BIN)/uv:
+	@$(MAKE) --no-print-directory setup || test -x $@
+
+lock: $(BIN)/uv  ## make the locks anew from pyproject.toml; UPGRADE="name ..." or all takes newer versions
+	$(BIN)/python containers/lock.py $(UPGRADE)
 
 clean:  ## stop the services, remove the environment and everything that was made
 	@test ! -x $(BIN)/moxin || $(BIN)/moxin down

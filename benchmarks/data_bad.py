@@ -2,9 +2,10 @@
 
     python -m benchmarks.data_bad --folder FOLDER [--only junk,bomb] [--scale 0.01] [--recipes slimpajama,dclm]
 
-Makes each input (nothing is downloaded), sends it through `ingest` and then through `dedup` by each recipe, every run in a process of
-its own, and prints one Markdown table: seconds of processor of the stage, peak memory of its process (VmHWM), and what was counted.
-At scale 1 it takes about a quarter of an hour of one core and 12 GB of disk; inputs and outputs are removed as it goes.
+Makes each input (nothing is downloaded), sends it through `ingest` and then through `dedup` by each recipe, every run
+in a process of its own, and prints one Markdown table: seconds of processor of the stage, peak memory of its process
+(VmHWM), and what was counted. At scale 1 it takes about a quarter of an hour of one core and 12 GB of disk; inputs and
+outputs are removed as it goes.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ import numpy as np
 
 from benchmarks.memory import peak_kib
 from stages.core.artifacts import ArtifactManifest
-from stages.core.contracts import LocalArtifact, StageError
+from stages.core.context import LocalArtifact
+from stages.core.errors import StageError
 from stages.core.testing import LocalContext
 
 MEGABYTE = 1 << 20
-GOOD = "What comes after the bad is read: a text that is long enough for every filter, in words that nobody else uses here. " * 3
+GOOD = (
+    "What comes after the bad is read: a text that is long enough for every filter, in words that nobody else uses"
+    " here. " * 3
+)
 """One good document stands beside what is no document at all, so that dedup has something to do."""
 
 
@@ -74,7 +79,10 @@ def make_bomb(folder: Path, scale: float) -> dict[str, Any]:
 
 def head(declared: int | str) -> bytes:
     """The header of a WARC response that claims a length."""
-    fields = "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a/\r\nContent-Type: application/http; msgtype=response\r\n"
+    fields = (
+        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a/\r\nContent-Type: application/http;"
+        " msgtype=response\r\n"
+    )
     return f"{fields}Content-Length: {declared}\r\n\r\n".encode()
 
 
@@ -82,7 +90,8 @@ def html(number: int) -> bytes:
     """A page with its HTTP header."""
     chance = random.Random(number)
     words = " ".join(f"word{chance.randrange(50_000)}" for _ in range(120))
-    return f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html><body><p>Page {number}. {words}.</p></body></html>".encode()
+    page = f"<html><body><p>Page {number}. {words}.</p></body></html>"
+    return f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n{page}".encode()
 
 
 def make_lies(folder: Path, scale: float) -> dict[str, Any]:
@@ -158,9 +167,9 @@ def artifact(folder: Path, type: str) -> LocalArtifact:
 
 def ingest(folder: Path, settings: dict[str, Any]) -> LocalContext[Any]:
     """Run `ingest` on the files of FOLDER/raw."""
-    from stages.formats.sources import RawFile, write_listing
     from stages.ingest.run import run
     from stages.ingest.spec import IngestConfig
+    from stages.lib.formats.sources import RawFile, write_listing
 
     files = [
         RawFile(uri=path.as_uri(), format=path.name.split(".")[1], source="s")  # type: ignore[arg-type]
@@ -169,7 +178,11 @@ def ingest(folder: Path, settings: dict[str, Any]) -> LocalContext[Any]:
     (folder / "listing").mkdir(exist_ok=True)
     write_listing(folder / "listing", files)
     known = {name: value for name, value in settings.items() if name in IngestConfig.model_fields}
-    ctx = LocalContext(folder / "ingest", IngestConfig(max_bad_fraction=1.0, **known), {"raw": [artifact(folder / "listing", "RawFiles")]})
+    ctx = LocalContext(
+        folder / "ingest",
+        IngestConfig(max_bad_fraction=1.0, **known),
+        {"raw": [artifact(folder / "listing", "RawFiles")]},
+    )
     run(ctx)
     return ctx
 
@@ -192,7 +205,11 @@ def measured(stage: str, folder: Path, settings: dict[str, Any]) -> dict[str, An
     row: dict[str, Any] = {}
     try:
         ctx = ingest(folder, settings) if stage == "ingest" else dedup(folder, stage, settings)
-        names = ("documents", "text_bytes", "skipped") if stage == "ingest" else ("funnel", "cluster_sizes", "candidate_pairs", "verified_pairs")
+        names = (
+            ("documents", "text_bytes", "skipped")
+            if stage == "ingest"
+            else ("funnel", "cluster_sizes", "candidate_pairs", "verified_pairs")
+        )
         row |= {name: ctx.stats[name] for name in names if name in ctx.stats}
     except StageError as error:
         row["error"] = f"{type(error).__name__}: {error}"
@@ -220,16 +237,34 @@ def run_case(name: str, folder: Path, scale: float, recipes: list[str]) -> None:
     size = sum({path.stat().st_ino: path.stat().st_size for path in (folder / "raw").iterdir()}.values())
     documents = ""
     for stage in ("ingest", *recipes):
-        command = [sys.executable, "-m", "benchmarks.data_bad", "--folder", str(folder), "--stage", stage, "--settings", json.dumps(settings)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.data_bad",
+            "--folder",
+            str(folder),
+            "--stage",
+            stage,
+            "--settings",
+            json.dumps(settings),
+        ]
         started = time.monotonic()
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        row = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"error": done.stderr[-1500:], "seconds": "", "peak": ""}
+        row = (
+            json.loads(done.stdout.splitlines()[-1])
+            if done.returncode == 0
+            else {"error": done.stderr[-1500:], "seconds": "", "peak": ""}
+        )
         print(f"{name} {stage}: {json.dumps(row)} wall {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         if stage == "ingest":
             documents = f"{row.get('documents', 0):,}"
             shutil.rmtree(folder / "raw")
         amount = f"{size / 1e6:,.0f} MB" if stage == "ingest" else ""
-        print(f"| {name if stage == 'ingest' else ''} | {amount} | {documents} | {stage} | {row['seconds']} | {row['peak']} | {counted(row)} |", flush=True)
+        print(
+            f"| {name if stage == 'ingest' else ''} | {amount} | {documents} | {stage} | {row['seconds']} |"
+            f" {row['peak']} | {counted(row)} |",
+            flush=True,
+        )
         shutil.rmtree(folder / "dedup", ignore_errors=True)
         if "error" in row and stage == "ingest":
             break
@@ -248,7 +283,11 @@ def main() -> None:
     if given.stage:
         print(json.dumps(measured(given.stage, given.folder, json.loads(given.settings))))
         return
-    print("| input | size | documents | stage | CPU s | peak MB | counted |\n| --- | ---: | ---: | --- | ---: | ---: | --- |", flush=True)
+    print(
+        "| input | size | documents | stage | CPU s | peak MB | counted |\n| --- | ---: | ---: | --- | ---: | ---: |"
+        " --- |",
+        flush=True,
+    )
     for name in given.only.split(","):
         run_case(name, given.folder / name, given.scale, [name for name in given.recipes.split(",") if name])
 

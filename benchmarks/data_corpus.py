@@ -1,8 +1,10 @@
-"""A corpus of real text for `benchmarks.data`: Debian's documentation and kernel source, with near-duplicates of known similarity.
+"""A corpus of real text for `benchmarks.data`: Debian's documentation and kernel source, with near-duplicates of known
+similarity.
 
-Documents are runs of lines of one file, log-normal in length (mean about 2.2 kB). A seventh are copies of others with one stretch
-replaced by text that occurs nowhere else, so long that the Jaccard similarity of the character 13-grams comes near a target.
-More documents than there is text for are the same documents with letters exchanged: other shingles, same statistics.
+Documents are runs of lines of one file, log-normal in length (mean about 2.2 kB). A seventh are copies of others with
+one stretch replaced by text that occurs nowhere else, so long that the Jaccard similarity of the character 13-grams
+comes near a target. More documents than there is text for are the same documents with letters exchanged: other
+shingles, same statistics.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.formats.documents import DocumentWriter
+from stages.lib.formats.documents import DocumentWriter
 
 PACKAGES = (
     "python3.11-doc", "postgresql-doc-15", "git-doc", "perl-doc", "sqlite3-doc", "python-django-doc", "debian-handbook",
@@ -56,7 +58,11 @@ def texts(tree: Path) -> Iterator[str]:
     for archive in sorted(tree.rglob("linux-source-*.tar.xz")):
         with tarfile.open(archive, "r|xz") as stream:
             for member in stream:
-                if member.isfile() and member.name.endswith((".c", ".h", ".rst", ".S")) and (file := stream.extractfile(member)):
+                if (
+                    member.isfile()
+                    and member.name.endswith((".c", ".h", ".rst", ".S"))
+                    and (file := stream.extractfile(member))
+                ):
                     yield file.read().decode("utf-8", "replace")
 
 

@@ -1,9 +1,10 @@
-"""One peer's near-duplicate detection on a corpus, for `benchmarks.data`. Runs in an environment of its own: data-peers.txt.
+"""One peer's near-duplicate detection on a corpus, for `benchmarks.data`. Runs in an environment of its own:
+data-peers.txt.
 
     python benchmarks/data_peers.py NAME FOLDER DOCUMENTS
 
-Every peer gets the same shingles (character 13-grams of SlimPajama's normalization, made by Python, which none of them can do
-without) and 128 permutations; LSH as it has it at 0.8. Prints {"cpu", "signing", "pairs"} as JSON.
+Every peer gets the same shingles (character 13-grams of SlimPajama's normalization, made by Python, which none of them
+can do without) and 128 permutations; LSH as it has it at 0.8. Prints {"cpu", "signing", "pairs"} as JSON.
 """
 
 # pyright: reportMissingImports=false
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import string
 import sys
 import time
@@ -73,7 +75,14 @@ def gaoya(texts: list[str]) -> tuple[float, list[tuple[int, int]]]:
     from gaoya.minhash import MinHashStringIndex
 
     index = MinHashStringIndex(
-        hash_size=32, jaccard_threshold=0.8, num_bands=18, band_size=7, num_hashes=126, analyzer="char", ngram_range=(13, 13), lowercase=True
+        hash_size=32,
+        jaccard_threshold=0.8,
+        num_bands=18,
+        band_size=7,
+        num_hashes=126,
+        analyzer="char",
+        ngram_range=(13, 13),
+        lowercase=True,
     )
     clean = [" ".join(t.lower().translate(TABLE).split()) for t in texts]
     started = time.process_time()
@@ -88,7 +97,9 @@ def datatrove(texts: list[str]) -> tuple[float, list[tuple[int, int]]]:
     """Its signature step alone: word 13-grams, 9 x 13 bands, English tokenizer, as in its SlimPajama example."""
     from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
 
-    step = MinhashDedupSignature(output_folder="/tmp", config=MinhashConfig(n_grams=13, num_buckets=9, hashes_per_bucket=13))
+    step = MinhashDedupSignature(
+        output_folder="/tmp", config=MinhashConfig(n_grams=13, num_buckets=9, hashes_per_bucket=13)
+    )
     started = time.process_time()
     bands: list[dict[bytes, int]] = [{} for _ in range(9)]
     pairs, signed = [], []
@@ -104,8 +115,37 @@ def datatrove(texts: list[str]) -> tuple[float, list[tuple[int, int]]]:
     return signing, pairs
 
 
+def warc(file: Path, pages: int) -> dict[str, float]:
+    """Processor seconds of datatrove's reader of web archives, alone and with its extractor: the best of three."""
+    from datatrove.pipeline.extractors import Trafilatura
+    from datatrove.pipeline.readers import WarcReader
+
+    def read() -> int:
+        return sum(1 for _ in WarcReader(str(file.parent), glob_pattern=file.name).run())
+
+    few = max(1, pages // 20)
+
+    def extract() -> int:
+        reader = WarcReader(str(file.parent), glob_pattern=file.name, limit=few)
+        return sum(1 for _ in Trafilatura(favour_precision=True, timeout=10).run(reader.run()))
+
+    found = {}
+    for name, function in (("datatrove's reader alone", read), ("datatrove's reader and trafilatura", extract)):
+        costs = []
+        for _ in range(3 if function is read else 1):
+            started = sum(os.times()[:4])
+            count = function()
+            costs.append(sum(os.times()[:4]) - started)
+        print(f"{name}: {count} of {pages} pages", file=sys.stderr)
+        found[name] = min(costs) * (1 if function is read else pages / few)
+    return found
+
+
 if __name__ == "__main__":
     name, folder, documents = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    if name == "warc":
+        print(json.dumps(warc(folder, documents)))
+        sys.exit()
     content = read(folder, documents)
     globals()[name](content[:20])  # what is made once: compiled code, language models
     begin = time.process_time()
@@ -113,4 +153,6 @@ if __name__ == "__main__":
     cpu = time.process_time() - begin
     size = sum(len(t.encode()) for t in content)
     unique = sorted({(int(a), int(b)) for a, b in found if a != b})
-    print(json.dumps({"cpu": cpu, "signing": signing, "bytes": size, "pairs": list(itertools.islice(unique, 2_000_000))}))
+    print(
+        json.dumps({"cpu": cpu, "signing": signing, "bytes": size, "pairs": list(itertools.islice(unique, 2_000_000))})
+    )

@@ -1,15 +1,18 @@
-"""What each launcher costs on this machine, with a stage that waits a known time; how long images take to build, and their sizes.
+"""What each launcher costs on this machine, with a stage that waits a known time; how long images take to build, and
+their sizes.
 
     python -m benchmarks.launchers [--launchers process,docker,slurm] [--repeat 5] [--build]
 
-It has an installation of its own (MOXIN_HOME, or else .moxin/benchmark). Docker needs an engine (infra/dev/docker.sh), Slurm a cluster
-(infra/dev/slurm.sh; SLURM_CONF). The stage is probes/wait: whatever an attempt takes beyond the wait is overhead.
+It has an installation of its own (MOXIN_HOME, or else .moxin/benchmark). Docker needs a daemon (infra/dev/docker.sh),
+Slurm a cluster (infra/dev/slurm.sh; SLURM_CONF). The stage is probes/wait: whatever an attempt takes beyond the wait is
+overhead.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -21,38 +24,47 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.orchestration import PROBE_SECONDS, PROBES, machine, stand_in, wait_stage
-from flows import derived, embedded, environments, images, profiles
+from flows import environments, generated_files, image_checks, images, local_services, profiles
 from flows.environments import Image
 from flows.execute import Execution
 from flows.launch import launcher
 from flows.settings import Settings
 from stages.core.bundle import core_files
+from stages.core.files import ROOT
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
 from stages.core.store import Store
 
-ROOT = Path(__file__).resolve().parents[1]
 PROBE = "moxin/benchmark-probe"
-HEAD = "| launcher | overhead s | range s | of it engine and control plane s | of it in the stage's process s |"
+HEAD = "| launcher | overhead s | range s | of it launcher and control plane s | of it in the stage's process s |"
 
 
 def probe_image(client: Any, environment: str, probes: Path, reference: str, labels: dict[str, str]) -> Image:
     """An image of probe stages: the real environment "data", `stages/core`, and a folder of stages on top."""
-    dockerfile = ROOT / ".probe.Dockerfile"
-    folder = probes.relative_to(ROOT).as_posix()
-    text = f"FROM {environment}\nCOPY stages /app/stages\nCOPY {folder} /app/stages\n"
-    dockerfile.write_text(text + 'ENTRYPOINT ["python", "-m", "stages.core.runtime"]\n', encoding="utf-8")
-    try:
-        paths = [dockerfile, ROOT / "stages" / "__init__.py", *core_files(), *sorted(probes.rglob("*.py"))]
-        context = images._context([path.relative_to(ROOT).as_posix() for path in paths])
-    finally:
-        dockerfile.unlink()
-    images._build(client, context, dockerfile.name, reference, {}, labels)
+    entry = '["python", "-m", "stages.core.runtime"]'
+    with tempfile.TemporaryDirectory() as name:
+        context = Path(name)
+        (context / "Dockerfile").write_text(
+            f"FROM {environment}\nCOPY stages /app/stages\nENTRYPOINT {entry}\n", encoding="utf-8"
+        )
+        for path in (ROOT / "stages" / "__init__.py", *core_files()):
+            copy(path, context / path.relative_to(ROOT))
+        for path in sorted(probes.rglob("*.py")):
+            copy(path, context / "stages" / path.relative_to(probes))
+        client.images.build(path=name, tag=reference, labels=labels, network_mode="none", rm=True)
     return Image("probe", "data", reference, environment, {})
 
 
+def copy(source: Path, target: Path) -> None:
+    """Copy a file into a folder that may not be there yet."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
 def overheads(name: str, settings: Settings, repeat: int, folder: Path) -> list[tuple[float, float]]:
-    """Seconds beyond the wait of each attempt, from before its lease to its published result, and of them the stage's own process."""
+    """Seconds beyond the wait of each attempt, from before its lease to its published result, and of them the stage's
+    own process.
+    """
     pipeline = Pipeline([wait_stage()(name="wait")])
     (folder / "probe.toml").write_text("[resources.wait]\ncpus = 1\nmemory_gib = 1\n", encoding="utf-8")
     engine = launcher(name, settings)
@@ -60,7 +72,9 @@ def overheads(name: str, settings: Settings, repeat: int, folder: Path) -> list[
     for _ in range(repeat + 1):
         trial = [f"wait.trial={uuid.uuid4().hex}", f"wait.seconds={PROBE_SECONDS}"]
         profile = profiles.load("probe", pipeline, trial, folder)
-        run = Execution(f"benchmark-{name}", profile, Ledger(Store(settings.store)), engine, settings.home, frozenset({"wait"}))
+        run = Execution(
+            f"benchmark-{name}", profile, Ledger(Store(settings.store)), engine, settings.home, frozenset({"wait"})
+        )
         outcome = run.node(pipeline["wait"], {})
         found.append((outcome.seconds - PROBE_SECONDS, outcome.result.attempt.wall_seconds - PROBE_SECONDS))
     return found[1:]  # the first reads files that the others find in memory
@@ -73,34 +87,47 @@ def launchers(names: list[str], settings: Settings, repeat: int) -> Iterator[str
     with tempfile.TemporaryDirectory() as folder:
         own_python, with_probes = sys.executable, stand_in(Path(folder))
         for name in names:
-            sys.executable = own_python if name == "docker" else with_probes  # what processes and jobs start stages with
+            sys.executable = (
+                own_python if name == "docker" else with_probes
+            )  # what processes and jobs start stages with
             if name == "docker":
-                client = images.engine()
-                (real,) = images.select(derived.stages(), ["collect"])
+                client = images.docker_client()
+                (real,) = images.select(generated_files.stages(), ["collect"])
                 images.build(client, [real], wheels(), quiet)
                 image = probe_image(client, real.environment, PROBES, PROBE, {"moxin.benchmark": "1"})
                 environments.stage_image = lambda stage, env, found=image: found
             rows = overheads(name, settings, repeat, Path(folder))
             whole, own = [row[0] for row in rows], [row[1] for row in rows]
             rest = statistics.median(w - o for w, o in rows)
-            yield f"| {name} | {statistics.median(whole):.2f} | {min(whole):.2f} to {max(whole):.2f} | {rest:.2f} | {statistics.median(own):.2f} |"
+            yield (
+                f"| {name} | {statistics.median(whole):.2f} | {min(whole):.2f} to {max(whole):.2f} | {rest:.2f} |"
+                f" {statistics.median(own):.2f} |"
+            )
 
 
 def builds() -> Iterator[str]:
-    """Seconds and sizes of every environment built from nothing, and of the stages on it, with wheels that are here already."""
-    client, table = images.engine(), derived.stages()
-    base = images._base(client, quiet)
+    """Seconds and sizes of every environment built from nothing, and of the stages on it, with wheels that are here
+    already.
+    """
+    client, table = images.docker_client(), generated_files.stages()
     yield "| environment | wheels MB | build s | image MB | stages | build of each s | each adds KB |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     for env in sorted(set(table.values())):
         chosen = images.select(table, [stage for stage, of in table.items() if of == env])
         size = sum(path.stat().st_size for path in images.wheelhouse(env, wheels(), quiet))
-        whole = timed(lambda env=env, name=chosen[0].environment: images.build_environment(client, env, name, wheels(), base, quiet, again=True))
-        each = [timed(lambda image=image: images.build_stage(client, image, quiet, again=True)) for image in chosen]
-        rows = images.rows(client, chosen)
-        own, image = statistics.median(row.own_kib for row in rows), client.images.get(chosen[0].environment).attrs["Size"]
-        yield f"| {env} | {size / 1e6:.0f} | {whole:.0f} | {image / 1e6:.0f} | {len(chosen)} | {statistics.median(each):.1f} | {own * 1.024:.0f} |"
-    client.images.prune(filters={"label": "moxin.intermediate=1"})
+        whole = timed(lambda env=env: images.build_environments(client, [env], wheels(), quiet, rebuild=True))
+        each = [
+            timed(lambda image=image: images.build_stages(client, [image], quiet, rebuild=True)) for image in chosen
+        ]
+        rows = image_checks.image_rows(client, chosen)
+        own, image = (
+            statistics.median(row.own_kib for row in rows),
+            client.images.get(chosen[0].environment).attrs["Size"],
+        )
+        yield (
+            f"| {env} | {size / 1e6:.0f} | {whole:.0f} | {image / 1e6:.0f} | {len(chosen)} |"
+            f" {statistics.median(each):.1f} | {own * 1.024:.0f} |"
+        )
 
 
 def timed(act: Any) -> float:
@@ -122,10 +149,13 @@ def quiet(line: str) -> None:
 def versions(names: list[str]) -> Iterator[str]:
     """The versions of the engines that are measured."""
     if "docker" in names:
-        about = images.engine().version()
-        yield f"- Docker {about['Version']}, {images.engine().info()['Driver']}"
+        about = images.docker_client().version()
+        yield f"- Docker {about['Version']}, {images.docker_client().info()['Driver']}"
     if "slurm" in names:
-        yield f"- {subprocess.run(['sinfo', '--version'], capture_output=True, text=True, check=True).stdout.strip()}, two virtual nodes"
+        yield (
+            f"- {subprocess.run(['sinfo', '--version'], capture_output=True, text=True, check=True).stdout.strip()},"
+            " two virtual nodes"
+        )
 
 
 def main() -> None:
@@ -139,7 +169,7 @@ def main() -> None:
     names = [name for name in options.launchers.split(",") if name]
     print("\n".join([*machine(), *versions(names), ""]), flush=True)
     if names:
-        settings = embedded.up(say=lambda line: print(line, file=sys.stderr))
+        settings = local_services.up(say=lambda line: print(line, file=sys.stderr))
         os.environ.update(settings.environment())
         for line in launchers(names, settings, options.repeat):
             print(line, flush=True)

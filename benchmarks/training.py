@@ -1,16 +1,18 @@
-"""A training step on the CPU beside its peers: tokens per second, share of the processor's peak, memory, the loss curve.
+"""A training step on the CPU beside its peers: tokens per second, share of the processor's peak, memory, the loss
+curve.
 
     python -m benchmarks.training --threads 1                # both sizes, with and without dropout; tables in Markdown
     python -m benchmarks.training --size small --dropout 0.1 --rounds 3
 
-Every contender runs in a process of its own, from the same weights, on the same windows in the same order, with AdamW (fused), the
-same rate, decay and clipping. This project's step is the stage's own: `stages.pretrain`'s engine on its batches. Rounds go over
-all contenders in turn, and each one's fastest step counts: on a shared machine that is the least disturbed one. With one
-thread time is that of the processor, so that others on the machine count little; with more it is by the clock. The peak is the
-fastest 1024 x 1024 float32 product between the same process's steps, for a processor's clock changes within minutes.
+Every contender runs in a process of its own, from the same weights, on the same windows in the same order, with AdamW
+(fused), the same rate, decay and clipping. This project's step is the stage's own: `stages.pretrain`'s engine on its
+batches. Rounds go over all contenders in turn, and each one's fastest step counts: on a shared machine that is the
+least disturbed one. With one thread time is that of the processor, so that others on the machine count little; with
+more it is by the clock. The peak is the fastest 1024 x 1024 float32 product between the same process's steps, for a
+processor's clock changes within minutes.
 
-Without dropout the curves must be equal, or this ends with an error. With it they are not comparable step by step: masks are drawn
-in different ways, and transformers has dropout on attention weights alone, so its rows do less work.
+Without dropout the curves must be equal, or this ends with an error. With it they are not comparable step by step:
+masks are drawn in different ways, and transformers has dropout on attention weights alone, so its rows do less work.
 """
 
 from __future__ import annotations
@@ -31,10 +33,20 @@ STEPS, WARM = 10, 2
 TOLERANCE = 2e-3
 """Of a loss near 7 after twelve steps in float32: sums in another order, grown by AdamW's first steps."""
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"vocab": 2048, "length": 128, "batch": 8, "shape": {"layers": 4, "hidden": 128, "intermediate": 352, "heads": 4, "kv_heads": 2}},
-    "small": {"vocab": 8192, "length": 256, "batch": 8, "shape": {"layers": 4, "hidden": 256, "intermediate": 896, "heads": 8, "kv_heads": 2}},
+    "tiny": {
+        "vocab": 2048,
+        "length": 128,
+        "batch": 8,
+        "shape": {"layers": 4, "hidden": 128, "intermediate": 352, "heads": 4, "kv_heads": 2},
+    },
+    "small": {
+        "vocab": 8192,
+        "length": 256,
+        "batch": 8,
+        "shape": {"layers": 4, "hidden": 256, "intermediate": 896, "heads": 8, "kv_heads": 2},
+    },
 }
-"""tiny: the profile's first phase. small: the size of facts/pretraining.md 5."""
+"""tiny: the profile's first phase. small: what docs/measurements.md calls the small size."""
 CONTENDERS = {
     "moxin": "this project",
     "plain": "nanoGPT-style: the same decoder on PyTorch's operators (SDPA, full logits), bare loop",
@@ -78,7 +90,7 @@ class Meter:
 
 def shape_of(size: str) -> Any:
     """The model's shape: the paper's architecture; a window as long as the context, which all contenders know."""
-    from stages.modeling.shape import ModelShape
+    from stages.lib.modeling.shape import ModelShape
 
     return ModelShape(head_dim=32, window=4096, max_positions=4096, **SIZES[size]["shape"])
 
@@ -96,8 +108,8 @@ def folder_of(size: str, folder: Path) -> Path:
     """The starting weights as a Hugging Face folder."""
     import torch
 
-    from stages.modeling.decoder import MoxinLM
-    from stages.modeling.folder import save_model
+    from stages.lib.modeling.decoder import MoxinLM
+    from stages.lib.modeling.hf_checkpoint import save_model
 
     out = folder / size
     if not out.exists():
@@ -133,24 +145,26 @@ def _moxin(meter: Meter, size: str, dropout: float, folder: Path, threads: int) 
     """The stage's own step."""
     import torch
 
-    from stages.modeling.folder import load_model
-    from stages.modeling.processor import prepare
-    from stages.pretrain.engine import Batch, make_engine
+    from stages.lib.modeling.hf_checkpoint import load_model
+    from stages.lib.modeling.processor import prepare
+    from stages.lib.training.backends.base import WindowBatch
+    from stages.lib.training.backends.factory import make_backend
+    from stages.lib.training.parallel_dims import ParallelDims
     from stages.pretrain.spec import PretrainConfig
-    from stages.pretrain.world import World
 
     prepare(threads)
     count, length = SIZES[size]["batch"], SIZES[size]["length"]
     config = PretrainConfig(
-        shape=shape_of(size), sequence_length=length, tokens=count * length * STEPS, batch_windows=count, micro_batch=count,
-        dropout=dropout, precision="fp32", threads=threads, warmup_steps=0, weight_decay=DECAY, grad_clip=CLIP, device="cpu",
+        shape=shape_of(size), sequence_length=length, tokens=count * length * STEPS, global_batch_size=count,
+        micro_batch_size=count, dropout=dropout, precision="fp32", threads=threads, warmup_steps=0, weight_decay=DECAY,
+        grad_clip=CLIP, device="cpu",
     )  # fmt: skip
-    engine = make_engine(load_model(folder, dropout), config, World(torch.device("cpu")))
+    backend = make_backend(load_model(folder, dropout), config, ParallelDims(torch.device("cpu")))
     predicted = count * (length - 1)
     for number, ids in enumerate(windows(size)):
         meter.start()
         sequences = torch.arange(number * count, (number + 1) * count)
-        update = engine.step([Batch(torch.from_numpy(ids), None, sequences, predicted)], RATE, predicted)
+        update = backend.step([WindowBatch(torch.from_numpy(ids), None, sequences, predicted)], RATE, predicted)
         meter.stop()
         meter.losses.append(update.loss / predicted)
 
@@ -160,8 +174,8 @@ def _plain(meter: Meter, size: str, dropout: float, folder: Path) -> None:
     import torch
     import torch.nn.functional as F
 
-    from stages.modeling import decoder, kernels
-    from stages.modeling.folder import load_model
+    from stages.lib.modeling import decoder, kernels
+    from stages.lib.modeling.hf_checkpoint import load_model
 
     decoder.fused = kernels.fused = lambda x: False
     model = load_model(folder, dropout)
@@ -175,7 +189,9 @@ def _plain(meter: Meter, size: str, dropout: float, folder: Path) -> None:
 def _transformers(size: str, dropout: float, folder: Path, attention: str) -> Any:
     from transformers import MistralForCausalLM
 
-    return MistralForCausalLM.from_pretrained(folder, attn_implementation=attention, attention_dropout=dropout, use_cache=False)
+    return MistralForCausalLM.from_pretrained(
+        folder, attn_implementation=attention, attention_dropout=dropout, use_cache=False
+    )
 
 
 def _trainer(meter: Meter, size: str, dropout: float, folder: Path, name: str) -> None:
@@ -198,9 +214,9 @@ def _trainer(meter: Meter, size: str, dropout: float, folder: Path, name: str) -
     rows = windows(size).reshape(-1, SIZES[size]["length"])
     settings: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(), "per_device_train_batch_size": SIZES[size]["batch"], "num_train_epochs": 1,
-        "learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": DECAY, "max_grad_norm": CLIP, "adam_beta2": 0.95,
-        "optim": "adamw_torch_fused", "use_cpu": True, "report_to": [], "save_strategy": "no", "logging_steps": 1,
-        "disable_tqdm": True, "bf16": False,
+        "learning_rate": RATE, "lr_scheduler_type": "constant", "weight_decay": DECAY, "max_grad_norm": CLIP,
+        "adam_beta2": 0.95, "optim": "adamw_torch_fused", "use_cpu": True, "report_to": [], "save_strategy": "no",
+        "logging_steps": 1, "disable_tqdm": True, "bf16": False,
     }  # fmt: skip
     model = _transformers(size, dropout, folder, "eager" if name == "trainer-eager" else "sdpa")
     if name == "trl":
@@ -209,10 +225,14 @@ def _trainer(meter: Meter, size: str, dropout: float, folder: Path, name: str) -
         from trl.trainer.sft_trainer import SFTTrainer
 
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, "<pad>")), pad_token="<pad>", eos_token="</s>"
+            tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2}, "<pad>")),
+            pad_token="<pad>",
+            eos_token="</s>",
         )
         data = Dataset.from_dict({"input_ids": rows.tolist()})
-        config = SFTConfig(**settings, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, gradient_checkpointing=False)
+        config = SFTConfig(
+            **settings, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}, gradient_checkpointing=False
+        )
 
         class InOrder(SFTTrainer):
             def _get_train_sampler(self, *args: Any) -> Any:
@@ -245,7 +265,7 @@ def measure(name: str, size: str, dropout: float, folder: Path, threads: int) ->
         _plain(meter, size, dropout, folder)
     elif name.startswith("loop"):
         if name.endswith("kept"):
-            from stages.modeling.processor import prepare
+            from stages.lib.modeling.processor import prepare
 
             prepare(threads)
         model = _transformers(size, dropout, folder, "sdpa")
@@ -261,7 +281,11 @@ def child(name: str, size: str, dropout: float, folder: Path, threads: int) -> d
     command = [sys.executable, "-m", "benchmarks.training", "--child", name, "--size", size, "--dropout", str(dropout)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [*command, "--folder", str(folder), "--threads", str(threads)], env=environment, capture_output=True, text=True, check=False
+        [*command, "--folder", str(folder), "--threads", str(threads)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
@@ -275,10 +299,15 @@ def table(size: str, dropout: float, found: dict[str, list[dict[str, Any]]], thr
     flops = tokens * shape.flops_per_token(config["vocab"], config["length"])
     first = next(iter(found.values()))[0]["losses"]
     lines = [
-        f"**{size}**, {shape.parameters(config['vocab']) / 1e6:.2f} M parameters, {config['batch']} x {config['length']} tokens, "
-        f"dropout {dropout}, {threads} thread(s)",
+        (
+            f"**{size}**, {shape.parameters(config['vocab']) / 1e6:.2f} M parameters, {config['batch']} x"
+            f" {config['length']} tokens, dropout {dropout}, {threads} thread(s)"
+        ),
         "",
-        "| | tokens/s | GFLOP/s | of the peak beside it | memory of the steps, MB | last loss | largest difference of the curve |",
+        (
+            "| | tokens/s | GFLOP/s | of the peak beside it | memory of the steps, MB | last loss | largest difference"
+            " of the curve |"
+        ),
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, rounds in found.items():
@@ -287,9 +316,9 @@ def table(size: str, dropout: float, found: dict[str, list[dict[str, Any]]], thr
         if not dropout and gap > TOLERANCE:
             raise SystemExit(f"{name}, {size}: its loss curve differs by {gap:.4f} from {next(iter(found))}'s")
         lines.append(
-            f"| {CONTENDERS[name]} | {tokens / best['seconds']:,.0f} | {flops / best['seconds'] / 1e9:.0f} | "
-            f"{flops / best['seconds'] / best['peak']:.0%} of {best['peak'] / 1e9:.0f} | {min(r['memory'] for r in rounds) / 1e6:,.0f} | "
-            f"{best['losses'][-1]:.4f} | {gap:.4f} |"
+            f"| {CONTENDERS[name]} | {tokens / best['seconds']:,.0f} | {flops / best['seconds'] / 1e9:.0f} |"
+            f" {flops / best['seconds'] / best['peak']:.0%} of {best['peak'] / 1e9:.0f} |"
+            f" {min(r['memory'] for r in rounds) / 1e6:,.0f} | {best['losses'][-1]:.4f} | {gap:.4f} |"
         )
     return "\n".join(lines)
 

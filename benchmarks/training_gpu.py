@@ -1,14 +1,14 @@
 """The paper's block stack on one GPU: tokens per second, model FLOPs utilization and memory, beside transformers.
 
-    python -m benchmarks.training_gpu                                    # BF16, contexts 2,000 and 4,000, as many layers as fit
-    python -m benchmarks.training_gpu --precision fp16 --layers 8
-    python -m benchmarks.training_gpu --device cpu --small --precision fp32    # does it run at all: its numbers mean nothing
+    python -m benchmarks.training_gpu                                    # BF16, contexts 2,000 and 4,000, as many
+    layers as fit python -m benchmarks.training_gpu --precision fp16 --layers 8 python -m benchmarks.training_gpu
+    --device cpu --small --precision fp32    # does it run at all: its numbers mean nothing
 
-The stack has the 7B model's blocks (paper Table 1) and its vocabulary of 32,000. Contexts 2,000 and 4,000 (paper 3.4), BF16 or
-FP16 by autocast, float32 weights, AdamW, no dropout (flash attention and torch.compile are then at their best). FLOPs are those of
-`ModelShape.flops_per_token`, so utilization counts no recomputation. Rows: this project, the same with its blocks under
-torch.compile (the stage's own `compile = true`), transformers with SDPA, with flash_attention_2 where flash-attn is installed, and
-with SDPA under torch.compile.
+The stack has the 7B model's blocks (paper Table 1) and its vocabulary of 32,000. Contexts 2,000 and 4,000 (paper 3.4),
+BF16 or FP16 by autocast, float32 weights, AdamW, no dropout (flash attention and torch.compile are then at their best).
+FLOPs are those of `ModelShape.flops_per_token`, so utilization counts no recomputation. Rows: this project, the same
+with its blocks under torch.compile (the stage's own `compile = true`), transformers with SDPA, with flash_attention_2
+where flash-attn is installed, and with SDPA under torch.compile.
 """
 
 from __future__ import annotations
@@ -23,39 +23,60 @@ from typing import Any
 
 import torch
 
-from stages.modeling.decoder import MoxinLM
-from stages.modeling.folder import config_json
-from stages.modeling.shape import ModelShape
+from stages.lib.modeling.decoder import MoxinLM
+from stages.lib.modeling.hf_checkpoint import config_json
+from stages.lib.modeling.kernels import LOSS_CHUNK
+from stages.lib.modeling.memory import FULL, HALF, activations, copied_parameters
+from stages.lib.modeling.shape import ModelShape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense FP16 and BF16 FLOP/s (NVIDIA's data sheets, half of the figures with sparsity); the first name that fits the card's."""
-STATE_BYTES = 16
-"""Of a parameter: float32 weight, gradient and AdamW's two moments."""
+"""Dense FP16 and BF16 FLOP/s (NVIDIA's data sheets, half of the figures with sparsity); the first name that fits the
+card's.
+"""
 FILLED = 0.85
 """Of the card's memory that the plan fills; the rest is the allocator's, cuBLAS's and the loss's."""
 Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
-def step_bytes(shape: ModelShape, vocabulary: int, tokens: int) -> float:
-    """A rough upper bound of a step's memory: states, and what the backward pass of a block keeps in half precision.
-
-    That is about 8 tensors as wide as the stream (norms, queries, output, residual) and 4 as wide as the feed-forward.
+def step_bytes(
+    shape: ModelShape, vocabulary: int, tokens: int, precision: str = "bf16", chunk: int | None = None
+) -> float:
+    """The most that a step of one micro-batch holds, by the formula that the plan has
+    (`stages/lib/modeling/memory.py`): at the loss, where there are no gradients yet, or at the last block's backward
+    pass. chunk: tokens whose logits exist at one time; None, as transformers: all.
     """
-    kept = 2.0 * (8 * shape.hidden + 4 * shape.intermediate) * shape.layers * tokens
-    return STATE_BYTES * shape.parameters(vocabulary) + kept
+    parameters, autocast = shape.parameters(vocabulary), precision != "fp32"
+    found = activations(shape, vocabulary, tokens, "none", autocast=autocast, chunk=chunk)
+    copies = HALF * copied_parameters(shape, vocabulary) if autocast else 0
+    wide = 1 if autocast else FULL // HALF
+    return max(
+        12 * parameters + copies + wide * found.most, 16 * parameters + wide * (found.kept / shape.layers + found.block)
+    )
+
+
+def chunk_of(name: str) -> int | None:
+    """Tokens whose logits a contender has at one time."""
+    return LOSS_CHUNK if name.startswith("this project") else None
 
 
 def shape_of(options: argparse.Namespace, memory: float) -> ModelShape:
-    """The 7B's blocks at the asked depth, else as many as fit the memory at the longest context; or a stack that a CPU can try."""
+    """The 7B's blocks at the asked depth, else as many as fit the memory at the longest context; or a stack that a CPU
+    can try.
+    """
     if options.small:
         return ModelShape(layers=2, hidden=64, intermediate=128, heads=4, kv_heads=2, head_dim=16)
     if options.layers:
         return ModelShape(layers=options.layers)
     tokens = options.batch * max(options.context)
-    fitting = [n for n in range(1, 37) if step_bytes(ModelShape(layers=n), options.vocabulary, tokens) <= FILLED * memory]
+    fitting = [
+        n for n in range(1, 37) if step_bytes(ModelShape(layers=n), options.vocabulary, tokens) <= FILLED * memory
+    ]
     if not fitting:
-        raise SystemExit(f"training_gpu: not even one layer fits {memory / 2**30:.0f} GiB at {tokens:,} tokens: lower --batch or --context")
+        raise SystemExit(
+            f"training_gpu: not even one layer fits {memory / 2**30:.0f} GiB at {tokens:,} tokens: lower --batch or"
+            " --context"
+        )
     return ModelShape(layers=fitting[-1])
 
 
@@ -64,16 +85,29 @@ def peak_of(device: str) -> float | None:
     return next((flops for name, flops in PEAKS.items() if all(word in device for word in name.split())), None)
 
 
-def row(name: str, shape: ModelShape, options: argparse.Namespace, context: int, seconds: float, memory: float, peak: float | None) -> str:
+def row(
+    name: str,
+    shape: ModelShape,
+    options: argparse.Namespace,
+    context: int,
+    seconds: float,
+    memory: float,
+    peak: float | None,
+) -> str:
     """A line of the table."""
     tokens = options.batch * context
     rate = tokens / seconds * shape.flops_per_token(options.vocabulary, context)
     share = f"{rate / peak:.1%}" if peak else "unknown"
-    return f"| {name} | {tokens / seconds:,.0f} | {rate / 1e12:.2f} | {share} | {memory / 2**30:.1f} |"
+    said = step_bytes(shape, options.vocabulary, tokens, options.precision, chunk_of(name)) / 2**30
+    return f"| {name} | {tokens / seconds:,.0f} | {rate / 1e12:.2f} | {share} | {memory / 2**30:.1f} | {said:.1f} |"
 
 
-def ours(shape: ModelShape, vocabulary: int, device: torch.device, compiled: bool = False) -> tuple[torch.nn.Module, Loss]:
-    """This project's model, and its mean loss of ids [B, T]. compiled: as `compile = true` of the stage's engine `torch`."""
+def ours(
+    shape: ModelShape, vocabulary: int, device: torch.device, compiled: bool = False
+) -> tuple[torch.nn.Module, Loss]:
+    """This project's model, and its mean loss of ids [B, T]. compiled: as `compile = true` of the stage's engine
+    `torch`.
+    """
     with device:
         model = MoxinLM(shape, vocabulary)
     model.initialize(torch.Generator(device).manual_seed(0))
@@ -87,11 +121,15 @@ def ours(shape: ModelShape, vocabulary: int, device: torch.device, compiled: boo
     return model, loss_of
 
 
-def theirs(shape: ModelShape, vocabulary: int, device: torch.device, attention: str, compiled: bool = False) -> tuple[torch.nn.Module, Loss]:
+def theirs(
+    shape: ModelShape, vocabulary: int, device: torch.device, attention: str, compiled: bool = False
+) -> tuple[torch.nn.Module, Loss]:
     """transformers' model of the same configuration, and its loss; compiled: under torch.compile as a whole."""
     from transformers import MistralConfig, MistralForCausalLM
 
-    kept: dict[str, Any] = {k: v for k, v in config_json(shape, vocabulary, 0.0, "float32").items() if k not in ("architectures", "model_type")}
+    kept: dict[str, Any] = {
+        k: v for k, v in config_json(shape, vocabulary, "float32").items() if k not in ("architectures", "model_type")
+    }
     config: Any = MistralConfig(**kept | {"use_cache": False, "attn_implementation": attention})
     with device:
         model: Any = MistralForCausalLM(config)
@@ -104,7 +142,11 @@ def theirs(shape: ModelShape, vocabulary: int, device: torch.device, attention: 
 
 def contenders() -> dict[str, Callable[[ModelShape, int, torch.device], tuple[torch.nn.Module, Loss]]]:
     """What is compared: {name: how it is built}."""
-    flash = {"transformers, flash_attention_2": partial(theirs, attention="flash_attention_2")} if importlib.util.find_spec("flash_attn") else {}
+    flash = (
+        {"transformers, flash_attention_2": partial(theirs, attention="flash_attention_2")}
+        if importlib.util.find_spec("flash_attn")
+        else {}
+    )
     return {
         "this project": ours,
         "this project, torch.compile of blocks": partial(ours, compiled=True),
@@ -151,7 +193,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, nargs="+", default=[2000, 4000])
     parser.add_argument("--precision", choices=DTYPES, default="bf16")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--peak-tflops", type=float, default=0.0, help="of a card that is not known here, dense, at this precision")
+    parser.add_argument(
+        "--peak-tflops", type=float, default=0.0, help="of a card that is not known here, dense, at this precision"
+    )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--small", action="store_true", help="a stack that a CPU can try")
@@ -163,18 +207,36 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     cuda = options.device == "cuda"
     if cuda and not torch.cuda.is_available():
-        raise SystemExit("training_gpu: this machine has no GPU that PyTorch can use, and nothing was measured; --device cpu --small tries the script")
+        raise SystemExit(
+            "training_gpu: this machine has no GPU that PyTorch can use, and nothing was measured; --device cpu --small"
+            " tries the script"
+        )
     device = torch.cuda.get_device_name() if cuda else "a CPU, where these numbers mean nothing"
     shape = shape_of(options, torch.cuda.mem_get_info()[0] if cuda else float("inf"))
     peak = options.peak_tflops * 1e12 or peak_of(device)
     for context in options.context:
-        print(f"**{device}**, {shape.layers} layers, {options.precision}, {options.batch} x {context:,} tokens, torch {torch.__version__}\n")
-        print("| | tokens/s | TFLOP/s | utilization | memory GiB |\n| --- | ---: | ---: | ---: | ---: |")
+        print(
+            f"**{device}**, {shape.layers} layers, {options.precision}, {options.batch} x {context:,} tokens, torch"
+            f" {torch.__version__}\n"
+        )
+        print(
+            "| | tokens/s | TFLOP/s | utilization | memory GiB | by formula |\n| --- | ---: | ---: | ---: | ---: |"
+            " ---: |"
+        )
         for name in contenders():
             try:
                 print(row(name, shape, options, context, *measure(name, shape, context, options), peak), flush=True)
             except torch.OutOfMemoryError:
-                print(f"| {name} | out of memory | | | |", flush=True)
+                said = (
+                    step_bytes(shape, options.vocabulary, options.batch * context, options.precision, chunk_of(name))
+                    / 2**30
+                )
+                free = torch.cuda.get_device_properties(0).total_memory / 2**30
+                print(
+                    f"| {name} | does not fit: {said:.1f} GiB by the formula, the card has {free:.1f}; lower --batch or"
+                    f" --layers | | | | {said:.1f} |",
+                    flush=True,
+                )
             gc.collect()
             torch._dynamo.reset()
             if cuda:

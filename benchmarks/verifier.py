@@ -1,9 +1,11 @@
-"""Answers a second and core: the verifier's rules in its workers, beside the same rules and math-verify called in this process.
+"""Answers a second and core: the verifier's rules in its workers, beside the same rules and math-verify called in this
+process.
 
     python -m benchmarks.verifier [--answers 600] [--json FILE]
 
-Every way judges the same responses: varied answers in six spellings, a sixth of them wrong. The rate is by processor time of all
-processes, so it is one core's; `wall` is by the clock, with one worker. "repeated" judges them a second time, as a group's answers repeat.
+Every way judges the same responses: varied answers in six spellings, a sixth of them wrong. The rate is by processor
+time of all processes, so it is one core's; `wall` is by the clock, with one worker. "repeated" judges them a second
+time, as a group's answers repeat.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from stages.verifier import Rule, Verifier, after_thought, last_boxed
-from stages.verifier.server import WARM
+from stages.lib.verifier import Rule, Verifier, after_thought, last_boxed
+from stages.lib.verifier.fork_server import WARM
 
 Pair = tuple[str, str]
 
@@ -59,7 +61,9 @@ def processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
-def measure(way: str, pairs: Sequence[Pair], judge: Callable[[Sequence[Pair]], Sequence[float]], close: Callable[[], None]) -> Rate:
+def measure(
+    way: str, pairs: Sequence[Pair], judge: Callable[[Sequence[Pair]], Sequence[float]], close: Callable[[], None]
+) -> Rate:
     """Judge all pairs; `close` ends child processes, so that their time is counted."""
     cpu, wall = processor_seconds(), time.monotonic()
     scores = judge(pairs)
@@ -70,7 +74,9 @@ def measure(way: str, pairs: Sequence[Pair], judge: Callable[[Sequence[Pair]], S
 
 
 def in_workers(rule: Rule, pairs: Sequence[Pair]) -> list[Rate]:
-    """The pool with one worker: first judgement, then the same again. What the server costs to start is measured by itself."""
+    """The pool with one worker: first judgement, then the same again. What the server costs to start is measured by
+    itself.
+    """
     start = processor_seconds()
     empty = Verifier(rule=rule)
     empty.accepts([("1", "1")])
@@ -92,7 +98,9 @@ def in_process(way: str, equal: Callable[[str, str], bool], pairs: Sequence[Pair
     """A rule called directly, as upstream calls it: no limits, no protection."""
 
     def judge(some: Sequence[Pair]) -> list[float]:
-        return [float(equal(last_boxed(after_thought(response) or "") or "", reference)) for response, reference in some]
+        return [
+            float(equal(last_boxed(after_thought(response) or "") or "", reference)) for response, reference in some
+        ]
 
     for pair in WARM:  # as the workers' server does
         equal(*pair)
@@ -112,8 +120,8 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=600)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    from stages.verifier.mathverify import is_equal as by_math_verify
-    from stages.verifier.rule import is_equal as by_deepscaler
+    from stages.lib.verifier.deepscaler_rule import is_equal as by_deepscaler
+    from stages.lib.verifier.math_verify_rule import is_equal as by_math_verify
 
     pairs = responses(options.answers)
     rates = [
@@ -122,7 +130,10 @@ def main() -> None:
         *in_workers("math-verify", pairs),
         in_process("math-verify, in this process, boxed answer", by_math_verify, pairs),
         measure(
-            "math-verify, in this process, whole response", pairs, lambda some: [float(whole_response(*p)) for p in some], lambda: None
+            "math-verify, in this process, whole response",
+            pairs,
+            lambda some: [float(whole_response(*p)) for p in some],
+            lambda: None,
         ),
     ]
     print(f"| way | answers/s/core | answers/s by the clock | right of {len(pairs)} |\n| --- | ---: | ---: | ---: |")

@@ -1,10 +1,12 @@
-"""What storing the frozen towers' features saves: the same training steps, from stored features and with the towers in the loop.
+"""What storing the frozen towers' features saves: the same training steps, from stored features and with the towers in
+the loop.
 
     python -m benchmarks.vlm [--side 32] [--steps 40] [--json]
 
-Both runs take the same rows in the same order and give the same losses (tests/unit/test_vlm.py); only where the features come from
-differs. Towers are drawn, of the shape of profile `tiny` (side 32: 4 patches) or deeper and finer as `--layers` and `--side` say.
-For 7b the factor is computed from the shapes, not measured: floating-point operations of a step with and without the towers.
+Both runs take the same rows in the same order and give the same losses (tests/training/stages/vlm/test_run.py); only
+where the features come from differs. Towers are drawn, of the shape of profile `tiny` (side 32: 4 patches) or deeper
+and finer as `--layers` and `--side` say. For 7b the factor is computed from the shapes, not measured: floating-point
+operations of a step with and without the towers.
 """
 
 from __future__ import annotations
@@ -20,21 +22,23 @@ from typing import Any
 import torch
 
 from stages.core.artifacts import ImageConversations, ImageFeatures, Model, VisionTowers
-from stages.core.contracts import LocalArtifact
+from stages.core.context import LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
 from stages.image_data.run import run as make_data
 from stages.image_data.spec import ImageDataConfig
 from stages.image_features.run import run as see
 from stages.image_features.spec import ImageFeaturesConfig, _flops
-from stages.modeling.decoder import MoxinLM
-from stages.modeling.folder import save_model
-from stages.modeling.shape import ModelShape
-from stages.vision.shape import DINO, SIGLIP, TowerShape
+from stages.lib.modeling.decoder import MoxinLM
+from stages.lib.modeling.hf_checkpoint import save_model
+from stages.lib.modeling.shape import ModelShape
+from stages.lib.vision.shape import DINO, SIGLIP, TowerShape
 from stages.vlm.run import run as train
 from stages.vlm.spec import TOKENS_A_ROW, VlmConfig
-from tests.vision import FACETS, tokenizer
+from tests.support.vision import FACETS, tokenizer
 
-SHAPE = ModelShape(layers=4, hidden=128, intermediate=352, heads=4, kv_heads=2, head_dim=32, window=96, max_positions=1024)
+SHAPE = ModelShape(
+    layers=4, hidden=128, intermediate=352, heads=4, kv_heads=2, head_dim=32, window=96, max_positions=1024
+)
 """Profile tiny's."""
 PATCHES_7B, PARAMETERS_7B = 256, 8_114_180_096
 BATCH, THREADS = 16, 1
@@ -52,12 +56,21 @@ def base_model(root: Path) -> LocalArtifact:
 
 
 def measure(root: Path, side: int, layers: int, steps: int) -> dict[str, Any]:
-    """Processor seconds of the whole `vlm` stage with stored features and with towers in the loop, and of looking at all images once."""
-    data = LocalContext(root / "data", ImageDataConfig(origin="machine", scenes=steps * BATCH // 3 // 2, text_share=0.0, test_scenes=4, test_questions=3))
+    """Processor seconds of the whole `vlm` stage with stored features and with towers in the loop, and of looking at
+    all images once.
+    """
+    data = LocalContext(
+        root / "data",
+        ImageDataConfig(
+            origin="machine", scenes=steps * BATCH // 3 // 2, text_share=0.0, test_scenes=4, test_questions=3
+        ),
+    )
     make_data(data)
     rows = local_artifact(ImageConversations, data.output("train"), {}, data.meta["train"])
     dino, siglip = (TowerShape(hidden=h, layers=layers, heads=4, intermediate=256, patch=16) for h in (64, 96))
-    config = ImageFeaturesConfig(origin="drawn", dino=dino, siglip=siglip, image_size=side, dtype="fp32", precision="fp32", threads=THREADS)
+    config = ImageFeaturesConfig(
+        origin="drawn", dino=dino, siglip=siglip, image_size=side, dtype="fp32", precision="fp32", threads=THREADS
+    )
     seen = LocalContext(root / "features", config, {"images": [rows]})
     started = time.process_time()
     see(seen)
@@ -68,9 +81,22 @@ def measure(root: Path, side: int, layers: int, steps: int) -> dict[str, Any]:
         "towers": [local_artifact(VisionTowers, seen.output("towers"), seen.facets["towers"], seen.meta["towers"])],
     }
     stored = {**inputs, "features": [local_artifact(ImageFeatures, seen.output("features"), seen.facets["features"])]}
-    found = {"patches": config.patches, "layers": layers, "images": seen.stats["images"], "look_once_cpu_seconds": round(once, 2)}
+    found = {
+        "patches": config.patches,
+        "layers": layers,
+        "images": seen.stats["images"],
+        "look_once_cpu_seconds": round(once, 2),
+    }
     for name, given in (("stored", stored), ("towers_in_the_loop", inputs)):
-        settings = VlmConfig(batch_rows=BATCH, micro_rows=BATCH, learning_rate=1e-3, precision="fp32", max_length=1024, threads=THREADS, log_every=1)
+        settings = VlmConfig(
+            global_batch_size=BATCH,
+            micro_batch_size=BATCH,
+            learning_rate=1e-3,
+            precision="fp32",
+            max_length=1024,
+            threads=THREADS,
+            log_every=1,
+        )
         ctx = LocalContext(root / name, settings, given)
         started = time.process_time()
         train(ctx)
@@ -98,7 +124,12 @@ def main() -> None:
     for side in options.side:
         with tempfile.TemporaryDirectory() as folder:
             found.append(measure(Path(folder), side, options.layers, options.steps))
-    result = {"cores": os.cpu_count(), "threads": THREADS, "measured": found, "7b_computed_factor": round(factor_7b(), 4)}
+    result = {
+        "cores": os.cpu_count(),
+        "threads": THREADS,
+        "measured": found,
+        "7b_computed_factor": round(factor_7b(), 4),
+    }
     if options.json:
         print(json.dumps(result, indent=1))
         return

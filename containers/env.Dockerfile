@@ -7,7 +7,7 @@ LABEL moxin.intermediate=1
 ARG ENV
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-COPY containers/install.sh containers/${ENV}/requirements.lock wheels* /build/
+COPY containers/install.sh containers/cuda.lock containers/${ENV}/*.lock wheels* /build/
 RUN sh /build/install.sh
 
 FROM ${BASE}

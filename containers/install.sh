@@ -1,14 +1,28 @@
 #!/bin/sh
-# Inside a build: make /opt/venv from /build/requirements.lock. With wheels beside the lock nothing is fetched (that is how
+# Inside a build: make /opt/venv from the locks in /build. With wheels beside them nothing is fetched (that is how
 # `moxin images build` works); without, pip asks its index, which PIP_INDEX_URL and PIP_EXTRA_INDEX_URL choose.
 set -eu
 python3.11 -m venv --without-pip /opt/venv
-set -- install --no-cache-dir --disable-pip-version-check --root-user-action=ignore --quiet -r /build/requirements.lock
 pip=$(ls /build/pip-*.whl 2>/dev/null || true)
 if [ -n "$pip" ]; then
-  python3.11 "$pip/pip" --python /opt/venv/bin/python "$@" --no-index --find-links /build
-else
-  python3.11 -m pip --python /opt/venv/bin/python "$@"
+  # the hashes were checked when the wheels were fetched; a wheel built from sources has none in the lock
+  sed -i -e '/^ *--hash=/d' -e 's/ *\\$//' /build/*.lock
+fi
+install() {
+  set -- install --no-deps --no-cache-dir --disable-pip-version-check --root-user-action=ignore --quiet -r "/build/$1"
+  if [ -n "$pip" ]; then
+    python3.11 "$pip/pip" --python /opt/venv/bin/python "$@" --no-index --find-links /build
+  else
+    python3.11 -m pip --python /opt/venv/bin/python "$@"
+  fi
+}
+install requirements.lock
+if [ -f /build/torch.lock ]; then
+  install torch.lock
+  # a CUDA build of torch asks for NVIDIA's libraries, a CPU build does not
+  if grep -q '^Requires-Dist: nvidia-' /opt/venv/lib/python3.11/site-packages/torch-*.dist-info/METADATA; then
+    install cuda.lock
+  fi
 fi
 # What no stage reads: the packages' own tests, headers and static libraries to compile against (there is no compiler).
 cd /opt/venv/lib/python3.11/site-packages

@@ -1,7 +1,7 @@
 """Charts as SVG text, drawn with matplotlib: the same curves in the Prefect UI and in the report.
 
-`curves_svg` makes a document of its own, on white. The others make pictures to stand inside a page: no background, and the
-page's own text colour and font, so that they follow its dark and light style.
+`curves_svg` makes a document of its own, on white. The others make pictures to stand inside a page: no background, and
+the page's own text colour and font, so that they follow its dark and light style.
 """
 
 from __future__ import annotations
@@ -16,17 +16,27 @@ from typing import Any
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws; written out as `currentColor`."""
 SMOOTHING = 9
-"""Logged values in the window of the smoothed loss, fewer when there are few. Centred: an average of the past alone lags behind a falling curve."""
+"""Logged values in the window of the smoothed loss, fewer when there are few. Centred: an average of the past alone
+lags behind a falling curve.
+"""
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "moxin", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _INKS = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
-_INLINE: dict[Any, Any] = {"svg.fonttype": "none", "font.size": 10, "figure.facecolor": "none", "axes.facecolor": "none", **dict.fromkeys(_INKS, INK)}
+_INLINE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    **dict.fromkeys(_INKS, INK),
+}
 _DRAWING = threading.Lock()
 """matplotlib's style is global, and nodes of a run draw in threads of one process."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One stretch of training. start: training tokens before it; rows: metric rows whose `tokens` count from its own start."""
+    """One stretch of training. start: training tokens before it; rows: metric rows whose `tokens` count from its own
+    start.
+    """
 
     name: str
     start: float
@@ -61,8 +71,9 @@ def curves_svg(
 
 
 def phases_svg(phases: Sequence[Phase]) -> str:
-    """Loss of phases that follow one another, on one axis of training tokens, with held-out points; below it the learning rate
-    and the norm of the gradient before clipping."""
+    """Loss of phases that follow one another, on one axis of training tokens, with held-out points; below it the
+    learning rate and the norm of the gradient before clipping.
+    """
     with _drawing(_INLINE) as figure:
         canvas = figure((9.2, 5.8))
         axes, rate, norm = canvas.subplots(3, sharex=True, height_ratios=(4, 1, 1))
@@ -70,8 +81,12 @@ def phases_svg(phases: Sequence[Phase]) -> str:
             colour = f"C{index}"
             xs, ys = phase.points("loss")
             axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.4)
-            axes.plot(xs, smoothed(ys, min(SMOOTHING, 1 + len(ys) // 10)), color=colour, linewidth=1.8, label=phase.name)
-            axes.plot(*phase.points("val_loss"), "o", color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.8)
+            axes.plot(
+                xs, smoothed(ys, min(SMOOTHING, 1 + len(ys) // 10)), color=colour, linewidth=1.8, label=phase.name
+            )
+            axes.plot(
+                *phase.points("val_loss"), "o", color=colour, markersize=5, markeredgecolor=INK, markeredgewidth=0.8
+            )
             rate.plot(*phase.points("learning_rate"), color=colour, linewidth=1.4)
             norm.plot(*phase.points("grad_norm"), color=colour, linewidth=0.9)
             if phase.start:
@@ -93,9 +108,16 @@ def phases_svg(phases: Sequence[Phase]) -> str:
 
 
 def lines_svg(
-    series: Mapping[str, Sequence[Mapping[str, float]]], x: str, y: str, xlabel: str = "", ylabel: str = "", height: float = 2.8
+    series: Mapping[str, Sequence[Mapping[str, float]]],
+    x: str,
+    y: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    height: float = 2.8,
 ) -> str:
-    """Lines. series: `{name: rows}`; rows without both fields are passed over. height: inches, of 9.2 inches of width."""
+    """Lines. series: `{name: rows}`; rows without both fields are passed over. height: inches, of 9.2 inches of
+    width.
+    """
     with _drawing(_INLINE) as figure:
         canvas = figure((9.2, height))
         axes = canvas.add_subplot()
@@ -111,7 +133,9 @@ def lines_svg(
 
 
 def intervals_svg(rows: Sequence[str], series: Mapping[str, Sequence[tuple[float, float] | None]], xlabel: str) -> str:
-    """Values with their intervals, one line of the picture a row. series: `{name: [(value, half of the interval) or None]}`."""
+    """Values with their intervals, one line of the picture a row. series: `{name: [(value, half of the interval) or
+    None]}`.
+    """
     with _drawing(_INLINE) as figure:
         canvas = figure((9.2, 0.8 + 0.36 * len(rows)))
         axes = canvas.add_subplot()
@@ -128,8 +152,9 @@ def intervals_svg(rows: Sequence[str], series: Mapping[str, Sequence[tuple[float
 
 
 def smoothed(values: Sequence[float], window: int = SMOOTHING) -> list[float]:
-    """Moving average over a centred window. At the start it shrinks to the first value, where the curve is steep; at the end
-    it reads the past alone, so that the last value is no less smooth than the others."""
+    """Moving average over a centred window. At the start it shrinks to the first value, where the curve is steep; at
+    the end it reads the past alone, so that the last value is no less smooth than the others.
+    """
     out = []
     for index in range(len(values)):
         reach = min(window // 2, index)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from flows.plan import NodePlan
+from flows.terminal_text import line, literal
 
 COLOURS = {
     "cached": "green",
@@ -20,9 +21,11 @@ COLOURS = {
     "resume": "cyan",
     "pending": "blue",
     "leased": "magenta",
+    "damaged": "red",
     "blocked": "red",
     "failed": "red",
     "stopped": "yellow",
+    "skipped": "yellow",
 }
 PLAIN_SECONDS = 10.0
 """Between two progress lines of one node where there is no terminal."""
@@ -35,11 +38,11 @@ class RunDisplay:
         self.console, self._live = console, console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description:<20}"),
+            TextColumn("{task.description:<20}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=console,
             transient=True,
         )
@@ -66,11 +69,11 @@ class RunDisplay:
             self._moved(node, event)
         elif kind == "metric":
             values = {k: v for k, v in event["values"].items() if k in ("loss", "val_loss", "tokens_per_second")}
-            self._notes[node] = f"step {event['step']} " + " ".join(f"{k} {v:.4g}" for k, v in values.items())
+            self._notes[node] = literal(f"step {event['step']} " + " ".join(f"{k} {v:.4g}" for k, v in values.items()))
             if node in self._tasks:
                 self._progress.update(self._tasks[node], note=self._notes[node])
         elif kind == "log" and event.get("level") in ("warning", "error"):
-            self.console.print(f"  {node}: [yellow]{event['level']}[/] {event['message']}", highlight=False)
+            self.console.print(line(f"  {node}: ", (event["level"], "yellow"), " ", event["message"]))
 
     def _state(self, node: str, event: Mapping[str, Any]) -> None:
         state, message = event["state"], event.get("message") or ""
@@ -79,13 +82,12 @@ class RunDisplay:
             return
         if node in self._tasks:
             self._progress.remove_task(self._tasks.pop(node))
-        if state in ("done", "cached", "failed", "stopped"):
+        if state in ("done", "cached", "failed", "stopped", "skipped"):
             self._done += 1
         took = f" {event['seconds']:7.1f} s" if "seconds" in event else ""
         colour = COLOURS.get(state, "white")
-        self.console.print(
-            f"[dim]{self._done:>3}/{self._nodes}[/] {node:<20} [{colour}]{state:<8}[/]{took}  [dim]{message}[/]", highlight=False
-        )
+        done = f"{self._done:>3}/{self._nodes}"
+        self.console.print(line((done, "dim"), f" {node:<20} ", (f"{state:<8}", colour), f"{took}  ", (message, "dim")))
 
     def _moved(self, node: str, event: Mapping[str, Any]) -> None:
         if node in self._tasks:
@@ -93,7 +95,7 @@ class RunDisplay:
         elif event.get("total") and time.monotonic() - self._said.get(node, 0.0) >= PLAIN_SECONDS:
             self._said[node] = time.monotonic()
             note = self._notes.get(node, "")
-            self.console.print(f"        {node:<20} {100 * event['done'] / event['total']:3.0f}%  {note}", highlight=False)
+            self.console.print(line(f"        {node:<20} {100 * event['done'] / event['total']:3.0f}%  {note}"))
 
 
 def plan_table(plans: Sequence[NodePlan], estimates: Mapping[str, str]) -> Table:
@@ -104,8 +106,8 @@ def plan_table(plans: Sequence[NodePlan], estimates: Mapping[str, str]) -> Table
     for plan in plans:
         colour = COLOURS.get(plan.state.value, "white")
         state = plan.state.value + (f"@{plan.step}" if plan.step is not None else "")
-        row = (plan.node.name, f"[{colour}]{state}[/]", (plan.key or "")[:12], estimates.get(plan.node.name, ""), plan.reason)
-        table.add_row(*row)
+        row = (plan.node.name, (state, colour), (plan.key or "")[:12], estimates.get(plan.node.name, ""), plan.reason)
+        table.add_row(*(line(cell) for cell in row))
     return table
 
 
@@ -114,7 +116,7 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = list(rows[0]) if rows else []
     for column in names:  # only the last column may wrap: keys and addresses stay whole
-        table.add_column(str(column), overflow="fold", no_wrap=column != names[-1])
+        table.add_column(line(column), overflow="fold", no_wrap=column != names[-1])
     for row in rows:
-        table.add_row(*(str(value) if value is not None else "" for value in row.values()))
+        table.add_row(*(line(value if value is not None else "") for value in row.values()))
     return table

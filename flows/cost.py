@@ -1,25 +1,41 @@
 """What a plan would cost: time, GPU-hours, core-hours, dollars.
 
 An earlier result of the same node is the best estimate. Without one, a stage's own count of work (FLOPs, bytes) is
-divided by the rates in infra/pricing.toml. Of artifacts that are not there yet, what the configuration fixes is taken: a model's
-parameters, and the rows that a mixture is capped at. An estimate that rests on nothing is left empty: no number beats a made-up one.
+divided by the rates in infra/gpu_prices.toml. Of artifacts that are not there yet, what the configuration fixes is
+taken: a model's parameters, the rows that a mixture is capped at, or that its sets are known to have
+(infra/data_sets.toml). An estimate that rests on nothing is left empty: no number beats a made-up one.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from flows import memory
+from flows.data_files import DATA
+from flows.memory import Memory
 from flows.plan import NodePlan
 from flows.profiles import Profile
 from stages.core.artifacts import ArtifactManifest
-from stages.core.contracts import StageResult
+from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
+from stages.core.messages import StageResult
+from stages.core.records import DamagedRecord, NodeRecord
+from stages.core.resources import Resources
+from stages.lib.modeling.shape import ModelShape
 
-PRICING = Path(__file__).resolve().parents[1] / "infra" / "pricing.toml"
+GPU_PRICES = DATA / "infra" / "gpu_prices.toml"
+DATA_SETS = GPU_PRICES.with_name("data_sets.toml")
+LONG = 30 * 86_400.0
+"""Seconds beyond which a plan warns of a node: a month."""
+LOSS = 3600.0
+"""Seconds beyond which a plan says what a lost attempt costs: an hour."""
+ITS_BEGINNING = "its beginning"
+"""What `Stage.resumes` says of a stage that cannot go on in the middle."""
+WARMUP = 0.1
+"""Share of the steps beyond which a plan warns of a warm-up."""
 
 
 @dataclass(frozen=True)
@@ -32,24 +48,37 @@ class Estimate:
     dollars: float = 0.0
     flops: float = 0.0
     basis: str = ""
+    memory: Memory | None = None
+    """Of one GPU, where a training on GPUs is planned and its formula is known."""
+    lost_seconds: float = 0.0
+    """What an attempt that breaks loses at most."""
 
     def row(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        return asdict(self) | {"memory": self.memory.row() if self.memory else None}
 
     def text(self) -> str:
         """For the plan's table."""
+        held = f"; {self.memory.text()} a GPU" if self.memory else ""
         if not self.basis:
-            return ""
+            return "not estimated" + held
         if self.gpu_hours:
-            return f"{_hours(self.gpu_hours)} GPU-h, ${self.dollars:,.0f}"
-        return f"{self.seconds:,.0f} s"
+            return f"{duration(self.seconds)}, {_hours(self.gpu_hours)} GPU-h, ${self.dollars:,.0f}{held}"
+        return duration(self.seconds)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people would name."""
+    for size, unit, most in ((1.0, "s", 600), (60.0, "min", 7200), (3600.0, "h", 259_200)):
+        if seconds < most:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds / 86_400:,.0f} days"
 
 
 def estimate(plans: Sequence[NodePlan], profile: Profile, ledger: Ledger) -> dict[str, Estimate]:
     """Estimate every planned node; nodes that the ledger answers cost nothing."""
-    prices = tomllib.loads(PRICING.read_text(encoding="utf-8"))
-    history = ledger.nodes(profile.name)
+    prices = prices_of(profile)
+    history = ledger.nodes(profile.name, skip_damaged=True)
     out: dict[str, Estimate] = {}
     expected: dict[str, dict[str, Any]] = {}
     for plan in plans:
@@ -58,61 +87,198 @@ def estimate(plans: Sequence[NodePlan], profile: Profile, ledger: Ledger) -> dic
             out[plan.node.name] = Estimate(basis="ledger")
             continue
         record = history.get(plan.node.name)
-        found = ledger.manifest(record.key) if record else None
-        out[plan.node.name] = _measured(found[0], prices) if found else _computed(plan, profile, prices, expected)
+        last_result = _last(ledger, record)
+        inputs = _inputs(plan, expected)
+        one = (
+            _measured(last_result[0], profile.resources[plan.node.name], prices)
+            if last_result
+            else _computed(plan, profile, prices, inputs)
+        )
+        held = _memory(plan, profile, prices, expected, inputs)
+        out[plan.node.name] = replace(one, memory=held, lost_seconds=one.seconds * _lost(plan, profile, inputs))
     return out
 
 
+def _last(ledger: Ledger, record: NodeRecord | None) -> tuple[StageResult, str] | None:
+    """A node's last result. One that cannot be read is no reason not to plan: the node's row tells of it."""
+    try:
+        return ledger.manifest(record.key) if record else None
+    except DamagedRecord:
+        return None
+
+
+def prices_of(profile: Profile) -> dict[str, Any]:
+    """The price list for a profile's card. Raises ConfigError when it has none of that name."""
+    prices = tomllib.loads(GPU_PRICES.read_text(encoding="utf-8"))
+    cards, name = prices.get("cards", {}), profile.settings.card
+    if name and name not in cards:
+        raise ConfigError(
+            f"profile {profile.name}: card = '{name}', but infra/gpu_prices.toml has no such card; there are:"
+            f" {', '.join(cards) or 'none'}"
+        )
+    return prices | {"gpu": prices["gpu"] | ({"name": name} | cards[name] if name else {})}
+
+
+def _memory(
+    plan: NodePlan,
+    profile: Profile,
+    prices: Mapping[str, Any],
+    expected: Mapping[str, dict[str, Any]],
+    inputs: Mapping[str, Sequence[ArtifactManifest]],
+) -> Memory | None:
+    node, known = plan.node, expected[plan.node.name]
+    if "shape" not in known:
+        return None
+    config, measured = profile.configs[node.name], None
+    if node.stage in memory.STAGES:
+        measured = node.measuring(config, inputs)
+    shape = ModelShape.model_validate(known["shape"])
+    return memory.of_node(
+        node.stage,
+        config,
+        profile.resources[node.name],
+        shape,
+        memory.VOCABULARY,
+        prices["gpu"]["memory_gib"] * memory.GIB,
+        measured.memory_bytes if measured else 0.0,
+    )
+
+
+def steps_of(config: Any, rows: int) -> int:
+    """Optimizer steps of a training by its configuration, and the rows that it learns from; 0: not known."""
+    if (phases := getattr(config, "context_phases", None)) is not None:
+        return sum(phase.steps for phase in phases)
+    if (steps := getattr(config, "steps", None)) is not None:
+        return int(steps)
+    batch = getattr(config, "global_batch_size", None)
+    return -(-rows // batch) * config.epochs if rows and batch else 0
+
+
+def _lost(plan: NodePlan, profile: Profile, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> float:
+    """The share of a node's time that a broken attempt loses at most: all of it, unless there are checkpoints every so
+    many steps.
+    """
+    config = profile.configs[plan.node.name]
+    every = getattr(config, "checkpoint_every", None)
+    if plan.node.resumes(config) == ITS_BEGINNING or not every:
+        return 1.0
+    rows = [int(m.meta.get("rows", 0)) for port in ("conversations", "preferences") for m in inputs.get(port, ())]
+    steps = steps_of(config, sum(rows))
+    return min(1.0, every / steps) if steps else 1.0
+
+
+def warnings(plans: Sequence[NodePlan], profile: Profile, estimates: Mapping[str, Estimate]) -> list[str]:
+    """What a plan has to say beside its table, one line each: memory, months, warm-ups, what cannot go on in the
+    middle.
+    """
+    lines = []
+    for plan in plans:
+        if not plan.will_run:
+            continue
+        name, config, one = plan.node.name, profile.configs[plan.node.name], estimates[plan.node.name]
+        resources = profile.resources[name]
+        if one.memory is not None and not one.memory.fits:
+            lines.append(f"{name}: needs {one.memory.text()} of a GPU's memory: {one.memory.largest()}")
+        if one.seconds > LONG:
+            where = f" on {resources.gpus * resources.nodes} GPUs" if one.gpu_hours else f" on {resources.cpus:g} cores"
+            lines.append(f"{name}: would take {duration(one.seconds)}{where}")
+        warmup, steps = getattr(config, "warmup_steps", 0), getattr(config, "steps", 0)
+        if steps and warmup > WARMUP * steps:
+            lines.append(f"{name}: warmup_steps = {warmup} are {warmup / steps:.0%} of its {steps:,} steps")
+        if one.lost_seconds > LOSS and one.basis != "ledger":
+            price = one.dollars * one.lost_seconds / one.seconds
+            lines.append(
+                f"{name}: a broken attempt goes on from {plan.node.resumes(config)}: {duration(one.lost_seconds)} and"
+                f" ${price:,.0f} lost at most"
+            )
+    return lines
+
+
 def _expected_meta(plan: NodePlan, profile: Profile, expected: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """What the configuration, or else a parent, already fixes of a node's artifacts: `parameters`, `rows`."""
+    """What the configuration, or else a parent, already fixes of a node's artifacts: `parameters`, `rows`, `shape`."""
     node, config = plan.node, profile.configs[plan.node.name]
     if plan.resolved and plan.resolved.result:
-        found = [m.meta for m in plan.resolved.result.outputs.values()]
-        return {name: m[name] for m in found for name in ("parameters", "rows") if name in m}
-    caps = [source.cap for source in getattr(config, "sources", ()) if hasattr(source, "cap")]
-    meta = {"rows": sum(caps)} if caps and None not in caps else {}
-    count = getattr(getattr(config, "shape", None), "parameters", None)
+        metas = [m.meta for m in plan.resolved.result.outputs.values()]
+        return {name: m[name] for m in metas for name in ("parameters", "rows", "shape") if name in m}
+    counts = [_source_rows(source) for source in getattr(config, "sources", None) or ()]
+    meta: dict[str, Any] = {"rows": sum(n for n in counts if n)} if counts and None not in counts else {}
+    shape: Any = getattr(config, "shape", None)
+    count = getattr(shape, "parameters", None)
     sizes = [getattr(profile.configs[s.node.name], "vocab_size", None) for s in node.wires.get("tokenizer", ())]
     if count and sizes and sizes[0]:
-        return meta | {"parameters": count(sizes[0])}
-    inherited = [expected.get(s.node.name, {}) for port in ("parent", "base", "model") for s in node.wires.get(port, ())]
-    known = [p["parameters"] for p in inherited if "parameters" in p]
-    return meta | ({"parameters": known[0]} if known else {})
+        return meta | {"parameters": count(sizes[0]), "shape": shape.model_dump()}
+    inherited = [
+        expected.get(s.node.name, {}) for port in ("parent", "base", "model") for s in node.wires.get(port, ())
+    ]
+    known = [p for p in inherited if "parameters" in p]
+    return meta | ({name: known[0][name] for name in ("parameters", "shape") if name in known[0]} if known else {})
 
 
-def _measured(result: StageResult, prices: Mapping[str, Any]) -> Estimate:
+def _source_rows(source: Any) -> int | None:
+    """Rows of one source of a mixture: what it is capped at, else what the set is known to have."""
+    name = getattr(source, "data_set", None) or getattr(source, "name", None)
+    if name is None:
+        return None
+    known = tomllib.loads(DATA_SETS.read_text(encoding="utf-8"))["rows"]
+    setting, cap = getattr(source, "config", "default"), getattr(source, "cap", None)
+    rows = known.get(name if setting == "default" else f"{name}:{setting}")
+    if rows is None:
+        return cap
+    rows = int(rows * getattr(source, "fraction", 1.0)) // (getattr(source, "every", None) or 1)
+    return min(rows, cap) if cap else rows
+
+
+def _measured(result: StageResult, resources: Resources, prices: Mapping[str, Any]) -> Estimate:
     cores = result.attempt.cpu_seconds / 3600
+    hours = result.attempt.wall_seconds / 3600 * resources.gpus * resources.nodes
     return Estimate(
         seconds=result.attempt.wall_seconds,
+        gpu_hours=hours,
         core_hours=cores,
-        dollars=cores * prices["cpu"]["dollars_per_core_hour"],
+        dollars=hours * prices["gpu"]["dollars_per_hour"] if hours else cores * prices["cpu"]["dollars_per_core_hour"],
         basis="last result",
     )
 
 
-def _computed(plan: NodePlan, profile: Profile, prices: Mapping[str, Any], expected: Mapping[str, dict[str, Any]]) -> Estimate:
-    config, resources = profile.configs[plan.node.name], profile.resources[plan.node.name]
+def _inputs(plan: NodePlan, expected: Mapping[str, dict[str, Any]]) -> dict[str, list[ArtifactManifest]]:
+    """The artifacts that a node reads, or what is known of them before they are there."""
     if plan.resolved:
-        inputs = {port: [ref.manifest for ref in refs] for port, refs in plan.resolved.inputs.items()}
-    else:
-        inputs = {port: [_provisional(expected.get(s.node.name, {})) for s in sources] for port, sources in plan.node.wires.items()}
+        return {port: [ref.manifest for ref in refs] for port, refs in plan.resolved.inputs.items()}
+    return {
+        port: [_provisional(expected.get(s.node.name, {})) for s in sources]
+        for port, sources in plan.node.wires.items()
+    }
+
+
+def _computed(
+    plan: NodePlan, profile: Profile, prices: Mapping[str, Any], inputs: Mapping[str, Sequence[ArtifactManifest]]
+) -> Estimate:
+    config, resources = profile.configs[plan.node.name], profile.resources[plan.node.name]
     work = plan.node.work(config, inputs)
     if work.flops and resources.gpus:
-        gpu = prices["gpu"]
-        seconds = work.flops / (gpu["peak_tflops"] * 1e12 * gpu["utilization"])  # of one GPU
-        hours = seconds / 3600
-        wall = seconds / (resources.gpus * resources.nodes)
-        return Estimate(wall, hours, 0.0, hours * gpu["dollars_per_hour"], work.flops, "FLOPs")
+        gpu, gpus = prices["gpu"], resources.gpus * resources.nodes
+        peak = gpu["peak_tflops"] * 1e12
+        alone = work.one_gpu_flops / (peak * gpu["utilization"])
+        shared = (work.flops - work.one_gpu_flops) / (peak * gpu["utilization"])
+        shared += work.written_flops / (peak * gpu["writing_utilization"])  # of one GPU
+        seconds = alone + shared / gpus
+        hours = seconds / 3600 * gpus  # those that wait are paid for
+        return Estimate(seconds, hours, 0.0, hours * gpu["dollars_per_hour"], work.flops + work.written_flops, "FLOPs")
     cpu = prices["cpu"]
     if work.flops:
-        core_seconds = work.flops / (cpu["gflops_per_core"] * 1e9)
+        core_seconds = (work.flops + work.written_flops) / (cpu["gflops_per_core"] * 1e9)
     elif work.bytes:
         core_seconds = work.bytes / cpu["bytes_per_core_second"]
     else:
         return Estimate()
     hours = core_seconds / 3600
     return Estimate(
-        core_seconds / resources.cpus, 0.0, hours, hours * cpu["dollars_per_core_hour"], work.flops, "FLOPs" if work.flops else "bytes"
+        core_seconds / resources.cpus,
+        0.0,
+        hours,
+        hours * cpu["dollars_per_core_hour"],
+        work.flops + work.written_flops,
+        "FLOPs" if work.flops else "bytes",
     )
 
 

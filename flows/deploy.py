@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from flows.local_services.prefect import POOL
 from flows.settings import Settings
+from stages.core.files import ROOT
 from stages.pipeline import PIPELINE
 
-ROOT = Path(__file__).resolve().parents[1]
-ENTRYPOINT = "flows/moxin.py:moxin"
-POOL = "moxin"
+ENTRYPOINT = "flows/flow.py:moxin"
 
 
 def deployments() -> list[dict[str, Any]]:
@@ -53,7 +52,7 @@ def register(settings: Settings) -> int:
     from prefect.client.orchestration import get_client
     from prefect.utilities.callables import parameter_schema
 
-    from flows.moxin import moxin
+    from flows.flow import moxin
 
     schema = parameter_schema(moxin).model_dump_for_openapi()
     with get_client(sync_client=True) as client:

@@ -1,33 +1,36 @@
-"""The environments of containers/<env>/ and the images made of them: locks, digests, names, the bake file. No engine here.
+"""The environments of containers/<env>/ and the images made of them: locks, digests, names. No Docker daemon
+here.
 
-A lock is derived: the closure of requirements.in in the embedded lock, so that a stage runs the same versions in its image
-and as a process. An image is named by its content: equal tag, equal code.
+The locks are made by `make lock` from the extras of pyproject.toml, all together, so that a stage runs the same
+versions in its image and as a process. An image is named by its content: equal tag, equal code.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterable
+import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from flows.data_files import DATA
 from stages.core import bundle
-from stages.core.contracts import ConfigError
+from stages.core.errors import ConfigError
+from stages.core.files import ROOT
 from stages.core.keys import canonical_json, imported_names, sha256, source_digest, source_files
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "containers"
-EMBEDDED_LOCK = FOLDER / "embedded" / "requirements.lock"
+FOLDER = DATA / "containers"
+EMBEDDED = "embedded"
+"""The environment of `make demo`: everything, and what tests need."""
 CONTROL = "control"
 """The environment of the worker: the control plane without any stage's libraries."""
-_LINE = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;#]+)")
+_LINE = re.compile(r"^([A-Za-z0-9._-]+)==[^#\n]+")
 
 
 @dataclass(frozen=True)
@@ -49,70 +52,131 @@ def registry() -> str:
 # --- locks ----------------------------------------------------------------------------------------------------------
 
 
-def read_lock(path: Path) -> dict[str, str]:
-    """A lock's lines `name==version`, by normalized name. Raises ConfigError when there is no such file."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise ConfigError(f"{path.relative_to(ROOT)} is missing: run 'moxin check --write'") from None
-    return {canonicalize_name(m[1]): line.strip() for line in lines if (m := _LINE.match(line))}
-
-
-def requirements(env: str) -> list[Requirement]:
-    """What requirements.in of an environment asks for."""
-    path = FOLDER / env / "requirements.in"
-    if not path.is_file():
-        raise ConfigError(f"no environment '{env}': containers/{env}/requirements.in is missing")
-    rows = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return [Requirement(row) for row in rows if row]
-
-
-def closure(wanted: Iterable[Requirement], lock: dict[str, str]) -> list[str]:
-    """The lines of `lock` that `wanted` needs, directly or through others, as the installed packages state it.
-
-    Raises ConfigError naming a requirement that the lock has not.
+def names() -> list[str]:
+    """Every environment that has a lock made from pyproject.toml: the stages', the worker's, and the demo's, in
+    which `release` is too.
     """
-    found: dict[str, str] = {}
-    queue = [(requirement, "requirements.in") for requirement in wanted]
-    seen: set[tuple[str, frozenset[str]]] = set()
-    while queue:
-        requirement, asker = queue.pop()
-        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
-        if (name, extras) in seen:
+    extras = project()["project"]["optional-dependencies"]
+    return [EMBEDDED, CONTROL, *(name for name in extras if name not in ("demo", "dev", "release"))]
+
+
+@lru_cache(maxsize=1)
+def project() -> dict[str, Any]:
+    """What pyproject.toml says. Raises ConfigError outside a checkout, where there is none."""
+    try:
+        return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            "pyproject.toml is missing: this needs a checkout of Moxin, not an installed package"
+        ) from None
+
+
+def declared(env: str) -> list[str]:
+    """The requirements of an environment, as pyproject.toml states them: an extra's; of `control` the package's own;
+    of `embedded` all of them. Raises ConfigError for an environment that has no extra.
+    """
+    tables = project()["project"]
+    if env == CONTROL:
+        return tables["dependencies"]
+    extras = tables["optional-dependencies"]
+    if env == EMBEDDED:
+        rows = [*tables["dependencies"], *(row for extra in extras.values() for row in extra)]
+        return sorted({row for row in rows if not row.startswith("moxin[")})
+    if env not in extras:
+        raise ConfigError(f"no environment '{env}': pyproject.toml has no extra of that name")
+    return extras[env]
+
+
+def made_from(env: str) -> str:
+    """What the lock of an environment says of its origin: a digest of all that decides on it."""
+    inputs = [declared(env), project()["project"]["requires-python"], project()["tool"]["uv"]]
+    return f"asked {sha256(canonical_json(inputs))[:16]}"
+
+
+def lock_files(env: str) -> list[Path]:
+    """The files that together lock an environment: with torch, its version and the libraries of its CUDA build, too."""
+    folder = FOLDER / env
+    if not (folder / "requirements.lock").is_file():
+        raise ConfigError(f"no environment '{env}': containers/{env}/requirements.lock is missing")
+    torch = folder / "torch.lock"
+    return [folder / "requirements.lock", *([torch, FOLDER / "cuda.lock"] if torch.is_file() else [])]
+
+
+def read_lock_file(path: Path) -> dict[str, str]:
+    """A lock's lines `name==version; marker` without hashes, by normalized name."""
+    rows = (_LINE.match(row) for row in path.read_text(encoding="utf-8").splitlines())
+    return {canonicalize_name(row[1]): row[0].rstrip("\\ ") for row in rows if row}
+
+
+def read_lock(env: str) -> dict[str, str]:
+    """What an environment holds on this machine, as `{name: "name==version"}`, torch included and CUDA's libraries not.
+
+    Raises ConfigError when the environment has no lock.
+    """
+    rows = [row for path in lock_files(env) if path.name != "cuda.lock" for row in read_lock_file(path).values()]
+    held = [row for row in map(Requirement, rows) if row.marker is None or row.marker.evaluate()]
+    return {canonicalize_name(row.name): f"{row.name}{row.specifier}" for row in held}
+
+
+def locked_requirements(env: str) -> dict[str, str]:
+    """What an environment's image may hold, as `{name: "name==version --hash=... --hash=..."}`; torch without.
+
+    Without markers, and whatever the Python here: the base may have any Python 3.11 (Debian 12: 3.11.2).
+    """
+    paths = [path for path in lock_files(env) if path.name != "cuda.lock"]
+    needed = {name for path in paths for name, row in read_lock_file(path).items() if _for_a_base(Requirement(row))}
+    rows = {name: row for path in paths for name, row in _hashed_rows(path.read_text(encoding="utf-8")).items()}
+    return {name: re.sub(r"\s*;.*?(?=\s--hash=|$)", "", rows[name]) for name in rows if name in needed}
+
+
+def _for_a_base(requirement: Requirement) -> bool:
+    """Whether some Python 3.11 needs it."""
+    pythons = [{"python_version": "3.11", "python_full_version": f"3.11.{patch}"} for patch in range(20)]
+    return requirement.marker is None or any(requirement.marker.evaluate(dict(python)) for python in pythons)
+
+
+def cuda_requirements() -> dict[str, str]:
+    """The libraries that a CUDA build of torch needs beside an environment, in the same form."""
+    return _hashed_rows((FOLDER / "cuda.lock").read_text(encoding="utf-8"))
+
+
+def _hashed_rows(text: str) -> dict[str, str]:
+    """Rows of a requirements file, continuation lines joined, by normalized name."""
+    rows = re.sub(r"\s*\\\n\s*", " ", text).splitlines()
+    return {canonicalize_name(row[1]): row.string for row in map(_LINE.match, rows) if row}
+
+
+def stale_locks() -> list[str]:
+    """Locks that are not what pyproject.toml asks for, or disagree with the embedded one: one line each. No network."""
+    problems = []
+    embedded = read_lock(EMBEDDED)
+    for env in names():
+        path = FOLDER / env / "requirements.lock"
+        lock = read_lock(env) if path.is_file() else {}
+        if made_from(env) not in (path.read_text(encoding="utf-8").partition("\n")[0] if lock else ""):
+            problems.append(f"containers/{env}/requirements.lock is older than pyproject.toml: run 'make lock'")
             continue
-        seen.add((name, extras))
-        if name not in lock:
-            raise ConfigError(f"{asker} needs {requirement.name}, which containers/embedded/requirements.lock has not: add it there")
-        found[name] = lock[name]
-        try:
-            stated = distribution(name).requires or []
-        except PackageNotFoundError:
-            raise ConfigError(f"{requirement.name} is in the lock but not installed: run 'make setup'") from None
-        for inner in map(Requirement, stated):
-            markers = [{"extra": extra} for extra in (extras or {""})]
-            if inner.marker is None or any(inner.marker.evaluate(values) for values in markers):
-                queue.append((inner, requirement.name))
-    return [found[name] for name in sorted(found)]
-
-
-def lock_text(env: str) -> str:
-    """What containers/<env>/requirements.lock should hold."""
-    head = f"# Derived by `moxin check --write`: the closure of containers/{env}/requirements.in in the embedded lock. Do not edit."
-    return "\n".join([head, *closure(requirements(env), read_lock(EMBEDDED_LOCK))]) + "\n"
+        for requirement in map(Requirement, declared(env)):
+            version = lock.get(canonicalize_name(requirement.name), "").partition("==")[2]
+            if not requirement.specifier.contains(version or "0", prereleases=True):
+                problems.append(f"containers/{env}/requirements.lock has not {requirement}: run 'make lock'")
+        if others := sorted(lock[name] for name in lock if lock[name] != embedded.get(name)):
+            problems.append(f"containers/{env}/requirements.lock has {', '.join(others)}, the embedded one has not")
+    return problems
 
 
 def missing(stages: dict[str, str]) -> list[str]:
     """Packages that a stage imports and the lock of its environment has not, one line each. stages: `{stage: env}`."""
     owners = packages_distributions()
-    found = []
+    lines = []
     for stage, env in stages.items():
-        lock = read_lock(FOLDER / env / "requirements.lock")
+        lock = read_lock(env)
         files = [*bundle.core_files(), *source_files(stage)]
-        names = {name.partition(".")[0] for path in files for name in imported_names(path.read_bytes())}
-        for name in sorted(names & owners.keys()):
-            if not any(canonicalize_name(owner) in lock for owner in owners[name]) and name not in ("stages", "flows"):
-                found.append(f"stage {stage} imports {name}: add {owners[name][0]} to containers/{env}/requirements.in")
-    return found
+        imports = {name.partition(".")[0] for path in files for name in imported_names(path.read_bytes())}
+        for name in sorted(imports & owners.keys() - {"stages", "flows"}):
+            if not any(canonicalize_name(owner) in lock for owner in owners[name]):
+                lines.append(f"stage {stage} imports {name}: add {owners[name][0]} to extra '{env}' in pyproject.toml")
+    return lines
 
 
 # --- identity -------------------------------------------------------------------------------------------------------
@@ -121,10 +185,28 @@ def missing(stages: dict[str, str]) -> list[str]:
 @lru_cache(maxsize=64)
 def lock_digest(env: str) -> str:
     """Digest of the environment: its lock, and how its image is made of it."""
-    files = [FOLDER / env / "requirements.lock", FOLDER / "env.Dockerfile", FOLDER / "install.sh"]
-    if not files[0].is_file():
-        raise ConfigError(f"no environment '{env}': containers/{env}/requirements.lock is missing")
+    files = [*lock_files(env), FOLDER / "env.Dockerfile", FOLDER / "install.sh"]
     return sha256(canonical_json([[p.name, sha256(p.read_bytes())] for p in files]))
+
+
+@lru_cache(maxsize=16)
+def engine_lock_digest(engine: str) -> str | None:
+    """Digest of the lock of an engine's own Python (containers/<engine>); None for what has none, such as TRL."""
+    lock, recipe = FOLDER / engine / "requirements.lock", FOLDER / engine / "Dockerfile"
+    if lock.is_file():
+        return sha256(lock.read_bytes())
+    pinned = (
+        re.search(r"^ARG LOCK_SHA256=([0-9a-f]{64})$", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+        if recipe.is_file()
+        else None
+    )
+    return pinned[1] if pinned else None
+
+
+def installation_lock_digest() -> str | None:
+    """Digest of the lock that this installation was made from (`make setup`); None without one."""
+    lock = FOLDER / EMBEDDED / "requirements.lock"
+    return sha256(lock.read_bytes()) if lock.is_file() else None
 
 
 def environment_image(env: str) -> str:
@@ -157,56 +239,3 @@ def stage_image(stage: str, env: str) -> Image:
 def control_image() -> tuple[str, str]:
     """Name of the image of the control plane's worker, and of its environment."""
     return f"{registry()}/control:latest", environment_image(CONTROL)
-
-
-# --- bake -----------------------------------------------------------------------------------------------------------
-
-
-def bake_text(stages: dict[str, str]) -> str:
-    """docker-bake.json: one target for each environment and each stage. stages: `{stage: env}`.
-
-    It names no digest, which would make it stale at every edit; `moxin images labels` prints those of the moment.
-    """
-    envs = sorted({*stages.values(), CONTROL})
-    variables: dict[str, dict[str, str]] = {
-        "REGISTRY": {"default": "moxin"},
-        "TAG": {"default": "latest"},
-        "BASE": {"default": "python:3.11-slim-bookworm"},
-        "PIP_INDEX_URL": {"default": ""},
-        "PIP_EXTRA_INDEX_URL": {"default": ""},
-    }
-    targets: dict[str, dict[str, object]] = {}
-    for env in envs:
-        targets[f"env-{env}"] = {
-            "context": ".",
-            "dockerfile": "containers/env.Dockerfile",
-            "args": {"ENV": env} | {name: f"${{{name}}}" for name in ("BASE", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")},
-            "tags": [f"${{REGISTRY}}/env-{env}:${{TAG}}"],
-        }
-    for stage, env in stages.items():
-        targets[stage] = {
-            "context": ".",
-            "contexts": {"environment": f"target:env-{env}"},
-            "dockerfile": "containers/stage.Dockerfile",
-            "args": {"ENVIRONMENT": "environment", "STAGE": stage},
-            "tags": [f"${{REGISTRY}}/{stage}:${{TAG}}"],
-        }
-    targets[CONTROL] = {
-        "context": ".",
-        "contexts": {"environment": f"target:env-{CONTROL}"},
-        "dockerfile": "containers/control/Dockerfile",
-        "args": {"ENVIRONMENT": "environment"},
-        "tags": [f"${{REGISTRY}}/{CONTROL}:${{TAG}}"],
-    }
-    body = {"variable": variables, "group": {"default": {"targets": [*stages, CONTROL]}}, "target": targets}
-    return json.dumps(body, indent=2) + "\n"
-
-
-def bake_labels(stages: dict[str, str]) -> str:
-    """A second bake file: the tags and labels that the code here asks for."""
-    targets: dict[str, dict[str, object]] = {}
-    for stage, env in stages.items():
-        image = stage_image(stage, env)
-        targets[f"env-{env}"] = {"tags": [image.environment], "labels": {"moxin.env": env, "moxin.lock": lock_digest(env)}}
-        targets[stage] = {"tags": [image.reference], "labels": image.labels}
-    return json.dumps({"target": targets}, indent=2) + "\n"

@@ -6,37 +6,31 @@ stops every running stage and lets no new one start.
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, TypeVar
 
+from flows.event_dispatch import EventDispatcher, Observer
 from flows.launch.base import Handle, Job, Launcher
-from flows.plan import Resolved, changes, rerun_reason, resolve
+from flows.lease_manager import LeaseManager
+from flows.plan import Resolved, differences, rerun_reason, resolve
 from flows.profiles import Profile
-from stages.core.contracts import (
-    CodeRef,
-    ExitClass,
-    InfraError,
-    Lease,
-    Preempted,
-    StageError,
-    StageRequest,
-    StageResult,
-)
+from flows.retry import RETRYABLE, Tries, judge
+from flows.running_stages import STOP_GRACE, RunningStages
+from flows.stage_job import make_job
+from stages.core.config import StageConfig
+from stages.core.errors import ExitClass, InfraError, Preempted, StageError
 from stages.core.graph import Node
-from stages.core.keys import ROOT, sha256, source_digest
-from stages.core.ledger import LEASE_SECONDS, AttemptRecord, LeaseHeld, LeaseLost, Ledger, NodeRecord, now
-from stages.core.store import disk_full
+from stages.core.leases import LeaseHeld, LeaseLost, LeaseTakenOver
+from stages.core.ledger import Ledger
+from stages.core.messages import Lease, StageResult
+from stages.core.records import AttemptRecord, DamagedRecord, NodeRecord, now
 
-STOP_GRACE = 30.0
-"""Seconds that a stopped stage gets for a last checkpoint. Prefect's worker waits as long before it kills the flow."""
+T = TypeVar("T")
 
 
 class NodeFailed(StageError):
@@ -45,14 +39,6 @@ class NodeFailed(StageError):
     def __init__(self, node: str, exit_class: ExitClass, message: str) -> None:
         self.node, self.kind = node, exit_class
         super().__init__(f"{node} failed ({exit_class}): {message}")
-
-
-class Observer(Protocol):
-    """Whoever wants to see a node's events as they come."""
-
-    def event(self, node: str, event: Mapping[str, Any]) -> None:
-        """One event of a node: the stage's own, or `state` events of the execution."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -84,77 +70,183 @@ class Execution:
 
     def __post_init__(self) -> None:
         self._slots = threading.BoundedSemaphore(self.profile.settings.parallel)
-        self._handles: dict[str, Handle] = {}
-        self._lock = threading.Lock()
+        self._clean: set[str] = set()
+        self.events = EventDispatcher(self.observers)
         self._stopping = threading.Event()
-        self._holder = f"{self.run_id} on {socket.gethostname()}"
+        self._running = RunningStages(self.ledger, self.events, self._stopping)
+        self._leases = LeaseManager(self.ledger, f"{self.run_id} on {socket.gethostname()}")
 
     # --- control ------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Stop every stage that runs, and start no more."""
-        self._stopping.set()
-        with self._lock:
-            handles = list(self._handles.values())
-        for handle in handles:
-            handle.stop(STOP_GRACE)
+        self._running.stop()
 
     def wait_stopped(self, seconds: float = STOP_GRACE) -> bool:
-        """Wait until no stage runs any more."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            with self._lock:
-                if not self._handles:
-                    return True
-            time.sleep(0.05)
-        return False
+        """Wait until no stage runs any more; False when some still do after that time."""
+        return self._running.wait_stopped(seconds)
 
     def tell(self, node: str, event: str, **fields: Any) -> None:
         """Pass an event of the execution itself to the observers."""
-        for observer in self.observers:
-            observer.event(node, {"event": event, **fields})
+        self.events.tell(node, event, **fields)
 
     # --- one node -----------------------------------------------------------------------------------------------
 
     def node(self, node: Node, results: Mapping[str, StageResult]) -> Outcome:
         """Bring one node up to date. Raises StageError subclasses with one clear line."""
-        started = time.monotonic()
-        resolved = self.answered.get(node.name) or resolve(node, self.profile, self.ledger, results)
+        try:
+            return self._node(node, results, time.monotonic())
+        except NodeFailed:
+            raise
+        except StageError as error:  # none of the ends that are told where they come about
+            self.tell(node.name, "state", state="stopped" if self._stopping.is_set() else "failed", message=str(error))
+            raise
+        finally:
+            self.events.flush()
+
+    def _node(self, node: Node, results: Mapping[str, StageResult], started: float) -> Outcome:
         selected = node.name in self.selected
+        resolved = self.answered.get(node.name)
+        if resolved is None and (missing := [parent for parent in node.parents if parent not in results]):
+            self._failed(
+                node, ExitClass.INPUT, f"it needs {missing[0]}, which has no result: select '+{node.name}'", "failed"
+            )
+        resolved = resolved or self._patiently(node, lambda: resolve(node, self.profile, self.ledger, results))
         on_drift = self.profile.settings.on_drift if selected else "warn"
         reason = rerun_reason(resolved, on_drift, self.force and selected)
         if reason is None and resolved.result is not None:
             if resolved.drift and on_drift == "fail":  # the plan could not know this node's key yet
-                raise NodeFailed(node.name, ExitClass.CONFIG, "its result was made by other code, and this profile forbids drift")
+                self._failed(
+                    node,
+                    ExitClass.CONFIG,
+                    "its result was made by other code, and this profile forbids drift",
+                    "failed",
+                )
             return self._cached(node, resolved.result, "drift" if resolved.drift else "cached", started)
+        if resolved.damaged and reason is None:
+            self._failed(
+                node, ExitClass.INPUT, f"{resolved.damaged}; '--force' sets it aside and runs the node", "failed"
+            )
         if not selected:
-            raise NodeFailed(node.name, ExitClass.INPUT, f"{reason}, and it is not selected: select '+{node.name}'")
-        retries = self.profile.settings.retries
-        for attempt in range(retries + 1):
+            self._failed(node, ExitClass.INPUT, f"{reason}, and it is not selected: select '+{node.name}'", "failed")
+        return self._make(node, self._set_aside(node, resolved), reason or "", started)
+
+    def _make(self, node: Node, resolved: Resolved, reason: str, started: float) -> Outcome:
+        """Attempt a node until it is made, or nothing speaks for another attempt (`flows.retry`)."""
+        config, tries, number = self.profile.configs[node.name], Tries(), 0
+        furthest = -1 if resolved.result is not None else self._furthest(node, resolved.key)
+        while True:
+            number += 1
             with self._slots:  # before the lease, which would run out while it waited here
-                lease, handle = self._adopt(node, resolved) if attempt == 0 else (None, None)
+                lease, handle = (
+                    self._patiently(node, lambda: self._adopt(node, resolved)) if number == 1 else (None, None)
+                )
                 lease = lease or self._acquire(node, resolved)
                 if lease is None:  # whoever held the lease has published meanwhile
-                    found = self.ledger.manifest(resolved.key)
-                    assert found is not None
-                    return self._cached(node, found[0], "made by another run meanwhile", started)
-                try:
-                    exit_class, message = self._attempt(node, resolved, lease, reason or "", attempt == 0, handle)
-                finally:
-                    self.ledger.release(lease)
-            if exit_class is ExitClass.OK:
-                found = self.ledger.manifest(resolved.key)
-                if found is None:
-                    raise NodeFailed(node.name, ExitClass.BUG, "it said that it was done, but published nothing")
+                    return self._cached(
+                        node, self._published(node, resolved.key), "made by another run meanwhile", started
+                    )
+                began = time.monotonic()
+                ended, message = self._attempt(node, resolved, config, lease, reason, handle)
+            if ended is ExitClass.OK:
+                result = self._published(node, resolved.key)
                 self._remember(node, resolved.key)
                 seconds = time.monotonic() - started
                 self.tell(node.name, "state", state="done", seconds=seconds)
-                return Outcome(found[0], False, reason or "", seconds)
-            if self._stopping.is_set() or not exit_class.retryable or attempt == retries:
-                self.tell(node.name, "state", state="stopped" if self._stopping.is_set() else "failed", message=message)
-                raise NodeFailed(node.name, exit_class, message)
-            self.tell(node.name, "log", level="warning", message=f"attempt ended ({exit_class}: {message}); trying again")
-        raise AssertionError("unreachable")
+                return Outcome(result, False, reason, seconds)
+            if self._stopping.is_set():
+                self._failed(node, ended, message, "stopped")
+            before = furthest
+            if (
+                ended in RETRYABLE
+            ):  # of another end nothing is to be decided, and trouble with the store must not hide it
+                furthest = max(furthest, self._furthest(node, resolved.key))
+            smaller = self._smaller(node, config) if ended is ExitClass.OOM else None
+            verdict = judge(
+                ended,
+                furthest > before,
+                tries.after_attempt(ended, time.monotonic() - began, self.profile.settings.patience),
+                self.profile.settings.retries,
+                self.profile.settings.patience,
+                smaller is not None,
+            )
+            tries = verdict.tries
+            if not verdict.again:
+                tell = ended in RETRYABLE and (number > 1 or ended is ExitClass.OOM)
+                self._failed(node, ended, f"{message}; {verdict.why}" if tell else message, "failed")
+            why = verdict.why
+            if smaller is not None:
+                why += (
+                    f" ({'; '.join(differences('', config.model_dump(mode='json'), smaller.model_dump(mode='json')))})"
+                )
+                config = smaller
+            self.tell(node.name, "log", level="warning", message=f"attempt {number} ended ({ended}: {message}); {why}")
+            if verdict.pause and self._stopping.wait(verdict.pause):
+                self._failed(node, ended, message, "stopped")
+
+    def _failed(self, node: Node, ended: ExitClass, message: str, state: str) -> NoReturn:
+        self.tell(node.name, "state", state=state, message=message)
+        raise NodeFailed(node.name, ended, message)
+
+    def _patiently(self, node: Node, what: Callable[[], T]) -> T:
+        """Do something that needs the store; trouble with it is waited out, as long as the profile's patience lasts."""
+        tries = Tries()
+        while True:
+            try:
+                return what()
+            except LeaseLost:
+                raise
+            except InfraError as error:
+                pause = tries.pause(self.profile.settings.patience)
+                if pause is None:
+                    raise
+                tries = tries.after_pause(pause)
+                self.tell(node.name, "log", level="warning", message=f"{error}; trying again in {pause:.0f} s")
+                if self._stopping.wait(pause):
+                    raise Preempted(f"{node.name}: the run is stopping") from error
+
+    def _quietly(self, node: Node, doing: str, what: Callable[[], object]) -> None:
+        """Do something whose failure changes nothing about how an attempt ended: it is told, and that is all."""
+        try:
+            what()
+        except StageError as error:
+            self.tell(node.name, "log", level="warning", message=f"{doing} failed: {error}")
+
+    def _furthest(self, node: Node, key: str) -> int:
+        """The newest step that is saved of a key; -1 without any."""
+        if not node.checkpoints or self._stopping.is_set():
+            return -1
+        return max(self._patiently(node, lambda: self.ledger.checkpoint_steps(key)), default=-1)
+
+    def _smaller(self, node: Node, config: StageConfig) -> StageConfig | None:
+        """What the stage offers to try after it ran out of memory: the same result from less."""
+        smaller = node.smaller(config)
+        if smaller is not None and smaller.identity() != config.identity():
+            raise NodeFailed(
+                node.name,
+                ExitClass.BUG,
+                f"stage {node.stage}: `smaller` changes the key, so it would make something else",
+            )
+        return smaller
+
+    def _published(self, node: Node, key: str) -> StageResult:
+        manifest = self._patiently(node, lambda: self.ledger.manifest(key))
+        if manifest is None:
+            raise NodeFailed(node.name, ExitClass.BUG, "it said that it was done, but published nothing")
+        return manifest[0]
+
+    def _set_aside(self, node: Node, resolved: Resolved) -> Resolved:
+        """Move a manifest that cannot be read out of the way of a forced run: it is not written over."""
+        if not resolved.damaged:
+            return resolved
+        try:
+            if self.ledger.manifest(resolved.key) is not None:  # another run has been faster
+                return replace(resolved, damaged="")
+        except DamagedRecord:
+            pass
+        where = self._patiently(node, lambda: self.ledger.set_aside(f"manifests/{resolved.key}.json"))
+        self.tell(node.name, "log", level="warning", message=f"the damaged record of its last result is now {where}")
+        return replace(resolved, etag=None, damaged="")
 
     def _cached(self, node: Node, result: StageResult, reason: str, started: float) -> Outcome:
         self._remember(node, result.key)
@@ -163,107 +255,115 @@ class Execution:
         return Outcome(result, True, reason, seconds)
 
     def _remember(self, node: Node, key: str) -> None:
-        self.ledger.set_node(self.profile.name, NodeRecord(node=node.name, key=key, run_id=self.run_id, at=now()))
+        record = NodeRecord(node=node.name, key=key, run_id=self.run_id, at=now())
+        self._patiently(node, lambda: self.ledger.set_node(self.profile.name, record))
 
     def _acquire(self, node: Node, resolved: Resolved) -> Lease | None:
         """Take the lease, waiting while another run works on the key; None when that run has published it."""
-        told = False
+        announced = False
         while True:
             if self._stopping.is_set():
                 raise Preempted(f"{node.name}: the run is stopping")
             try:
-                lease = self.ledger.acquire(resolved.key, self._holder)
+                lease = self._patiently(node, lambda: self._leases.take(resolved.key))
             except LeaseHeld as held:
-                if not told:
+                if self._leases.recover(held.record):
+                    continue
+                if not announced:
                     self.tell(node.name, "state", state="waiting", message=f"{held.record.holder} works on it; waiting")
-                    told = True
+                    announced = True
                 self._stopping.wait(1.0)
                 continue
-            published = self.ledger.manifest(resolved.key)
+            published = self._patiently(node, lambda: self.ledger.manifest(resolved.key))
             if published is not None and (resolved.etag is None or published[1] != resolved.etag):
-                self.ledger.release(lease)
+                self._give_back(node, lease)
                 return None
             return lease
 
+    def _give_back(self, node: Node, lease: Lease) -> None:
+        self._quietly(node, "giving the lease back", lambda: self._leases.release(lease))
+
     def _adopt(self, node: Node, resolved: Resolved) -> tuple[Lease | None, Handle | None]:
         """Take over a job whose control plane died while the job itself lives on; (None, None) when there is none."""
-        engine = self._engine(node)
-        held = self.ledger.lease(resolved.key) if engine.detached else None
+        launcher = self._launcher_for(node)
+        held = self.ledger.lease(resolved.key) if launcher.detached else None
         if held is None or held[0].live or not held[0].holder:
             return None, None
         last = next((a for a in reversed(self.ledger.attempts(resolved.key)) if a.epoch == held[0].epoch), None)
-        if last is None or last.launcher != engine.name or not last.job or last.ended_at:
+        if last is None or last.launcher != launcher.name or not last.job or last.ended_at:
             return None, None
         lease = Lease(key=resolved.key, epoch=held[0].epoch, holder=held[0].holder)
-        handle = engine.adopt(last.job, self._job(node, resolved, lease))
+        handle = launcher.adopt(last.job, self._job(node, resolved, lease))
         if handle is None:
             return None, None
         try:
             lease = self.ledger.take_over(resolved.key)
         except LeaseHeld:
             return None, None
+        self._leases.adopted(lease)
         self.tell(node.name, "log", level="info", message=f"following job {last.job} of an earlier run that was lost")
         return lease, handle
 
     def _attempt(
-        self, node: Node, resolved: Resolved, lease: Lease, reason: str, first: bool, adopted: Handle | None = None
+        self, node: Node, resolved: Resolved, config: StageConfig, lease: Lease, reason: str, adopted: Handle | None
     ) -> tuple[ExitClass, str]:
-        """Launch once and follow it to its end; the exit class and the line that says why."""
-        if self._stopping.is_set():
-            return ExitClass.PREEMPTED, "the run is stopping"
-        if resolved.result is not None and first and adopted is None:
-            self.ledger.drop_checkpoints(resolved.key)  # a rerun of a finished key starts clean
+        """Launch once and follow it to its end; the exit class and the line that says why. The lease is given back."""
+        launcher = self._launcher_for(node)
         record = AttemptRecord(
             key=resolved.key,
             epoch=lease.epoch,
             node=node.name,
             run_id=self.run_id,
-            launcher=self._engine(node).name,
+            launcher=launcher.name,
             started_at=now(),
         )
-        self.ledger.record_attempt(record)
-        self.tell(node.name, "state", state="running", message=reason)
-        exit_class, message = ExitClass.INFRA, "it could not be started"
+        exit_class, message, taken_over = ExitClass.PREEMPTED, "the run is stopping", False
         try:
-            handle = adopted or self._engine(node).start(self._job(node, resolved, lease))
-            if self._engine(node).detached:
+            if self._stopping.is_set():
+                return exit_class, message
+            exit_class, message = ExitClass.INFRA, "it could not be started"
+            if resolved.result is not None and adopted is None and resolved.key not in self._clean:
+                # a rerun of a finished key starts clean; where nobody forced it (a damaged result) it goes on from its
+                # own interrupted attempt
+                forced = self.force and node.name in self.selected
+                self.ledger.drop_checkpoints(resolved.key, before=None if forced else resolved.result.attempt.epoch + 1)
+            self._clean.add(resolved.key)
+            self.ledger.record_attempt(record)
+            self.tell(node.name, "state", state="running", message=reason)
+            handle = adopted or launcher.start(self._job(node, resolved, lease, config))
+            if launcher.detached:
                 record = record.model_copy(update={"job": handle.id})
                 self._record(record, handle)
-            exit_class, message = self._follow(node, handle, lease)
-        except InfraError as error:
-            exit_class, message = ExitClass.INFRA, str(error)
-        finally:
-            done = {"ended_at": now(), "exit_class": exit_class.value, "message": message}
-            self.ledger.record_attempt(record.model_copy(update=done))
+            log = self.home / "logs" / "stages" / lease.key / f"{lease.epoch:06d}.jsonl"
+            exit_class, message = self._running.follow(node.name, handle, lease, log)
+            self._keep_log(node, lease, log)
+        except StageError as error:
+            exit_class, message, taken_over = error.exit_class, str(error), isinstance(error, LeaseTakenOver)
+        except BaseException as error:
+            exit_class, message = ExitClass.BUG, f"{type(error).__name__}: {error}"
+            raise
+        finally:  # whatever happens to these records, how the attempt ended stands
+            done = record.model_copy(update={"ended_at": now(), "exit_class": exit_class.value, "message": message})
+            if not taken_over:  # else it has not ended, and its record is the other process's to write
+                self._quietly(node, "writing down how the attempt ended", lambda: self.ledger.record_attempt(done))
+            self._give_back(node, lease)
         if exit_class is ExitClass.OK:
-            self.ledger.drop_checkpoints(resolved.key)
+            self._quietly(node, "removing its checkpoints", lambda: self.ledger.drop_checkpoints(resolved.key))
         return exit_class, message
 
-    def _engine(self, node: Node) -> Launcher:
+    def _launcher_for(self, node: Node) -> Launcher:
         return self.launchers.get(node.name, self.launcher)
 
-    def _job(self, node: Node, resolved: Resolved, lease: Lease) -> Job:
-        config = self.profile.configs[node.name]
-        known = {port: [r.manifest.facets for r in refs] for port, refs in resolved.inputs.items()}
-        predicted = node.facets(config, known)
-        expected = {port: {k: v for k, v in facets.items() if v is not None} for port, facets in predicted.items()}
-        outputs = {p.name: p.type.__name__ for p in node.ports.values() if p.direction == "output"}
-        request = StageRequest(
-            run_id=self.run_id,
-            node=node.name,
-            stage=node.stage,
-            revision=node.revision,
-            key=resolved.key,
-            lease=lease,
-            config=config.model_dump(mode="json"),
-            inputs=resolved.inputs,
-            outputs=outputs,
-            expected_facets=expected,
-            code=code_ref(node),
-            store=self.ledger.store.address,
-            replaces=resolved.etag,
-        )
-        return Job(request, self.profile.resources[node.name], node.env)
+    def _job(self, node: Node, resolved: Resolved, lease: Lease, config: StageConfig | None = None) -> Job:
+        return make_job(self.run_id, node, resolved, lease, self.profile, self.ledger.store.address, config)
+
+    def _keep_log(self, node: Node, lease: Lease, log: Path) -> None:
+        if log.stat().st_size:
+            self._quietly(
+                node,
+                f"keeping its log, which stays on this machine alone ({log}),",
+                lambda: self.ledger.store.upload(self.ledger.log_key(lease.key, lease.epoch), log),
+            )
 
     def _record(self, record: AttemptRecord, handle: Handle) -> None:
         """Write down a job's number. A job that the ledger does not know of must not go on."""
@@ -272,84 +372,3 @@ class Execution:
         except StageError:
             handle.stop(0)
             raise
-
-    def _follow(self, node: Node, handle: Handle, lease: Lease) -> tuple[ExitClass, str]:
-        with self._lock:
-            self._handles[node.name] = handle
-        ended = threading.Event()
-        lost: list[str] = []
-        beat = threading.Thread(target=self._heartbeat, args=(lease, handle, ended, lost), daemon=True)
-        beat.start()
-        if self._stopping.is_set():
-            handle.stop(STOP_GRACE)
-        log = self.home / "logs" / "stages" / lease.key / f"{lease.epoch:06d}.jsonl"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        last: dict[str, Any] = {}
-        try:
-            with open(log, "w", encoding="utf-8") as stream:
-                for event in handle.events():
-                    stream.write(json.dumps({"time": now(), **event}, ensure_ascii=False) + "\n")
-                    stream.flush()
-                    if event["event"] == "done":
-                        last = event
-                    for observer in self.observers:
-                        observer.event(node.name, event)
-            code = handle.wait()
-        except BaseException as error:  # nobody follows the stage any more: it must not go on
-            handle.stop(STOP_GRACE)
-            if isinstance(error, OSError) and (full := disk_full(error, log.parent)):
-                raise full from error
-            raise
-        finally:
-            ended.set()
-            with self._lock:
-                self._handles.pop(node.name, None)
-        if log.stat().st_size:
-            self.ledger.store.upload(self.ledger.log_key(lease.key, lease.epoch), log)
-        if lost:
-            return ExitClass.INFRA, lost[0]
-        exit_class = ExitClass.from_code(code)
-        if last.get("exit") == ExitClass.OK and code == 0:
-            return ExitClass.OK, ""
-        default = f"killed by signal {-code}" if code < 0 else f"exit status {code}, with no message"
-        return exit_class, str(last.get("message") or default)
-
-    def _heartbeat(self, lease: Lease, handle: Handle, ended: threading.Event, lost: list[str]) -> None:
-        """Renew the lease until the attempt ends; stop the stage when the lease is lost or cannot be renewed in time."""
-        renewed = time.monotonic()
-        while not ended.wait(LEASE_SECONDS / 3):
-            try:
-                self.ledger.renew(lease)
-                renewed = time.monotonic()
-            except LeaseLost as error:
-                lost.append(str(error))
-            except StageError as error:
-                if time.monotonic() - renewed > LEASE_SECONDS:
-                    lost.append(f"the lease could not be renewed for {LEASE_SECONDS:.0f} s: {error}")
-            if lost:
-                handle.stop(STOP_GRACE)
-                return
-
-
-def code_ref(node: Node) -> CodeRef:
-    """What code an attempt of this node runs, as far as this machine can tell."""
-    lock = ROOT / "containers" / "embedded" / "requirements.lock"
-    return CodeRef(
-        source_digest=source_digest(node.stage),
-        lock_digest=sha256(lock.read_bytes()) if lock.is_file() else None,
-        git_commit=git_commit(),
-    )
-
-
-def git_commit() -> str | None:
-    """The commit of this checkout; None outside one."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=5, env={**os.environ}, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-__all__ = ["Execution", "NodeFailed", "Observer", "Outcome", "changes", "code_ref"]

@@ -1,4 +1,4 @@
-"""The paper's printed tables (infra/paper_tables.json), with averages computed anew: two printed ones are wrong (RECIPE 7)."""
+"""The paper's printed tables (infra/paper_tables.json), with averages computed anew: two printed ones are wrong."""
 
 from __future__ import annotations
 
@@ -8,23 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from stages.core.contracts import ConfigError
+from flows.data_files import DATA
+from stages.core.errors import ConfigError
 
-FILE = Path(__file__).resolve().parents[1] / "infra" / "paper_tables.json"
+FILE = DATA / "infra" / "paper_tables.json"
 ROUNDING = 0.0051
-"""A printed average may differ from the exact one by half of its last digit (0.005); the rest is for binary fractions."""
+"""A printed average may differ from the exact one by half of its last digit (0.005); the rest is for binary fractions.
+"""
 
-SUITES: Mapping[str, str] = {"zero_shot": "table_2", "few_shot": "table_3"}
-"""Which table a suite of the `evaluate` stage repeats (paper 7.2)."""
-COLUMNS: Mapping[str, str] = {
-    "hellaswag": "HellaSwag",
-    "winogrande": "WinoGrande",
-    "piqa": "PIQA",
-    "arc_easy": "ARC-E",
-    "arc_challenge": "ARC-C",
-    "mmlu": "MMLU",
-}
-"""The tables' column of each task of lm-evaluation-harness."""
 ORIGINAL, ENHANCED = "Moxin-7B-Original", "Moxin-7B-Enhanced"
 
 
@@ -67,8 +58,8 @@ class Table:
 def tables(file: Path = FILE) -> Mapping[str, Table]:
     """All tables by name ('table_2' ..). Raises ConfigError when the file is not what it should be."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["tables"]
-        return {name: _table(value) for name, value in found.items()}
+        raw_tables = json.loads(file.read_text(encoding="utf-8"))["tables"]
+        return {name: _table(value) for name, value in raw_tables.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file.name} does not hold the paper's tables: {type(error).__name__}: {error}") from error
 
@@ -85,7 +76,9 @@ def _table(value: Mapping[str, object]) -> Table:
     shots = value.get("num_fewshot") or {}
     if not isinstance(shots, dict):
         raise TypeError("num_fewshot is no table")
-    return Table(int(str(value["table"])), str(value["title"]), columns, {str(k): int(v) for k, v in shots.items()}, tuple(rows))
+    return Table(
+        int(str(value["table"])), str(value["title"]), columns, {str(k): int(v) for k, v in shots.items()}, tuple(rows)
+    )
 
 
 def _list(value: object) -> list:

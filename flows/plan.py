@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flows.profiles import Profile
-from stages.core.contracts import ConfigError, Facets, InputRef, StageResult
+from stages.core.errors import ConfigError
 from stages.core.graph import Node, Pipeline
 from stages.core.keys import source_digest, stage_key
-from stages.core.ledger import LeaseRecord, Ledger
+from stages.core.ledger import Ledger
+from stages.core.messages import InputRef, StageResult
+from stages.core.records import DamagedRecord, LeaseRecord
+from stages.core.stage import Facets
 
 
 class State(enum.StrEnum):
@@ -24,6 +27,7 @@ class State(enum.StrEnum):
     PENDING = "pending"  # its key depends on results that are not there yet
     BLOCKED = "blocked"  # an input is neither there nor selected
     LEASED = "leased"  # somebody works on this key now
+    DAMAGED = "damaged"  # a record of it cannot be read: nothing is written over it unless that is asked for
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Resolved:
     etag: str | None
     drift: bool
     missing: Sequence[str] = ()
+    damaged: str = ""
+    """Why the record of its result cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -71,32 +77,40 @@ class NodePlan:
 def resolve(node: Node, profile: Profile, ledger: Ledger, results: Mapping[str, StageResult]) -> Resolved:
     """Compute a node's key from its parents' results, check facets, and look the key up. Raises ConfigError."""
     config = profile.configs[node.name]
+    node = node.under(config)
     inputs: dict[str, tuple[InputRef, ...]] = {}
     for port, sources in node.wires.items():
         refs = []
         for source in sources:
             parent = results[source.node.name]
-            refs.append(InputRef(node=source.node.name, key=parent.key, port=source.port, manifest=parent.outputs[source.port]))
+            refs.append(
+                InputRef(node=source.node.name, key=parent.key, port=source.port, manifest=parent.outputs[source.port])
+            )
         inputs[port] = tuple(refs)
     node.check_facets(node.name, config, {p: [(r.node, r.manifest.facets) for r in refs] for p, refs in inputs.items()})
     digests = {port: [r.manifest.digest for r in refs] for port, refs in inputs.items()}
     key = stage_key(node.stage, node.revision, config.identity(), digests)
-    found = ledger.manifest(key)
-    if found is None:
+    try:
+        stored = ledger.manifest(key)
+    except DamagedRecord as error:
+        return Resolved(key, inputs, None, error.etag, False, damaged=str(error))
+    if stored is None:
         return Resolved(key, inputs, None, None, False)
-    result, etag = found
+    result, etag = stored
     drift = result.code.source_digest != source_digest(node.stage)
     return Resolved(key, inputs, result, etag, drift, ledger.missing_objects(result))
 
 
 def rerun_reason(resolved: Resolved, on_drift: str, forced: bool) -> str | None:
     """Why a node must run although the ledger may know its key; None when the ledger's answer stands."""
+    if resolved.damaged:
+        return "forced: the record of its last result is damaged" if forced else None
     if resolved.result is None:
         return "no result for this key"
     if forced:
         return "forced"
     if resolved.missing:
-        return f"its result has lost {len(resolved.missing)} objects (first: {resolved.missing[0]})"
+        return f"its result has {len(resolved.missing)} lost or damaged objects (first: {resolved.missing[0]})"
     if resolved.drift and on_drift == "rerun":
         return "its code changed since (drift)"
     return None
@@ -106,6 +120,7 @@ def make_plan(
     pipeline: Pipeline, profile: Profile, ledger: Ledger, selection: str | Iterable[str] = "full", force: bool = False
 ) -> list[NodePlan]:
     """Plan the selected nodes, in pipeline order. Raises ConfigError on facets that disagree."""
+    pipeline = pipeline.under(profile.configs)
     selected = {n.name for n in pipeline.select(selection)}
     needed = set(selected).union(*(pipeline.ancestors(name) for name in selected))
     plans: dict[str, NodePlan] = {}
@@ -127,46 +142,61 @@ def _plan_node(
     parents = [plans[name] for name in node.parents]
     known = {port: [plans[s.node.name].facets.get(s.port, {}) for s in sources] for port, sources in node.wires.items()}
     named = {
-        port: [(s.node.name, plans[s.node.name].facets.get(s.port, {})) for s in sources] for port, sources in node.wires.items()
+        port: [(s.node.name, plans[s.node.name].facets.get(s.port, {})) for s in sources]
+        for port, sources in node.wires.items()
     }
     node.check_facets(node.name, config, named)
-    predicted = node.facets(config, known)
-
-    def plan(state: State, reason: str, will_run: bool, resolved: Resolved | None = None, step: int | None = None) -> NodePlan:
-        facets = predicted
-        if resolved and resolved.result and not will_run:
-            facets = {port: manifest.facets for port, manifest in resolved.result.outputs.items()}
-        return NodePlan(node, state, reason, will_run, selected, resolved, step, facets)
-
-    if blocked := [p for p in parents if p.state is State.BLOCKED or (not p.selected and p.will_run)]:
+    row = NodePlan(node, State.RUN, "", False, selected, facets=node.facets(config, known))
+    if damaged := [p for p in parents if p.state is State.DAMAGED]:
+        return replace(row, state=State.BLOCKED, reason=f"needs {damaged[0].node.name}, a record of which is damaged")
+    if blocked := [p for p in parents if p.state is State.BLOCKED or (not p.selected and p.state is State.PENDING)]:
         first = blocked[0]
         why = "has lost objects" if first.resolved and first.resolved.missing else "has no result"
-        return plan(State.BLOCKED, f"needs {first.node.name}, which {why} and is not selected: select '+{node.name}'", False)
+        why = f"has to be made anew ({first.reason})" if first.state is State.PENDING else why
+        reason = f"needs {first.node.name}, which {why} and is not selected: select '+{node.name}'"
+        return replace(row, state=State.BLOCKED, reason=reason)
     if waiting := [p for p in parents if p.will_run or p.state is State.PENDING]:
-        return plan(State.PENDING, f"follows {', '.join(p.node.name for p in waiting)}", selected)
+        reason = f"follows {', '.join(p.node.name for p in waiting)}"
+        return replace(row, state=State.PENDING, reason=reason, will_run=selected)
     results = {p.node.name: p.resolved.result for p in parents if p.resolved and p.resolved.result}
     resolved = resolve(node, profile, ledger, results)
-    on_drift = profile.settings.on_drift if selected else "warn"
-    reason = rerun_reason(resolved, on_drift, force and selected)
+    row = _plan_resolved(replace(row, resolved=resolved), resolved, profile, ledger, force)
+    if resolved.result and not row.will_run:
+        return replace(row, facets={port: manifest.facets for port, manifest in resolved.result.outputs.items()})
+    return row
+
+
+def _plan_resolved(row: NodePlan, resolved: Resolved, profile: Profile, ledger: Ledger, force: bool) -> NodePlan:
+    """The row of a node whose key is known: what the ledger says of it."""
+    node = row.node
+    on_drift = profile.settings.on_drift if row.selected else "warn"
+    reason = rerun_reason(resolved, on_drift, force and row.selected)
+    if resolved.damaged and reason is None:
+        why = f"{resolved.damaged}; '--force' sets it aside and runs the node"
+        return replace(row, state=State.DAMAGED, reason=why)
     if reason is None:
-        if resolved.drift:
-            if on_drift == "fail":
-                raise ConfigError(f"node {node.name}: its result was made by other code, and this profile forbids drift")
-            return plan(State.DRIFT, "made by other code; kept", False, resolved)
-        return plan(State.CACHED, f"made {_date(resolved.result)}", False, resolved)
-    if resolved.result is None:
+        if not resolved.drift:
+            return replace(row, state=State.CACHED, reason=f"made {_date(resolved.result)}")
+        if on_drift == "fail":
+            raise ConfigError(f"node {node.name}: its result was made by other code, and this profile forbids drift")
+        return replace(row, state=State.DRIFT, reason="made by other code; kept")
+    if resolved.result is None and not resolved.damaged:
         reason = explain_change(node, profile, resolved, ledger)
-    if not selected:
-        return plan(State.BLOCKED, reason, False, resolved)
-    held = ledger.lease(resolved.key)
+    if not row.selected:
+        return replace(row, state=State.BLOCKED, reason=reason)
+    try:
+        held = ledger.lease(resolved.key)
+    except DamagedRecord as error:
+        return replace(row, state=State.DAMAGED, reason=str(error))
     if held is not None and held[0].live:
-        return plan(State.LEASED, _held(held[0]), True, resolved)
+        return replace(row, state=State.LEASED, reason=_held(held[0]), will_run=True)
     if resolved.result is not None and resolved.drift and not force:
-        return plan(State.DRIFT, reason, True, resolved)
+        return replace(row, state=State.DRIFT, reason=reason, will_run=True)
     steps = ledger.checkpoint_steps(resolved.key) if node.checkpoints and resolved.result is None else []
     if steps:
-        return plan(State.RESUME, f"a checkpoint at step {steps[-1]} is there; {reason}", True, resolved, steps[-1])
-    return plan(State.RUN, reason, True, resolved)
+        reason = f"a checkpoint at step {steps[-1]} is there; {reason}"
+        return replace(row, state=State.RESUME, reason=reason, will_run=True, step=steps[-1])
+    return replace(row, state=State.RUN, reason=reason, will_run=True)
 
 
 def _date(result: StageResult | None) -> str:
@@ -179,38 +209,45 @@ def _held(record: LeaseRecord) -> str:
 
 def explain_change(node: Node, profile: Profile, resolved: Resolved, ledger: Ledger) -> str:
     """In words: what differs between a node's last result in this profile and what a run would make now."""
-    record = ledger.node(profile.name, node.name)
+    try:
+        record = ledger.node(profile.name, node.name)
+        last = ledger.manifest(record.key) if record else None
+    except DamagedRecord as error:
+        return f"what it ran with last cannot be told: {error}"
     if record is None:
         return "never ran in this profile"
-    last = ledger.manifest(record.key)
-    found = changes(node, profile, resolved, last[0]) if last else []
-    return "; ".join(found) or "its last result is gone from the store"
+    differing = changes(node, profile, resolved, last[0]) if last else []
+    return "; ".join(differing) or "its last result is gone from the store"
 
 
 def changes(node: Node, profile: Profile, resolved: Resolved, last: StageResult) -> list[str]:
     """Each difference between a last result and the present, as one phrase."""
-    found = []
+    phrases = []
     if last.revision != node.revision:
-        found.append(f"revision {last.revision} -> {node.revision}")
-    found.extend(differences("", last.identity, profile.configs[node.name].identity()))
+        phrases.append(f"revision {last.revision} -> {node.revision}")
+    phrases.extend(differences("", last.identity, profile.configs[node.name].identity()))
     for port, refs in resolved.inputs.items():
         before = last.inputs.get(port, ())
         if [r.manifest.digest for r in before] != [r.manifest.digest for r in refs]:
-            names = [r.node for r, b in zip(refs, [*before, *[None] * len(refs)], strict=False) if b is None or b.manifest.digest != r.manifest.digest]
-            found.append(f"input {port} changed" + (f" (from {', '.join(names)})" if names else ""))
-    return found
+            names = [
+                r.node
+                for r, b in zip(refs, [*before, *[None] * len(refs)], strict=False)
+                if b is None or b.manifest.digest != r.manifest.digest
+            ]
+            phrases.append(f"input {port} changed" + (f" (from {', '.join(names)})" if names else ""))
+    return phrases
 
 
 def differences(path: str, old: Any, new: Any) -> list[str]:
     """Each setting that differs between two configurations, as 'path old -> new'."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = list(dict.fromkeys([*old, *new]))
-        return [row for key in keys for row in differences(f"{path}.{key}" if path else key, old.get(key), new.get(key))]
+        return [
+            row for key in keys for row in differences(f"{path}.{key}" if path else key, old.get(key), new.get(key))
+        ]
     return [] if old == new else [f"{path} {_short(old)} -> {_short(new)}"]
 
 
 def _short(value: Any) -> str:
     text = "unset" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-

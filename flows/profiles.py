@@ -1,11 +1,13 @@
 """Profiles: the values of a run. `infra/profiles/<name>.toml`, then `--set node.field=value` on top.
 
 A profile holds values only, never wiring. Tables: `[stage.<stage>]` for all nodes of a stage, `[node.<node>]` for one,
-`[resources.<node>]` for what it may use, `[launchers]` for who runs it. `extends = "other"` starts from another profile.
+`[resources.<node>]` for what it may use, `[launchers]` for who runs it. `extends = "other"` starts from another
+profile.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,14 +17,20 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stages.core.contracts import ConfigError, Resources, StageConfig
+from flows.data_files import DATA
+from stages.core.config import StageConfig
+from stages.core.errors import ConfigError
 from stages.core.graph import Node, Pipeline
+from stages.core.renamed import current_names
+from stages.core.resources import Processes, Resources
 
-FOLDER = Path(__file__).resolve().parents[1] / "infra" / "profiles"
+FOLDER = DATA / "infra" / "profiles"
 
 
 LauncherName = Literal["process", "docker", "slurm", "kubernetes"]
 """Those of flows/launch."""
+ONE_MACHINE = ("process", "docker")
+"""Launchers that cannot bring several nodes together."""
 
 
 class ProfileFile(BaseModel):
@@ -32,17 +40,33 @@ class ProfileFile(BaseModel):
 
     description: str = ""
     extends: str | None = None
+    card: str = Field(
+        default="", description="the GPU to plan for, by its name in infra/gpu_prices.toml; unset: its [gpu]"
+    )
     launcher: LauncherName = Field(default="process", description="who runs the stages")
     parallel: int = Field(default=2, ge=1, description="nodes that run at the same time")
-    retries: int = Field(default=2, ge=0, description="attempts after an out-of-memory or a preemption")
-    on_drift: Literal["rerun", "warn", "fail"] = Field(
-        default="warn", description="a result made by other code than the present: run it again, use it and say so, or stop"
+    retries: int = Field(
+        default=2,
+        ge=0,
+        description=(
+            "attempts after an out-of-memory or a preemption; one that saved a new checkpoint uses up none; 0: never"
+        ),
     )
-    plan_only: bool = Field(default=False, description="refuse to run: this profile is for planning")
+    patience: float = Field(
+        default=900.0,
+        ge=0,
+        description="seconds of growing pauses in which a store or a launcher that is away may come back",
+    )
+    on_drift: Literal["rerun", "warn", "fail"] = Field(
+        default="warn",
+        description="a result made by other code than the present: run it again, use it and say so, or stop",
+    )
     stage: dict[str, dict[str, Any]] = Field(default_factory=dict)
     node: dict[str, dict[str, Any]] = Field(default_factory=dict)
     resources: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    launchers: dict[str, LauncherName] = Field(default_factory=dict, description="{node or stage: who runs it, instead of `launcher`}")
+    launchers: dict[str, LauncherName] = Field(
+        default_factory=dict, description="{node or stage: who runs it, instead of `launcher`}"
+    )
 
 
 @dataclass(frozen=True)
@@ -55,6 +79,8 @@ class Profile:
     resources: Mapping[str, Resources]
     launchers: Mapping[str, str] = field(default_factory=dict)
     overrides: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
+    """Settings that were given under a former name, a line for each."""
 
 
 def names() -> list[str]:
@@ -66,9 +92,10 @@ def load(name: str, pipeline: Pipeline, overrides: Iterable[str] = (), folder: P
     """Read, merge and validate a profile. Raises ConfigError naming file, key, value and the nearest valid key."""
     overrides = tuple(overrides)
     origin: dict[str, str] = {}
-    tables = _read(name, folder, origin)
+    warnings: list[str] = []
+    tables = _read(name, folder, pipeline, origin, warnings)
     for override in overrides:
-        _apply_override(tables, override, pipeline, origin)
+        _apply_override(tables, override, pipeline, origin, warnings)
     settings = _settings(tables, origin)
     stages = {n.stage for n in pipeline}
     _known(settings.stage, stages, "stage", origin)
@@ -77,27 +104,40 @@ def load(name: str, pipeline: Pipeline, overrides: Iterable[str] = (), folder: P
     _known(settings.launchers, set(pipeline.nodes) | stages, "launchers", origin)
     configs = {n.name: _config(n, settings, origin) for n in pipeline}
     resources = {n.name: _resources(n, configs[n.name], settings, origin) for n in pipeline}
-    launchers = {n.name: settings.launchers.get(n.name, settings.launchers.get(n.stage, settings.launcher)) for n in pipeline}
+    launchers = {
+        n.name: settings.launchers.get(n.name, settings.launchers.get(n.stage, settings.launcher)) for n in pipeline
+    }
     for node in pipeline:
+        _check_processes(node, configs[node.name], resources[node.name], launchers[node.name], origin)
         _check_arrays(node, configs[node.name], launchers[node.name], origin)
-    return Profile(name, settings, configs, resources, launchers, overrides)
+    return Profile(name, settings, configs, resources, launchers, overrides, tuple(dict.fromkeys(warnings)))
 
 
-def _read(name: str, folder: Path, origin: dict[str, str], chain: tuple[str, ...] = ()) -> dict[str, Any]:
+def _read(
+    name: str,
+    folder: Path,
+    pipeline: Pipeline,
+    origin: dict[str, str],
+    warnings: list[str],
+    chain: tuple[str, ...] = (),
+) -> dict[str, Any]:
     path = folder / f"{name}.toml"
     if name in chain:
         raise ConfigError(f"{path.name}: profiles extend each other in a circle: {' -> '.join((*chain, name))}")
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.toml"))
         close = difflib.get_close_matches(name, known, n=1)
-        raise ConfigError(f"no profile '{name}'" + (f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"))
+        raise ConfigError(
+            f"no profile '{name}'" + (f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}")
+        )
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
     base: dict[str, Any] = {}
     if isinstance(tables.get("extends"), str):
-        base = _read(tables["extends"], folder, origin, (*chain, name))
+        base = _read(tables["extends"], folder, pipeline, origin, warnings, (*chain, name))
+    tables = _with_current_names(tables, pipeline, path.name, warnings)
     _mark(tables, path.name, origin)
     return merge(base, tables)
 
@@ -110,6 +150,36 @@ def _mark(value: Any, file: str, origin: dict[str, str], path: str = "") -> None
             _mark(inner, file, origin, f"{path}.{key}" if path else key)
 
 
+def _with_current_names(tables: dict[str, Any], pipeline: Pipeline, source: str, warnings: list[str]) -> dict[str, Any]:
+    """A profile's tables with fields that are given under a former name under their present one; adds to `warnings`.
+
+    source: the file, or `--set`. Before tables are merged: a former name in one and the present one in another are one
+    setting.
+    """
+    tables = _renamed(ProfileFile, tables, f"{source}: ", warnings)
+    stages: dict[str, type[BaseModel]] = {node.stage: node.config_type for node in pipeline}
+    nodes: dict[str, type[BaseModel]] = {node.name: node.config_type for node in pipeline}
+    resources: dict[str, type[BaseModel]] = dict.fromkeys([*stages, *nodes], Resources)
+    for kind, models in (("stage", stages), ("node", nodes), ("resources", resources)):
+        if isinstance(tables.get(kind), dict):  # validation refuses what is no table
+            tables[kind] = {
+                name: _renamed(models[name], values, f"{source}: {kind}.{name}.", warnings)
+                if name in models and isinstance(values, dict)
+                else values
+                for name, values in tables[kind].items()
+            }
+    return tables
+
+
+def _renamed(model: type[BaseModel], values: Mapping[str, Any], place: str, warnings: list[str]) -> dict[str, Any]:
+    try:
+        values, old = current_names(model, values)
+    except ConfigError as error:
+        raise ConfigError(f"{place}{error}") from error
+    warnings += [name.warning(place) for name in old]
+    return values
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`, table by table."""
     out = dict(base)
@@ -119,28 +189,62 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _apply_override(tables: dict[str, Any], override: str, pipeline: Pipeline, origin: dict[str, str]) -> None:
+def _apply_override(
+    tables: dict[str, Any], override: str, pipeline: Pipeline, origin: dict[str, str], warnings: list[str]
+) -> None:
     """Apply one `node.field=value` (or `stage.field=value`, or a setting of the profile such as `parallel=1`)."""
     path, equals, text = override.partition("=")
     parts = path.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {override!r}: write node.field=value, for example pretrain_1.learning_rate=1e-3")
+    if parts == ["extends"]:
+        raise ConfigError(
+            f"--set {override!r}: what a profile extends is read before settings are: write it in a file of"
+            " infra/profiles"
+        )
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    stages = {n.stage for n in pipeline}
     if len(parts) > 1:
-        stages = {n.stage for n in pipeline}
         if parts[0] in pipeline:
             parts.insert(0, "node")
-        elif parts[0] in stages:  # a node's own value would win over a stage's: set it for each of its nodes
-            for node in pipeline:
-                if node.stage == parts[0]:
-                    _apply_override(tables, f"{node.name}.{'.'.join(parts[1:])}={text}", pipeline, origin)
-            return
+        elif parts[0] in stages:
+            parts.insert(0, "stage")
         elif parts[0] not in ("resources", "launchers"):
             close = difflib.get_close_matches(parts[0], [*pipeline.nodes, *stages], n=1)
-            raise ConfigError(f"--set {override!r}: no node '{parts[0]}'" + (f"; did you mean '{close[0]}'?" if close else ""))
+            raise ConfigError(
+                f"--set {override!r}: no node '{parts[0]}'" + (f"; did you mean '{close[0]}'?" if close else "")
+            )
+    parts, value = _override_with_current_names(parts, value, pipeline, f"--set {override!r}", warnings)
+    if (
+        parts[0] == "stage" and len(parts) > 1
+    ):  # a node's own value would win over a stage's: set it for each of its nodes
+        paths = [["node", node.name, *parts[2:]] for node in pipeline if node.stage == parts[1]]
+    else:
+        paths = [parts]
+    for path in paths:
+        _set(tables, path, copy.deepcopy(value), override, origin)
+
+
+def _override_with_current_names(
+    parts: list[str], value: Any, pipeline: Pipeline, source: str, warnings: list[str]
+) -> tuple[list[str], Any]:
+    """An override's path and value with present names of fields; adds to `warnings`."""
+    table: Any = value
+    for part in reversed(parts):
+        table = {part: table}
+    table = _with_current_names(table, pipeline, source, warnings)
+    current = []
+    for _ in parts:
+        part, table = next(iter(table.items()))
+        current.append(part)
+    return current, table
+
+
+def _set(tables: dict[str, Any], parts: list[str], value: Any, override: str, origin: dict[str, str]) -> None:
+    """Set the value at a path, through tables that may not be there yet."""
     table = tables
     for depth, part in enumerate(parts[:-1], 1):
         if part not in table:
@@ -177,7 +281,9 @@ def _known(tables: Mapping[str, Any], valid: set[str], kind: str, origin: Mappin
         if name not in valid:
             close = difflib.get_close_matches(name, sorted(valid), n=1)
             file = _origin(origin, f"{kind}.{name}")
-            raise ConfigError(f"{file}: [{kind}.{name}] names no {kind}" + (f"; did you mean '{close[0]}'?" if close else ""))
+            raise ConfigError(
+                f"{file}: [{kind}.{name}] names no {kind}" + (f"; did you mean '{close[0]}'?" if close else "")
+            )
 
 
 def _config(node: Node, settings: ProfileFile, origin: Mapping[str, str]) -> StageConfig:
@@ -198,20 +304,70 @@ def _resources(node: Node, config: StageConfig, settings: ProfileFile, origin: M
         raise ConfigError(f"{file}: {_explain(error, Resources, 'resources', node.name)}") from error
 
 
+def _check_processes(
+    node: Node, config: StageConfig, resources: Resources, launcher: str, origin: Mapping[str, str]
+) -> None:
+    """Configuration, resources and launcher must tell the same of processes, GPUs and nodes."""
+    name, kind = node.name, node.processes(config)
+    file = _origin(origin, *(f"{table}.{key}" for table in ("resources", "node") for key in (name, node.stage)))
+    engine = f" with engine '{config.engine}'" if hasattr(config, "engine") else ""  # type: ignore[attr-defined]
+    if kind is not Processes.TORCHRUN and resources.nodes > 1:
+        raise ConfigError(
+            f"{file}: resources.{name}.nodes = {resources.nodes}, but stage '{node.stage}'{engine} works on one node:"
+            " set 1"
+        )
+    if launcher in ONE_MACHINE and resources.nodes > 1:
+        raise ConfigError(
+            f"{file}: resources.{name}.nodes = {resources.nodes}, but launcher '{launcher}' knows one machine alone: "
+            f"set 1, or launchers.{name} to slurm or kubernetes"
+        )
+    if kind is Processes.SINGLE and resources.ranks > 1:
+        key = "gpus" if resources.gpus else "nproc_per_node"
+        raise ConfigError(
+            f"{file}: resources.{name}.{key} = {resources.ranks}, but stage '{node.stage}'{engine} is one process:"
+            " set 1"
+        )
+    device = getattr(config, "device", "auto")
+    if device == "cuda" and not resources.gpus:
+        raise ConfigError(
+            f"{file}: {name}.device = 'cuda', but resources.{name}.gpus = 0: set how many GPUs it gets, or another"
+            " device"
+        )
+    if device == "cpu" and resources.gpus:
+        raise ConfigError(
+            f"{file}: {name}.device = 'cpu', but resources.{name}.gpus = {resources.gpus}: set 0, or another device"
+        )
+    try:
+        node.check_resources(name, config, resources)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
 def _check_arrays(node: Node, config: StageConfig, launcher: str, origin: Mapping[str, str]) -> None:
     """A stage that asks for arrays of jobs needs the launcher that submits them, and a folder that all of them see."""
     if getattr(config, "workers", None) != "slurm":
         return
-    file, key = _origin(origin, f"node.{node.name}.workers", f"stage.{node.stage}.workers"), f"{node.name}.workers = 'slurm'"
+    file, key = (
+        _origin(origin, f"node.{node.name}.workers", f"stage.{node.stage}.workers"),
+        f"{node.name}.workers = 'slurm'",
+    )
     if launcher != "slurm":
-        raise ConfigError(f"{file}: {key} needs the slurm launcher, but '{launcher}' runs it: set launchers.{node.name} to slurm, or workers to a number")
+        raise ConfigError(
+            f"{file}: {key} needs the slurm launcher, but '{launcher}' runs it: set launchers.{node.name} to slurm, or"
+            " workers to a number"
+        )
     work = getattr(config, "work", None)
     if not work or not Path(work).is_absolute():
-        raise ConfigError(f"{file}: {key} needs {node.name}.work, the absolute path of a folder that login and compute nodes share; it is {work!r}")
+        raise ConfigError(
+            f"{file}: {key} needs {node.name}.work, the absolute path of a folder that login and compute nodes share;"
+            f" it is {work!r}"
+        )
 
 
 def _explain(error: ValidationError, model: type[BaseModel], *table: str) -> str:
-    """The first mistake of a validation as `key = value: what is wrong`; of several keys that do not go together, the table's name."""
+    """The first mistake of a validation as `key = value: what is wrong`; of several keys that do not go together, the
+    table's name.
+    """
     first = error.errors()[0]
     key = ".".join(filter(None, (*table, _location(error)))) or "the profile"
     if first["type"] == "missing":
@@ -221,7 +377,9 @@ def _explain(error: ValidationError, model: type[BaseModel], *table: str) -> str
         close = difflib.get_close_matches(str(first["loc"][-1]), list(valid), n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(valid)}"
         return f"{key}: no such setting; {hint}"
-    several = first["type"] == "value_error" and isinstance(first.get("input"), Mapping)  # keys that do not go together: not the whole table
+    several = first["type"] == "value_error" and isinstance(
+        first.get("input"), Mapping
+    )  # keys that do not go together: not the whole table
     value = "" if several else f" = {first.get('input')!r}"
     return f"{key}{value}: {first['msg'].removeprefix('Value error, ')}"
 

@@ -1,10 +1,14 @@
-"""Where things are: the state folder, the object store, the Prefect API. From the environment, else the embedded services.
+"""Where things are: the state folder, the object store, the Prefect API. From the environment, else the embedded
+services.
 
 | variable | meaning | default |
 | --- | --- | --- |
-| MOXIN_HOME | state folder: services, caches, logs, reports | `.moxin` in the repository |
-| MOXIN_S3_ENDPOINT, MOXIN_S3_BUCKET, MOXIN_S3_REGION, MOXIN_S3_PREFIX | an object store of your own | the embedded SeaweedFS |
+| MOXIN_HOME | state folder: services, caches, logs, reports | `.moxin` in a checkout, else `~/.local/state/moxin` |
+| MOXIN_S3_ENDPOINT, _BUCKET, _REGION, _PREFIX | an object store of your own | the embedded SeaweedFS |
 | AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY | its credentials (the standard AWS ways work too) | generated |
+| HF_TOKEN, MOXIN_SOURCE_* | keys for raw sources (stages/lib/formats/source_credentials.py), not the store's | none |
+| MOXIN_EMBEDDED | 1: the embedded store, although one of your own is named | 0 |
+| MOXIN_STORE_PATIENCE | seconds for which a store that fails is asked again | 120 (5 for commands that only look) |
 | PREFECT_API_URL, PREFECT_API_AUTH_STRING | a Prefect server of your own | the embedded one |
 """
 
@@ -17,34 +21,96 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stages.core.contracts import ConfigError, StoreAddress
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-ROOT = Path(__file__).resolve().parents[1]
+from flows.data_files import IN_CHECKOUT
+from stages.core.errors import ConfigError
+from stages.core.files import ROOT
+from stages.core.messages import StoreAddress
+
 BUCKET = "moxin"
-_AWS = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_PROFILE",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "AWS_CONFIG_FILE",
-    "AWS_CA_BUNDLE",
-)
-"""How boto3 is told of a store of the user's own: all of it goes on to the stages."""
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 page asks an outside host even so (facts/orchestration.md 8)
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # the V2 page asks an outside host all the same
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 """Nothing is sent to any outside host."""
 
 
+def default_home() -> Path:
+    """The state folder where none is named; of an installed package the user's, by XDG, not beside the code."""
+    if IN_CHECKOUT:
+        return ROOT / ".moxin"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "moxin"
+
+
+class Environment(BaseSettings):
+    """The variables of the table above, as they are set now. A variable without text counts as unset."""
+
+    model_config = SettingsConfigDict(
+        case_sensitive=True, env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    home: Path = Field(default_factory=default_home, validation_alias="MOXIN_HOME")
+    s3_endpoint: str | None = Field(default=None, validation_alias="MOXIN_S3_ENDPOINT")
+    s3_bucket: str | None = Field(default=None, validation_alias="MOXIN_S3_BUCKET")
+    s3_region: str = Field(default="us-east-1", validation_alias="MOXIN_S3_REGION")
+    s3_prefix: str = Field(default="", validation_alias="MOXIN_S3_PREFIX")
+    embedded: bool = Field(default=False, validation_alias="MOXIN_EMBEDDED", description="0 or 1")
+    store_patience: float | None = Field(
+        default=None, ge=0, validation_alias="MOXIN_STORE_PATIENCE", description="seconds, such as 120"
+    )
+    prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
+    prefect_auth: SecretStr | None = Field(default=None, validation_alias="PREFECT_API_AUTH_STRING")
+    aws_access_key_id: SecretStr | None = Field(default=None, validation_alias="AWS_ACCESS_KEY_ID")
+    aws_secret_access_key: SecretStr | None = Field(default=None, validation_alias="AWS_SECRET_ACCESS_KEY")
+    aws_session_token: SecretStr | None = Field(default=None, validation_alias="AWS_SESSION_TOKEN")
+    aws_profile: SecretStr | None = Field(default=None, validation_alias="AWS_PROFILE")
+    aws_shared_credentials_file: SecretStr | None = Field(default=None, validation_alias="AWS_SHARED_CREDENTIALS_FILE")
+    aws_config_file: SecretStr | None = Field(default=None, validation_alias="AWS_CONFIG_FILE")
+    aws_ca_bundle: SecretStr | None = Field(default=None, validation_alias="AWS_CA_BUNDLE")
+
+    @property
+    def external_store(self) -> bool:
+        """Whether a store of the user's own is named, and MOXIN_EMBEDDED does not say to use the embedded one."""
+        return bool(self.s3_endpoint or self.s3_bucket) and not self.embedded
+
+    def aws(self) -> dict[str, str]:
+        """How boto3 is told of a store of the user's own, by variable: all of it goes on to the stages."""
+        values = {name.upper(): getattr(self, name) for name in type(self).model_fields if name.startswith("aws_")}
+        return {name: value.get_secret_value() for name, value in values.items() if value is not None}
+
+
+def environment() -> Environment:
+    """Read the variables anew. Raises ConfigError naming the first one that holds no valid value."""
+    try:
+        return Environment()
+    except ValidationError as error:
+        variable = str(error.errors()[0]["loc"][0])
+        field = next(f for f in Environment.model_fields.values() if f.validation_alias == variable)
+        expected = f"set it to {field.description}" if field.description else error.errors()[0]["msg"]
+        raise ConfigError(f"{variable} = {os.environ.get(variable)!r}: {expected}") from None
+
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def directly(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What NO_PROXY must say so that nothing on this machine is asked for through a proxy: the user's own hosts, and
+    loopback.
+    """
+    given = [name.strip() for name in (env.get("no_proxy") or env.get("NO_PROXY") or "").split(",") if name.strip()]
+    text = ",".join(dict.fromkeys([*given, *LOOPBACK]))
+    return {"NO_PROXY": text, "no_proxy": text}
+
+
 def home() -> Path:
     """The state folder."""
-    return Path(os.environ.get("MOXIN_HOME") or ROOT / ".moxin").resolve()
+    return environment().home.resolve()
 
 
 @dataclass(frozen=True)
@@ -62,31 +128,36 @@ class Settings:
     @classmethod
     def load(cls, folder: Path | None = None) -> Settings:
         """Resolve from the environment and the state folder. Raises ConfigError when there is no store to talk to."""
+        os.environ.update(directly())  # for every client of this process: boto3, Prefect's, urllib
         folder = folder or home()
         services = read_json(folder / "services.json")
         secrets = read_json(folder / "credentials.json")
-        env = os.environ
-        external = bool(env.get("MOXIN_S3_ENDPOINT") or env.get("MOXIN_S3_BUCKET")) and env.get("MOXIN_EMBEDDED") != "1"
-        if external:
+        env = environment()
+        if env.external_store:
             store = StoreAddress(
-                bucket=env.get("MOXIN_S3_BUCKET", BUCKET),
-                endpoint=env.get("MOXIN_S3_ENDPOINT") or None,
-                region=env.get("MOXIN_S3_REGION", "us-east-1"),
-                prefix=env.get("MOXIN_S3_PREFIX", ""),
+                bucket=env.s3_bucket or BUCKET, endpoint=env.s3_endpoint, region=env.s3_region, prefix=env.s3_prefix
             )
-            credentials = {k: env[k] for k in _AWS if k in env}
+            credentials = env.aws()
         else:
             if "s3_port" not in services:
-                raise ConfigError("no object store: start the embedded services with 'moxin up', or set MOXIN_S3_ENDPOINT")
+                raise ConfigError(
+                    "no object store: start the embedded services with 'moxin up', or set MOXIN_S3_ENDPOINT"
+                )
             store = StoreAddress(bucket=BUCKET, endpoint=f"http://127.0.0.1:{services['s3_port']}")
             if not {"s3_access_key", "s3_secret_key"} <= secrets.keys():
-                raise ConfigError(f"{folder / 'credentials.json'} has no keys for the object store: run 'moxin down', then 'moxin up'")
-            credentials = {"AWS_ACCESS_KEY_ID": secrets["s3_access_key"], "AWS_SECRET_ACCESS_KEY": secrets["s3_secret_key"]}
+                raise ConfigError(
+                    f"{folder / 'credentials.json'} has no keys for the object store: run 'moxin down', then 'moxin up'"
+                )
+            credentials = {
+                "AWS_ACCESS_KEY_ID": secrets["s3_access_key"],
+                "AWS_SECRET_ACCESS_KEY": secrets["s3_secret_key"],
+            }
         embedded_api = f"http://127.0.0.1:{services.get('prefect_port', 4200)}/api"
-        api = env.get("PREFECT_API_URL", embedded_api)
+        api = env.prefect_api_url or embedded_api
         foreign = api != embedded_api
-        auth = env.get("PREFECT_API_AUTH_STRING") if foreign else secrets.get("prefect_auth")
-        return cls(folder, store, api, external, foreign, credentials, auth)
+        given = env.prefect_auth.get_secret_value() if env.prefect_auth else None
+        auth = given if foreign else secrets.get("prefect_auth")
+        return cls(folder, store, api, env.external_store, foreign, credentials, auth)
 
     @property
     def prefect_ui_url(self) -> str:
@@ -94,12 +165,24 @@ class Settings:
         return self.prefect_api_url.removesuffix("/api")
 
     def store_environment(self) -> dict[str, str]:
-        """What a process needs to reach the store."""
-        return dict(self.credentials)
+        """What a process needs to reach the store, to wait for it, and to tell when the disk of the embedded one is
+        full.
+        """
+        patience = environment().store_patience
+        env = {} if patience is None else {"MOXIN_STORE_PATIENCE": f"{patience:g}"}
+        if not self.external_store:
+            env["MOXIN_STORE_FOLDER"] = str(self.home / "store")
+        return {**self.credentials, **env}
 
     def environment(self) -> dict[str, str]:
         """What a process of the control plane needs: the store, the Prefect API, nothing sent outside."""
-        env = {**QUIET, **self.store_environment(), "PREFECT_API_URL": self.prefect_api_url, "MOXIN_HOME": str(self.home)}
+        env = {
+            **QUIET,
+            **directly(),
+            **self.store_environment(),
+            "PREFECT_API_URL": self.prefect_api_url,
+            "MOXIN_HOME": str(self.home),
+        }
         if not self.external_prefect:
             env["PREFECT_HOME"] = str(self.home / "prefect")
         if self.prefect_auth:

@@ -59,7 +59,8 @@ pretrain_3 = Pretrain(
 evaluate_original = Evaluate(name="evaluate_original", model=pretrain_2.model, suite=capability.suite)
 evaluate_enhanced = Evaluate(name="evaluate_enhanced", model=pretrain_3.model, suite=capability.suite)
 
-# What post-training learns from: two branches of instructions and preferences (paper 4), problems and reasoning traces (5).
+# What post-training learns from: two branches of instructions and preferences (paper 4), problems and reasoning traces
+# (5).
 instructions_tulu = Conversations(name="instructions_tulu", documents=[ingest_text.documents])
 instructions_infinity = Conversations(name="instructions_infinity", documents=[ingest_web.documents])
 preferences_tulu = Preferences(name="preferences_tulu", documents=[ingest_text.documents])
@@ -67,11 +68,14 @@ preferences_infinity = Preferences(name="preferences_infinity", documents=[inges
 problems = Problems(name="problems")
 reasoning_traces = Conversations(name="reasoning_traces", problems=problems.train, reserved=problems.heldout)
 
-# Two branches of instruction and preference tuning from the same base: Instruct, and Moxin-7B-II with its DPO (paper 4).
+# Two branches of instruction and preference tuning from the same base: Instruct, and Moxin-7B-II with its DPO (paper
+# 4).
 sft_tulu = Sft(
     name="sft_tulu", parent=pretrain_3.model, conversations=instructions_tulu.train, heldout=instructions_tulu.heldout
 )
-dpo_tulu = Dpo(name="dpo_tulu", parent=sft_tulu.model, preferences=preferences_tulu.train, heldout=preferences_tulu.heldout)
+dpo_tulu = Dpo(
+    name="dpo_tulu", parent=sft_tulu.model, preferences=preferences_tulu.train, heldout=preferences_tulu.heldout
+)
 sft_infinity = Sft(
     name="sft_infinity",
     parent=pretrain_3.model,
@@ -94,15 +98,16 @@ sft_reason = Sft(
     problems=problems.heldout,
 )
 
-# Reinforcement, twice from the same parent (paper 5 names the reasoning model in one place and the DPO model in another; RECIPE 5:
-# a declared choice): DeepScaleR's recipe gives the Reasoning model, AReaL's the other one of Table 9.
+# Reinforcement, twice from the same parent (paper 5 names the reasoning model in one place and the DPO model in
+# another; docs/recipe.md: a declared choice): DeepScaleR's recipe gives the Reasoning model, AReaL's the other one of
+# Table 9.
 grpo_deepscaler = Grpo(
     name="grpo_deepscaler", parent=sft_reason.model, problems=problems.train, heldout=problems.heldout
 )
 grpo_areal = Grpo(name="grpo_areal", parent=sft_reason.model, problems=problems.train, heldout=problems.heldout)
 
-# The vision-language branch (paper 6, 7.5). Its parent is Base: the paper says so, upstream's code names the Instruct model. The
-# frozen towers look at every image once, whatever is trained on them.
+# The vision-language branch (paper 6, 7.5). Its parent is Base: the paper says so, upstream's code names the Instruct
+# model. The frozen towers look at every image once, whatever is trained on them.
 scenes = ImageData(name="scenes")
 image_features = SeeImages(name="image_features", images=scenes.train)
 vlm = TrainVlm(

@@ -8,23 +8,28 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: tests share the cores
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a script's background job ignores Ctrl-C and hands that on: programs that tests start would, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis
 import pytest
 
 import stages
-from flows import embedded
+from flows.local_services import lifecycle, object_store, processes, state_file
 from flows.settings import BUCKET, Settings
-from stages.core.contracts import InfraError, StoreAddress
+from stages.core.errors import InfraError
 from stages.core.ledger import Ledger
+from stages.core.messages import StoreAddress
 from stages.core.store import Store
+from tests.support.limits import DAG, TEST
+from tests.support.paths import PROBES
 
-PROBES = Path(__file__).parent / "probes"
-"""A folder of small stages: what lies in it is found as `stages.probe_*`, in the tests only."""
 stages.__path__.append(str(PROBES))
 
 hypothesis.settings.register_profile("moxin", deadline=None, derandomize=True, max_examples=60)
@@ -33,17 +38,39 @@ hypothesis.settings.load_profile("moxin")
 _PREFIXES = itertools.count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test its limit, which is against hangs alone (tests/support/limits.py)."""
+    for item in items:
+        long = item.path.parent.name in ("e2e", "launch") or item.get_closest_marker("upstream")
+        item.add_marker(pytest.mark.timeout(DAG if long else TEST))
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """What a stage that runs in the tests' own process sets for itself (threads, no hub) reaches no later test."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(
+        {
+            name: value
+            for name, value in before.items()
+            if os.environ.get(name) != value and name != "PYTEST_CURRENT_TEST"
+        }
+    )
+
+
 @pytest.fixture(scope="session")
 def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A SeaweedFS on free loopback ports, with generated keys, for the whole session."""
     environment = dict(os.environ)
     folder = tmp_path_factory.mktemp("services")
     first = 20_000 + 100 * (os.getpid() % 200)  # far from the ports of `moxin up`, and from other test processes'
-    keys = embedded._credentials(folder)
+    keys = state_file.credentials(folder)
     for attempt in range(3):
         state = {f"{name}_port": first + 37 * i + attempt for i, name in enumerate(("s3", "master", "volume", "filer"))}
-        command, env = embedded._store_command(folder, state, keys)
-        embedded._start(folder, state, "store", command, env, lambda line: None)
+        lifecycle.start(folder, state, "store", object_store.command(folder, state, keys), lambda line: None)
         settings = Settings(
             home=folder,
             store=StoreAddress(bucket=BUCKET, endpoint=f"http://127.0.0.1:{state['s3_port']}"),
@@ -52,16 +79,16 @@ def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]
             external_prefect=False,
             credentials={"AWS_ACCESS_KEY_ID": keys["s3_access_key"], "AWS_SECRET_ACCESS_KEY": keys["s3_secret_key"]},
         )
-        ready = functools.partial(embedded._store_ready, settings)
+        ready = functools.partial(object_store.ready, settings)
         try:
-            embedded._wait(folder, state, "store", ready)
+            lifecycle.wait(folder, state, "store", ready)
             break
         except InfraError:  # somebody took a port between the look and the start
-            embedded._stop(state, "store", 5.0)
+            processes.stop(state, "store", 5.0)
             if attempt == 2:
                 raise
     yield settings
-    embedded._stop(state, "store", 0.0)  # nothing is worth keeping: no orderly end
+    processes.stop(state, "store", 0.0)  # nothing is worth keeping: no orderly end
     os.environ.clear()
     os.environ.update(environment)
 
@@ -87,12 +114,20 @@ def ledger(store: Store) -> Ledger:
 
 @pytest.fixture(scope="session")
 def finished_run(root_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
-    """A ledger in which the small pipeline of `tests.support` has run once. To be read only: others use it too."""
-    from tests import support
+    """A ledger in which the small pipeline of `tests.support.probe_pipeline` has run once. To be read only: others use
+    it too.
+    """
+    from tests.support import probe_pipeline
 
     address = root_store.address.model_copy(update={"prefix": f"finished-{os.getpid()}/"})
-    ledger, folder, pipeline = Ledger(Store(address, root_store._client)), tmp_path_factory.mktemp("finished"), support.small_pipeline()
-    support.run_nodes(support.execution(pipeline, support.profile_of(pipeline, folder), ledger, folder), pipeline)
+    ledger, folder, pipeline = (
+        Ledger(Store(address, root_store._client)),
+        tmp_path_factory.mktemp("finished"),
+        probe_pipeline.small_pipeline(),
+    )
+    probe_pipeline.run_nodes(
+        probe_pipeline.execution(pipeline, probe_pipeline.profile_of(pipeline, folder), ledger, folder), pipeline
+    )
     return ledger
 
 

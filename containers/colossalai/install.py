@@ -1,10 +1,11 @@
-"""Make the environment of engine `colossalai` beside this Python's: what both have in the same version is taken from here.
+"""Make the environment of engine `colossalai` beside this Python's: what both have in the same version is taken from
+here.
 
     python containers/colossalai/install.py FOLDER
     export MOXIN_COLOSSALAI_PYTHON=FOLDER/bin/python
 
-On a machine that has the stage's environment (`make setup`) this brings ten packages, 60 MB; torch is not installed twice. A folder that
-is there and whole is left as it is.
+On a machine that has the stage's environment (`make setup`) this brings ten packages, 60 MB; torch is not installed
+twice. A folder that is there and whole is left as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ LOCK = Path(__file__).with_name("requirements.lock")
 
 def missing() -> list[str]:
     """Lines of the lock that this Python has not, or has in another version."""
-    lines = [line.strip() for line in LOCK.read_text(encoding="utf-8").splitlines() if "==" in line and not line.startswith("#")]
+    lines = [
+        line.strip()
+        for line in LOCK.read_text(encoding="utf-8").splitlines()
+        if "==" in line and not line.startswith("#")
+    ]
     return [line for line in lines if _installed(line.partition("==")[0]) != line.partition("==")[2]]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flows.launch.base import Launcher
 from flows.settings import Settings
-from stages.core.contracts import ConfigError
+from stages.core.errors import ConfigError
 
 
 def _process(settings: Settings) -> Launcher:
@@ -33,7 +33,12 @@ def _kubernetes(settings: Settings) -> Launcher:
     return KubernetesLauncher(settings)
 
 
-_LAUNCHERS: dict[str, Callable[[Settings], Launcher]] = {"process": _process, "docker": _docker, "slurm": _slurm, "kubernetes": _kubernetes}
+_LAUNCHERS: dict[str, Callable[[Settings], Launcher]] = {
+    "process": _process,
+    "docker": _docker,
+    "slurm": _slurm,
+    "kubernetes": _kubernetes,
+}
 
 
 def launcher(name: str, settings: Settings) -> Launcher:

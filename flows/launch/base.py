@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import re
-import tomllib
+import urllib.parse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from stages.core.contracts import ConfigError, Resources, Secrets, StageRequest
+from flows import environments
+from flows.data_files import load_toml
+from flows.settings import directly
+from stages.core.errors import ConfigError, ExitClass
+from stages.core.messages import Secrets, StageRequest
+from stages.core.resources import Processes, Resources
+from stages.lib.formats import source_credentials
 
-_ENGINE = re.compile(r"MOXIN_[A-Z_]+_PYTHON")
-_FILES = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
-_TRUST = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+_ENGINE_PYTHON = re.compile(r"MOXIN_[A-Z_]+_PYTHON")
+_AWS_FILES = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+_CA_BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """Variables that name files of this machine, which a container has not: their text goes along."""
 
 SiteType = TypeVar("SiteType", bound=BaseModel)
 
 
 def load_site(model: type[SiteType], variable: str, default: Path, whose: str) -> SiteType:
-    """Settings of the place where stages run: the file that a variable names, or the default. Raises ConfigError naming file and key."""
+    """Settings of the place where stages run: the file that a variable names, or the default. Raises ConfigError naming
+    file and key.
+    """
     path = Path(os.environ.get(variable) or default)
     try:
-        return model.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return load_toml(model, path)
     except FileNotFoundError as error:
         raise ConfigError(f"no file {path}: {variable} must name the {whose}'s settings") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path.name} is not valid TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path.name}: {'.'.join(map(str, first['loc']))} = {first.get('input')!r}: {first['msg']}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror or str(error)
+        raise ConfigError(
+            f"{path} cannot be read ({reason}): {variable} must name the TOML file with the {whose}'s settings"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -46,10 +55,21 @@ class Job:
     resources: Resources
     env: str
     """Name of the environment (folder in containers/) whose image runs the stage."""
+    processes: Processes = Processes.SINGLE
+    """How its processes come to be, as its stage declares."""
+    interpreter: str | None = None
+    """The engine in whose own Python the stage runs (`Stage.interpreter`); None: in its environment's."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the stage on each node that a launcher starts. An engine starts its own: it is told how many
+        (MOXIN_NPROC_PER_NODE).
+        """
+        return self.resources.ranks if self.processes is Processes.TORCHRUN else 1
 
     @property
     def labels(self) -> dict[str, str]:
-        """What a container is marked with, so that orphans are found. Never a secret."""
+        """What a container is marked with, so that orphans are variables. Never a secret."""
         request = self.request
         return {
             "moxin.run": request.run_id,
@@ -59,13 +79,27 @@ class Job:
         }
 
 
-def event_of(line: str, plain: bool = False) -> dict[str, Any]:
+_EVENT_FIELDS: dict[str, dict[str, Any]] = {
+    "log": {"level": str, "message": str},
+    "metric": {"step": int, "values": dict},
+    "progress": {"done": (int, float)},
+    "checkpoint": {"step": int},
+    "done": {"exit": str, "message": str},
+    "array": {},
+}
+"""The events of a stage with what they must have. A library may print JSON that looks like one."""
+
+
+def parse_event(line: str, plain: bool = False) -> dict[str, Any]:
     """A line of a stage's output as an event: its own, or what a library printed as a `log` event of level debug."""
     event: Any = None
     if not plain:
         with contextlib.suppress(ValueError):
             event = json.loads(line)
-    if not isinstance(event, dict) or "event" not in event:
+    fields = _EVENT_FIELDS.get(str(event.get("event"))) if isinstance(event, dict) else None
+    if fields is None or not all(isinstance(event.get(name), kind) for name, kind in fields.items()):
+        return {"event": "log", "level": "debug", "message": line}
+    if event["event"] == "done" and event["exit"] not in set(ExitClass):
         return {"event": "log", "level": "debug", "message": line}
     return event
 
@@ -75,44 +109,114 @@ def public_environment(job: Job) -> dict[str, str]:
     return {
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": str(max(1, int(job.resources.cpus / processes(job)))),
-        # Waiting threads sleep: where two stages share the cores, threads that spin made each 30 times slower (measured).
+        "OMP_NUM_THREADS": str(max(1, int(job.resources.cpus / job.resources.ranks))),
+        # Waiting threads sleep: where two stages share the cores, threads that spin made each 30 times slower
+        # (measured).
         "OMP_WAIT_POLICY": "passive",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
+        **directly(),  # engines speak to themselves over loopback
         "MOXIN_RUN": job.request.run_id,
+        "MOXIN_NPROC_PER_NODE": str(job.resources.ranks),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or gloo's processes now and then miss each other (pytorch#135712)
     }
 
 
 def engine_pythons() -> dict[str, str]:
-    """Where this machine has the Pythons of engines, for stages that run as its processes; images name their own (`containers/<engine>/Dockerfile`)."""
-    return {name: value for name, value in os.environ.items() if _ENGINE.fullmatch(name)}
+    """Where this machine has the Pythons of engines, for stages that run as its processes; images name their own
+    (`containers/<engine>/Dockerfile`).
+    """
+    return {name: value for name, value in os.environ.items() if _ENGINE_PYTHON.fullmatch(name)}
+
+
+def source_environment(job: Job) -> dict[str, str]:
+    """What a stage reads raw sources with (stages/lib/formats/source_credentials.py), secret: nothing for a stage that
+    may not reach the internet.
+    """
+    if job.resources.network != "internet":
+        return {}
+    variables = {
+        name: os.environ[name]
+        for name in (*source_credentials.VARIABLES, *source_credentials.PROXIES)
+        if os.environ.get(name)
+    }
+    if "HF_TOKEN" not in variables and (token := _stored_token()):
+        variables["HF_TOKEN"] = token
+    if any(name in variables for name in ("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy")):
+        direct = _proxy_exceptions(job.request.store.endpoint)
+        for name in ("NO_PROXY", "no_proxy"):  # some libraries read the one, some the other
+            variables[name] = ",".join(filter(None, (variables.get(name) or variables.get(name.swapcase()), *direct)))
+    return variables
+
+
+def _stored_token() -> str:
+    """The token that `hf auth login` left here (huggingface_hub's documentation, "Environment variables"); or none."""
+    home = Path(
+        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    )
+    try:
+        return Path(os.environ.get("HF_TOKEN_PATH") or home / "token").read_text(encoding="utf-8").strip()
+    except (OSError, RuntimeError, UnicodeDecodeError):  # RuntimeError: no home
+        return ""
+
+
+def _proxy_exceptions(endpoint: str | None) -> list[str]:
+    """This machine, and a store beside it: no proxy leads there."""
+    host = urllib.parse.urlsplit(endpoint or "").hostname or ""
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_private:
+            return list(dict.fromkeys(["localhost", "127.0.0.1", "::1", host]))
+    return ["localhost", "127.0.0.1", "::1"]
+
+
+def source_secrets(job: Job) -> Secrets | None:
+    """Those of sources alone, for what reads nothing else; None where a stage gets none."""
+    return secrets_of(job, {}) if source_environment(job) else None
 
 
 def secrets_of(job: Job, credentials: dict[str, str]) -> Secrets:
-    """The store's credentials for a job that runs in another file system than this process."""
-    environment = {name: value for name, value in credentials.items() if name not in _FILES}
-    paths = {name: credentials[name] for name in _FILES if name in credentials}
+    """Credentials of the store, and those of sources, for a job that runs in another file system than this process."""
+    variables = credentials | source_environment(job)
     if job.resources.network == "internet":
-        paths |= {name: os.environ[name] for name in _TRUST if name in os.environ}
+        variables |= {name: os.environ[name] for name in _CA_BUNDLES if name in os.environ}
+    paths = {
+        name: variables[name] for name in (*_AWS_FILES, *_CA_BUNDLES, source_credentials.FILE) if name in variables
+    }
     files = {name: Path(path).read_text(encoding="utf-8") for name, path in paths.items() if Path(path).is_file()}
-    return Secrets(environment=environment, files=files)
-
-
-def processes(job: Job) -> int:
-    """Processes on each node: what its stage wants, and at least one for each GPU."""
-    return max(job.resources.processes, job.resources.gpus)
+    return Secrets(environment={name: value for name, value in variables.items() if name not in paths}, files=files)
 
 
 def torchrun(job: Job, *rendezvous: str) -> list[str]:
-    """What stands before `-m stages.core.runtime` where a stage has several processes; nothing where it has one.
+    """What stands before `-m stages.core.runtime` where a launcher starts several processes; nothing where it starts
+    one.
 
     A lost process ends them all: the next attempt resumes.
     """
-    if job.resources.nodes * processes(job) == 1:
+    if job.resources.nodes * job.ranks == 1:
         return []
-    return ["-m", "torch.distributed.run", *rendezvous, f"--nnodes={job.resources.nodes}", f"--nproc-per-node={processes(job)}", "--max-restarts=0"]
+    return [
+        "-m",
+        "torch.distributed.run",
+        *rendezvous,
+        f"--nnodes={job.resources.nodes}",
+        f"--nproc-per-node={job.ranks}",
+        "--max-restarts=0",
+    ]
+
+
+def with_provenance(job: Job, *, image: str | None = None, image_digest: str | None = None) -> Job:
+    """The job with what its result will say of the environment that ran it. image: what it runs in; None: this
+    installation, or an engine's Python.
+    """
+    engine = environments.engine_lock_digest(str(job.request.config.get("engine", "")))
+    if job.interpreter:
+        lock, engine = environments.engine_lock_digest(job.interpreter), None
+    else:
+        lock = environments.installation_lock_digest() if image is None else environments.lock_digest(job.env)
+    environment = {"lock_digest": lock, "engine_lock_digest": engine, "image": image, "image_digest": image_digest}
+    return replace(
+        job, request=job.request.model_copy(update={"code": job.request.code.model_copy(update=environment)})
+    )
 
 
 class Handle(Protocol):
@@ -120,7 +224,7 @@ class Handle(Protocol):
 
     @property
     def id(self) -> str:
-        """The engine's name for it (process number, container id, job id)."""
+        """Its name where it runs (process number, container id, job id)."""
         ...
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -144,7 +248,7 @@ class Launcher(Protocol):
     """Whether a job goes on without its control plane: one that comes back then adopts it (`adopt`)."""
 
     def start(self, job: Job) -> Handle:
-        """Start a job. Raises InfraError when the engine cannot."""
+        """Start a job. Raises InfraError when it cannot."""
         ...
 
     def adopt(self, id: str, job: Job) -> Handle | None:

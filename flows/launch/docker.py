@@ -1,10 +1,11 @@
-"""Run a stage in a container of its image: the Docker engine of this machine, or the one that DOCKER_HOST names.
+"""Run a stage in a container of its image: the Docker daemon of this machine, or the one that DOCKER_HOST names.
 
-A container gets as little as it can work with: a user that is nobody, a read-only root, no capabilities, no new privileges,
-limits on memory, processes and cores, one scratch volume, and a network on which only the object store is. The request and
+A container gets as little as it can work with: a user that is nobody, a read-only root, no capabilities, no new
+privileges, limits on memory, processes and cores, one scratch volume, and a network on which only the object store is.
+The request and
 the credentials are files in that volume: neither `docker inspect` nor a process list shows them. This process holds the
-container's standard input: when it dies, however it dies, the stage sees the end of it, saves a checkpoint and stops, and
-the sweeper (flows/launch/sweeper.py) removes what is left.
+container's standard input: when it dies, however it dies, the stage sees the end of it, saves a checkpoint and stops,
+and the reaper (flows/launch/reaper.py) removes what is left.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import docker
@@ -24,14 +26,14 @@ from docker.types import DeviceRequest, Mount
 from docker.utils.socket import frames_iter
 
 from flows import environments
-from flows.launch import sweeper
-from flows.launch.base import Job, event_of, public_environment, secrets_of, torchrun
+from flows.launch import reaper
+from flows.launch.base import Job, parse_event, public_environment, secrets_of, torchrun, with_provenance
+from flows.launch.reaper import DAEMON_SECONDS, remove, stop
 from flows.launch.relay import Relay, on_loopback
-from flows.launch.sweeper import ENGINE_SECONDS, remove, stop
 from flows.settings import Settings
-from stages.core.contracts import ConfigError, ExitClass, InfraError
+from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
-from stages.core.ledger import host_identity, process_alive
+from stages.core.processes import host_identity, process_alive
 
 UID = 65532
 """The user "nonroot" of the distroless images; the images of containers/ are made for it."""
@@ -56,23 +58,25 @@ class DockerHandle:
 
     def events(self) -> Iterator[dict[str, Any]]:
         rest = {1: b"", _STDERR: b""}
-        with contextlib.suppress(OSError):  # the engine is gone; `wait` finds out more
+        with contextlib.suppress(OSError):  # the daemon is gone; `wait` finds out more
             for kind, data in frames_iter(self._stream, tty=False):
                 *lines, rest[kind] = (rest[kind] + data).split(b"\n")
                 for line in lines:
-                    yield event_of(line.decode("utf-8", "replace"), kind == _STDERR)
+                    yield parse_event(line.decode("utf-8", "replace"), kind == _STDERR)
         for kind, line in rest.items():
             if line:
-                yield event_of(line.decode("utf-8", "replace"), kind == _STDERR)
-        if self._end().get("OOMKilled") and self._end()["ExitCode"]:
+                yield parse_event(line.decode("utf-8", "replace"), kind == _STDERR)
+        if self._final_state().get("OOMKilled") and self._final_state()["ExitCode"]:
             limit = self._job.resources.memory_gib
-            message = f"out of memory: it used all of its {limit:g} GiB; raise resources.{self._job.request.node}.memory_gib"
+            message = (
+                f"out of memory: it used all of its {limit:g} GiB; raise resources.{self._job.request.node}.memory_gib"
+            )
             yield {"event": "done", "exit": ExitClass.OOM, "message": message}
         elif self._lost:
-            yield {"event": "done", "exit": ExitClass.PREEMPTED, "message": "the Docker engine went away"}
+            yield {"event": "done", "exit": ExitClass.PREEMPTED, "message": "the Docker daemon went away"}
 
     def wait(self) -> int:
-        state = self._end()
+        state = self._final_state()
         self._stream.close()
         remove(self._client, self._container, self._volume)
         code = int(state["ExitCode"])
@@ -80,9 +84,9 @@ class DockerHandle:
             return ExitClass.OOM.code
         return ExitClass.PREEMPTED.code if self._lost and ExitClass.from_code(code) is ExitClass.BUG else code
 
-    def _end(self) -> dict[str, Any]:
-        """The state of the container once it has ended. An engine that restarts is waited for."""
-        deadline = time.monotonic() + ENGINE_SECONDS
+    def _final_state(self) -> dict[str, Any]:
+        """The state of the container once it has ended. A daemon that restarts is waited for."""
+        deadline = time.monotonic() + DAEMON_SECONDS
         while self._state is None:
             try:
                 state = self._client.api.inspect_container(self._container)["State"]
@@ -94,7 +98,7 @@ class DockerHandle:
                 self._lost, self._state = True, {"ExitCode": ExitClass.PREEMPTED.code}
             except (DockerException, OSError) as error:
                 if _timed_out(error):
-                    deadline = time.monotonic() + ENGINE_SECONDS
+                    deadline = time.monotonic() + DAEMON_SECONDS
                     continue
                 self._lost = True
                 if time.monotonic() > deadline:
@@ -118,33 +122,39 @@ class DockerLauncher:
         self._settings = settings
         self._lock = threading.Lock()
         self._relays: dict[str, Relay] = {}
-        self._client_: Any = None
+        self._cached_client: Any = None
 
-    # --- the engine -------------------------------------------------------------------------------------------------
+    # --- the daemon -------------------------------------------------------------------------------------------------
 
     def _client(self) -> Any:
-        """The engine's client; an engine that restarts is waited for. Raises InfraError when none answers."""
-        deadline = time.monotonic() + (ENGINE_SECONDS if self._client_ else 0)
+        """The daemon's client; a daemon that restarts is waited for. Raises InfraError when none answers."""
+        deadline = time.monotonic() + (DAEMON_SECONDS if self._cached_client else 0)
         while True:
             try:
-                self._client_ = self._client_ or docker.from_env(timeout=120)
-                self._client_.ping()
-                return self._client_
+                self._cached_client = self._cached_client or docker.from_env(timeout=120)
+                self._cached_client.ping()
+                return self._cached_client
             except (DockerException, OSError) as error:
                 if time.monotonic() >= deadline:
-                    raise InfraError(f"no Docker engine answers ({_line(error)}): start it, or set DOCKER_HOST") from error
+                    raise InfraError(
+                        f"no Docker daemon answers ({_first_line(error)}): start it, or set DOCKER_HOST"
+                    ) from error
                 time.sleep(0.5)
 
     def _network(self, client: Any, kind: str) -> tuple[str, str]:
         """The name of a network of this program, made if it is not there, and this machine's address on it."""
         name = NETWORKS[kind]
         with self._lock:
-            found = client.networks.list(names=[f"^{name}$"])
-            network = found[0] if found else client.networks.create(name, "bridge", internal=kind == "store", labels={"moxin.network": kind})
+            networks = client.networks.list(names=[f"^{name}$"])
+            network = (
+                networks[0]
+                if networks
+                else client.networks.create(name, "bridge", internal=kind == "store", labels={"moxin.network": kind})
+            )
             network.reload()
         return name, network.attrs["IPAM"]["Config"][0]["Gateway"]
 
-    def _reach(self, client: Any, job: Job) -> tuple[str, str | None]:
+    def _store_route(self, client: Any, job: Job) -> tuple[str, str | None]:
         """The network of a job, and the store's endpoint as it is seen from there."""
         endpoint = job.request.store.endpoint
         if not on_loopback(endpoint):  # a store somewhere: what else may be reached is the site's firewall's to say
@@ -159,34 +169,45 @@ class DockerLauncher:
         """Name and digest of a job's image. Raises ConfigError when it is neither here nor in the registry."""
         name = environments.stage_image(job.request.stage, job.env).reference
         try:
-            found = client.images.get(name)
+            image = client.images.get(name)
         except ImageNotFound:
             try:
-                found = client.images.pull(name)
+                image = client.images.pull(name)
             except DockerException as error:
-                raise ConfigError(f"no image {name} of the code that lies here: run 'moxin images build {job.request.stage}'") from error
-        return name, str(found.id)
+                raise ConfigError(
+                    f"no image {name} of the code that lies here: run 'moxin images build {job.request.stage}'"
+                ) from error
+        return name, str(image.id)
 
     # --- a job ------------------------------------------------------------------------------------------------------
 
     def start(self, job: Job) -> DockerHandle:
         client = self._client()
-        sweeper.stay_behind()
+        reaper.start_reaper()
         image, digest = self._image(client, job)
-        network, endpoint = self._reach(client, job)
-        code = job.request.code.model_copy(update={"image_digest": digest, "lock_digest": environments.lock_digest(job.env)})
+        network, endpoint = self._store_route(client, job)
         store = job.request.store.model_copy(update={"endpoint": endpoint})
-        job = Job(job.request.model_copy(update={"code": code, "store": store}), job.resources, job.env)
+        job = with_provenance(
+            replace(job, request=job.request.model_copy(update={"store": store})), image=image, image_digest=digest
+        )
         name = f"moxin-{job.request.node}-{job.request.key[:12]}-{job.request.lease.epoch}"
-        labels = job.labels | self._marks()
+        labels = job.labels | self._labels()
         try:
-            remove(client, name, name)  # of an attempt that this one repeats after the engine's restart
+            remove(client, name, name)  # of an attempt that this one repeats after the daemon's restart
             client.volumes.create(name, labels=labels)
             limits = self._limits(client, job) | {"mounts": self._mounts(job, name), "network_mode": network}
             container = client.api.create_container(
-                image, command(job), entrypoint="", name=name, labels=labels, environment=self._environment(job), stdin_open=True,
-                user=f"{UID}:{UID}", host_config=client.api.create_host_config(**limits), networking_config=None,
-            )["Id"]  # fmt: skip
+                image,
+                command(job),
+                entrypoint="",
+                name=name,
+                labels=labels,
+                environment=self._environment(job),
+                stdin_open=True,
+                user=f"{UID}:{UID}",
+                host_config=client.api.create_host_config(**limits),
+                networking_config=None,
+            )["Id"]
             client.api.put_archive(container, "/scratch", _archive(job, self._settings.store_environment()))
             stream = client.api.attach_socket(container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
             getattr(stream, "_sock", stream).settimeout(None)
@@ -194,12 +215,12 @@ class DockerLauncher:
         except (DockerException, OSError) as error:
             with contextlib.suppress(DockerException, OSError):
                 remove(client, name, name)
-            raise InfraError(f"cannot start a container of {image}: {_line(error)}") from error
+            raise InfraError(f"cannot start a container of {image}: {_first_line(error)}") from error
         return DockerHandle(client, container, name, stream, job)
 
-    def _marks(self) -> dict[str, str]:
+    def _labels(self) -> dict[str, str]:
         """Whose a container is: this installation's, and this process's on this machine."""
-        return {"moxin.home": _home(self._settings)} | sweeper.marks()
+        return {"moxin.home": _home(self._settings)} | reaper.owner_labels()
 
     def _environment(self, job: Job) -> dict[str, str]:
         material = {"MOXIN_MATERIAL": "/material"} if job.resources.material else {}
@@ -245,16 +266,16 @@ class DockerLauncher:
         client = self._client()
         labels = {"label": [f"moxin.home={_home(self._settings)}", *([f"moxin.run={run_id}"] if run_id else [])]}
         rows = client.api.containers(all=True, filters=labels)
-        found = [row for row in rows if run_id or _left(row["Labels"], row["State"])]
-        sweeper.sweep(client, found)
+        orphans = [row for row in rows if run_id or _is_orphan(row["Labels"], row["State"])]
+        reaper.remove_containers(client, orphans)
         if run_id is None:
             volumes = client.volumes.list(filters=labels | {"dangling": True})
-            sweeper.sweep_volumes(client, [v for v in volumes if _left(v.attrs["Labels"], "created")])
-        return [row["Id"] for row in found]
+            reaper.remove_volumes(client, [v for v in volumes if _is_orphan(v.attrs["Labels"], "created")])
+        return [row["Id"] for row in orphans]
 
 
 def command(job: Job) -> list[str]:
-    """The command line of a container: the runtime, under torchrun where a node has several GPUs."""
+    """The command line of a container: the runtime, under torchrun where the launcher starts several processes."""
     runtime = ["-m", "stages.core.runtime", "/scratch/request.json", "--secrets", "/scratch/secrets.json"]
     return ["python", *torchrun(job, "--standalone"), *runtime]
 
@@ -277,11 +298,15 @@ def _home(settings: Settings) -> str:
     return sha256(str(settings.home).encode())[:16]
 
 
-def _left(labels: dict[str, str], state: str) -> bool:
-    """Whether what has these labels is left over: its control plane is dead, or cannot be seen from here and it has ended."""
+def _is_orphan(labels: dict[str, str], state: str) -> bool:
+    """Whether what has these labels is left over: its control plane is dead, or cannot be seen from here and it has
+    ended.
+    """
     if labels.get("moxin.host") == host_identity():
         return not process_alive(labels.get("moxin.control", ""))
-    return state == "exited"  # that control plane may live, in another container or on another machine; a stage ends with it
+    return (
+        state == "exited"
+    )  # that control plane may live, in another container or on another machine; a stage ends with it
 
 
 def _timed_out(error: BaseException) -> bool:
@@ -289,5 +314,5 @@ def _timed_out(error: BaseException) -> bool:
     return "timed out" in str(error).lower() or "timeout" in type(error).__name__.lower()
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(getattr(error, "explanation", "") or error).strip().splitlines() or [type(error).__name__])[0]

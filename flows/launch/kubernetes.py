@@ -1,7 +1,7 @@
 """Run a stage as a Kubernetes Job, or an Indexed Job with a headless service where it spans nodes.
 
-A Job outlives this process: its name is in the ledger, and a flow that comes back follows the same one. What could not be run
-where this was written stands in infra/k8s/README.md.
+A Job outlives this process: its name is in the ledger, and a flow that comes back follows the same one. What could not
+be run where this was written stands in infra/k8s/README.md.
 """
 
 from __future__ import annotations
@@ -12,15 +12,25 @@ import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from flows.launch.base import Job, event_of, secrets_of
+from flows import environments
+from flows.launch.base import Job, parse_event, secrets_of, with_provenance
 from flows.launch.kubernetes_manifests import Site, batch_job, name_of, secret, service
 from flows.launch.relay import on_loopback
 from flows.settings import Settings
-from stages.core.contracts import ConfigError, ExitClass, InfraError
+from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
 
 POLL_SECONDS = 5.0
-_PREEMPTED = ("Evicted", "Preempted", "Preempting", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "DeadlineExceeded")
+_PREEMPTED = (
+    "Evicted",
+    "Preempted",
+    "Preempting",
+    "NodeLost",
+    "NodeShutdown",
+    "Shutdown",
+    "Terminated",
+    "DeadlineExceeded",
+)
 """Reasons of a pod's or a condition's end that are not the stage's doing."""
 
 
@@ -30,7 +40,7 @@ class KubernetesHandle:
     def __init__(self, core: Any, batch: Any, namespace: str, name: str, node: str) -> None:
         self._core, self._batch, self._namespace, self._name, self._node = core, batch, namespace, name, node
         self._end: tuple[int, dict[str, Any] | None] | None = None
-        self._said: dict[str, Any] = {}
+        self._done_event: dict[str, Any] = {}
         self._stopping = False
 
     @property
@@ -39,23 +49,27 @@ class KubernetesHandle:
 
     def events(self) -> Iterator[dict[str, Any]]:
         seen = 0
-        told = ""
+        reported = image_id = ""
         while self._end is None:
             pod = self._first_pod()
             phase = pod.status.phase if pod else "Pending"
-            if phase == "Pending" and (reason := _waiting(pod)) != told:
-                told = reason
+            if phase == "Pending" and (reason := _waiting(pod)) != reported:
+                reported = reason
                 yield {"event": "log", "level": "info", "message": f"Kubernetes job {self._name} waits: {reason}"}
             if phase not in ("Pending", None):
+                if not image_id and (
+                    image_id := _image_id(pod)
+                ):  # known only now: the result names the image, the log its digest
+                    yield {"event": "log", "level": "info", "message": f"Kubernetes runs image {image_id}"}
                 for event in self._log(pod.metadata.name, seen):
                     seen += 1
                     if event["event"] == "done":
-                        self._said = event
+                        self._done_event = event
                     yield event
-            self._look()
+            self._refresh()
             if self._end is None:
                 time.sleep(POLL_SECONDS if phase == "Pending" else 1.0)
-        if self._end[1] is not None and not self._said:
+        if self._end[1] is not None and not self._done_event:
             yield self._end[1]
 
     def _log(self, pod: str, seen: int) -> Iterator[dict[str, Any]]:
@@ -71,19 +85,25 @@ class KubernetesHandle:
                 for line in lines:
                     number += 1
                     if number > seen:
-                        yield event_of(line.decode("utf-8", "replace"))
+                        yield parse_event(line.decode("utf-8", "replace"))
 
     def _first_pod(self) -> Any:
         """The pod of rank 0, which alone speaks; None before there is one."""
         pods = self._pods()
-        first = [p for p in pods if (p.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", "0") == "0"]
+        first = [
+            p
+            for p in pods
+            if (p.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", "0") == "0"
+        ]
         return first[0] if first else None
 
     def _pods(self) -> list[Any]:
         with _errors("list pods"):
-            return self._core.list_namespaced_pod(self._namespace, label_selector=f"batch.kubernetes.io/job-name={self._name}").items
+            return self._core.list_namespaced_pod(
+                self._namespace, label_selector=f"batch.kubernetes.io/job-name={self._name}"
+            ).items
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         """See whether the Job is over, and how."""
         from kubernetes.client.exceptions import ApiException
 
@@ -91,7 +111,10 @@ class KubernetesHandle:
             status = self._batch.read_namespaced_job_status(self._name, self._namespace).status
         except ApiException as error:
             if error.status == 404:
-                self._end = (ExitClass.PREEMPTED.code, {"event": "done", "exit": ExitClass.PREEMPTED, "message": "the Job was deleted"})
+                self._end = (
+                    ExitClass.PREEMPTED.code,
+                    {"event": "done", "exit": ExitClass.PREEMPTED, "message": "the Job was deleted"},
+                )
             return  # a server that is away for a moment ends nothing
         conditions = {c.type: c for c in status.conditions or [] if c.status == "True"}
         if "Complete" in conditions:
@@ -101,13 +124,13 @@ class KubernetesHandle:
 
     def wait(self) -> int:
         while self._end is None:
-            self._look()
+            self._refresh()
             if self._end is None:
                 time.sleep(POLL_SECONDS)
-        code, said = self._end[0], self._said.get("exit")
+        code, done_class = self._end[0], self._done_event.get("exit")
         delete(self._core, self._batch, self._namespace, self._name, 0)
-        if code and said and said != ExitClass.OK:  # torchrun ends with 1 whatever its workers ended with
-            return ExitClass(said).code
+        if code and done_class and done_class != ExitClass.OK:  # torchrun ends with 1 whatever its workers ended with
+            return ExitClass(done_class).code
         return code
 
     def stop(self, grace: float) -> None:
@@ -128,7 +151,10 @@ def outcome(pods: list[Any], reason: str, node: str) -> tuple[int, dict[str, Any
     for pod in pods:
         disrupted = [c for c in pod.status.conditions or [] if c.type == "DisruptionTarget" and c.status == "True"]
         if disrupted or pod.status.reason in _PREEMPTED:
-            return end(ExitClass.PREEMPTED, f"pod {pod.metadata.name}: {(disrupted[0].reason if disrupted else None) or pod.status.reason}")
+            return end(
+                ExitClass.PREEMPTED,
+                f"pod {pod.metadata.name}: {(disrupted[0].reason if disrupted else None) or pod.status.reason}",
+            )
         for container in pod.status.container_statuses or []:
             ended = container.state.terminated
             if ended and ended.reason == "OOMKilled":
@@ -147,7 +173,7 @@ class KubernetesLauncher:
 
     def __init__(self, settings: Settings, site: Site | None = None, clients: tuple[Any, Any] | None = None) -> None:
         self._settings, self._site = settings, site or Site.load()
-        self._mark = sha256(str(settings.home).encode())[:16]
+        self._installation = sha256(str(settings.home).encode())[:16]
         self._pair = clients
 
     def _clients(self) -> tuple[Any, Any]:
@@ -161,27 +187,40 @@ class KubernetesLauncher:
                 try:
                     config.load_incluster_config()
                 except config.ConfigException as error:
-                    raise InfraError("no Kubernetes cluster: set KUBECONFIG, or run the worker inside the cluster") from error
+                    raise InfraError(
+                        "no Kubernetes cluster: set KUBECONFIG, or run the worker inside the cluster"
+                    ) from error
             self._pair = client.CoreV1Api(), client.BatchV1Api()
         return self._pair
 
     def start(self, job: Job) -> KubernetesHandle:
         if on_loopback(job.request.store.endpoint):
-            raise ConfigError(f"pods cannot reach the object store at {job.request.store.endpoint}: use one of your own (MOXIN_S3_ENDPOINT)")
+            raise ConfigError(
+                f"pods cannot reach the object store at {job.request.store.endpoint}: use one of your own"
+                " (MOXIN_S3_ENDPOINT)"
+            )
         if job.resources.material:
-            raise ConfigError(f"node {job.request.node} reads material of this machine, which a cluster has not: set its origin, or its launcher")
+            raise ConfigError(
+                f"node {job.request.node} reads material of this machine, which a cluster has not: set its origin, or"
+                " its launcher"
+            )
         core, batch = self._clients()
         namespace, name = self._site.namespace, name_of(job)
-        hidden = secret(job, secrets_of(job, self._settings.store_environment()), self._mark)
+        job = with_provenance(job, image=environments.stage_image(job.request.stage, job.env).reference)
+        secrets = secret(job, secrets_of(job, self._settings.store_environment()), self._installation)
         with _errors(f"create job {name}"):
             delete(core, batch, namespace, name, 0)
-            made = batch.create_namespaced_job(namespace, batch_job(job, self._site, self._mark))
-            owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": made.metadata.uid}
+            created = batch.create_namespaced_job(namespace, batch_job(job, self._site, self._installation))
+            owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": created.metadata.uid}
             try:  # owned by the Job: the cluster removes them with it, whatever becomes of this process
-                for body in (hidden, service(job, self._mark)):
+                for body in (secrets, service(job, self._installation)):
                     if body is not None:
                         body["metadata"]["ownerReferences"] = [owner]
-                        create = core.create_namespaced_secret if body["kind"] == "Secret" else core.create_namespaced_service
+                        create = (
+                            core.create_namespaced_secret
+                            if body["kind"] == "Secret"
+                            else core.create_namespaced_service
+                        )
                         create(namespace, body)
             except BaseException:
                 delete(core, batch, namespace, name, 0)
@@ -206,10 +245,12 @@ class KubernetesLauncher:
             return []
         core, batch = self._clients()
         with _errors("list jobs"):
-            jobs = batch.list_namespaced_job(self._site.namespace, label_selector=f"moxin.home={self._mark},moxin.run={run_id[:63]}").items
-        for found in jobs:
-            delete(core, batch, self._site.namespace, found.metadata.name, 30)
-        return [found.metadata.name for found in jobs]
+            jobs = batch.list_namespaced_job(
+                self._site.namespace, label_selector=f"moxin.home={self._installation},moxin.run={run_id[:63]}"
+            ).items
+        for job in jobs:
+            delete(core, batch, self._site.namespace, job.metadata.name, 30)
+        return [job.metadata.name for job in jobs]
 
 
 def delete(core: Any, batch: Any, namespace: str, name: str, grace: int) -> None:
@@ -219,9 +260,18 @@ def delete(core: Any, batch: Any, namespace: str, name: str, grace: int) -> None
 
     with contextlib.suppress(ApiException, HTTPError, OSError):
         if grace:  # pods first, with their grace: a Job's deletion would give them the template's
-            core.delete_collection_namespaced_pod(namespace, label_selector=f"batch.kubernetes.io/job-name={name}", grace_period_seconds=grace)
+            core.delete_collection_namespaced_pod(
+                namespace, label_selector=f"batch.kubernetes.io/job-name={name}", grace_period_seconds=grace
+            )
     with contextlib.suppress(ApiException, HTTPError, OSError):
         batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
+
+
+def _image_id(pod: Any) -> str:
+    """The image that the node really runs, with its digest; empty where the pod does not say yet."""
+    return next(
+        (str(container.image_id) for container in pod.status.container_statuses or [] if container.image_id), ""
+    )
 
 
 def _waiting(pod: Any) -> str:
@@ -246,4 +296,6 @@ def _errors(what: str) -> Iterator[None]:
     except ApiException as error:
         raise InfraError(f"Kubernetes cannot {what}: {error.status} {error.reason}") from error
     except (HTTPError, OSError) as error:
-        raise InfraError(f"Kubernetes cannot {what}: the API server does not answer ({type(error).__name__})") from error
+        raise InfraError(
+            f"Kubernetes cannot {what}: the API server does not answer ({type(error).__name__})"
+        ) from error

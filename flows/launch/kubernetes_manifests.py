@@ -1,4 +1,4 @@
-"""The Kubernetes objects of an attempt, as plain values: a Secret, a Job, and a headless Service where it spans nodes."""
+"""The Kubernetes objects of an attempt, as plain values: a Secret, a Job, and for several nodes a headless Service."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import environments
+from flows.data_files import DATA
 from flows.launch.base import Job, load_site, public_environment, torchrun
-from flows.settings import ROOT
-from stages.core.contracts import ConfigError, Secrets
+from stages.core.errors import ConfigError
+from stages.core.messages import Secrets
 
 UID = 65532
 PORT = 29500
@@ -24,64 +25,93 @@ class Site(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     namespace: str = Field(default="moxin", description="where jobs are made")
-    context: str = Field(default="", description="context of the kubeconfig; empty: the current one, or the pod's own account")
+    context: str = Field(
+        default="", description="context of the kubeconfig; empty: the current one, or the pod's own account"
+    )
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[dict[str, str], ...] = ()
     pull_secrets: tuple[str, ...] = Field(default=(), description="names of secrets for the image registry")
     gpu: str = Field(default="nvidia.com/gpu", description="the resource that stands for a GPU")
     priority_class: str = ""
-    keep_seconds: int = Field(default=3600, ge=0, description="a finished job is removed by the cluster after this, if we did not")
+    keep_seconds: int = Field(
+        default=3600, ge=0, description="a finished job is removed by the cluster after this, if we did not"
+    )
 
     @classmethod
     def load(cls) -> Site:
         """Read the site's file. Raises ConfigError naming file and key."""
-        return load_site(cls, "MOXIN_K8S_SITE", ROOT / "infra" / "k8s" / "site.toml", "cluster")
+        return load_site(cls, "MOXIN_K8S_SITE", DATA / "infra" / "k8s" / "site.toml", "cluster")
 
 
 def name_of(job: Job) -> str:
-    """Name of an attempt's objects: a DNS label, so at most 63 characters (with `-<index>` of a pod behind it: fewer)."""
+    """Name of an attempt's objects: a DNS label, of at most 63 characters (fewer, since a pod adds `-<index>`)."""
     node = job.request.node.replace("_", "-")[:30].strip("-")
     return f"moxin-{node}-{job.request.key[:10]}-{job.request.lease.epoch}"
 
 
-def labels_of(job: Job, mark: str) -> dict[str, str]:
+def labels_of(job: Job, installation: str) -> dict[str, str]:
     """Labels of every object of an attempt; a value has at most 63 characters."""
-    return {"app.kubernetes.io/name": "moxin", "moxin.home": mark} | {name: value[:63] for name, value in job.labels.items()}
+    return {"app.kubernetes.io/name": "moxin", "moxin.home": installation} | {
+        name: value[:63] for name, value in job.labels.items()
+    }
 
 
-def secret(job: Job, secrets: Secrets, mark: str) -> dict[str, Any]:
+def secret(job: Job, secrets: Secrets, installation: str) -> dict[str, Any]:
     """Request and credentials. Raises ConfigError when they are more than a Secret holds."""
     data = {"request.json": job.request.model_dump_json(), "secrets.json": secrets.model_dump_json()}
     if sum(len(text.encode()) for text in data.values()) > SECRET_BYTES:
-        raise ConfigError(f"node {job.request.node}: its request is over 1 MiB, more than a Kubernetes Secret holds: use fewer, larger shards")
+        raise ConfigError(
+            f"node {job.request.node}: its request is over 1 MiB, more than a Kubernetes Secret holds: use fewer,"
+            " larger shards"
+        )
     return {
-        "apiVersion": "v1", "kind": "Secret", "type": "Opaque", "immutable": True, "stringData": data,
-        "metadata": {"name": name_of(job), "labels": labels_of(job, mark)},
-    }  # fmt: skip
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "Opaque",
+        "immutable": True,
+        "stringData": data,
+        "metadata": {"name": name_of(job), "labels": labels_of(job, installation)},
+    }
 
 
-def service(job: Job, mark: str) -> dict[str, Any] | None:
+def service(job: Job, installation: str) -> dict[str, Any] | None:
     """The headless service that gives pods of several nodes names; None for one node."""
     if job.resources.nodes == 1:
         return None
     return {
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name_of(job), "labels": labels_of(job, mark)},
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name_of(job), "labels": labels_of(job, installation)},
         "spec": {
-            "clusterIP": "None", "publishNotReadyAddresses": True,  # peers look each other up before they are ready
-            "selector": {"batch.kubernetes.io/job-name": name_of(job)}, "ports": [{"name": "rendezvous", "port": PORT}],
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,  # peers look each other up before they are ready
+            "selector": {"batch.kubernetes.io/job-name": name_of(job)},
+            "ports": [{"name": "rendezvous", "port": PORT}],
         },
-    }  # fmt: skip
+    }
 
 
 def command(job: Job) -> list[str]:
     """The container's command line. An Indexed Job tells each pod its number."""
     name = name_of(job)
-    spread = torchrun(job, "--node-rank=$(JOB_COMPLETION_INDEX)", f"--master-addr={name}-0.{name}", f"--master-port={PORT}")
-    return ["python", *spread, "-m", "stages.core.runtime", "/secrets/request.json", "--secrets", "/secrets/secrets.json"]
+    launcher = torchrun(
+        job, "--node-rank=$(JOB_COMPLETION_INDEX)", f"--master-addr={name}-0.{name}", f"--master-port={PORT}"
+    )
+    return [
+        "python",
+        *launcher,
+        "-m",
+        "stages.core.runtime",
+        "/secrets/request.json",
+        "--secrets",
+        "/secrets/secrets.json",
+    ]
 
 
-def batch_job(job: Job, site: Site, mark: str) -> dict[str, Any]:
-    """The Job: one pod, or one indexed pod for each node. It is never retried by the cluster: the control plane decides that."""
+def batch_job(job: Job, site: Site, installation: str) -> dict[str, Any]:
+    """The Job: one pod, or one indexed pod for each node. It is never retried by the cluster: the control plane decides
+    that.
+    """
     resources = job.resources
     indexed = {"completionMode": "Indexed"} if resources.nodes > 1 else {}
     pod: dict[str, Any] = {
@@ -90,7 +120,11 @@ def batch_job(job: Job, site: Site, mark: str) -> dict[str, Any]:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 30,
         "securityContext": {
-            "runAsNonRoot": True, "runAsUser": UID, "runAsGroup": UID, "fsGroup": UID, "seccompProfile": {"type": "RuntimeDefault"},
+            "runAsNonRoot": True,
+            "runAsUser": UID,
+            "runAsGroup": UID,
+            "fsGroup": UID,
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(job, site)],
         "volumes": [
@@ -99,7 +133,7 @@ def batch_job(job: Job, site: Site, mark: str) -> dict[str, Any]:
             {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{int(resources.memory_gib * 512)}Mi"}},
         ],
-    }  # fmt: skip
+    }
     if resources.nodes > 1:
         pod["subdomain"] = name_of(job)
     if site.node_selector:
@@ -111,13 +145,18 @@ def batch_job(job: Job, site: Site, mark: str) -> dict[str, Any]:
     if site.priority_class:
         pod["priorityClassName"] = site.priority_class
     return {
-        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name_of(job), "labels": labels_of(job, mark)},
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name_of(job), "labels": labels_of(job, installation)},
         "spec": {
-            "backoffLimit": 0, "completions": resources.nodes, "parallelism": resources.nodes, **indexed,
+            "backoffLimit": 0,
+            "completions": resources.nodes,
+            "parallelism": resources.nodes,
+            **indexed,
             "ttlSecondsAfterFinished": site.keep_seconds,
-            "template": {"metadata": {"labels": labels_of(job, mark)}, "spec": pod},
+            "template": {"metadata": {"labels": labels_of(job, installation)}, "spec": pod},
         },
-    }  # fmt: skip
+    }
 
 
 def _container(job: Job, site: Site) -> dict[str, Any]:
@@ -131,9 +170,16 @@ def _container(job: Job, site: Site) -> dict[str, Any]:
         "name": "stage",
         "image": environments.stage_image(job.request.stage, job.env).reference,
         "command": command(job),
-        "env": [{"name": name, "value": value} for name, value in sorted(public_environment(job).items())],
+        "env": [
+            {"name": name, "value": value.replace("$(", "$$(")}
+            for name, value in sorted(public_environment(job).items())
+        ],  # `$(X)` is X's value
         "resources": {"requests": requests, "limits": limits},
-        "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
         "volumeMounts": [
             {"name": "secrets", "mountPath": "/secrets", "readOnly": True},
             {"name": "scratch", "mountPath": "/scratch"},

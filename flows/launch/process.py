@@ -3,8 +3,8 @@
 The stage holds one end of a pipe; when this process dies, however it dies, the pipe closes and the stage stops. No
 orphan survives its grace. `reap` finds what is left of it all the same (a stage stuck in the kernel, say).
 
-A stage of several processes runs under torchrun, whose own exit status says nothing: how it ended is what its first process
-told last, and one that could not tell was lost.
+A stage of several processes runs under torchrun, whose own exit status says nothing: how it ended is what its first
+process told last, and one that could not tell was lost.
 """
 
 from __future__ import annotations
@@ -20,29 +20,50 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flows.launch.base import Job, engine_pythons, event_of, processes, public_environment, torchrun
+import psutil
+
+from flows.launch.base import (
+    Job,
+    engine_pythons,
+    parse_event,
+    public_environment,
+    source_environment,
+    torchrun,
+    with_provenance,
+)
 from flows.settings import Settings
-from stages.core.contracts import ExitClass, InfraError
-from stages.core.ledger import process_alive, process_identity
+from stages.core.errors import ExitClass, InfraError
+from stages.core.files import ROOT
+from stages.core.processes import process_alive, process_identity
 
 _END = object()
-_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+_INHERITED = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+)
 """What of this process's environment a stage sees: never the control plane's own secrets."""
 
 
 class ProcessHandle:
     """A running stage process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], request_file: Path, processes: int = 1) -> None:
-        self._process, self._request_file, self._processes = process, request_file, processes
-        self._told = ExitClass.PREEMPTED
+    def __init__(self, process: subprocess.Popen[bytes], request_file: Path, ranks: int = 1) -> None:
+        self._process, self._request_file, self._ranks = process, request_file, ranks
+        self._done_class = ExitClass.PREEMPTED
         self._lines: queue.Queue[Any] = queue.Queue(maxsize=10_000)
         self._readers = [
             threading.Thread(target=self._read, args=(process.stdout, False), daemon=True),
             threading.Thread(target=self._read, args=(process.stderr, True), daemon=True),
         ]
-        self._sweeper = threading.Thread(target=self._sweep, daemon=True)
-        for thread in (*self._readers, self._sweeper):
+        self._group_reaper = threading.Thread(target=self._reap_group, daemon=True)
+        for thread in (*self._readers, self._group_reaper):
             thread.start()
 
     @property
@@ -51,7 +72,7 @@ class ProcessHandle:
 
     def _read(self, stream: Any, plain: bool) -> None:
         for raw in stream:
-            self._lines.put(event_of(raw.decode("utf-8", "replace").rstrip("\n"), plain))
+            self._lines.put(parse_event(raw.decode("utf-8", "replace").rstrip("\n"), plain))
         self._lines.put(_END)
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -62,7 +83,7 @@ class ProcessHandle:
                 open_streams -= 1
             else:
                 if event["event"] == "done":
-                    self._told = ExitClass(event["exit"])
+                    self._done_class = ExitClass(event["exit"])
                 yield event
 
     def wait(self) -> int:
@@ -70,29 +91,29 @@ class ProcessHandle:
         with contextlib.suppress(OSError):
             if self._process.stdin:
                 self._process.stdin.close()
-        self._sweeper.join()
+        self._group_reaper.join()
         self._request_file.unlink(missing_ok=True)
-        return self._told.code if self._processes > 1 and (code or self._told is not ExitClass.OK) else code
+        return self._done_class.code if self._ranks > 1 and (code or self._done_class is not ExitClass.OK) else code
 
     def stop(self, grace: float) -> None:
         if self._process.poll() is not None:
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
-        timer = threading.Timer(grace, self._cut_off)
+        timer = threading.Timer(grace, self._kill_if_running)
         timer.daemon = True
         timer.start()
 
-    def _cut_off(self) -> None:
+    def _kill_if_running(self) -> None:
         if self._process.poll() is None:
             self._kill_group()
 
-    def _sweep(self) -> None:
-        """Once the stage has ended, end what it started and left: it would hold the pipes open, and `events` with them."""
+    def _reap_group(self) -> None:
+        """Once the stage has ended, end what it left running, which would hold the pipes, and so `events`, open."""
         with contextlib.suppress(ChildProcessError):  # it has been waited for already
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self._kill_group()
-        if self._processes > 1:  # torchrun's processes are groups of their own: what is left of them sees its input end
+        if self._ranks > 1:  # torchrun's processes are groups of their own: what is left of them sees its input end
             with contextlib.suppress(OSError):
                 if self._process.stdin:
                     self._process.stdin.close()
@@ -100,6 +121,11 @@ class ProcessHandle:
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def command(job: Job, request: Path) -> list[str]:
+    """The command line of a stage: the runtime, under torchrun where the launcher starts several processes."""
+    return [sys.executable, *torchrun(job, "--standalone"), "-m", "stages.core.runtime", str(request)]
 
 
 class ProcessLauncher:
@@ -112,27 +138,32 @@ class ProcessLauncher:
         self._settings = settings
         self._requests = settings.home / "requests"
 
+    def command(self, job: Job, request: Path) -> list[str]:
+        """What is started; a launcher that starts it differently says so here."""
+        return command(job, request)
+
     def start(self, job: Job) -> ProcessHandle:
+        job = with_provenance(job)
         try:
             self._requests.mkdir(parents=True, exist_ok=True)
             path = self._requests / f"{job.request.key[:16]}-{job.request.lease.epoch}.json"
             path.write_text(job.request.model_dump_json(), encoding="utf-8")
             process = subprocess.Popen(
-                [sys.executable, *torchrun(job, "--standalone"), "-m", "stages.core.runtime", str(path)],
+                self.command(job, path),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=self._environment(job),
-                cwd=Path(__file__).resolve().parents[2],
+                cwd=ROOT,
                 start_new_session=True,
             )
         except OSError as error:
             raise InfraError(f"cannot start stage {job.request.stage}: {error.strerror} ({error.filename})") from error
-        return ProcessHandle(process, path, processes(job))
+        return ProcessHandle(process, path, job.ranks)
 
     def _environment(self, job: Job) -> dict[str, str]:
         env = {name: os.environ[name] for name in _INHERITED if name in os.environ} | engine_pythons()
-        env |= self._settings.store_environment() | public_environment(job)
+        env |= self._settings.store_environment() | source_environment(job) | public_environment(job)
         env |= {
             "MOXIN_CACHE": str(self._settings.home / "cache"),
             "MOXIN_SCRATCH": str(self._settings.home / "scratch"),
@@ -145,18 +176,13 @@ class ProcessLauncher:
         return None  # a stage ends with its control plane
 
     def reap(self, run_id: str | None = None) -> list[str]:
-        found = []
-        for entry in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                pairs = entry.read_bytes().decode("utf-8", "replace").split("\0")
-                env = {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
-            except OSError:
-                continue
+        reaped = []
+        for process in psutil.process_iter(["environ"]):
+            env = process.info["environ"] or {}  # None: another user's
             if env.get("MOXIN_SCRATCH") != str(self._settings.home / "scratch") or "MOXIN_LAUNCHER" not in env:
                 continue
             if (env.get("MOXIN_RUN") == run_id) if run_id else not process_alive(env["MOXIN_LAUNCHER"]):
-                pid = entry.parent.name
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGTERM if run_id else signal.SIGKILL)
-                    found.append(pid)
-        return found
+                with contextlib.suppress(psutil.Error):
+                    process.send_signal(signal.SIGTERM if run_id else signal.SIGKILL)
+                    reaped.append(str(process.pid))
+        return reaped

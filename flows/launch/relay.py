@@ -1,7 +1,7 @@
 """A way from a container to the embedded object store, which listens on loopback only.
 
-The control plane listens on the address that the engine's bridge has on this machine, which no other machine reaches, and
-passes every connection on to the store, for as long as it lives. The store's keys are needed there as anywhere.
+The control plane listens on the address that the Docker daemon's bridge has on this machine, which no other machine
+reaches, and passes every connection on to the store for as long as it lives. The store asks for its keys as always.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import threading
 from urllib.parse import urlsplit
 
-from stages.core.contracts import InfraError
+from stages.core.errors import InfraError
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _CHUNK = 1 << 16
@@ -23,7 +23,7 @@ def on_loopback(endpoint: str | None) -> bool:
 
 
 class Relay:
-    """Listens on `address` at a free port and passes connections on to `endpoint`. Raises InfraError where it cannot."""
+    """Listens on `address` at a free port and passes connections on to `endpoint`. Raises InfraError on failure."""
 
     def __init__(self, address: str, endpoint: str) -> None:
         parts = urlsplit(endpoint)
@@ -32,8 +32,8 @@ class Relay:
             self._listener = socket.create_server((address, 0), backlog=128)
         except OSError as error:
             raise InfraError(
-                f"cannot listen on {address} for containers to reach {endpoint} ({error.strerror}): is the Docker engine on another "
-                "machine? then use an object store that it can reach (MOXIN_S3_ENDPOINT)"
+                f"cannot listen on {address} for containers to reach {endpoint} ({error.strerror}): is the Docker"
+                " daemon on another machine? then use an object store that it can reach (MOXIN_S3_ENDPOINT)"
             ) from error
         self.endpoint = f"{parts.scheme}://{address}:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True, name="store-relay").start()

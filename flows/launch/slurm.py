@@ -1,32 +1,35 @@
 """Run a stage as a Slurm job: `sbatch` with the node's resources, events read from the job's output file.
 
-A job outlives this process. Its number is in the ledger's record of the attempt, so that a flow that comes back follows the
-same job (`adopt`) instead of starting another. A requeued job keeps its number, its request and its epoch, and resumes from
-its own checkpoint. Request, secrets and output lie in a folder that login and compute nodes share (Site.folder).
+A job outlives this process. Its number is in the ledger's record of the attempt, so that a flow that comes back follows
+the same job (`adopt`) instead of starting another. A requeued job keeps its number, its request and its epoch, and
+resumes from its own checkpoint. Request, secrets and output lie in a folder that login and compute nodes share
+(Site.folder).
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flows.launch.base import Job, event_of, secrets_of
-from flows.launch.slurm_arrays import Arrays, cancel_leftovers, write
-from flows.launch.slurm_controller import ENDS, GONE, OVER, look, queued, run
-from flows.launch.slurm_scripts import Site, script, wants_arrays
+from flows.launch.base import Job, parse_event, secrets_of, source_secrets, with_provenance
+from flows.launch.slurm_arrays import JobArrays, cancel_leftover_arrays, write
+from flows.launch.slurm_controller import FINISHED, GONE, TERMINATIONS, job_state, queued_jobs, run
+from flows.launch.slurm_scripts import Site, base_of, image_of, script, sources_file, uses_arrays
 from flows.settings import Settings
-from stages.core.contracts import ExitClass, InfraError
+from stages.core.errors import ExitClass, InfraError
 from stages.core.keys import sha256
+from stages.core.workspace import attempt_folders, sweep
 
 
 class SlurmHandle:
     """A job in the queue, running or over."""
 
-    def __init__(self, number: str, base: Path, node: str, poll: float, arrays: Arrays | None = None) -> None:
+    def __init__(self, number: str, base: Path, node: str, poll: float, arrays: JobArrays | None = None) -> None:
         self._number, self._base, self._node, self._poll, self._arrays = number, base, node, poll, arrays
         self._state: tuple[str, int] | None = None
         self._done: dict[str, Any] = {}
@@ -38,63 +41,71 @@ class SlurmHandle:
 
     def events(self) -> Iterator[dict[str, Any]]:
         tails = [_Tail(Path(f"{self._base}.out"), False), _Tail(Path(f"{self._base}.err"), True)]
-        looked, told = 0.0, ""
+        polled, reported = 0.0, ""
         while True:
             over = self._state is not None
-            wanted: dict[str, Any] | None = None
+            array_event: dict[str, Any] | None = None
             for tail in tails:
                 for event in tail.read(everything=over):
                     if event["event"] == "array" and self._arrays:
-                        wanted = event  # of several, read again by one that came back, only the last has somebody waiting
+                        array_event = (
+                            event  # of several, read again by one that came back, only the last has somebody waiting
+                        )
                         continue
                     if event["event"] == "done":
                         self._done = event
                     yield event
             if over:
                 break
-            if wanted and self._arrays and not self._stopping:
-                yield from self._arrays.asked(wanted)
-            if time.monotonic() - looked >= self._poll or Path(f"{self._base}.exit").exists():
-                looked = time.monotonic()
-                state, code, reason = look(self._number)
-                if f"{state} {reason}" != told and state == "PENDING":
-                    yield {"event": "log", "level": "info", "message": f"Slurm job {self._number} is pending ({reason})"}
-                told = f"{state} {reason}"
-                if state in OVER or state == GONE:
+            if array_event and self._arrays and not self._stopping:
+                yield from self._arrays.submit(array_event)
+            if time.monotonic() - polled >= self._poll or Path(f"{self._base}.exit").exists():
+                polled = time.monotonic()
+                state, code, reason = job_state(self._number)
+                if f"{state} {reason}" != reported and state == "PENDING":
+                    yield {
+                        "event": "log",
+                        "level": "info",
+                        "message": f"Slurm job {self._number} is pending ({reason})",
+                    }
+                reported = f"{state} {reason}"
+                if state in FINISHED or state == GONE:
                     self._state = (state, code)
                     continue
                 if self._arrays and not self._stopping:
-                    yield from self._arrays.look()
+                    yield from self._arrays.poll()
             time.sleep(min(0.5, self._poll))
-        if self._state and self._state[0] in ENDS and self._done.get("exit") != ExitClass.OK:
-            exit_class, message = ENDS[self._state[0]]
+        if self._state and self._state[0] in TERMINATIONS and self._done.get("exit") != ExitClass.OK:
+            exit_class, message = TERMINATIONS[self._state[0]]
             yield {"event": "done", "exit": exit_class, "message": message.format(node=self._node)}
 
     def wait(self) -> int:
         while self._state is None:
-            state, code, _ = look(self._number)
-            if state in OVER or state == GONE:
+            state, code, _ = job_state(self._number)
+            if state in FINISHED or state == GONE:
                 self._state = (state, code)
             else:
                 time.sleep(self._poll)
         state, code = self._state
         if self._arrays:
             self._arrays.cancel()
-        for suffix in (".json", ".secrets.json", ".sh"):
+        for suffix in _INPUTS:
             Path(f"{self._base}{suffix}").unlink(missing_ok=True)
         return self._status(state, code)
 
     def _status(self, state: str, code: int) -> int:
-        """The exit status that carries the class. torchrun ends with 1 whatever its workers ended with: the event says more."""
-        if state in ENDS and self._done.get("exit") != ExitClass.OK:
-            return ENDS[state][0].code
+        """The exit status that carries the class. torchrun ends with 1 whatever its workers ended with: the event says
+        more.
+        """
+        if state in TERMINATIONS and self._done.get("exit") != ExitClass.OK:
+            return TERMINATIONS[state][0].code
         with contextlib.suppress(OSError, ValueError):
             code = int(Path(f"{self._base}.exit").read_text())
         if state == GONE and not Path(f"{self._base}.exit").exists():
             return ExitClass.PREEMPTED.code
-        said = self._done.get("exit")
-        if code and said and said != ExitClass.OK:
-            return ExitClass(said).code
+        done_class = self._done.get("exit")
+        if code and done_class and done_class != ExitClass.OK:
+            return ExitClass(done_class).code
         return code
 
     def stop(self, grace: float) -> None:
@@ -107,7 +118,7 @@ class SlurmHandle:
         if self._arrays:
             self._arrays.cancel()
         with contextlib.suppress(InfraError):
-            if look(self._number)[0] == "RUNNING":
+            if job_state(self._number)[0] == "RUNNING":
                 run("scancel", "--signal=TERM", self._number)  # to the steps: the script lives on to write the status
                 deadline = time.monotonic() + grace
                 while time.monotonic() < deadline and self._state is None:
@@ -134,7 +145,15 @@ class _Tail:
             data = data[: data.rfind(b"\n") + 1]
         self._offset += len(data)
         for line in data.splitlines():
-            yield event_of(line.decode("utf-8", "replace"), self._plain)
+            yield parse_event(line.decode("utf-8", "replace"), self._plain)
+
+
+_INPUTS = (".json", ".secrets.json", ".sources.json", ".sh")
+"""Files that a job is started with, removed after it; its logs stay."""
+_INPUT_NAME = re.compile(rf".+-[0-9a-f]{{16}}-[0-9]+({'|'.join(map(re.escape, _INPUTS))})", re.DOTALL)
+"""Such a file's name, as `base_of` makes it: node, beginning of the key, epoch."""
+LEFTOVER_SECONDS = 3600.0
+"""Age of such a file that no job needs any more: another control plane writes them just before it submits."""
 
 
 class SlurmLauncher:
@@ -147,13 +166,14 @@ class SlurmLauncher:
         self._settings = settings
         self._site = site or Site.load()
         self._folder = Path(self._site.folder or settings.home / "slurm")
-        self._mark = sha256(str(settings.home).encode())[:12]
+        self._installation = sha256(str(settings.home).encode())[:12]
 
     def _base(self, job: Job) -> Path:
-        return self._folder / f"{job.request.node}-{job.request.key[:16]}-{job.request.lease.epoch}"
+        return base_of(job, self._folder)
 
     def start(self, job: Job) -> SlurmHandle:
         base = self._base(job)
+        job = with_provenance(job, image=image_of(job, self._site))
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if work := job.request.config.get("work"):
@@ -162,30 +182,52 @@ class SlurmLauncher:
                 Path(f"{base}{suffix}").unlink(missing_ok=True)
             write(Path(f"{base}.json"), job.request.model_dump_json())
             write(Path(f"{base}.secrets.json"), secrets_of(job, self._settings.store_environment()).model_dump_json())
-            write(Path(f"{base}.sh"), script(job, self._site, base, self._mark, self._folder / "scratch"))
+            if uses_arrays(job) and (sources := source_secrets(job)):
+                write(sources_file(job, self._folder), sources.model_dump_json())
+            write(Path(f"{base}.sh"), script(job, self._site, base, self._installation, self._folder / "scratch"))
         except OSError as error:
             raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
-        if wants_arrays(job):
-            cancel_leftovers(job, self._mark)
+        if uses_arrays(job):
+            cancel_leftover_arrays(job, self._installation)
         number = run("sbatch", "--parsable", "--requeue", "--export=NONE", f"{base}.sh").strip().partition(";")[0]
         return self._handle(number, job)
 
     def _handle(self, number: str, job: Job) -> SlurmHandle:
-        arrays = Arrays(job, self._site, self._folder, self._mark) if wants_arrays(job) else None
+        arrays = JobArrays(job, self._site, self._folder, self._installation) if uses_arrays(job) else None
         return SlurmHandle(number, self._base(job), job.request.node, self._site.poll_seconds, arrays)
 
     def adopt(self, id: str, job: Job) -> SlurmHandle | None:
         """Follow a job that another control plane started; None when it is over or unknown."""
         with contextlib.suppress(InfraError):
-            state, _, _ = look(id)
-            if state not in OVER and state != GONE:
+            state, _, _ = job_state(id)
+            if state not in FINISHED and state != GONE:
                 return self._handle(id, job)
         return None
 
     def reap(self, run_id: str | None = None) -> list[str]:
-        if run_id is None:  # what a dead control plane left is adopted, not killed
+        if run_id is None:  # a job that a dead control plane left is adopted, not killed
+            self._remove_leftovers()
             return []
-        found = list(queued(f"moxin:{self._mark}:{run_id}:"))
-        if found:
-            run("scancel", *found)
-        return found
+        numbers = list(queued_jobs(f"moxin:{self._installation}:{run_id}:"))
+        if numbers:
+            run("scancel", *numbers)
+        return numbers
+
+    def _remove_leftovers(self) -> None:
+        """Remove what attempts left whose control plane died: their folders in the shared scratch, and the files that
+        they were started with, credentials among them.
+
+        Only names that `base_of` makes, since the folder may be the user's own; and only while no job of any moxin
+        installation of this user is in the queue: another may share the folder, and where a file system keeps locks on
+        each node (Lustre with `localflock`), a folder that a compute node uses looks free from here.
+        """
+        scratch = self._folder / "scratch"
+        folders = attempt_folders(scratch)  # listed before the queue: a job that begins later has a folder of its own
+        inputs = [path for path in self._folder.glob("*") if _INPUT_NAME.fullmatch(path.name)]
+        with contextlib.suppress(InfraError, OSError):
+            if queued_jobs("moxin:"):
+                return
+            sweep(scratch, folders)
+            for path in inputs:
+                if path.exists() and time.time() - path.stat().st_mtime > LEFTOVER_SECONDS:
+                    path.unlink(missing_ok=True)

@@ -6,9 +6,9 @@ import re
 import subprocess
 from collections import Counter
 
-from stages.core.contracts import ExitClass, InfraError
+from stages.core.errors import ExitClass, InfraError
 
-ENDS: dict[str, tuple[ExitClass, str]] = {
+TERMINATIONS: dict[str, tuple[ExitClass, str]] = {
     "OUT_OF_MEMORY": (ExitClass.OOM, "out of memory: raise resources.{node}.memory_gib"),
     "TIMEOUT": (ExitClass.PREEMPTED, "it reached the site's time limit"),
     "DEADLINE": (ExitClass.PREEMPTED, "it reached its deadline"),
@@ -19,11 +19,11 @@ ENDS: dict[str, tuple[ExitClass, str]] = {
     "REVOKED": (ExitClass.PREEMPTED, "revoked by the federation"),
 }
 """States of squeue(1), "JOB STATE CODES", in which Slurm itself ended a job, and what they mean here."""
-OVER = {*ENDS, "COMPLETED", "FAILED"}
+FINISHED = {*TERMINATIONS, "COMPLETED", "FAILED"}
 GONE = "GONE"
 
 
-def look(number: str) -> tuple[str, int, str]:
+def job_state(number: str) -> tuple[str, int, str]:
     """A job's state, exit status and reason, as the controller has them. A job that it forgot is `GONE`.
 
     A controller that is away for a moment is no end: the job is then `UNKNOWN`.
@@ -34,11 +34,16 @@ def look(number: str) -> tuple[str, int, str]:
         return (GONE, 0, "") if "Invalid job id" in str(error) else ("UNKNOWN", 0, str(error))
     fields = _fields(text)
     code, _, signal = fields.get("ExitCode", "0:0").partition(":")
-    return fields.get("JobState", "UNKNOWN"), int(code) or (128 + int(signal) if int(signal or 0) else 0), fields.get("Reason", "")
+    return (
+        fields.get("JobState", "UNKNOWN"),
+        int(code) or (128 + int(signal) if int(signal or 0) else 0),
+        fields.get("Reason", ""),
+    )
 
 
-def look_at_elements(number: str) -> tuple[Counter[str], str] | None:
-    """How many elements of an array are in each state, and why one is pending; None when the controller does not answer.
+def array_states(number: str) -> tuple[Counter[str], str] | None:
+    """How many elements of an array are in each state, and why one is pending; None when the controller does not
+    answer.
 
     It forgets elements some minutes after their end: none at all means that all are over.
     """
@@ -51,7 +56,7 @@ def look_at_elements(number: str) -> tuple[Counter[str], str] | None:
     return Counter(row["JobState"] for row in rows), reason
 
 
-def queued(prefix: str) -> dict[str, str]:
+def queued_jobs(prefix: str) -> dict[str, str]:
     """This user's jobs whose comment begins so: {number (of an array: of the whole): comment}."""
     rows = (line.partition(" ") for line in run("squeue", "--me", "--noheader", "--format=%F %k").splitlines())
     return {number: comment.strip() for number, _, comment in rows if comment.startswith(prefix)}

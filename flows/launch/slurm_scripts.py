@@ -1,5 +1,6 @@
-"""What the slurm launcher hands to `sbatch`: scripts made of the site's settings and infra/slurm/*.sh. They hold no secret:
-`scontrol show job` and the spool directory show them."""
+"""What the slurm launcher hands to `sbatch`: scripts made of the site's settings and infra/slurm/*.sh. They hold no
+secret: `scontrol show job` and the spool directory show them.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +14,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import environments
-from flows.launch.base import Job, engine_pythons, load_site, public_environment, torchrun
-from flows.settings import ROOT
+from flows.data_files import DATA
+from flows.launch.base import Job, engine_pythons, load_site, public_environment, source_environment, torchrun
+from stages.core.errors import ConfigError
+from stages.core.files import ROOT
+from stages.core.resources import Processes
 
-FOLDER = ROOT / "infra" / "slurm"
+FOLDER = DATA / "infra" / "slurm"
 
 
 class Site(BaseModel):
@@ -24,13 +28,29 @@ class Site(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    folder: str = Field(default="", description="folder shared with the compute nodes; empty: slurm/ in the state folder")
-    options: dict[str, str] = Field(default_factory=dict, description="options of sbatch: partition, account, qos, time, constraint, ...")
-    array_options: dict[str, str] = Field(default_factory=dict, description="options of sbatch for arrays alone, before `options`")
-    array_size: int = Field(default=1000, gt=0, description="jobs in an array at most (MaxArraySize of slurm.conf less one); more tasks share them")
-    array_limit: int = Field(default=0, ge=0, description="jobs of an array that run at the same time; 0: as many as Slurm lets")
-    runtime: Literal["none", "pyxis", "apptainer"] = Field(default="none", description="what runs images; none: this environment's Python")
-    images: str = Field(default="", description="apptainer: folder of <stage>-<tag>.sif files; else images come from the registry")
+    folder: str = Field(
+        default="", description="folder shared with the compute nodes; empty: slurm/ in the state folder"
+    )
+    options: dict[str, str] = Field(
+        default_factory=dict, description="options of sbatch: partition, account, qos, time, constraint, ..."
+    )
+    array_options: dict[str, str] = Field(
+        default_factory=dict, description="options of sbatch for arrays alone, before `options`"
+    )
+    array_size: int = Field(
+        default=1000,
+        gt=0,
+        description="jobs in an array at most (MaxArraySize of slurm.conf less one); more tasks share them",
+    )
+    array_limit: int = Field(
+        default=0, ge=0, description="jobs of an array that run at the same time; 0: as many as Slurm lets"
+    )
+    runtime: Literal["none", "pyxis", "apptainer"] = Field(
+        default="none", description="what runs images; none: this environment's Python"
+    )
+    images: str = Field(
+        default="", description="apptainer: folder of <stage>-<tag>.sif files; else images come from the registry"
+    )
     setup: str = Field(default="", description="shell lines before the job, such as 'module load cuda'")
     poll_seconds: float = Field(default=10, gt=0, description="between two looks at the controller")
 
@@ -40,36 +60,68 @@ class Site(BaseModel):
         return load_site(cls, "MOXIN_SLURM_SITE", FOLDER / "site.toml", "site")
 
 
-def wants_arrays(job: Job) -> bool:
-    """Whether a stage will ask for arrays (`stages/data/arrays.py`)."""
+def uses_arrays(job: Job) -> bool:
+    """Whether a stage will request for arrays (`stages/lib/data/job_array.py`)."""
     return job.request.config.get("workers") == "slurm"
 
 
-def comment(job: Job, mark: str) -> str:
+def base_of(job: Job, folder: Path) -> Path:
+    """What the names of a job's files begin with. folder: the launcher's own."""
+    return folder / f"{job.request.node}-{job.request.key[:16]}-{job.request.lease.epoch}"
+
+
+def sources_file(job: Job, folder: Path) -> Path:
+    """Credentials of sources for the elements of a job's arrays, which have no use for the store's."""
+    return Path(f"{base_of(job, folder)}.sources.json")
+
+
+def comment(job: Job, installation: str) -> str:
     """What tells a job of ours in the queue; those of its arrays begin with it."""
     request = job.request
-    return f"moxin:{mark}:{request.run_id}:{request.key[:16]}:{request.lease.epoch}"
+    return f"moxin:{installation}:{request.run_id}:{request.key[:16]}:{request.lease.epoch}"
 
 
-def _options(job: Job, mark: str) -> dict[str, str]:
+def _options(job: Job, installation: str) -> dict[str, str]:
     resources = job.resources
-    found = {
+    values = {
         "job-name": f"moxin-{job.request.node}",
-        "comment": comment(job, mark),
+        "comment": comment(job, installation),
         "nodes": str(resources.nodes),
         "ntasks-per-node": "1",
         "cpus-per-task": str(max(1, round(resources.cpus))),
         "mem": f"{max(1, round(resources.memory_gib * 1024))}M",
         "open-mode": "append",
     }
-    return found | ({"gpus-per-node": str(resources.gpus)} if resources.gpus else {})
+    return values | ({"gpus-per-node": str(resources.gpus)} if resources.gpus else {})
 
 
-def options(job: Job, site: Site, base: Path, mark: str) -> dict[str, str]:
+def _directive(name: str, value: str) -> str:
+    """A line of options as sbatch reads it: a space ends a word, quotes of both kinds group, a backslash escapes even
+    between them.
+
+    Raises ConfigError for a line break, which nothing can carry.
+    """
+    if "\n" in value or "\r" in value:
+        raise ConfigError(
+            f"Slurm's option {name} = {value!r} holds a line break, which a batch script cannot say: choose another"
+            " path or value"
+        )
+    if not value:
+        return f"#SBATCH --{name}"
+    plain = re.fullmatch(r"[\w@%+=:,./~-]+", value, re.ASCII)
+    return f"#SBATCH --{name}=" + (value if plain else '"' + re.sub(r'([\\"])', r"\\\1", value) + '"')
+
+
+def _escaped(path: Path | str) -> str:
+    """A path where sbatch would replace `%j` and the like."""
+    return str(path).replace("%", "%%")
+
+
+def options(job: Job, site: Site, base: Path, installation: str) -> dict[str, str]:
     """Options of sbatch for a job; the site's own win."""
-    own = {"output": f"{base}.out", "error": f"{base}.err"}
-    own["signal"] = "TERM@60"  # a minute before the time limit: enough for a last checkpoint
-    return _options(job, mark) | own | site.options
+    specific = {"output": f"{_escaped(base)}.out", "error": f"{_escaped(base)}.err"}
+    specific["signal"] = "TERM@60"  # a minute before the time limit: enough for a last checkpoint
+    return _options(job, installation) | specific | site.options
 
 
 def _python(site: Site) -> str:
@@ -81,46 +133,75 @@ def python_command(job: Job, site: Site, base: Path) -> str:
 
     Its input is no pipe: srun gives one that ends at once, which to a stage means that its launcher has died.
     """
-    spread = torchrun(job, "--node-rank=$SLURM_NODEID", "--master-addr=$MASTER_ADDR", "--master-port=$MASTER_PORT")
+    launcher = torchrun(job, "--node-rank=$SLURM_NODEID", "--master-addr=$MASTER_ADDR", "--master-port=$MASTER_PORT")
     files = [shlex.quote(f"{base}.json"), "--secrets", shlex.quote(f"{base}.secrets.json")]
-    return " ".join([_python(site), *spread, "-m", "stages.core.runtime", *files, "</dev/null"])
+    return " ".join([_python(site), *launcher, "-m", "stages.core.runtime", *files, "</dev/null"])
+
+
+def image_of(job: Job, site: Site) -> str | None:
+    """Name of the image that a job runs in; None where the site runs none."""
+    return None if site.runtime == "none" else environments.stage_image(job.request.stage, job.env).reference
 
 
 def runtime_options(job: Job, site: Site, folder: Path) -> tuple[str, str]:
     """What the site's container runtime puts on srun's command line, and before the command."""
-    image = environments.stage_image(job.request.stage, job.env).reference
+    image = image_of(job, site)
+    if image is None:
+        return "", ""
     work = job.request.config.get("work")
     folders = [str(folder), *([str(work)] if work and not Path(work).is_relative_to(folder) else [])]
+    if unclear := [name for name in folders if re.search(r"[:,\n]", name)]:
+        raise ConfigError(
+            f"the {site.runtime} runtime cannot mount {unclear[0]!r}: ':' and ',' stand between folders there; choose"
+            " another path"
+        )
     if site.runtime == "pyxis":  # NVIDIA's plugin: Enroot takes registry#image
         host, _, path = image.partition("/")
         mounts = ",".join(f"{name}:{name}" for name in folders)
-        return f"--container-image={shlex.quote(f'{host}#{path}')} --container-mounts={shlex.quote(mounts)} --no-container-mount-home", ""
-    if site.runtime == "apptainer":
-        name, _, tag = image.rpartition("/")[2].partition(":")
-        source = f"{site.images}/{name}-{tag}.sif" if site.images else f"docker://{image}"
-        gpu = " --nv" if job.resources.gpus else ""
-        binds = "".join(f" --bind {shlex.quote(name)}" for name in folders)
-        return "", f"apptainer exec --containall --no-home{gpu}{binds} --bind $MOXIN_SCRATCH {shlex.quote(source)} "
-    return "", ""
+        return (
+            (
+                f"--container-image={shlex.quote(f'{host}#{path}')} --container-mounts={shlex.quote(mounts)}"
+                " --no-container-mount-home"
+            ),
+            "",
+        )
+    name, _, tag = image.rpartition("/")[2].partition(":")
+    source = f"{site.images}/{name}-{tag}.sif" if site.images else f"docker://{image}"
+    gpu = " --nv" if job.resources.gpus else ""
+    binds = "".join(f" --bind {shlex.quote(name)}" for name in folders)
+    return "", f'apptainer exec --containall --no-home{gpu}{binds} --bind "$MOXIN_SCRATCH" {shlex.quote(source)} '
 
 
 def _environment(job: Job, site: Site, scratch: Path) -> dict[str, str]:
-    found = public_environment(job) | {"MOXIN_SCRATCH": str(scratch)}
-    if wants_arrays(job):
-        found["MOXIN_ARRAYS"] = "1"
+    values = public_environment(job) | {"MOXIN_SCRATCH": str(scratch)}
+    if uses_arrays(job):
+        values["MOXIN_ARRAYS"] = "1"
     if site.runtime == "none":
-        return found | {"PYTHONPATH": str(ROOT)} | engine_pythons()
-    found["NUMBA_CACHE_DIR"] = str(scratch.parent / "numba")  # an image has no place that lasts: every element would compile
+        return values | {"PYTHONPATH": str(ROOT)} | engine_pythons()
+    values["NUMBA_CACHE_DIR"] = str(
+        scratch.parent / "numba"
+    )  # an image has no place that lasts: every element would compile
     if site.runtime == "apptainer":  # --containall keeps all other variables out (apptainer exec --help)
-        found |= {f"APPTAINERENV_{name}": value for name, value in found.items()}
-    return found
+        values |= {f"APPTAINERENV_{name}": value for name, value in values.items()}
+    return values
 
 
-def _filled(template: str, job: Job, site: Site, folder: Path, scratch: Path, command: str, wanted: dict[str, str], **values: str) -> str:
+def _render(
+    template: str,
+    job: Job,
+    site: Site,
+    folder: Path,
+    scratch: Path,
+    command: str,
+    slurm_options: dict[str, str],
+    **values: str,
+) -> str:
     srun, before = runtime_options(job, site, folder)
     values |= {
-        "OPTIONS": "\n".join(f"#SBATCH --{name}={value}" if value else f"#SBATCH --{name}" for name, value in wanted.items()),
-        "ENVIRONMENT": "\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(_environment(job, site, scratch).items())),
+        "OPTIONS": "\n".join(_directive(name, value) for name, value in slurm_options.items()),
+        "ENVIRONMENT": "\n".join(
+            f"export {name}={shlex.quote(value)}" for name, value in sorted(_environment(job, site, scratch).items())
+        ),
         "SETUP": site.setup,
         "SRUN": srun,
         "COMMAND": shlex.quote(before + "exec " * (not before) + command),
@@ -129,13 +210,24 @@ def _filled(template: str, job: Job, site: Site, folder: Path, scratch: Path, co
     return re.sub(r"@(\w+)@", lambda match: values[match[1]], text)
 
 
-def script(job: Job, site: Site, base: Path, mark: str, scratch: Path) -> str:
+def script(job: Job, site: Site, base: Path, installation: str, scratch: Path) -> str:
     """The batch script of a stage."""
-    wanted = options(job, site, base, mark)
-    return _filled("job.sh", job, site, base.parent, scratch, python_command(job, site, base), wanted, EXIT=shlex.quote(f"{base}.exit"))
+    slurm_options = options(job, site, base, installation)
+    if uses_arrays(job):  # now, not when the array is asked for
+        _directive("output", str(job.request.config.get("work")))
+    return _render(
+        "job.sh",
+        job,
+        site,
+        base.parent,
+        scratch,
+        python_command(job, site, base),
+        slurm_options,
+        EXIT=shlex.quote(f"{base}.exit"),
+    )
 
 
-class Ask(BaseModel):
+class ArrayRequest(BaseModel):
     """What a stage's event "array" says: the file of its jobs, how many those are, and what one of them needs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -146,18 +238,29 @@ class Ask(BaseModel):
     memory_gib: float = Field(gt=0)
 
 
-def array_script(job: Job, site: Site, ask: Ask, folder: Path, mark: str) -> str:
+def array_script(job: Job, site: Site, request: ArrayRequest, folder: Path, installation: str) -> str:
     """The batch script of an array. `folder`: the launcher's own."""
-    path = Path(ask.jobs)
-    need = {"cpus": ask.cpus, "memory_gib": ask.memory_gib, "gpus": 0, "nodes": 1, "processes": 1}
-    one = replace(job, resources=job.resources.model_copy(update=need))
-    count = min(ask.tasks, site.array_size)
-    own = {
-        "job-name": f"moxin-{job.request.node}-{path.stem}",
-        "comment": f"{comment(job, mark)}:{path.stem}",
-        "array": f"0-{count - 1}" + (f"%{site.array_limit}" if site.array_limit else ""),
-        "output": f"{path.with_suffix('')}_%a.log",
+    path = Path(request.jobs)
+    element_resources = {
+        "cpus": request.cpus,
+        "memory_gib": request.memory_gib,
+        "gpus": 0,
+        "nodes": 1,
+        "nproc_per_node": 1,
     }
-    command = f'{_python(site)} -m stages.data.arrays {shlex.quote(ask.jobs)} "$SLURM_ARRAY_TASK_ID" {count} </dev/null'
-    wanted = _options(one, mark) | own | site.options | site.array_options
-    return _filled("array.sh", one, site, folder, folder / "scratch", command, wanted)
+    element = replace(job, resources=job.resources.model_copy(update=element_resources), processes=Processes.SINGLE)
+    count = min(request.tasks, site.array_size)
+    specific = {
+        "job-name": f"moxin-{job.request.node}-{path.stem}",
+        "comment": f"{comment(job, installation)}:{path.stem}",
+        "array": f"0-{count - 1}" + (f"%{site.array_limit}" if site.array_limit else ""),
+        "output": f"{_escaped(path.with_suffix(''))}_%a.log",
+    }
+    secrets = f" --secrets {shlex.quote(str(sources_file(job, folder)))}" if source_environment(job) else ""
+    command = (
+        f'{_python(site)} -m stages.lib.data.job_array {shlex.quote(request.jobs)} "$SLURM_ARRAY_TASK_ID" {count}'
+        f"{secrets}"
+        " </dev/null"
+    )
+    slurm_options = _options(element, installation) | specific | site.options | site.array_options
+    return _render("array.sh", element, site, folder, folder / "scratch", command, slurm_options)

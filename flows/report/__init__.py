@@ -1,9 +1,10 @@
-"""The report of a run: one HTML page that stands alone (no script, nothing fetched), from the newest results in the ledger.
+"""The report of a run: one HTML page that stands alone (no script, nothing fetched), from the newest results in the
+ledger.
 
     moxin report                        writes .moxin/report/<profile>.html, prints the summary
 
-A section is a function `(data) -> Section | None` (None: the pipeline has nothing of the kind). To add one, write a module
-beside this one and name its function in SECTIONS; lines for the terminal go into SUMMARIES the same way.
+A section is a function `(data) -> Section | None` (None: the pipeline has nothing of the kind). To add one, write a
+module beside this one and name its function in SECTIONS; lines for the terminal go into SUMMARIES the same way.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.report import corpus, overview, page, provenance, scores, training, tuning, visual
+from flows.report import (
+    ablation,
+    corpus,
+    overview,
+    page,
+    paper_tables,
+    provenance,
+    samples,
+    training,
+    tuning,
+    vision_tables,
+)
 from flows.report.data import Data, collect, read_evaluation, read_pictures
 from flows.report.markup import Section
 
@@ -19,8 +31,10 @@ SECTIONS: list[Callable[[Data], Section | None]] = [
     overview.graph,
     training.losses,
     tuning.effects,
-    scores.ablation,
-    visual.section,
+    paper_tables.section,
+    ablation.ablation,
+    vision_tables.section,
+    samples.section,
     corpus.funnels,
     corpus.capability,
     corpus.tokens,
@@ -29,7 +43,15 @@ SECTIONS: list[Callable[[Data], Section | None]] = [
 ]
 """The page, in reading order."""
 
-SUMMARIES: list[Callable[[Data], list[str]]] = [overview.summary, training.summary, tuning.summary, scores.summary, visual.summary, corpus.summary]
+SUMMARIES: list[Callable[[Data], list[str]]] = [
+    overview.summary,
+    training.summary,
+    tuning.summary,
+    paper_tables.summary,
+    ablation.summary,
+    vision_tables.summary,
+    corpus.summary,
+]
 """What the terminal shows of it."""
 
 
@@ -49,4 +71,15 @@ def summary(data: Data) -> list[str]:
     return [line for make in SUMMARIES for line in make(data)]
 
 
-__all__ = ["SECTIONS", "SUMMARIES", "Data", "Section", "collect", "read_evaluation", "read_pictures", "render", "summary", "write"]
+__all__ = [
+    "SECTIONS",
+    "SUMMARIES",
+    "Data",
+    "Section",
+    "collect",
+    "read_evaluation",
+    "read_pictures",
+    "render",
+    "summary",
+    "write",
+]

@@ -42,7 +42,9 @@ def funnels(data: Data) -> Section | None:
     parts = [part for node in nodes for part in _detail(node, ratio)]
     lost = [n["name"] for n in data["nodes"] if n["stage"] in ("ingest", "dedup", "quality") and not n["result"]]
     warning = paragraph(f"Missing: {', '.join(lost)}.", "warning") if lost else None
-    return Section("corpus", "Corpus: what stays, what goes, and why", join(warning, overview if nodes else None, *parts))
+    return Section(
+        "corpus", "Corpus: what stays, what goes, and why", join(warning, overview if nodes else None, *parts)
+    )
 
 
 def _flow(data: Data, node: NodeData) -> list[Any]:
@@ -68,7 +70,9 @@ def _incoming(data: Data, node: NodeData) -> tuple[int | None, int | None]:
     if node["stage"] == "ingest":
         return stats.get("records"), None
     metas = [ref["manifest"]["meta"] for ref in node["result"]["inputs"].get("documents", ())]
-    return stats.get("scored"), sum(meta["text_bytes"] for meta in metas) if metas and all("text_bytes" in m for m in metas) else None
+    return stats.get("scored"), (
+        sum(meta["text_bytes"] for meta in metas) if metas and all("text_bytes" in m for m in metas) else None
+    )
 
 
 def _detail(node: NodeData, ratio: float | None) -> list[Markup]:
@@ -88,22 +92,45 @@ def _ingest(name: str, stats: Mapping[str, Any], ratio: float | None) -> list[Ma
     skipped, dropped, records = stats.get("skipped") or {}, stats.get("dropped") or {}, stats.get("records")
     rows = [[reason, number(count), percent(count, records), NONE, NONE] for reason, count in skipped.items()]
     for rule, row in dropped.items():
-        rows.append([f"rule: {rule}", number(row["documents"]), percent(row["documents"], records), size(row["bytes"]), _tokens(row["bytes"], ratio)])
-    lost = [table(("Reason", "Records", "Of all records", "Text", "Tokens, about"), rows, numbers=range(1, 5))] if rows else []
+        rows.append(
+            [
+                f"rule: {rule}",
+                number(row["documents"]),
+                percent(row["documents"], records),
+                size(row["bytes"]),
+                _tokens(row["bytes"], ratio),
+            ]
+        )
+    lost = (
+        [table(("Reason", "Records", "Of all records", "Text", "Tokens, about"), rows, numbers=range(1, 5))]
+        if rows
+        else []
+    )
     languages = stats.get("languages") or {}
-    told = [[code(language), number(count), bar(count / max(languages.values()))] for language, count in languages.items()]
-    guess = [details("Languages, guessed of every eighth document", table(("Language", "Documents", ""), told, numbers=(1,)))] if told else []
+    rows_of_languages = [
+        [code(language), number(count), bar(count / max(languages.values()))] for language, count in languages.items()
+    ]
+    guess = (
+        [
+            details(
+                "Languages, guessed of every eighth document",
+                table(("Language", "Documents", ""), rows_of_languages, numbers=(1,)),
+            )
+        ]
+        if rows_of_languages
+        else []
+    )
     shown = [*lost, *guess, *_lengths(stats, "characters")]
     return [heading(f"{name}: records passed over" if rows else name), *shown] if shown else []
 
 
 def _lengths(stats: Mapping[str, Any], unit: str) -> list[Markup]:
     """Histogram of the documents' lengths, each class twice the one before."""
-    found = stats.get("lengths")
-    if not found:
+    classes = stats.get("lengths")
+    if not classes:
         return []
-    most = max(row["documents"] for row in found)
-    rows = [[number(row["from"]), number(row["documents"]), bar(row["documents"] / most)] for row in found]
+    most = max(row["documents"] for row in classes)
+    rows = [[number(row["from"]), number(row["documents"]), bar(row["documents"] / most)] for row in classes]
     return [details("Lengths", table((f"From ({unit})", "Documents", ""), rows, numbers=(0, 1)))]
 
 
@@ -113,15 +140,29 @@ def _dedup(name: str, stats: Mapping[str, Any], ratio: float | None) -> list[Mar
         return [heading(name), paragraph(Markup("Funnel: %s.") % MISSING)]
     whole = funnel["in"]
     rows = []
-    for reason, row in [("in", funnel["in"]), *((k, v) for k, v in funnel.items() if k not in ("in", "out")), ("out", funnel["out"])]:
-        label = {"in": "in", "out": "kept"}.get(reason, f"{reason}{' (cut from documents that stay)' if reason.startswith(PARTIAL) else ''}")
+    for reason, row in [
+        ("in", funnel["in"]),
+        *((k, v) for k, v in funnel.items() if k not in ("in", "out")),
+        ("out", funnel["out"]),
+    ]:
+        label = {"in": "in", "out": "kept"}.get(
+            reason, f"{reason}{' (cut from documents that stay)' if reason.startswith(PARTIAL) else ''}"
+        )
         kind = reason if reason in ("in", "out") else "cut"
         rows.append([
-            label, number(row["documents"]), percent(row["documents"], whole["documents"]), size(row["bytes"]), percent(row["bytes"], whole["bytes"]),
+            label, number(row["documents"]), percent(row["documents"], whole["documents"]), size(row["bytes"]),
+            percent(row["bytes"], whole["bytes"]),
             _tokens(row["bytes"], ratio), bar(row["bytes"] / whole["bytes"] if whole["bytes"] else 0.0, kind),
         ])  # fmt: skip
-    body = table(("", "Documents", "Share", "Text", "Share", "Tokens, about", "Of the bytes"), rows, numbers=range(1, 6))
-    return [heading(f"{name}: recipe {stats.get('recipe', 'unknown')}"), body, _clusters(stats), *_lengths(stats, "bytes")]
+    body = table(
+        ("", "Documents", "Share", "Text", "Share", "Tokens, about", "Of the bytes"), rows, numbers=range(1, 6)
+    )
+    return [
+        heading(f"{name}: recipe {stats.get('recipe', 'unknown')}"),
+        body,
+        _clusters(stats),
+        *_lengths(stats, "bytes"),
+    ]
 
 
 def _clusters(stats: Mapping[str, Any]) -> Markup:
@@ -137,16 +178,30 @@ def _clusters(stats: Mapping[str, Any]) -> Markup:
 def _quality(name: str, stats: Mapping[str, Any]) -> list[Markup]:
     histogram = stats.get("histogram") or []
     most = max((row["documents"] for row in histogram), default=0)
-    rows = [[f"{row['from']:.1f} to {row['from'] + 0.1:.1f}", number(row["documents"]), bar(row["documents"] / most if most else 0)] for row in histogram]
+    rows = [
+        [
+            f"{row['from']:.1f} to {row['from'] + 0.1:.1f}",
+            number(row["documents"]),
+            bar(row["documents"] / most if most else 0),
+        ]
+        for row in histogram
+    ]
     threshold = stats.get("threshold")
-    text = Markup("Kept %s of %s documents, those that score at least %s. The classifier was right on %s of %s documents that it had not seen.") % (
+    text = Markup(
+        "Kept %s of %s documents, those that score at least %s. The classifier was right on %s of %s documents that it"
+        " had not seen."
+    ) % (
         number(stats.get("documents")),
         number(stats.get("scored")),
         number(threshold, 4),
         percent(stats.get("test_accuracy"), 1),
         number(stats.get("test_documents")),
     )
-    return [heading(f"{name}: fastText classifier"), paragraph(text), details("Distribution of the scores", table(("Score", "Documents", ""), rows, numbers=(1,)))]
+    return [
+        heading(f"{name}: fastText classifier"),
+        paragraph(text),
+        details("Distribution of the scores", table(("Score", "Documents", ""), rows, numbers=(1,))),
+    ]
 
 
 def capability(data: Data) -> Section | None:
@@ -162,11 +217,29 @@ def capability(data: Data) -> Section | None:
         for name in names:
             removed = stats.get("removed", {}).get(name, {})
             shares = ", ".join(f"{count:,} {reason}" for reason, count in removed.items() if count) or NONE
-            rows.append([name, number(stats.get("train_questions", {}).get(name, 0)), number(stats.get("test_questions", {}).get(name, 0)), shares])
+            rows.append(
+                [
+                    name,
+                    number(stats.get("train_questions", {}).get(name, 0)),
+                    number(stats.get("test_questions", {}).get(name, 0)),
+                    shares,
+                ]
+            )
         origin = node["result"]["outputs"].get("suite", {}).get("meta", {}).get("origin")
-        made = "made from this run's own documents in the benchmarks' schemas, so no score on them is a score on the benchmark" if origin == "machine" else f"origin: {origin or 'unknown'}"
-        left = Markup("Training rows that still share a 13-gram with a test row: %s. The questions are %s.") % (number(stats.get("train_test_overlap")), made)
-        parts += [table(("Benchmark", "Training questions", "Test questions", "Removed from training"), rows, numbers=(1, 2)), paragraph(left, "note")]
+        origin_text = (
+            "made from this run's own documents in the benchmarks' schemas, so no score on them is a score on the"
+            " benchmark"
+            if origin == "machine"
+            else f"origin: {origin or 'unknown'}"
+        )
+        left = Markup("Training rows that still share a 13-gram with a test row: %s. The questions are %s.") % (
+            number(stats.get("train_test_overlap")),
+            origin_text,
+        )
+        parts += [
+            table(("Benchmark", "Training questions", "Test questions", "Removed from training"), rows, numbers=(1, 2)),
+            paragraph(left, "note"),
+        ]
     return Section("capability", "Capability data (phase 3)", join(*parts))
 
 
@@ -179,25 +252,64 @@ def tokens(data: Data) -> Section | None:
     for node in tokenizers:
         stats = node["result"]["stats"]
         text = Markup("%s: %s pieces (%s), %s bytes a token on %s documents.") % (
-            Markup("<strong>%s</strong>") % node["name"], number(stats.get("vocab_size")), {"train": "trained on this corpus"}.get(stats.get("origin"), f"origin: {stats.get('origin')}"),
+            Markup("<strong>%s</strong>") % node["name"], number(stats.get("vocab_size")),
+            {"train": "trained on this corpus"}.get(stats.get("origin"), f"origin: {stats.get('origin')}"),
             number(stats.get("bytes_per_token"), 3), number(stats.get("sampled_documents")),
         )  # fmt: skip
         parts.append(paragraph(text))
     if shards:
-        head = ("Shards", "Source", "Context", "Windows", "Held-out windows", "Documents", "Tokens", "Share", "Epochs of the source")
+        head = (
+            "Shards",
+            "Source",
+            "Context",
+            "Windows",
+            "Held-out windows",
+            "Documents",
+            "Tokens",
+            "Share",
+            "Epochs of the source",
+        )
         rows = [row for node in shards for row in _shards(node)]
         parts.append(table(head, rows, numbers=range(2, 9)))
-        parts += [part for node in shards for part in _mixture(node)]
+        parts += [_phases(shards), *(part for node in shards for part in _mixture(node))]
     return Section("tokens", "Tokenizer and token shards", join(*parts))
+
+
+def _phases(nodes: list[NodeData]) -> Markup:
+    """How often each source is read over all phases."""
+    epochs: dict[str, float] = {}
+    for node in nodes:
+        for source in node["result"]["stats"].get("sources", ()):
+            epochs[source["node"]] = epochs.get(source["node"], 0.0) + source.get("of_the_whole", source["epochs"])
+    text = ", ".join(f"{name} {number(count, 2)}" for name, count in epochs.items())
+    return paragraph(f"Epochs of each source over all phases, by its bytes: {text}.", "note")
 
 
 def _shards(node: NodeData) -> list[list[Any]]:
     stats, config = node["result"]["stats"], node["result"]["config"]
-    first = [node["name"], "all", number(config.get("sequence_length")), number(stats.get("windows")), number(stats.get("heldout_windows"))]
+    first = [
+        node["name"],
+        "all",
+        number(config.get("sequence_length")),
+        number(stats.get("windows")),
+        number(stats.get("heldout_windows")),
+    ]
     rows = [[Markup("<strong>%s</strong>") % first[0], *first[1:], NONE, number(stats.get("tokens")), "100.0 %", NONE]]
     total = sum(source["tokens"] for source in stats.get("sources", ()))
     for source in stats.get("sources", ()):
-        rows.append(["", source["node"], "", "", "", number(source["documents"]), number(source["tokens"]), percent(source["tokens"], total), number(source["epochs"], 2)])
+        rows.append(
+            [
+                "",
+                source["node"],
+                "",
+                "",
+                "",
+                number(source["documents"]),
+                number(source["tokens"]),
+                percent(source["tokens"], total),
+                number(source["epochs"], 2),
+            ]
+        )
     return rows
 
 
@@ -207,10 +319,21 @@ def _mixture(node: NodeData) -> list[Markup]:
     if not funnel:
         return []
     rows = [
-        [reason, *(count(row[what]) if what in row else NONE for what, count in (("documents", number), ("bytes", size), ("tokens", number)))]
+        [
+            reason,
+            *(
+                count(row[what]) if what in row else NONE
+                for what, count in (("documents", number), ("bytes", size), ("tokens", number))
+            ),
+        ]
         for reason, row in funnel.items()
     ]
-    return [details(f"{node['name']}: held out, cut, repeated", table(("", "Documents", "Text", "Tokens"), rows, numbers=range(1, 4)))]
+    return [
+        details(
+            f"{node['name']}: held out, cut, repeated",
+            table(("", "Documents", "Text", "Tokens"), rows, numbers=range(1, 4)),
+        )
+    ]
 
 
 def summary(data: Data) -> list[str]:
@@ -220,5 +343,7 @@ def summary(data: Data) -> list[str]:
         documents, text = _incoming(data, node)
         stats = node["result"]["stats"]
         kept = percent(stats.get("text_bytes"), text)
-        lines.append(f"{node['name']}: {number(stats.get('documents'))} of {number(documents)} documents, {kept} of the bytes")
+        lines.append(
+            f"{node['name']}: {number(stats.get('documents'))} of {number(documents)} documents, {kept} of the bytes"
+        )
     return lines

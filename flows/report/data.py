@@ -1,6 +1,7 @@
 """What a report is made of: the newest result of every node, read from the ledger into plain JSON values.
 
-Nothing is computed here that a manifest does not say, and nothing is filled in: a node without a result has `result: None`.
+Nothing is computed here that a manifest does not say, and nothing is filled in: a node without a result has `result:
+None`.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flows.execute import git_commit
 from flows.plan import differences
 from flows.profiles import Profile
+from flows.stage_job import git_commit
 from stages.core.artifacts import ArtifactManifest
-from stages.core.contracts import InputError, StageResult
+from stages.core.errors import InputError
 from stages.core.graph import Node, Pipeline
 from stages.core.keys import sha256, source_digest
-from stages.core.ledger import Ledger, NodeRecord, now
-from stages.formats.reports import FILE, parse_report
+from stages.core.ledger import Ledger
+from stages.core.messages import StageResult
+from stages.core.records import NodeRecord, now
+from stages.lib.formats.reports import FILE, parse_report
 
 SCHEMA = 1
 """Version of the collected data, as `moxin report --json` prints it."""
@@ -26,6 +29,10 @@ METRIC_ROWS = 1000
 """Metric rows kept of one result: more points than a chart has pixels. Rows with a held-out loss always stay."""
 PICTURES = "pictures.json"
 """Listing of the pictures in an EvalReport of images (stages/evaluate_vlm)."""
+SAMPLES = 3
+"""Documents of each task of an evaluation that are read, the first ones: the same for every model."""
+SAMPLES_BYTES = 64_000_000
+"""A larger file of samples is not read."""
 SETTINGS = 4
 """Settings that differ, named one by one."""
 
@@ -36,28 +43,35 @@ NodeData = dict[str, Any]
 
 
 def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, values: Profile | None = None) -> Data:
-    """Read the newest result of each node of a profile. The default pipeline is the paper's. With `values`, a result of other
-    settings than those is told apart too.
+    """Read the newest result of each node of a profile. The default pipeline is the paper's. With `values`, a result of
+    other settings than those is told apart too.
 
-    Returns `{schema_version, profile, made, commit, nodes: [node]}`. A node is `{name, stage, about, parents, state, why,
-    at, run_id, result, reports, pictures, problems}`; its `result` is the manifest as JSON with `metrics` (rows) beside it, and
-    `reports` maps an output port to the `stages.formats.reports.Report` in it. Raises InfraError, and InputError for a damaged manifest.
+    Returns `{schema_version, profile, made, commit, nodes: [node]}`. A node is `{name, stage, about, parents, state,
+    why, at, run_id, result, reports, pictures, problems}`; its `result` is the manifest as JSON with `metrics` (rows)
+    beside it, and `reports` maps an output port to the `stages.lib.formats.reports.Report` in it. Raises InfraError,
+    and InputError for a damaged manifest.
     """
     if pipeline is None:
         from stages.pipeline import PIPELINE as pipeline
     records = ledger.nodes(profile)
-    found: dict[str, StageResult] = {}
+    results: dict[str, StageResult] = {}
     nodes = []
     for node in pipeline:
-        wanted = values.configs[node.name].identity() if values else None
-        nodes.append(_node(ledger, node, records.get(node.name), found, wanted))
+        configured = values.configs[node.name].identity() if values else None
+        nodes.append(_node(ledger, node, records.get(node.name), results, configured))
     return {"schema_version": SCHEMA, "profile": profile, "made": now(), "commit": git_commit(), "nodes": nodes}
 
 
 def _node(
-    ledger: Ledger, node: Node, record: NodeRecord | None, found: dict[str, StageResult], wanted: dict[str, Any] | None
+    ledger: Ledger,
+    node: Node,
+    record: NodeRecord | None,
+    results: dict[str, StageResult],
+    configured: dict[str, Any] | None,
 ) -> NodeData:
-    """One node; `found` holds the results of the nodes before it, and gains this one's; `wanted` is its configuration now."""
+    """One node; `results` holds those of the nodes before it, and gains this one; `configured` is its configuration
+    now.
+    """
     about = (type(node).__doc__ or "").strip().splitlines()
     row: NodeData = {
         "name": node.name,
@@ -69,37 +83,47 @@ def _node(
         "result": None,
         "reports": {},
         "pictures": [],
+        "samples": [],
+        "samples_left_out": [],
         "problems": [],
     }
     manifest = ledger.manifest(record.key) if record else None
     if manifest is None:
         why = "never ran in this profile" if record is None else "its last result is gone from the store"
         return row | {"state": "missing", "why": why}
-    result = found[node.name] = manifest[0]
+    result = results[node.name] = manifest[0]
     for port, artifact in result.outputs.items():
         if artifact.type == "EvalReport":
             evaluation, problem = read_evaluation(ledger, f"{node.name}.{port}", artifact)
             row["problems"] += [problem] if problem else []
             row["reports"] |= {port: evaluation} if evaluation else {}
             row["pictures"] += read_pictures(ledger, artifact)
+            samples, left_out, problems = read_samples(ledger, f"{node.name}.{port}", artifact)
+            row["samples"] += samples
+            row["samples_left_out"] += left_out
+            row["problems"] += problems
     row["result"] = result.model_dump(mode="json") | {"metrics": _metrics(ledger, result)}
-    state, why = _state(ledger, node, result, found, wanted)
+    state, why = _state(ledger, node, result, results, configured)
     return row | {"state": state, "why": why}
 
 
 def _state(
-    ledger: Ledger, node: Node, result: StageResult, found: Mapping[str, StageResult], wanted: dict[str, Any] | None
+    ledger: Ledger,
+    node: Node,
+    result: StageResult,
+    results: Mapping[str, StageResult],
+    configured: dict[str, Any] | None,
 ) -> tuple[str, str]:
     """Whether a result is what a run would make now: ok, drift, changed, stale or damaged, and in words why."""
     if lost := ledger.missing_objects(result):
         return "damaged", f"{len(lost)} of its objects are gone from the store (first: {lost[0]})"
     for port, refs in result.inputs.items():
         for ref in refs:
-            parent = found.get(ref.node)
+            parent = results.get(ref.node)
             newest = parent.outputs.get(ref.port) if parent else None
             if newest is None or newest.digest != ref.manifest.digest:
                 return "stale", f"its input {port} came from another result of {ref.node} than the newest"
-    changed = differences("", result.identity, wanted) if wanted is not None else []
+    changed = differences("", result.identity, configured) if configured is not None else []
     if result.revision != node.revision:
         return "changed", f"made by revision {result.revision} of stage {node.stage}, which is now {node.revision}"
     if changed:
@@ -111,39 +135,69 @@ def _state(
 
 
 def read_evaluation(ledger: Ledger, where: str, artifact: ArtifactManifest) -> tuple[dict[str, Any] | None, str]:
-    """The `stages.formats.reports.Report` of an EvalReport as JSON, or None and what is wrong with it. where: `node.port`."""
+    """The `stages.lib.formats.reports.Report` of an EvalReport as JSON, or None and what is wrong with it. where:
+    `node.port`.
+    """
     entry = next((f for f in artifact.files if f.path == FILE), None)
-    found = ledger.store.get(entry.object) if entry else None
-    if entry is None or found is None:
+    stored = ledger.store.get(entry.object) if entry else None
+    if entry is None or stored is None:
         return None, f"{where}: its {FILE} is not in the store"
-    if sha256(found[0]) != entry.sha256:
+    if sha256(stored[0]) != entry.sha256:
         return None, f"{where}: its {FILE} is not what was published (another SHA-256)"
     try:
-        return parse_report(found[0], f"{FILE} of {where}").model_dump(mode="json"), ""
+        return parse_report(stored[0], f"{FILE} of {where}").model_dump(mode="json"), ""
     except InputError as error:  # of another version: the rest of the run can still be told
         return None, str(error)
 
 
 def read_pictures(ledger: Ledger, artifact: ArtifactManifest) -> list[dict[str, Any]]:
-    """The questions with pictures that an EvalReport of images keeps, each with its picture as a data address; else none."""
+    """The questions with pictures that an EvalReport of images keeps, each with its picture as a data address; else
+    none.
+    """
     entries = {f.path: f for f in artifact.files}
     listing = ledger.store.get(entries[PICTURES].object) if PICTURES in entries else None
     rows = []
     for row in json.loads(listing[0]) if listing else ():
-        found = ledger.store.get(entries[row["file"]].object) if row["file"] in entries else None
-        if found is not None:
-            rows.append(row | {"picture": "data:image/jpeg;base64," + base64.b64encode(found[0]).decode()})
+        stored = ledger.store.get(entries[row["file"]].object) if row["file"] in entries else None
+        if stored is not None:
+            rows.append(row | {"picture": "data:image/jpeg;base64," + base64.b64encode(stored[0]).decode()})
     return rows
 
 
+def read_samples(
+    ledger: Ledger, where: str, artifact: ArtifactManifest
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """The first rows of every task's `samples/<suite>.<task>.jsonl`, each with its `suite` and `group` (that task),
+    the files that are too large to be read, and what is wrong with others. where: `node.port`.
+    """
+    rows: list[dict[str, Any]] = []
+    left_out, problems = [], []
+    for entry in artifact.files:
+        suite, _, group = entry.path.removeprefix("samples/").removesuffix(".jsonl").partition(".")
+        if not (entry.path.startswith("samples/") and group):
+            continue
+        if entry.size > SAMPLES_BYTES:
+            left_out.append(f"{where}/{entry.path}")
+            continue
+        stored = ledger.store.get(entry.object)
+        if stored is None or sha256(stored[0]) != entry.sha256:
+            problems.append(f"{where}: its {entry.path} is {'not in the store' if stored is None else 'damaged'}")
+            continue
+        lines = stored[0].split(b"\n", SAMPLES)[:SAMPLES]
+        rows += [json.loads(line) | {"suite": suite, "group": group} for line in lines if line.strip()]
+    return rows, left_out, problems
+
+
 def _metrics(ledger: Ledger, result: StageResult) -> list[dict[str, float]]:
-    found = ledger.store.get(result.metrics_object) if result.metrics_object else None
-    rows = [json.loads(line) for line in found[0].splitlines()] if found else []
+    stored = ledger.store.get(result.metrics_object) if result.metrics_object else None
+    rows = [json.loads(line) for line in stored[0].splitlines()] if stored else []
     return thin(rows, METRIC_ROWS)
 
 
 def thin(rows: list[dict[str, float]], most: int) -> list[dict[str, float]]:
-    """Every n-th row, so that at most about `most` stay; the first, the last, and rows with a held-out value always do."""
+    """Every n-th row, so that at most about `most` stay; the first, the last, and rows with a held-out value always
+    do.
+    """
     every = -(-len(rows) // most)
     last = len(rows) - 1
     return [r for i, r in enumerate(rows) if i % every == 0 or i == last or any(k.startswith("val_") for k in r)]
@@ -155,12 +209,6 @@ def thin(rows: list[dict[str, float]], most: int) -> list[dict[str, float]]:
 def node_of(data: Data, name: str) -> NodeData | None:
     """The node of that name; None when the pipeline has none."""
     return next((node for node in data["nodes"] if node["name"] == name), None)
-
-
-def result_of(data: Data, name: str) -> dict[str, Any] | None:
-    """The newest result of a node; None when it has none."""
-    node = node_of(data, name)
-    return node["result"] if node else None
 
 
 def report_of(data: Data, name: str) -> dict[str, Any] | None:

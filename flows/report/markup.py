@@ -1,17 +1,29 @@
-"""Pieces of the report's page: tables, notes, bars, numbers for people. All text is escaped unless it is `Markup` already."""
+"""Pieces of the report's page: tables, notes, bars (templates/pieces.html), and numbers for people."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import jinja2
 from markupsafe import Markup
 
 MISSING = Markup('<span class="missing">missing</span>')
 """What stands where a value is not known."""
 NONE = Markup('<span class="none">–</span>')
 """What stands where there is nothing to tell."""
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+"""The page's HTML. Every value is escaped unless it is `Markup` already."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,16 @@ class Section:
     body: Markup
 
 
+def template(name: str, **values: Any) -> Markup:
+    """A file of `templates/`, filled."""
+    return Markup(TEMPLATES.get_template(name).render(**values))
+
+
+@functools.cache
+def _pieces() -> Any:
+    return TEMPLATES.get_template("pieces.html").module
+
+
 def join(*parts: Markup | str | None) -> Markup:
     """Parts one after the other; strings are escaped."""
     return Markup("\n").join(part for part in parts if part is not None)
@@ -30,34 +52,32 @@ def join(*parts: Markup | str | None) -> Markup:
 
 def paragraph(text: Markup | str, kind: str = "") -> Markup:
     """A paragraph; kind 'note' is small print, 'warning' stands out."""
-    return Markup('<p class="%s">%s</p>') % (kind, text) if kind else Markup("<p>%s</p>") % text
+    return _pieces().paragraph(text, kind)
 
 
-def heading(text: Markup | str) -> Markup:
-    """A heading inside a section."""
-    return Markup("<h3>%s</h3>") % text
+def heading(text: Markup | str, id: str = "") -> Markup:
+    """A heading inside a section; `id`: its anchor."""
+    return _pieces().heading(text, id)
 
 
 def items(rows: Sequence[Markup | str]) -> Markup:
     """A list."""
-    return Markup("<ul>%s</ul>") % Markup("").join(Markup("<li>%s</li>") % row for row in rows)
+    return _pieces().items(rows)
 
 
 def code(text: str, short: int | None = None) -> Markup:
     """A hash, a path, a name in code. `short` shows that many characters, and the whole on hovering."""
-    if short is None or len(text) <= short:
-        return Markup("<code>%s</code>") % text
-    return Markup('<code title="%s">%s</code>') % (text, text[:short])
+    return _pieces().code(text, short)
 
 
 def details(summary: Markup | str, body: Markup) -> Markup:
     """A part that opens on a click, and is printed open."""
-    return Markup("<details><summary>%s</summary>%s</details>") % (summary, body)
+    return _pieces().details(summary, body)
 
 
 def figure(svg: Markup, caption: Markup | str) -> Markup:
     """A picture with what it shows."""
-    return Markup('<figure><div class="wide">%s</div><figcaption>%s</figcaption></figure>') % (svg, caption)
+    return _pieces().figure(svg, caption)
 
 
 def table(
@@ -71,28 +91,17 @@ def table(
 
     A cell that is None reads "missing".
     """
-
-    def cells(row: Sequence[Any], tag: str = "td") -> Markup:
-        made = []
-        for index, value in enumerate(row):
-            kind = Markup(' class="n"') if index in numbers else Markup("")
-            made.append(Markup("<{0}{1}>%s</{0}>").format(Markup(tag), kind) % (MISSING if value is None else value))
-        return Markup("").join(made)
-
-    anchors = [Markup(' id="%s"') % anchor for anchor in ids] or [Markup("")] * len(rows)
-    body = Markup("\n").join(Markup("<tr%s>%s</tr>") % (anchor, cells(row)) for anchor, row in zip(anchors, rows, strict=True))
-    sums = Markup("<tfoot>%s</tfoot>") % Markup("").join(Markup("<tr>%s</tr>") % cells(row) for row in foot) if foot else ""
-    return Markup('<div class="wide"><table><thead><tr>%s</tr></thead><tbody>%s</tbody>%s</table></div>') % (cells(head, "th"), body, sums)
+    return _pieces().table(head, rows, numbers, foot, ids)
 
 
 def badge(text: str, kind: str) -> Markup:
     """A word on a coloured ground: kinds ok, drift, changed, stale, damaged, missing, note."""
-    return Markup('<span class="badge %s">%s</span>') % (kind, text)
+    return _pieces().badge(text, kind)
 
 
 def bar(fraction: float, kind: str = "") -> Markup:
     """A horizontal bar of 0 to 1 of its cell's width."""
-    return Markup('<span class="bar"><i class="%s" style="width:%s%%"></i></span>') % (kind, f"{100 * min(1.0, max(0.0, fraction)):.1f}")
+    return _pieces().bar(f"{100 * min(1.0, max(0.0, fraction)):.1f}", kind)
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
@@ -144,5 +153,3 @@ def percent(part: Any, whole: Any) -> Markup | str:
 def when(text: str | None) -> str:
     """An ISO time of the ledger as 'date time UTC'."""
     return f"{text[:19].replace('T', ' ')} UTC" if text else "unknown"
-
-

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from flows.report.data import Data, NodeData
-from flows.report.markup import Markup, Section, badge, code, duration, figure, items, join, when
+from flows.report.markup import Markup, Section, badge, code, duration, figure, items, template, when
 
 WIDTH, HEIGHT, GAP_X, GAP_Y = 158, 40, 14, 26
 """Of a node's box, and between boxes, in the picture's units."""
@@ -22,23 +23,28 @@ STATES = {
 
 def header(data: Data, short: Sequence[str]) -> Markup:
     """Title, what was run when and on what, the results in short, and what is not as it should be."""
-    made = [node for node in data["nodes"] if node["result"]]
-    attempts = [node["result"]["attempt"] for node in made]
-    commits = Counter(node["result"]["code"]["git_commit"] or "unknown" for node in made)
+    with_result = [node for node in data["nodes"] if node["result"]]
+    attempts = [node["result"]["attempt"] for node in with_result]
+    commits = Counter(node["result"]["code"]["git_commit"] or "unknown" for node in with_result)
     rows: list[tuple[str, Markup | str]] = [("Profile", data["profile"])]
     if attempts:
         first, last = min(a["started_at"] for a in attempts), max(a["ended_at"] for a in attempts)
         wall, cpu = sum(a["wall_seconds"] for a in attempts), sum(a["cpu_seconds"] for a in attempts)
         rows += [
-            ("Results made", f"{first[:10]} {first[11:16]} to {last[11:16] if last[:10] == first[:10] else when(last)[:16]} UTC"),
+            (
+                "Results made",
+                f"{first[:10]} {first[11:16]} to {last[11:16] if last[:10] == first[:10] else when(last)[:16]} UTC",
+            ),
             ("Commit", Markup(", ").join(_commit(c, n, len(commits)) for c, n in commits.most_common())),
             ("Machine", Markup("; ").join(sorted({_machine(a["machine"]) for a in attempts}))),
             ("Time of all stages", f"{duration(wall)} wall, one after the other; {duration(cpu)} CPU"),
         ]
-    rows += [("Nodes", _states(data["nodes"])), ("Report written", Markup("%s by commit %s") % (when(data["made"]), code(data["commit"] or "unknown", 12)))]
-    facts = Markup("").join(Markup("<div><dt>%s</dt><dd>%s</dd></div>") % row for row in rows)
-    lines = Markup('<div class="short"><p>In short</p>%s</div>') % items(short) if short else None
-    return Markup("<header><h1>Moxin run report</h1><dl>%s</dl>%s</header>") % (facts, join(warnings(data), lines))
+    rows += [
+        ("Nodes", _states(data["nodes"])),
+        ("Report written", Markup("%s by commit %s") % (when(data["made"]), code(data["commit"] or "unknown", 12))),
+    ]
+    problems = items(warnings(data)) if warnings(data) else None
+    return template("header.html", facts=rows, warnings=problems, short=items(short) if short else None)
 
 
 def _commit(commit: str, nodes: int, different: int) -> Markup:
@@ -46,7 +52,10 @@ def _commit(commit: str, nodes: int, different: int) -> Markup:
 
 
 def _machine(machine: dict[str, str | int]) -> str:
-    return ", ".join(f"{value} cores" if name == "cores" else f"Python {value}" if name == "python" else str(value) for name, value in machine.items())
+    return ", ".join(
+        f"{value} cores" if name == "cores" else f"Python {value}" if name == "python" else str(value)
+        for name, value in machine.items()
+    )
 
 
 def _states(nodes: list[NodeData]) -> Markup:
@@ -56,28 +65,32 @@ def _states(nodes: list[NodeData]) -> Markup:
 
 def faults(data: Data) -> list[tuple[str, str, list[str]]]:
     """State, reason and nodes of all that is not up to date."""
-    found: dict[tuple[str, str], list[str]] = {}
+    nodes_by_fault: dict[tuple[str, str], list[str]] = {}
     for node in data["nodes"]:
         if node["state"] != "ok":
-            found.setdefault((node["state"], node["why"]), []).append(node["name"])
-    return [(state, why, names) for (state, why), names in found.items()]
+            nodes_by_fault.setdefault((node["state"], node["why"]), []).append(node["name"])
+    return [(state, why, names) for (state, why), names in nodes_by_fault.items()]
 
 
-def warnings(data: Data) -> Markup:
+def warnings(data: Data) -> list[Markup | str]:
     """Every node that is missing, stale, drifted or damaged, and every trouble of reading, said plainly."""
-    lines = [Markup("%s %s: %s") % (badge(s, s), Markup(", ").join(code(name) for name in names), why) for s, why, names in faults(data)]
-    lines += [Markup("%s") % problem for node in data["nodes"] for problem in node["problems"]]
-    if not lines:
-        return Markup("")
-    return Markup('<div class="warning"><p>Not all of this is up to date:</p>%s</div>') % items(lines)
+    lines: list[Markup | str] = [
+        Markup("%s %s: %s") % (badge(state, state), Markup(", ").join(code(name) for name in names), why)
+        for state, why, names in faults(data)
+    ]
+    return lines + [problem for node in data["nodes"] for problem in node["problems"]]
 
 
 def summary(data: Data) -> list[str]:
     """How many nodes have results, and what is wrong with the others."""
     nodes = data["nodes"]
-    made = [node for node in nodes if node["result"]]
-    wall = sum(node["result"]["attempt"]["wall_seconds"] for node in made)
-    lines = [f"profile {data['profile']}: {len(made)} of {len(nodes)} nodes have a result, made in {duration(wall)} of stage time"]
+    with_result = [node for node in nodes if node["result"]]
+    wall = sum(node["result"]["attempt"]["wall_seconds"] for node in with_result)
+    lines = [
+        f"profile {data['profile']}: {len(with_result)} of {len(nodes)} nodes have a result, made in {duration(wall)} "
+        "of stage"
+        " time"
+    ]
     lines += [f"  {state}: {', '.join(names)}: {why}" for state, why, names in faults(data)]
     return lines + [f"  {problem}" for node in nodes for problem in node["problems"]]
 
@@ -86,8 +99,9 @@ def summary(data: Data) -> list[str]:
 
 
 def layers(nodes: list[NodeData]) -> list[list[str]]:
-    """Names in rows: a node stands below all that it reads from, and no higher than its readers need; within a row, near the
-    middle of its parents."""
+    """Names in rows: a node stands below all that it reads from, and no higher than its readers need; within a row,
+    near the middle of its parents.
+    """
     depth: dict[str, int] = {}
     for node in nodes:
         depth[node["name"]] = 1 + max((depth[parent] for parent in node["parents"]), default=-1)
@@ -115,30 +129,41 @@ def graph(data: Data) -> Section:
         for level, row in enumerate(rows)
         for index, name in enumerate(row)
     }
-    edges = [_edge(place[parent], place[node["name"]]) for node in data["nodes"] for parent in node["parents"]]
-    boxes = [_box(node, *place[node["name"]]) for node in data["nodes"]]
-    svg = Markup('<svg class="dag" viewBox="0 0 %s %s" width="%s" role="img" aria-label="The DAG">%s</svg>') % (
-        f"{width:.0f}", f"{height:.0f}", f"{width:.0f}", join(*edges, *boxes),
-    )  # fmt: skip
-    legend = Markup(" ").join(Markup("%s %s") % (badge(s, s), text) for s, text in STATES.items() if any(n["state"] == s for n in data["nodes"]))
+    svg = template(
+        "dag.svg",
+        width=f"{width:.0f}",
+        height=f"{height:.0f}",
+        edges=[_edge(place[parent], place[node["name"]]) for node in data["nodes"] for parent in node["parents"]],
+        boxes=[_box(node, *place[node["name"]]) for node in data["nodes"]],
+    )
+    legend = Markup(" ").join(
+        Markup("%s %s") % (badge(s, s), text)
+        for s, text in STATES.items()
+        if any(n["state"] == s for n in data["nodes"])
+    )
     return Section("dag", "The pipeline", figure(svg, Markup("Wall time of each node. %s") % legend))
 
 
-def _edge(start: tuple[float, float], end: tuple[float, float]) -> Markup:
+def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
+    """The path from the bottom of one box to the top of another."""
     x1, y1, x2, y2 = start[0] + WIDTH / 2, start[1] + HEIGHT, end[0] + WIDTH / 2, end[1]
     bend = min(40.0, (y2 - y1) / 1.6)
-    return Markup('<path class="edge" d="M%s C%s %s %s"/>') % (
-        f"{x1:.0f} {y1:.0f}", f"{x1:.0f} {y1 + bend:.0f}", f"{x2:.0f} {y2 - bend:.0f}", f"{x2:.0f} {y2:.0f}",
-    )  # fmt: skip
+    return f"M{x1:.0f} {y1:.0f} C{x1:.0f} {y1 + bend:.0f} {x2:.0f} {y2 - bend:.0f} {x2:.0f} {y2:.0f}"
 
 
-def _box(node: NodeData, x: float, y: float) -> Markup:
+def _box(node: NodeData, x: float, y: float) -> dict[str, Any]:
+    """What the template draws of a node. x, y: upper left corner, in the picture's units."""
     time = duration(node["result"]["attempt"]["wall_seconds"]) if node["result"] else "no result"
-    label = time if node["state"] in ("ok", "missing") else f"{time}, {node['state']}"
-    text = Markup('<text x="{0}" y="{1}" class="name">%s</text><text x="{0}" y="{2}" class="time">%s</text>').format(
-        f"{x + WIDTH / 2:.0f}", f"{y + 17:.0f}", f"{y + 32:.0f}"
-    ) % (node["name"], label)
-    box = Markup('<rect x="%s" y="%s" width="%s" height="%s" rx="6"/>') % (f"{x:.0f}", f"{y:.0f}", WIDTH, HEIGHT)
-    hover = f"{node['name']} (stage {node['stage']}): {node['about']} {node['why']}".strip()
-    return Markup('<a href="#node-%s" class="node %s"><title>%s</title>%s%s</a>') % (node["name"], node["state"], hover, box, text)
-
+    return {
+        "name": node["name"],
+        "state": node["state"],
+        "label": time if node["state"] in ("ok", "missing") else f"{time}, {node['state']}",
+        "hover": f"{node['name']} (stage {node['stage']}): {node['about']} {node['why']}".strip(),
+        "x": f"{x:.0f}",
+        "y": f"{y:.0f}",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "middle": f"{x + WIDTH / 2:.0f}",
+        "name_y": f"{y + 17:.0f}",
+        "time_y": f"{y + 32:.0f}",
+    }

@@ -25,23 +25,45 @@ from flows.report.markup import (
 
 def costs(data: Data) -> Section | None:
     """Time, memory and bytes of each node's attempt."""
-    made = [node for node in data["nodes"] if node["result"]]
-    if not made:
+    with_result = [node for node in data["nodes"] if node["result"]]
+    if not with_result:
         return None
-    attempts = [node["result"]["attempt"] for node in made]
+    attempts = [node["result"]["attempt"] for node in with_result]
     longest = max(a["wall_seconds"] for a in attempts)
-    rows = [_cost(node, longest) for node in made]
+    rows = [_cost(node, longest) for node in with_result]
     sums = {name: sum(a[name] for a in attempts) for name in ("wall_seconds", "cpu_seconds", "bytes_in", "bytes_out")}
-    foot = ["Sum", duration(sums["wall_seconds"]), "", duration(sums["cpu_seconds"]), _cores(sums), "max " + size(max(a["peak_rss_bytes"] for a in attempts)), size(sums["bytes_in"]), size(sums["bytes_out"])]
+    foot = [
+        "Sum",
+        duration(sums["wall_seconds"]),
+        "",
+        duration(sums["cpu_seconds"]),
+        _cores(sums),
+        "max " + size(max(a["peak_rss_bytes"] for a in attempts)),
+        size(sums["bytes_in"]),
+        size(sums["bytes_out"]),
+    ]
     head = ("Node", "Wall", "", "CPU", "Cores busy", "Peak memory", "Read", "Written")
-    note = paragraph("Of the attempt that made the result; nodes that ran at the same time are both counted. A resumed attempt counts from its checkpoint.", "note")
+    note = paragraph(
+        "Of the attempt that made the result; nodes that ran at the same time are both counted. A resumed attempt"
+        " counts from its checkpoint.",
+        "note",
+    )
     return Section("costs", "Costs", join(table(head, rows, numbers=(1, 3, 4, 5, 6, 7), foot=[foot]), note))
 
 
 def _cost(node: NodeData, longest: float) -> list[Any]:
     a = node["result"]["attempt"]
     share = bar(a["wall_seconds"] / longest if longest else 0)
-    return [node["name"], duration(a["wall_seconds"]), share, duration(a["cpu_seconds"]), _cores(a), size(a["peak_rss_bytes"]), size(a["bytes_in"]), size(a["bytes_out"])]
+    return [
+        node["name"],
+        duration(a["wall_seconds"]),
+        share,
+        duration(a["cpu_seconds"]),
+        _cores(a),
+        size(a["peak_rss_bytes"]),
+        size(a["bytes_in"]),
+        size(a["bytes_out"]),
+    ]
 
 
 def _cores(a: dict[str, Any]) -> Markup | str:
@@ -54,11 +76,14 @@ def origins(data: Data) -> Section:
     rows = [_origin(node) for node in data["nodes"]]
     ids = [f"node-{node['name']}" for node in data["nodes"]]
     note = paragraph(
-        "Key: what was computed (stage, revision, configuration, content of inputs). Output: digest of what came out. Source: digest of the "
-        "stage's code. Hover over a hash for the whole of it; moxin show and moxin lineage tell more.",
+        "Key: what was computed (stage, revision, configuration, content of inputs). Output: digest of what came out."
+        " Source: digest of the stage's code. Hover over a hash for the whole of it; moxin show and moxin lineage tell"
+        " more.",
         "note",
     )
-    configs = [details(f"Configuration of {node['name']}", _config(node["result"])) for node in data["nodes"] if node["result"]]
+    configs = [
+        details(f"Configuration of {node['name']}", _config(node["result"])) for node in data["nodes"] if node["result"]
+    ]
     return Section("provenance", "Provenance", join(table(head, rows, ids=ids), note, *configs))
 
 
@@ -67,17 +92,38 @@ def _origin(node: NodeData) -> list[Any]:
     state = badge(node["state"], node["state"])
     if not result:
         return [node["name"], state, *[None] * 6]
-    outputs = Markup("<br>").join(Markup("%s %s") % (port, code(o["digest"], 12)) for port, o in result["outputs"].items())
+    outputs = Markup("<br>").join(
+        Markup("%s %s") % (port, code(o["digest"], 12)) for port, o in result["outputs"].items()
+    )
     attempt, source = result["attempt"], result["code"]
     run = Markup("%s, %s") % (code(attempt["run_id"], 8), attempt["epoch"])
     commit = code(source["git_commit"], 12) if source["git_commit"] else NONE
-    return [node["name"], state, when(attempt["ended_at"]), code(result["key"], 12), outputs, code(source["source_digest"], 12), commit, run]
+    return [
+        node["name"],
+        state,
+        when(attempt["ended_at"]),
+        code(result["key"], 12),
+        outputs,
+        code(source["source_digest"], 12),
+        commit,
+        run,
+    ]
 
 
 def _config(result: dict[str, Any]) -> Markup:
-    rows = [[code(path), code(value), "" if path.split(".")[0] in result["identity"] else "not part of the key"] for path, value in _flat(result["config"])]
-    inputs = [[port, Markup("%s.%s") % (ref["node"], ref["port"]), code(ref["manifest"]["digest"], 12)] for port, refs in result["inputs"].items() for ref in refs]
-    return join(table(("Setting", "Value", ""), rows) if rows else None, table(("Input", "From", "Digest"), inputs) if inputs else None)
+    rows = [
+        [code(path), code(value), "" if path.split(".")[0] in result["identity"] else "not part of the key"]
+        for path, value in _flat(result["config"])
+    ]
+    inputs = [
+        [port, Markup("%s.%s") % (ref["node"], ref["port"]), code(ref["manifest"]["digest"], 12)]
+        for port, refs in result["inputs"].items()
+        for ref in refs
+    ]
+    return join(
+        table(("Setting", "Value", ""), rows) if rows else None,
+        table(("Input", "From", "Digest"), inputs) if inputs else None,
+    )
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -85,5 +131,9 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, item in value.items():
         path = f"{prefix}{key}"
-        rows += _flat(item, f"{path}.") if isinstance(item, dict) and item else [(path, json.dumps(item, ensure_ascii=False))]
+        rows += (
+            _flat(item, f"{path}.")
+            if isinstance(item, dict) and item
+            else [(path, json.dumps(item, ensure_ascii=False))]
+        )
     return rows

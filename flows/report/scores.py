@@ -1,251 +1,26 @@
-"""Evaluations side by side: the ablation of the paper (Original against Enhanced), beside the paper's own rows."""
+"""Scores of an evaluation report for people: names, numbers, plain rows."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from flows import paper
-from flows.charts import intervals_svg
-from flows.report.data import Data, node_of, report_of
-from flows.report.markup import MISSING, NONE, Markup, Section, badge, details, heading, items, join, paragraph, table
-from flows.report.page import inline_svg
-from stages.core.contracts import ConfigError
-
-SIGMAS = 2.0
-"""A difference within this many standard errors is called noise: about 95 % of what chance does, for a normal variable."""
+from flows.report.markup import MISSING, Markup
+from flows.tables import not_comparable
+from stages.lib.formats.reports import TOY
 
 
-@dataclass(frozen=True)
-class Side:
-    """One column of a comparison: the node that evaluated, what to call its model, and the paper's name of that model."""
-
-    node: str
-    title: str
-    paper: str | None = None
+def shown(row: Mapping[str, Any]) -> str:
+    """The name of a task for people: one of made questions never carries the benchmark's bare name."""
+    return f"{TOY}{row['task']}" if row.get("toy") else str(row["task"])
 
 
-ORIGINAL = Side("evaluate_original", "Original", paper.ORIGINAL)
-ENHANCED = Side("evaluate_enhanced", "Enhanced", paper.ENHANCED)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One task (or average) on both sides, as fractions; None where a side has not got it."""
-
-    left: Mapping[str, Any] | None
-    right: Mapping[str, Any] | None
-
-    @property
-    def any(self) -> Mapping[str, Any]:
-        """Whichever side is there."""
-        found = self.left or self.right
-        assert found is not None
-        return found
-
-    @property
-    def difference(self) -> float | None:
-        """Right minus left; None when a side is missing."""
-        return self.right["value"] - self.left["value"] if self.left and self.right else None
-
-    @property
-    def stderr(self) -> float | None:
-        """Standard error of the difference, of two independent estimates; None when one has none."""
-        errors = [side["stderr"] for side in (self.left, self.right) if side and side["stderr"] is not None]
-        return math.hypot(*errors) if len(errors) == 2 else None
-
-    @property
-    def beyond_noise(self) -> bool | None:
-        """Whether the difference exceeds `SIGMAS` standard errors; None when that cannot be said."""
-        if self.difference is None or self.stderr is None:
-            return None
-        return abs(self.difference) > SIGMAS * self.stderr
-
-
-def headline(report: Mapping[str, Any] | None, suite: str) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """The scores of a suite that the paper's tables print, by task and number of shots."""
-    rows = report["results"] if report else ()
-    return {(row["task"], row["num_fewshot"]): row for row in rows if row["suite"] == suite and row["headline"]}
-
-
-def pairs(left: Mapping[str, Any] | None, right: Mapping[str, Any] | None, suite: str) -> tuple[list[Pair], Pair | None]:
-    """Tasks of a suite on both sides, in the report's order, and their averages (None when neither side has one)."""
-    lefts, rights = headline(left, suite), headline(right, suite)
-    rows = [Pair(lefts.get(key), rights.get(key)) for key in dict.fromkeys([*lefts, *rights])]
-    means = [next((a for a in (r["aggregates"] if r else ()) if a["suite"] == suite), None) for r in (left, right)]
-    return rows, Pair(*means) if any(means) else None
-
-
-def suites(*reports: Mapping[str, Any] | None) -> list[str]:
-    """Names of the suites of the reports, in their order."""
-    return list(dict.fromkeys(row["suite"] for report in reports if report for row in report["results"]))
-
-
-# --- the section ----------------------------------------------------------------------------------------------------
-
-
-def ablation(data: Data) -> Section | None:
-    """The paper's ablation: what phase 3 changed."""
-    if node_of(data, ORIGINAL.node) is None and node_of(data, ENHANCED.node) is None:
-        return None
-    opening = paragraph(
-        "Original is the model after phase 2, Enhanced after phase 3 (capability data); both on the same suite. Scores in per cent, "
-        "± one standard error."
-    )
-    return Section("ablation", "Ablation: Original against Enhanced", join(opening, comparison(data, ORIGINAL, ENHANCED, paper.SUITES)))
-
-
-def comparison(data: Data, left: Side, right: Side, tables: Mapping[str, str]) -> Markup:
-    """Two evaluations side by side, suite by suite. tables: which of the paper's tables a suite repeats."""
-    reports = [report_of(data, side.node) for side in (left, right)]
-    parts: list[Markup | None] = [
-        paragraph(f"Missing: {side.node} has no evaluation report, so nothing is known of {side.title}.", "warning")
-        for side, report in zip((left, right), reports, strict=True)
-        if report is None
-    ]
-    for suite in suites(*reports):
-        parts += _suite(suite, (left, right), reports, tables.get(suite))
-    return join(*parts, _remarks(reports))
-
-
-def _suite(suite: str, sides: Sequence[Side], reports: Sequence[Any], table_name: str | None) -> list[Markup | None]:
-    printed = _paper_table(table_name)
-    rows, mean = pairs(reports[0], reports[1], suite)
-    papers = [side for side in sides if side.paper] if printed else []
-    head = ["Task", "Shots", "n", sides[0].title, sides[1].title, "Difference", f"Beyond {SIGMAS:.0f} standard errors"]
-    head += [f"Paper: {side.title}" for side in papers] + (["Paper: difference"] if len(papers) == 2 else []) + ["Notes"]
-    notes = [_notes(pair, printed.shots.get(paper.COLUMNS.get(pair.any["task"], "")) if printed else None) for pair in rows]
-    common = [note for note in notes[0] if all(note in each for each in notes)] if notes else []
-    made = [[*_row(pair, papers, printed), Markup(" ").join(n for n in own if n not in common) or NONE] for pair, own in zip(rows, notes, strict=True)]
-    foot = [_mean_row(mean, len(rows), papers, printed)] if mean else []
-    title = suite.replace("_", " ").capitalize() + (f" (the paper's Table {printed.number})" if printed else "")
-    body = table(head, made, numbers=range(1, len(head) - 1), foot=foot)
-    every = paragraph(Markup("Every task: %s") % Markup(" ").join(common), "note") if common else None
-    return [heading(title), every, _picture(rows, sides), body, _paper_rows(printed, [s.paper for s in papers]) if printed else None]
-
-
-def _picture(rows: Sequence[Pair], sides: Sequence[Side]) -> Markup:
-    points = [[(100 * s["value"], 100 * SIGMAS * (s["stderr"] or 0.0)) if s else None for s in each] for each in zip(*((p.left, p.right) for p in rows), strict=True)]
-    svg = intervals_svg([pair.any["task"] for pair in rows], dict(zip((side.title for side in sides), points, strict=True)), f"score in per cent, ± {SIGMAS:.0f} standard errors")
-    return Markup('<div class="wide chart">%s</div>') % inline_svg(svg)
-
-
-def _row(pair: Pair, papers: Sequence[Side], printed: paper.Table | None) -> list[Any]:
-    task = pair.any["task"]
-    column = paper.COLUMNS.get(task)
-    scores = [printed.row(side.paper).scores.get(column or "") if printed and side.paper else None for side in papers]
-    counts = list(dict.fromkeys(side["n"] for side in (pair.left, pair.right) if side))
-    return [
-        Markup("%s <small>%s</small>") % (task, pair.any["metric"]), str(pair.any["num_fewshot"]), " / ".join(f"{n:,}" for n in counts),
-        *_cells(pair), *_paper_cells(scores),
-    ]  # fmt: skip
-
-
-def _mean_row(mean: Pair, tasks: int, papers: Sequence[Side], printed: paper.Table | None) -> list[Any]:
-    rows = [printed.row(side.paper) if printed and side.paper else None for side in papers]
-    averages = [row.average if row else None for row in rows]
-    wrong = [f"the paper prints {row.printed:.2f} for {row.model}, its scores give {row.average:.2f}" for row in rows if row and row.wrong]
-    return [f"Average of {tasks}", "", "", *_cells(mean), *_paper_cells(averages), "; ".join(wrong) or NONE]
-
-
-def _cells(pair: Pair) -> list[Any]:
-    verdict: Markup | None = None
-    if pair.beyond_noise is not None and pair.difference is not None:
-        word = ("better" if pair.difference > 0 else "worse") if pair.beyond_noise else "noise"
-        verdict = badge({"better": "yes, better", "worse": "yes, worse", "noise": "no"}[word], word)
-    return [_score(pair.left), _score(pair.right), _signed(pair.difference, pair.stderr), verdict or NONE]
-
-
-def _score(row: Mapping[str, Any] | None) -> Markup:
+def score(row: Mapping[str, Any] | None) -> Markup:
+    """A score in per cent with its standard error, "missing" for None."""
     if row is None:
         return MISSING
     error = f" ±{100 * row['stderr']:.1f}" if row["stderr"] is not None else ""
     return Markup("%s<small>%s</small>") % (f"{100 * row['value']:.1f}", error)
-
-
-def _signed(difference: float | None, error: float | None) -> Markup:
-    if difference is None:
-        return NONE
-    return Markup("%s<small>%s</small>") % (f"{100 * difference:+.1f}", f" ±{100 * error:.1f}" if error is not None else "")
-
-
-def _paper_cells(scores: Sequence[float | None]) -> list[Markup | str]:
-    cells: list[Markup | str] = [f"{score:.2f}" if score is not None else NONE for score in scores]
-    if len(scores) == 2:
-        left, right = scores
-        cells.append(f"{right - left:+.2f}" if left is not None and right is not None else NONE)
-    return cells
-
-
-def _notes(pair: Pair, paper_shots: int | None) -> list[Markup]:
-    sides = [side for side in (pair.left, pair.right) if side]
-    found = []
-    if pair.right and pair.right["in_domain"] and not (pair.left and pair.left["in_domain"]):
-        found.append(badge("in-domain after training", "note"))
-    elif any(side["in_domain"] for side in sides):
-        found.append(badge("in-domain", "note"))
-    if any(not side["comparable_to_paper"] for side in sides):
-        found.append(badge("not comparable to the paper", "note"))
-    if paper_shots is not None and paper_shots != pair.any["num_fewshot"]:
-        found.append(badge(f"paper: {paper_shots} shots", "note"))
-    if any(side["truncated"] for side in sides):
-        found.append(badge(f"{max(side['truncated'] for side in sides):,} requests cut to the context", "note"))
-    return found
-
-
-def _remarks(reports: Sequence[Mapping[str, Any] | None]) -> Markup | None:
-    """What holds for the tables as a whole: harness, in-domain data, reasons of what is not comparable."""
-    there = [report for report in reports if report]
-    if not there:
-        return None
-    lines: list[Markup | str] = [
-        "The standard error of a difference takes the two scores as independent. Both models answer the same questions, so it is, if "
-        "anything, too large: a yes is a yes, a no may be too few questions."
-    ]
-    trained = sorted({name for report in there for name in report["model"]["trained_on"]})
-    if trained:
-        lines.append(
-            f"In-domain: {', '.join(trained)}. The training splits of these benchmarks are in the training data (paper 3.3.3), so a gain on "
-            "their test splits is not a gain in general."
-        )
-    reasons: dict[str, set[str]] = {}
-    for report in there:
-        for row in report["results"]:
-            for reason in filter(None, row["note"].split("; ")) if not row["comparable_to_paper"] else ():
-                reasons.setdefault(reason, set()).add(row["task"])
-    if reasons:
-        why = "; ".join(f"{reason} ({', '.join(sorted(tasks))})" for reason, tasks in reasons.items())
-        lines.append(f"Not comparable to the paper's numbers: {why}.")
-    harness = sorted({f"{r['harness']['name']} {r['harness']['version']}, {r['model']['dtype']}, seed {r['seed']}" for r in there})
-    lines.append(f"Scored with {'; '.join(harness)}.")
-    return items(lines)
-
-
-# --- the paper ------------------------------------------------------------------------------------------------------
-
-
-def _paper_table(name: str | None) -> paper.Table | None:
-    if name is None:
-        return None
-    if name not in paper.tables():
-        raise ConfigError(f"{paper.FILE.name} has no {name}")
-    return paper.tables()[name]
-
-
-def _paper_rows(printed: paper.Table, marked: Sequence[str | None]) -> Markup:
-    """The paper's whole table, averages computed anew beside the printed ones."""
-    rows = []
-    for row in printed.rows:
-        name = Markup("<strong>%s</strong>") % row.model if row.model in marked else row.model
-        scores = [f"{row.scores[c]:.2f}" if c in row.scores else NONE for c in printed.columns]
-        average = f"{row.printed:.2f}" if row.printed is not None else NONE
-        flag = badge(f"printed {row.printed:.2f} is wrong", "worse") if row.wrong else NONE
-        rows.append([name, *scores, average, f"{row.average:.2f}", flag])
-    head = ["Model", *printed.columns, "Average, printed", "Average, of the row", ""]
-    body = table(head, rows, numbers=range(1, len(head) - 1))
-    return details(f"Table {printed.number} of the paper: {printed.title}", body)
 
 
 def rows_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -254,41 +29,13 @@ def rows_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
     for row in report["results"]:
         if row["headline"]:
             error = f"{100 * row['stderr']:.1f}" if row["stderr"] is not None else ""
-            notes = [*(["in-domain"] if row["in_domain"] else []), *([] if row["comparable_to_paper"] else ["not comparable to the paper"])]
+            notes = [
+                *(["in-domain"] if row["in_domain"] else []),
+                *(["not comparable to the paper"] if not_comparable(row) else []),
+            ]
             rows.append({
-                "suite": row["suite"], "task": row["task"], "shots": str(row["num_fewshot"]), "metric": row["metric"], "score, %": f"{100 * row['value']:.1f}",
+                "suite": row["suite"], "task": shown(row), "shots": str(row["num_fewshot"]), "metric": row["metric"],
+                "score, %": f"{100 * row['value']:.1f}",
                 "± standard error": error, "n": f"{row['n']:,}", "notes": ", ".join(notes),
             })  # fmt: skip
     return rows
-
-
-def ablation_rows(data: Data) -> list[dict[str, str]]:
-    """The ablation as plain rows, for a table outside the page; empty as long as a side is missing."""
-    reports = [report_of(data, side.node) for side in (ORIGINAL, ENHANCED)]
-    if None in reports:
-        return []
-    found = []
-    for suite in suites(*reports):
-        rows, mean = pairs(reports[0], reports[1], suite)
-        for pair in [*rows, *([mean] if mean else [])]:
-            verdict = {None: "", True: "yes", False: "no"}[pair.beyond_noise]
-            cells = [Markup(cell).striptags() for cell in (_score(pair.left), _score(pair.right), _signed(pair.difference, pair.stderr))]
-            task = pair.any.get("task", f"average of {len(rows)}")
-            found.append({"suite": suite, "task": task} | dict(zip((ORIGINAL.title, ENHANCED.title, "difference"), cells, strict=True)) | {f"beyond {SIGMAS:.0f} standard errors": verdict})
-    return found
-
-
-def summary(data: Data) -> list[str]:
-    """One line a suite: the two averages and what they mean."""
-    reports = [report_of(data, side.node) for side in (ORIGINAL, ENHANCED)]
-    lines = []
-    for suite in suites(*reports):
-        rows, mean = pairs(reports[0], reports[1], suite)
-        if mean is None or mean.difference is None or not mean.left or not mean.right:
-            continue
-        beyond = sum(bool(row.beyond_noise) for row in rows)
-        lines.append(
-            f"{suite.replace('_', ' ')}: Original {100 * mean.left['value']:.1f}, Enhanced {100 * mean.right['value']:.1f} "
-            f"({100 * mean.difference:+.1f}); {beyond} of {len(rows)} tasks differ by more than {SIGMAS:.0f} standard errors"
-        )
-    return lines

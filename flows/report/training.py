@@ -13,36 +13,56 @@ from flows.report.page import inline_svg
 
 
 def phases(nodes: Sequence[NodeData]) -> list[Phase]:
-    """The nodes' curves, each starting where its parent's ended. A parent that is not among them counts as the beginning."""
+    """The nodes' curves, each starting where its parent's ended. A parent that is not among them counts as the
+    beginning.
+    """
     ends: dict[str, float] = {}
-    found = []
+    phases_of_nodes = []
     for node in nodes:
         result = node["result"]
         parents = [ref["node"] for ref in result["inputs"].get("parent", ())]
         start = max((ends.get(parent, 0.0) for parent in parents), default=0.0)
-        ends[node["name"]] = start + (result["stats"].get("tokens") or max((row.get("tokens", 0) for row in result["metrics"]), default=0))
-        found.append(Phase(node["name"], start, result["metrics"]))
-    return found
+        ends[node["name"]] = start + (
+            result["stats"].get("tokens") or max((row.get("tokens", 0) for row in result["metrics"]), default=0)
+        )
+        phases_of_nodes.append(Phase(node["name"], start, result["metrics"]))
+    return phases_of_nodes
 
 
 def losses(data: Data) -> Section | None:
     """The chart and the table of the phases."""
-    wanted = [node["name"] for node in data["nodes"] if node["stage"] == "pretrain"]
-    if not wanted:
+    names = [node["name"] for node in data["nodes"] if node["stage"] == "pretrain"]
+    if not names:
         return None
     nodes = list(nodes_of(data, "pretrain"))
-    lost = [name for name in wanted if name not in {node["name"] for node in nodes}]
+    lost = [name for name in names if name not in {node["name"] for node in nodes}]
     warning = paragraph(f"Missing: {', '.join(lost)}.", "warning") if lost else None
     if not nodes:
         return Section("training", "Pre-training", join(warning))
     caption = (
-        "Cross-entropy against training tokens, the phases one after the other. Thin: as logged; thick: their average over "
-        f"up to {SMOOTHING} logged values; dots: documents held out from training. Each phase has held-out documents of its own mixture, so "
-        "dots of one colour compare with each other, not with those of another colour."
+        "Cross-entropy against training tokens, the phases one after the other. Thin: as logged; thick: their average"
+        f" over up to {SMOOTHING} logged values; dots: documents held out from training. Each phase has held-out"
+        " documents of its own mixture, so dots of one colour compare with each other, not with those of another"
+        " colour."
     )
     chart = figure(inline_svg(phases_svg(phases(nodes))), caption)
     rows = [_row(node) for node in nodes]
-    head = ("Phase", "Parameters", "Context", "Batch, tokens", "Steps", "Tokens", "Epochs", "Peak rate", "Last loss", "Held out", "Perplexity", "Tokens a second", "TFLOP/s", "Device")
+    head = (
+        "Phase",
+        "Parameters",
+        "Context",
+        "Batch, tokens",
+        "Steps",
+        "Tokens",
+        "Epochs",
+        "Peak rate",
+        "Last loss",
+        "Held out",
+        "Perplexity",
+        "Tokens a second",
+        "TFLOP/s",
+        "Device",
+    )
     body = table(head, rows, numbers=range(1, 13))
     return Section("training", "Pre-training", join(warning, chart, body, *_remarks(nodes)))
 
@@ -71,14 +91,20 @@ def _row(node: NodeData) -> list[Any]:
 
 def _remarks(nodes: Sequence[NodeData]) -> list[Markup]:
     """Things that the curves do not tell by themselves."""
-    found = []
+    remarks = []
     for node in nodes:
         stats, attempt = node["result"]["stats"], node["result"]["attempt"]
         if stats.get("skipped_steps"):
-            found.append(f"{node['name']} skipped {stats['skipped_steps']:,} of {stats['steps']:,} steps ({percent(stats['skipped_steps'], stats['steps'])}) on gradients that were not finite.")
+            remarks.append(
+                f"{node['name']} skipped {stats['skipped_steps']:,} of {stats['steps']:,} steps"
+                f" ({percent(stats['skipped_steps'], stats['steps'])}) on gradients that were not finite."
+            )
         if attempt.get("resumed_from") is not None:
-            found.append(f"{node['name']} resumed from its checkpoint at step {attempt['resumed_from']:,}; time and speed are of the rest.")
-    return [paragraph(text, "note") for text in found]
+            remarks.append(
+                f"{node['name']} resumed from its checkpoint at step {attempt['resumed_from']:,}; time and speed are of"
+                " the rest."
+            )
+    return [paragraph(text, "note") for text in remarks]
 
 
 def summary(data: Data) -> list[str]:

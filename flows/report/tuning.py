@@ -1,4 +1,6 @@
-"""Fine-tuning: what each model did to its parent on held-out data, the curves of training, and some answers before and after."""
+"""Fine-tuning: what each model did to its parent on held-out data, the curves of training, and some answers before and
+after.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,18 @@ from flows.charts import lines_svg
 from flows.report.data import Data, NodeData, nodes_of
 from flows.report.markup import Markup, Section, badge, details, figure, join, number, paragraph, table
 from flows.report.page import inline_svg
-from stages.core.contracts import InputError
-from stages.formats.effects import Effect, from_stats
+from stages.core.errors import InputError
+from stages.lib.formats.paired_eval import Effect, from_stats
 
 STAGES = ("sft", "dpo", "grpo")
 CURVES = {
     "sft": (("loss", "loss"),),
     "dpo": (("loss", "loss"), ("reward_accuracy", "pairs the right way round")),
-    "grpo": (("accuracy", "responses that are right"), ("response_length", "tokens of a response"), ("kl", "KL against the start")),
+    "grpo": (
+        ("accuracy", "responses that are right"),
+        ("response_length", "tokens of a response"),
+        ("kl", "KL against the start"),
+    ),
 }
 """Which metrics of a stage are drawn, and what their axes are called."""
 ABOUT = {"sft": "Supervised fine-tuning", "dpo": "Preference tuning (DPO)", "grpo": "Reinforcement"}
@@ -36,17 +42,26 @@ def effects(data: Data) -> Section | None:
         return None
     nodes = list(nodes_of(data, *STAGES))
     if not nodes:
-        return Section("tuning", "Post-training: parent against child", paragraph("Nothing has been fine-tuned yet.", "warning"))
+        return Section(
+            "tuning", "Post-training: parent against child", paragraph("Nothing has been fine-tuned yet.", "warning")
+        )
     caption = paragraph(
-        "Parent and child are measured on the same held-out rows. The interval is the paired difference's, 95 %; "
-        "trials at a row are averaged before anything else. Shown: better by more than a one-sided test at 1 % asks for.",
+        "Parent and child are measured on the same held-out rows. The interval is the paired difference's, 95 %; trials"
+        " at a row are averaged before anything else. Shown: better by more than a one-sided test at 1 % asks for.",
         "note",
     )
     rows = [_row(node, one) for node in nodes for one in effects_of(node)]
     head = ("Model", "Parent", "Measure", "Better", "Parent's", "Its own", "Difference", "95 %", "Rows x trials", "")
     body = table(head, rows, numbers=(4, 5, 6, 7, 8))
+    gaps = [
+        paragraph(f"{node['name']}: not measured: {part} ({reason}).", "warning")
+        for node in nodes
+        for part, reason in (node["result"]["stats"].get("not_measured") or {}).items()
+    ]
     drawn = [chart for stage in STAGES for chart in _charts(stage, [n for n in nodes if n["stage"] == stage])]
-    return Section("tuning", "Post-training: parent against child", join(body, caption, *drawn, *map(_samples, nodes)))
+    return Section(
+        "tuning", "Post-training: parent against child", join(body, *gaps, caption, *drawn, *map(_samples, nodes))
+    )
 
 
 def _row(node: NodeData, one: Effect) -> list[Any]:
@@ -68,12 +83,19 @@ def _row(node: NodeData, one: Effect) -> list[Any]:
 
 def _charts(stage: str, nodes: Sequence[NodeData]) -> list[Markup]:
     """One picture for each metric of a stage, all its nodes in it."""
-    found = []
+    charts = []
     for metric, label in CURVES[stage]:
-        series = {n["name"]: n["result"]["metrics"] for n in nodes if any(metric in row for row in n["result"]["metrics"])}
+        series = {
+            n["name"]: n["result"]["metrics"] for n in nodes if any(metric in row for row in n["result"]["metrics"])
+        }
         if series:
-            found.append(figure(inline_svg(lines_svg(series, "step", metric, "optimizer steps", label, 2.4)), f"{ABOUT[stage]}: {label}."))
-    return found
+            charts.append(
+                figure(
+                    inline_svg(lines_svg(series, "step", metric, "optimizer steps", label, 2.4)),
+                    f"{ABOUT[stage]}: {label}.",
+                )
+            )
+    return charts
 
 
 def _samples(node: NodeData) -> Markup | None:
@@ -82,8 +104,16 @@ def _samples(node: NodeData) -> Markup | None:
     if not rows:
         return None
     head = ("Prompt", "In the data", "Parent", "This model")
-    cells = [[_pre(row.get(key, "")) for key in ("prompt", "reference" if "reference" in row else "chosen", "before", "after")] for row in rows]
-    return details(f"{node['name']}: {number(len(rows))} held-out prompts, answered before and after", table(head, cells))
+    cells = [
+        [
+            _pre(row.get(key, ""))
+            for key in ("prompt", "reference" if "reference" in row else "chosen", "before", "after")
+        ]
+        for row in rows
+    ]
+    return details(
+        f"{node['name']}: {number(len(rows))} held-out prompts, answered before and after", table(head, cells)
+    )
 
 
 def _pre(text: str) -> Markup:
@@ -94,7 +124,8 @@ def _pre(text: str) -> Markup:
 def summary(data: Data) -> list[str]:
     """One line for each model and measure."""
     return [
-        f"{node['name']}: {one.metric.replace('_', ' ')} {one.before:.3f} -> {one.after:.3f} ({one.difference:+.3f} +- {1.96 * one.difference_stderr:.3f})"
+        f"{node['name']}: {one.metric.replace('_', ' ')} {one.before:.3f} -> {one.after:.3f} ({one.difference:+.3f} +-"
+        f" {1.96 * one.difference_stderr:.3f})"
         for node in nodes_of(data, *STAGES)
         for one in effects_of(node)
     ]

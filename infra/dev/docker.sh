@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Docker engine on a Debian machine without systemd: install it if it is missing, start it if it does not answer.
+# A Docker daemon on a Debian machine without systemd: install it if it is missing, start it if it does not answer.
 # Idempotent; needs root. It is for development machines and CI: a server runs its distribution's own service.
 #   infra/dev/docker.sh          start
 #   infra/dev/docker.sh stop     stop the engine that this script started
@@ -26,6 +26,8 @@ start() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
     apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends docker.io iptables curl ca-certificates >/dev/null
+    # Debian 13 has buildx; without it images are built by the daemon's classic builder (flows/bake.py).
+    apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends docker-buildx >/dev/null 2>&1 || true
   fi
   mkdir -p "$state"
   # overlay2 where the kernel has it, else vfs (slow, whole copies): the one choice that the engine makes badly by itself.

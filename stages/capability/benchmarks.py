@@ -1,4 +1,6 @@
-"""The five benchmarks of the paper's Tables 2 and 3: their data sets, schemas and prompts, as lm-evaluation-harness reads them."""
+"""The five benchmarks of the paper's Tables 2 and 3: their data sets, schemas and prompts, as lm-evaluation-harness
+reads them.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +11,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from stages.capability.spec import Benchmark
+from stages.capability.spec import DATA_SETS
+
+__all__ = ["DATA_SETS", "SCHEMAS", "BenchmarkData", "Row", "fingerprints", "render"]
 
 Row = Mapping[str, Any]
-
-DATA_SETS: dict[Benchmark, str] = {
-    "arc": "allenai/ai2_arc",
-    "hellaswag": "Rowan/hellaswag",
-    "mmlu": "cais/mmlu",
-    "piqa": "baber/piqa",
-    "winogrande": "allenai/winogrande",
-}
-"""The hub names in lm-evaluation-harness 0.4.13's task files."""
 
 _S = pa.string()
 SCHEMAS: dict[str, pa.Schema] = {
     "allenai/ai2_arc": pa.schema(
-        [("id", _S), ("question", _S), ("choices", pa.struct([("text", pa.list_(_S)), ("label", pa.list_(_S))])), ("answerKey", _S)]
+        [
+            ("id", _S),
+            ("question", _S),
+            ("choices", pa.struct([("text", pa.list_(_S)), ("label", pa.list_(_S))])),
+            ("answerKey", _S),
+        ]
     ),
     "Rowan/hellaswag": pa.schema(
         [
@@ -48,12 +48,14 @@ SCHEMAS: dict[str, pa.Schema] = {
 """Columns of the data sets on the hub."""
 
 RUN = 13
-"""Words in a run that train and test must not share (GPT-3's decontamination; RECIPE 2 has the same length for MinHash)."""
+"""Words in a run that train and test must not share (GPT-3's decontamination)."""
 
 
 @dataclass
 class BenchmarkData:
-    """One data set. configs: {configuration: {split: rows}}, as it is mirrored; train and test: the rows to keep apart."""
+    """One data set. configs: {configuration: {split: rows}}, as it is mirrored; train and test: the rows to
+    keep apart.
+    """
 
     id: str
     configs: dict[str, dict[str, pa.Table]] = field(default_factory=dict)
@@ -131,7 +133,8 @@ _PARTS = {
 
 
 def fingerprints(id: str, row: Row) -> Iterator[str]:
-    """What two rows have in common when one leaks the other: the normalized question, or 13 words of question and answer.
+    """What two rows have in common when one leaks the other: the normalized question, or 13 words of question and
+    answer.
 
     The words of a prompt that all rows share ("Answer:", a list of options) are no part of it.
     """

@@ -8,8 +8,9 @@ import pyarrow as pa
 
 from stages.capability.benchmarks import BenchmarkData
 from stages.capability.spec import CapabilityConfig
-from stages.core.contracts import Context, InputError
-from stages.data.hub import HubDataSet
+from stages.core.context import Context
+from stages.core.errors import InputError
+from stages.lib.data.hub import HubDataSet, table
 
 #: {data set: (configurations, split to train on, split that is scored)}; None: every configuration is a subject (MMLU).
 LAYOUT: Mapping[str, tuple[tuple[str, ...] | None, str, str]] = {
@@ -23,12 +24,16 @@ AUXILIARY = "auxiliary_train"
 """MMLU's training split is a configuration of its own, whose rows are nested under 'train' (cais/mmlu)."""
 
 
-def gather(ctx: Context[CapabilityConfig], wanted: Iterable[str]) -> list[BenchmarkData]:
-    """Every split of the wanted data sets. Raises InputError naming the data set that cannot be had."""
+def gather(ctx: Context[CapabilityConfig], data_sets: Iterable[str]) -> list[BenchmarkData]:
+    """Every split of the data sets. Raises InputError naming the data set that cannot be had."""
     config, out = ctx.config, []
-    for id in wanted:
+    for id in data_sets:
         source = HubDataSet(
-            id, ctx.scratch / "datasets", mirror=config.mirror, revision=config.revisions.get(id), where=f"{ctx.node}.mirror"
+            id,
+            ctx.scratch / "datasets",
+            mirror=config.mirror,
+            revision=config.revisions.get(id),
+            where=f"{ctx.node}.mirror",
         )
         configs, train_split, scored = LAYOUT[id]
         data = BenchmarkData(id, revision=source.revision, license=source.license)
@@ -36,7 +41,9 @@ def gather(ctx: Context[CapabilityConfig], wanted: Iterable[str]) -> list[Benchm
             data.configs[name] = splits = _tables(source, name)
             needed = (scored, train_split) if configs else (scored,)
             if missing := [split for split in needed if split not in splits]:
-                raise InputError(f"data set {id}, configuration {name}, has no split '{missing[0]}', only {', '.join(splits)}")
+                raise InputError(
+                    f"data set {id}, configuration {name}, has no split '{missing[0]}', only {', '.join(splits)}"
+                )
             data.test.extend(splits[scored].to_pylist())
             if configs:
                 data.train.extend(splits[train_split].to_pylist())
@@ -49,4 +56,4 @@ def gather(ctx: Context[CapabilityConfig], wanted: Iterable[str]) -> list[Benchm
 
 
 def _tables(source: HubDataSet, config: str) -> dict[str, pa.Table]:
-    return {split: rows.with_format("arrow")[:] for split, rows in source.splits(config).items()}
+    return {split: table(rows) for split, rows in source.splits(config).items()}

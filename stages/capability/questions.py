@@ -9,8 +9,8 @@
 | Winogrande | which of two words fills the blank in a sentence | the word that stood there |
 | MMLU | section of a line, role of a name; always the same four options, in alphabetical order | a letter |
 
-They are simple enough for a model of a million parameters to learn from a few thousand examples (README.md has the numbers):
-what phase 3 (paper 3.3.3) does to scores is then visible at any size.
+They are simple enough for a model of a million parameters to learn from a few thousand examples (README.md has the
+numbers): what phase 3 (paper 3.3.3) does to scores is then visible at any size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stages.data.passages import Material
+from stages.lib.data.documentation_facts import DocumentationFacts
 
 CONFUSABLE = (("a", "an"), ("to", "the"), ("this", "these"), ("is", "can"), ("of", "be"), ("for", "if"))
 """Pairs of words that differ in what may stand beside them: what a model has to learn of grammar to fill a blank."""
@@ -41,10 +41,12 @@ class Labels:
     kinds: tuple[str, ...]
 
     @classmethod
-    def of(cls, material: Material, count: int) -> Labels:
+    def of(cls, material: DocumentationFacts, count: int) -> Labels:
         """The `count` commonest of each."""
         kinds = Counter(parameter.kind for parameter in material.parameters)
-        sections, roles = ({label: len(set(texts)) for label, texts in found.items()} for found in (material.lines, material.names))
+        sections, roles = (
+            {label: len(set(texts)) for label, texts in found.items()} for found in (material.lines, material.names)
+        )
         return cls(_commonest(sections, count), _commonest(roles, OPTIONS), _commonest(kinds, count))
 
 
@@ -55,12 +57,14 @@ def _commonest(counts: Mapping[str, int], count: int) -> tuple[str, ...]:
 class Maker:
     """Makes the questions of one split, each from another text. Same material, labels and seed: same questions."""
 
-    def __init__(self, material: Material, labels: Labels, seed: int) -> None:
+    def __init__(self, material: DocumentationFacts, labels: Labels, seed: int) -> None:
         self.material, self.labels, self.rng = material, labels, random.Random(seed)
 
     def arc_easy(self) -> Iterator[Row]:
         """ARC-Easy."""
-        for number, (section, line) in enumerate(self._balanced(self._pools(self.material.lines, self.labels.sections))):
+        for number, (section, line) in enumerate(
+            self._balanced(self._pools(self.material.lines, self.labels.sections))
+        ):
             choices, at = self._choices(section, self.labels.sections)
             yield _arc_row(f"section{number}", f"Which section? {line}", choices, at)
 
@@ -89,18 +93,37 @@ class Maker:
 
     def hellaswag(self) -> Iterator[Row]:
         """HellaSwag."""
-        texts = dict.fromkeys(s for s in self.material.sentences if not re.search(r"[\[\]]", s))  # the harness cuts brackets out
+        texts = dict.fromkeys(
+            s for s in self.material.sentences if not re.search(r"[\[\]]", s)
+        )  # the harness cuts brackets out
         for number, sentence in enumerate(self._shuffled(texts)):
             words = sentence.split(" ")
             cut = len(words) // 2
             ending = words[cut:]
-            wrong = list(dict.fromkeys(" ".join(_swapped(ending, at)) for at in self.rng.sample(range(len(ending) - 1), len(ending) - 1)))
+            wrong = list(
+                dict.fromkeys(
+                    " ".join(_swapped(ending, at)) for at in self.rng.sample(range(len(ending) - 1), len(ending) - 1)
+                )
+            )
             wrong = [other for other in wrong if other != " ".join(ending)][: OPTIONS - 1]
             if len(wrong) == OPTIONS - 1:
                 endings, at = self._place(" ".join(ending), wrong)
                 context = " ".join(words[:cut])
-                row = {"ind": number, "activity_label": "Sentence", "ctx_a": context, "ctx_b": "", "ctx": context, "endings": endings}
-                yield {**row, "source_id": f"sentence~{number}", "split": "machine", "split_type": "indomain", "label": str(at)}
+                row = {
+                    "ind": number,
+                    "activity_label": "Sentence",
+                    "ctx_a": context,
+                    "ctx_b": "",
+                    "ctx": context,
+                    "endings": endings,
+                }
+                yield {
+                    **row,
+                    "source_id": f"sentence~{number}",
+                    "split": "machine",
+                    "split_type": "indomain",
+                    "label": str(at),
+                }
 
     def piqa(self) -> Iterator[Row]:
         """PIQA."""
@@ -128,7 +151,9 @@ class Maker:
         return {label: texts[label] for label in labels if label in texts}
 
     def _balanced(self, pools: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, Any]]:
-        """(label, text), labels in turn and each text once, until half of the labels have run out: guessing never pays."""
+        """(label, text), labels in turn and each text once, until half of the labels have run out: guessing
+        never pays.
+        """
         left = {}
         for label, pool in pools.items():
             left[label] = iter(self._shuffled(dict.fromkeys(pool)))

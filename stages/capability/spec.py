@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from stages.core.artifacts import Documents, EvalSuite
-from stages.core.contracts import Input, Output, Resources, Stage, StageConfig, output
+from stages.core.config import StageConfig
+from stages.core.preflight import PreflightContext, Probe, Problem, data_set
+from stages.core.resources import Resources
+from stages.core.stage import Input, Output, Stage, output
 
 Benchmark = Literal["arc", "hellaswag", "mmlu", "piqa", "winogrande"]
 BENCHMARKS: tuple[Benchmark, ...] = ("arc", "hellaswag", "mmlu", "piqa", "winogrande")
+DATA_SETS: dict[Benchmark, str] = {
+    "arc": "allenai/ai2_arc",
+    "hellaswag": "Rowan/hellaswag",
+    "mmlu": "cais/mmlu",
+    "piqa": "baber/piqa",
+    "winogrande": "allenai/winogrande",
+}
+"""The hub names in lm-evaluation-harness 0.4.13's task files."""
+CONFIGURATIONS = {
+    "allenai/ai2_arc": "ARC-Easy",
+    "Rowan/hellaswag": "default",
+    "cais/mmlu": "college_computer_science",
+    "baber/piqa": "default",
+    "allenai/winogrande": "winogrande_xl",
+}
+"""One configuration of each, to look into."""
 
 
 class CapabilityConfig(StageConfig):
     """Which benchmarks, and where their data comes from."""
 
     origin: Literal["hub", "machine"] = Field(
-        default="hub", description="'hub': the benchmarks themselves; 'machine': questions in their schemas, made from the documents"
+        default="hub",
+        description="'hub': the benchmarks themselves; 'machine': questions in their schemas, made from the documents",
     )
-    benchmarks: tuple[Benchmark, ...] = Field(default=BENCHMARKS, min_length=1, description="benchmarks of Tables 2 and 3 (paper 7)")
+    benchmarks: tuple[Benchmark, ...] = Field(
+        default=BENCHMARKS, min_length=1, description="benchmarks of Tables 2 and 3 (paper 7)"
+    )
     train_on: tuple[Benchmark, ...] | None = Field(
-        default=None, description="benchmarks whose training split becomes training data (paper 3.3.3: 'such as MMLU, HellaSwag'); unset: all"
+        default=None,
+        description=(
+            "benchmarks whose training split becomes training data (paper 3.3.3: 'such as MMLU, HellaSwag'); unset: all"
+        ),
     )
-    mirror: str | None = Field(default=None, description="hub: folder on this machine that holds the data sets as owner/name")
+    mirror: str | None = Field(
+        default=None, description="hub: folder on this machine that holds the data sets as owner/name"
+    )
     revisions: Mapping[str, str] = Field(default={}, description="hub: commit of a data set, by owner/name")
     train_questions: int = Field(default=1200, gt=0, description="machine: training questions for each task")
     test_questions: int = Field(default=200, gt=0, description="machine: test questions for each task")
-    test_share: float = Field(default=0.2, gt=0, lt=1, description="machine: share of the documents that only test questions are made of")
-    classes: int = Field(default=6, ge=4, description="machine: sections and types that questions ask for, the commonest")
+    test_share: float = Field(
+        default=0.2, gt=0, lt=1, description="machine: share of the documents that only test questions are made of"
+    )
+    classes: int = Field(
+        default=6, ge=4, description="machine: sections and types that questions ask for, the commonest"
+    )
     seed: int = Field(default=11, description="order of the training documents; machine: also which questions are made")
 
     @model_validator(mode="after")
@@ -40,12 +71,34 @@ class CapabilityConfig(StageConfig):
         return self
 
 
-class Capability(Stage[CapabilityConfig], env="data", revision=2):
+class Capability(Stage[CapabilityConfig], env="data", revision=4, reproducible="bits"):
     """Training splits of benchmarks as documents for phase 3, and their test splits as an evaluation suite."""
 
     documents: Sequence[Input[Documents]]
     train: Output[Documents] = output()
     suite: Output[EvalSuite] = output()
+
+    @classmethod
+    def unread(cls, config: CapabilityConfig) -> Collection[str]:
+        return ("documents",) if config.origin == "hub" else ()
+
+    def preflight(self, config: CapabilityConfig, context: PreflightContext) -> Iterable[Problem]:
+        if config.origin == "hub":
+            for name in (DATA_SETS[benchmark] for benchmark in config.benchmarks):
+                yield from data_set(f'revisions."{name}"', name, config.revisions.get(name), config.mirror, context)
+
+    def probes(self, configs: Mapping[str, Any]) -> Iterable[Probe]:
+        config: CapabilityConfig = configs[self.name]
+        if config.origin == "hub":
+            for name in (DATA_SETS[benchmark] for benchmark in config.benchmarks):
+                set_ = {
+                    "data_set": name,
+                    "config": CONFIGURATIONS[name],
+                    "split": None,
+                    "revision": config.revisions.get(name),
+                    "mirror": config.mirror,
+                }
+                yield Probe("benchmarks", name, "stages.lib.data.probe", set_)
 
     @classmethod
     def resources(cls, config: CapabilityConfig) -> Resources:

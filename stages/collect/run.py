@@ -1,4 +1,4 @@
-"""Run `collect`: record the listings, or write this machine's material as JSON lines, Parquet, WARC and source files."""
+"""Run `collect`: write the listing, or this machine's material as JSON lines, Parquet, WARC and source files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from stages.collect import machine
+from stages.collect import local_documents, synthetic_pages
 from stages.collect.spec import CollectConfig
-from stages.core.contracts import ConfigError, Context
-from stages.formats.sources import RawFile, write_listing
+from stages.core.context import Context
+from stages.core.errors import ConfigError
+from stages.lib.data.raw_source import expanded
+from stages.lib.formats.sources import RawFile, write_listing
 
 WARC_DATE = "2024-01-01T00:00:00Z"
 """A fixed date: the same material must give the same bytes."""
@@ -27,19 +29,27 @@ def run(ctx: Context[CollectConfig]) -> None:
     if ctx.config.origin == "machine":
         _from_machine(ctx)
         return
-    for port, rows in (("text", ctx.config.text), ("web", ctx.config.web), ("code", ctx.config.code)):
+    ports = (("text", ctx.config.text), ("web", ctx.config.web), ("code", ctx.config.code))
+    for port, rows in ports:
         if not rows:
-            raise ConfigError(f"{ctx.node}.{port} is empty: list at least one file, or set {ctx.node}.origin = 'machine'")
+            raise ConfigError(
+                f"{ctx.node}.{port} is empty: list at least one file, or set {ctx.node}.origin = 'machine'"
+            )
         for row in rows:
             if "://" not in row.uri:
-                raise ConfigError(f"{ctx.node}.{port}: '{row.uri}' is no address: write file:///.., s3://.., https://.. or hf://..")
-        write_listing(ctx.output(port), rows)
-        ctx.describe(port, meta={"files": len(rows)})
+                raise ConfigError(
+                    f"{ctx.node}.{port}: '{row.uri}' is no address: write file:///.., s3://.., https://.. or hf://.."
+                )
+    for port, rows in ports:
+        files = [file for number, row in enumerate(rows) for file in expanded(row, f"{ctx.node}.{port}.{number}")]
+        write_listing(ctx.output(port), files)
+        ctx.describe(port, meta={"files": len(files)})
+        ctx.stat(**{f"{port}_files": len(files)})
 
 
 def _from_machine(ctx: Context[CollectConfig]) -> None:
     config = ctx.config
-    prose = list(machine.prose(config.text_bytes, config.seed))
+    prose = list(local_documents.prose(config.text_bytes, config.seed))
     ctx.progress(1, 3, "sources")
     text = ctx.output("text")
     half = len(prose) // 2
@@ -53,20 +63,24 @@ def _from_machine(ctx: Context[CollectConfig]) -> None:
         ],
     )
     web = ctx.output("web")
-    pages = _write_warc(web / "pages-00000.warc.gz", machine.pages(config.web_bytes, config.mirrored, config.seed))
+    pages = _write_warc(
+        web / "pages-00000.warc.gz", synthetic_pages.pages(config.web_bytes, config.mirrored, config.seed)
+    )
     ctx.progress(2, 3, "sources")
-    write_listing(web, [RawFile(uri="pages-00000.warc.gz", format="warc", source="web")])
+    write_listing(web, [RawFile(uri="pages-00000.warc.gz", format="warc", source="toy-web")])
     code = ctx.output("code")
     rows = []
-    for module in machine.sources(config.code_bytes, config.seed):
+    for module in local_documents.sources(config.code_bytes, config.seed):
         path = code / "code" / (module.url.partition(":")[2].replace(".", "/") + ".py")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(module.path.read_bytes())
-        rows.append(RawFile(uri=path.relative_to(code).as_posix(), format="code", source="code", license=module.license))
+        rows.append(
+            RawFile(uri=path.relative_to(code).as_posix(), format="code", source="code", license=module.license)
+        )
     write_listing(code, rows)
     ctx.progress(3, 3, "sources")
     ctx.stat(
-        python=machine.python_version(),
+        python=local_documents.python_version(),
         text_documents=len(prose),
         web_pages=pages,
         code_files=len(rows),
@@ -74,14 +88,14 @@ def _from_machine(ctx: Context[CollectConfig]) -> None:
     )
 
 
-def _write_jsonl(path: Path, texts: Iterable[machine.Text]) -> None:
+def _write_jsonl(path: Path, texts: Iterable[local_documents.Text]) -> None:
     with open(path, "wb") as raw, zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(raw) as stream:
         for text in texts:
             row = {"text": text.text, "url": text.url, "license": text.license}
             stream.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
 
 
-def _write_parquet(path: Path, texts: list[machine.Text]) -> None:
+def _write_parquet(path: Path, texts: list[local_documents.Text]) -> None:
     columns = {
         "text": [t.text.encode("utf-8", "replace").decode() for t in texts],
         "url": [t.url for t in texts],
@@ -90,13 +104,15 @@ def _write_parquet(path: Path, texts: list[machine.Text]) -> None:
     pq.write_table(pa.table(columns), path, compression="zstd")
 
 
-def _write_warc(path: Path, pages: Iterable[machine.Page]) -> int:
+def _write_warc(path: Path, pages: Iterable[synthetic_pages.Page]) -> int:
     """Write pages as WARC/1.1 response records, one gzip member each, as crawlers do; returns how many."""
     count = 0
     with open(path, "wb") as stream:
         for page in pages:
             body = page.html.encode("utf-8", "replace")
-            http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: %d\r\n\r\n" % len(body)
+            http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: %d\r\n\r\n" % len(
+                body
+            )
             block = http + body
             head = (
                 "WARC/1.1\r\nWARC-Type: response\r\n"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import Field
 
 from stages.core.artifacts import Conversations as ConversationRows
 from stages.core.artifacts import Documents
 from stages.core.artifacts import Problems as ProblemRows
-from stages.core.contracts import Input, Output, Resources, Stage, StageConfig, output
-from stages.data.mixture import Source
+from stages.core.config import StageConfig
+from stages.core.preflight import PreflightContext, Probe, Problem
+from stages.core.resources import Resources
+from stages.core.stage import Input, Output, Stage, output
+from stages.lib.data.mixture_spec import MixtureSource, mixture_probes, mixture_problems
 
 
 class ConversationsConfig(StageConfig):
@@ -20,23 +23,38 @@ class ConversationsConfig(StageConfig):
     origin: Literal["hub", "machine"] = Field(
         default="hub", description="'hub': the data sets below; 'machine': made of the documents or the problems"
     )
-    sources: tuple[Source, ...] = Field(default=(), description="hub: the mixture")
-    mirror: str | None = Field(default=None, description="hub: folder on this machine that holds the data sets as owner/name")
+    sources: tuple[MixtureSource, ...] = Field(default=(), description="hub: the mixture")
+    mirror: str | None = Field(
+        default=None, description="hub: folder on this machine that holds the data sets as owner/name"
+    )
     heldout: float = Field(default=0.01, gt=0, lt=1, description="share of the questions that is held out")
-    seed: int = Field(default=11, ge=0, description="which rows are drawn and held out. Nodes that share it hold the same questions out")
+    seed: int = Field(
+        default=11,
+        ge=0,
+        description="which rows are drawn and held out. Nodes that share it hold the same questions out",
+    )
     material: Literal["about", "editing", "traces"] = Field(
         default="about",
-        description="machine: questions about the documents, editing tasks on their sentences, or solutions of the problems",
+        description=(
+            "machine: questions about the documents, editing tasks on their sentences, or solutions of the problems"
+        ),
     )
     rows: int = Field(default=2000, gt=0, description="machine: conversations to make, at most")
-    labels: int = Field(default=6, ge=4, description="machine: sections, types and roles that questions ask for, the commonest")
+    labels: int = Field(
+        default=6, ge=4, description="machine: sections, types and roles that questions ask for, the commonest"
+    )
     max_characters: int = Field(default=240, gt=0, description="machine: a longer conversation is left out")
-    two_turns: float = Field(default=0.1, ge=0, lt=1, description="machine: share of conversations with a second question")
+    two_turns: float = Field(
+        default=0.1, ge=0, lt=1, description="machine: share of conversations with a second question"
+    )
     prose: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="machine, traces: share of solutions that end in a sentence, without a box, as OpenThoughts' that are not of mathematics do",
+        description=(
+            "machine, traces: share of solutions that end in a sentence, without a box, as OpenThoughts' that are not"
+            " of mathematics do"
+        ),
     )
     instruction: str = Field(
         default=r"Let's think step by step and output the final answer within \boxed{}.",
@@ -44,7 +62,7 @@ class ConversationsConfig(StageConfig):
     )
 
 
-class Conversations(Stage[ConversationsConfig], env="data", revision=1):
+class Conversations(Stage[ConversationsConfig], env="data", revision=2, reproducible="bits"):
     """Instruction data in one schema; rows that cannot be learned from are counted by reason."""
 
     documents: Sequence[Input[Documents]] | None = None
@@ -52,6 +70,21 @@ class Conversations(Stage[ConversationsConfig], env="data", revision=1):
     reserved: Input[ProblemRows] | None = None
     train: Output[ConversationRows] = output()
     heldout: Output[ConversationRows] = output()
+
+    @classmethod
+    def unread(cls, config: ConversationsConfig) -> Collection[str]:
+        if config.origin == "hub":
+            return ("documents", "problems")
+        return ("documents",) if config.material == "traces" else ("problems",)
+
+    def preflight(self, config: ConversationsConfig, context: PreflightContext) -> Iterable[Problem]:
+        if config.origin != "hub":
+            return
+        yield from mixture_problems(config.sources, config.mirror, context)
+
+    def probes(self, configs: Mapping[str, Any]) -> Iterable[Probe]:
+        config: ConversationsConfig = configs[self.name]
+        return mixture_probes(config.sources, config.mirror, "conversation") if config.origin == "hub" else ()
 
     @classmethod
     def resources(cls, config: ConversationsConfig) -> Resources:

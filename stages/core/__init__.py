@@ -1,1 +1,3 @@
-"""What both planes share: contracts, artifacts, graph, keys, store, ledger, runtime. Only pydantic and boto3."""
+"""What both planes share: declarations of stages, artifacts, graph, keys, store, ledger, runtime. Only pydantic and
+boto3.
+"""

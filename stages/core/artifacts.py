@@ -32,7 +32,7 @@ class RawFiles(Artifact):
 
 class Documents(Artifact):
     """Cleaned text: `part-NNNNN.parquet` with columns id, text, source, url, license (all strings; see
-    `stages.formats.documents`), in a deterministic order."""
+    `stages.lib.formats.documents`), in a deterministic order."""
 
 
 class Tokenizer(Artifact):
@@ -42,7 +42,9 @@ class Tokenizer(Artifact):
 
 
 class TokenShards(Artifact):
-    """Packed windows of token ids: `shard-NNNNN.bin` (row-major windows) and `index.json` (see `stages.formats.shards`)."""
+    """Packed windows of token ids: `shard-NNNNN.bin` (row-major windows) and `index.json` (see
+    `stages.lib.formats.shards`).
+    """
 
     facets = frozenset({"tokenizer_digest", "vocab_size", "sequence_length", "dtype"})
 
@@ -50,7 +52,9 @@ class TokenShards(Artifact):
 class Model(Artifact):
     """An ordinary Hugging Face model folder: config.json, safetensors, tokenizer, generation config, card."""
 
-    facets = frozenset({"architecture", "tokenizer_digest", "vocab_size", "context_length", "dtype", "chat_template_digest"})
+    facets = frozenset(
+        {"architecture", "tokenizer_digest", "vocab_size", "context_length", "dtype", "chat_template_digest"}
+    )
 
 
 class Conversations(Artifact):
@@ -69,11 +73,13 @@ class Problems(Artifact):
 
 class ImageConversations(Artifact):
     """Visual instruction data: `part-NNNNN.jsonl` rows in LLaVA's schema (id, image or none, conversations), and
-    `images-NNNNN.zip` (see `stages.vision.conversations`)."""
+    `images-NNNNN.zip` (see `stages.lib.vision.conversations`)."""
 
 
 class ImageSuite(Artifact):
-    """Visual benchmarks in the data sets' own files, with `<benchmark>-NNNNN.zip` of their images (`stages.vision.benchmarks`)."""
+    """Visual benchmarks in the data sets' own files, with `<benchmark>-NNNNN.zip` of their images
+    (`stages.lib.vision.benchmarks`).
+    """
 
 
 class VisionTowers(Artifact):
@@ -93,7 +99,7 @@ class EvalSuite(Artifact):
 
 
 class EvalReport(Artifact):
-    """`report.json` (`stages.formats.reports.EvalReport`) and the samples of every task."""
+    """`report.json` (`stages.lib.formats.reports.EvalReport`) and the samples of every task."""
 
 
 class FileEntry(BaseModel):

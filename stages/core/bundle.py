@@ -1,6 +1,6 @@
 """Copy what one stage's image needs: `stages.core`, and the sources that the stage's digest covers. Nothing else.
 
-    python -m stages.core.bundle dedup /app
+python -m stages.core.bundle dedup /app
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from stages.core.keys import ROOT, canonical_json, sha256, source_files
+from stages.core.files import ROOT
+from stages.core.keys import canonical_json, sha256, source_files
 
 _NOT_SHIPPED = {"bundle.py", "testing.py"}
 

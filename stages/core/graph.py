@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from stages.core.contracts import ConfigError, Stage
+from stages.core.errors import ConfigError
+from stages.core.stage import Stage
 
 Node = Stage[Any]
 
@@ -43,6 +44,10 @@ class Pipeline:
 
     def __contains__(self, name: object) -> bool:
         return name in self.nodes
+
+    def under(self, configs: Mapping[str, Any]) -> Pipeline:
+        """The pipeline as these configurations wire it: without the edges that nothing is read through."""
+        return Pipeline(node.under(configs[node.name]) for node in self)
 
     def ancestors(self, name: str) -> set[str]:
         """Every node that `name` follows from."""

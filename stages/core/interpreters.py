@@ -1,23 +1,42 @@
-"""Pythons of engines: an engine is installed in an environment of its own, whose Python a variable names (its image sets it)."""
+"""Pythons of engines: an engine is installed in an environment of its own, whose Python a variable names (its image
+sets it).
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from importlib.metadata import distributions
 
-from stages.core.contracts import ConfigError
+from stages.core.errors import ConfigError
+
+
+def variable(engine: str) -> str:
+    """The variable that names an engine's Python."""
+    return f"MOXIN_{engine.replace('-', '_').upper()}_PYTHON"
+
+
+def packages_digest() -> str:
+    """Digest of the names and versions of all that this interpreter has installed: what really ran, whatever a lock
+    says.
+    """
+    found = {(d.metadata["Name"].lower().replace("_", "-"), d.version) for d in distributions() if d.metadata["Name"]}
+    return hashlib.sha256(json.dumps(sorted(found)).encode()).hexdigest()
 
 
 def interpreter(node: str, engine: str, instead: str) -> str:
-    """Path of an engine's own Python, MOXIN_<ENGINE>_PYTHON. instead: what else `<node>.engine` may be set to, for the error.
+    """Path of an engine's own Python, MOXIN_<ENGINE>_PYTHON. instead: what else `<node>.engine` may be set to, for the
+    error.
 
     Raises ConfigError where the engine is not installed.
     """
-    name = f"MOXIN_{engine.replace('-', '_').upper()}_PYTHON"
+    name = variable(engine)
     path = os.environ.get(name, "")
     if not os.access(path, os.X_OK):
         found = f"{name} = '{path}' is no program" if path else f"{name} is not set"
         raise ConfigError(
-            f"{node}.engine = '{engine}' is not installed where this runs ({found}): use the image of containers/{engine}, "
-            f"or set {node}.engine {instead}"
+            f"{node}.engine = '{engine}' is not installed where this runs ({found}): use the image of"
+            f" containers/{engine}, or set {node}.engine {instead}"
         )
     return path

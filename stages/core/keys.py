@@ -1,7 +1,7 @@
 """Identity: the key of an attempt, the digest of an artifact, the digest of a stage's source.
 
 A key names *what* would be computed: schema, stage, author revision, identity configuration, content of each input.
-Code is recorded beside the result (`source_digest`) but is no part of the key: see DESIGN "Identity" 2.
+Code is recorded beside the result (`source_digest`) but is no part of the key: see docs/design.md.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.artifacts import FileEntry
-from stages.core.contracts import SCHEMA
+from stages.core.files import ROOT
+from stages.core.messages import SCHEMA
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The folder that holds the package `stages`."""
 _NAMED = re.compile(rb"""(["'])(stages(?:\.[a-z0-9_]+)+)(?::\w+)?\1""")
-"""A string that is nothing but the name of a module of ours, or `module:function`: `python -m` and importlib get such."""
+"""A string that is nothing but the name of a module of ours, or `module:function`: `python -m` and importlib get such.
+"""
 _PARSING = threading.Lock()
-"""One `ast.parse` at a time: before Python 3.11.8 two threads that parse at once can end in a SystemError (gh-106905)."""
+"""One `ast.parse` at a time: before Python 3.11.8 two threads that parse at once can end in a SystemError (gh-106905).
+"""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -59,7 +60,8 @@ def artifact_digest(type: str, facets: Mapping[str, str | int], files: Iterable[
 
 
 def source_files(stage: str) -> list[Path]:
-    """The Python sources that a stage runs: its package and the `stages.*` modules it imports or starts, transitively, in path order.
+    """The Python sources that a stage runs: its package and the `stages.*` modules it imports or starts, transitively,
+    in path order.
 
     `stages.core` is left out: it moves bytes, it does not decide them, and the git commit records it.
     """
@@ -76,7 +78,9 @@ def source_files(stage: str) -> list[Path]:
 @lru_cache(maxsize=256)
 def source_digest(stage: str) -> str:
     """Digest of `source_files`."""
-    return sha256(canonical_json([[p.relative_to(ROOT).as_posix(), sha256(p.read_bytes())] for p in source_files(stage)]))
+    return sha256(
+        canonical_json([[p.relative_to(ROOT).as_posix(), sha256(p.read_bytes())] for p in source_files(stage)])
+    )
 
 
 def _imported(source: bytes) -> set[Path]:
@@ -84,8 +88,9 @@ def _imported(source: bytes) -> set[Path]:
     files = set()
     for name in imported_names(source):
         if name.startswith("stages.") and not name.startswith("stages.core"):
-            base = ROOT.joinpath(*name.split("."))
-            files.update(p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file())
+            parts = name.split(".")
+            packages = [ROOT.joinpath(*parts[:depth], "__init__.py") for depth in range(2, len(parts) + 1)]
+            files.update(p for p in (ROOT.joinpath(*parts).with_suffix(".py"), *packages) if p.is_file())
     return files
 
 
@@ -105,7 +110,13 @@ def imported_names(source: bytes) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-        for block in ("body", "orelse", "handlers", "finalbody", "cases"):  # statements hold no others; expressions, most of a tree, none
+        for block in (
+            "body",
+            "orelse",
+            "handlers",
+            "finalbody",
+            "cases",
+        ):  # statements hold no others; expressions, most of a tree, none
             inner = getattr(node, block, ())
             queue.extend(inner if isinstance(inner, list) else ())
     return frozenset(names)

@@ -1,26 +1,31 @@
 """Run a stage in a unit test without a store: `LocalContext` implements `Context` on local folders.
 
-    ctx = LocalContext(tmp_path, TokenizeConfig(sequence_length=64), inputs={"documents": [(Documents, folder, {})]})
-    run(ctx)
-    ctx.facets["shards"], ctx.metrics, ctx.stats
+ctx = LocalContext(tmp_path, TokenizeConfig(sequence_length=64), inputs={"documents": [(Documents, folder, {})]})
+run(ctx)
+ctx.facets["shards"], ctx.metrics, ctx.stats
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from stages.core.artifacts import Artifact, ArtifactManifest, FileEntry
-from stages.core.contracts import LocalArtifact, StageConfig
+from stages.core.config import StageConfig
+from stages.core.context import LocalArtifact
 
 C = TypeVar("C", bound=StageConfig)
 
 
 def local_artifact(
-    type: type[Artifact], folder: Path, facets: Mapping[str, str | int] | None = None, meta: Mapping[str, Any] | None = None
+    type: type[Artifact],
+    folder: Path,
+    facets: Mapping[str, str | int] | None = None,
+    meta: Mapping[str, Any] | None = None,
 ) -> LocalArtifact:
     """Describe the files of `folder` as an input artifact."""
     files = tuple(
@@ -34,7 +39,9 @@ def local_artifact(
         if p.is_file()
     )
     digest = hashlib.sha256(repr([(f.path, f.sha256) for f in files]).encode()).hexdigest()
-    manifest = ArtifactManifest(type=type.__name__, digest=digest, facets=dict(facets or {}), meta=dict(meta or {}), files=files)
+    manifest = ArtifactManifest(
+        type=type.__name__, digest=digest, facets=dict(facets or {}), meta=dict(meta or {}), files=files
+    )
     return LocalArtifact(folder, manifest, "test")
 
 
@@ -73,8 +80,10 @@ class LocalContext(Generic[C]):
         inputs: Mapping[str, Sequence[LocalArtifact]] | None = None,
         node: str = "test",
         stop_after: int | None = None,
+        nproc_per_node: int = 1,
     ) -> None:
         self.root, self.config, self.node, self._stop_after = root, config, node, stop_after
+        self.nproc_per_node = nproc_per_node
         self._inputs = {port: list(many) for port, many in (inputs or {}).items()}
         self.scratch = root / "scratch"
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -84,6 +93,7 @@ class LocalContext(Generic[C]):
         self.stats: dict[str, Any] = {}
         self.metrics: list[dict[str, float]] = []
         self.logs: list[str] = []
+        self.memory: dict[str, Any] = {}
         self.arrays: list[tuple[Path, int, float, float]] = []
 
     @property
@@ -106,6 +116,12 @@ class LocalContext(Generic[C]):
     ) -> None:
         self.facets.setdefault(port, {}).update(facets or {})
         self.meta.setdefault(port, {}).update(meta or {})
+
+    def remember(self, name: str, value: Any) -> None:
+        self.memory[name] = json.loads(json.dumps(value))
+
+    def recall(self, name: str) -> Any:
+        return self.memory.get(name)
 
     def stat(self, **values: Any) -> None:
         self.stats.update(values)

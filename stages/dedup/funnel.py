@@ -1,4 +1,4 @@
-"""What became of the documents, in documents and bytes by reason, and the step that drops those whose fate is sealed."""
+"""What became of the documents: documents and bytes by reason; and the step that writes those that are kept."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from stages.dedup.lsh import EXACT, KEPT, NEAR, SHORT
-from stages.formats.corpus import Shard, read_shard
-from stages.formats.documents import DocumentWriter, text_buffer
+from stages.lib.formats.corpus import Shard, read_shard
+from stages.lib.formats.documents import DocumentWriter, text_buffer
 
 REASONS = {NEAR: "near duplicate", SHORT: "short", EXACT: "exact duplicate"}
 
@@ -47,7 +47,11 @@ class Funnel:
 
     def value(self) -> dict[str, Any]:
         """As JSON values, for `add`."""
-        return {"rows": self.rows, "sources": dict(self.sources), "lengths": {str(k): v for k, v in self.lengths.items()}}
+        return {
+            "rows": self.rows,
+            "sources": dict(self.sources),
+            "lengths": {str(k): v for k, v in self.lengths.items()},
+        }
 
     def add(self, value: dict[str, Any]) -> None:
         """Add another funnel's `value`."""
@@ -61,7 +65,7 @@ class Funnel:
         return [{"from": 1 << (k - 1) if k else 0, "documents": self.lengths[k]} for k in sorted(self.lengths)]
 
 
-def kept(folder: Path, shard: dict[str, Any], fates: str, examples: list[int]) -> Any:
+def write_kept(folder: Path, shard: dict[str, Any], fates: str, examples: list[int]) -> Any:
     """Write the documents of a shard that are kept; the funnel, and the labels of example documents."""
     fate, start, funnel, labels = np.load(fates, mmap_mode="r"), shard["start"], Funnel(), {}
     wanted = set(examples)

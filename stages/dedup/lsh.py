@@ -6,8 +6,8 @@
     rank        partition  -> the same pairs, of ranks instead of numbers: places in an order by candidate cluster
     merge       range      -> the pairs whose first rank lies in the range, sorted, unique over all partitions
 
-Documents are numbered over all inputs, 32 bits. By rank those that have much in common are neighbours, so that verification makes
-nearly every set only once. How many partitions and ranges there are changes memory, never a result.
+Documents are numbered over all inputs, 32 bits. By rank those that have much in common are neighbours, so that
+verification makes nearly every set only once. How many partitions and ranges there are changes memory, never a result.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from typing import Any
 
 import numpy as np
 
-from stages.data.compiled import compiled
 from stages.dedup.minhash import Signer
-from stages.formats.corpus import Shard, read_shard
-from stages.formats.documents import text_buffer
+from stages.lib.data.numba_jit import njit
+from stages.lib.formats.corpus import Shard, read_shard
+from stages.lib.formats.documents import text_buffer
 
 ALL_PAIRS = 16
-"""Up to this many documents in a bucket every pair is a candidate; beyond, each with the first and with its neighbour."""
+"""Up to this many documents in a bucket every pair is a candidate; beyond, each with the first and with its neighbour.
+"""
 RANKED_TOGETHER = 1 << 20
 """Pairs that are looked up at the same time: what that takes besides them is small."""
 KEPT, NEAR, SHORT, EXACT = range(4)
 """What becomes of a document, int8."""
 
 
-@compiled
+@njit
 def group(keys, partitions, order, offsets):
     """A stable counting sort of `keys` by their upper bits: the order, and where each of `partitions` begins."""
     shift = np.uint64(64)
@@ -74,7 +75,15 @@ def read_partition(runs: Sequence[str], name: str, partition: int, columns: int)
     return np.concatenate(keys).reshape(-1, columns), np.concatenate(documents)
 
 
-def sign(folder: Path, shard: dict[str, Any], signer: list[Any], shortest: int, short_filter: str, min_tokens: int, partitions: int) -> Any:
+def sign(
+    folder: Path,
+    shard: dict[str, Any],
+    signer: list[Any],
+    shortest: int,
+    short_filter: str,
+    min_tokens: int,
+    partitions: int,
+) -> Any:
     """Sign one shard. Short documents get no record, those of too few or no shingles none for LSH."""
     machine = Signer(*signer)
     fates, keys, key_docs, digests, digest_docs = [], [], [], [], []
@@ -84,7 +93,11 @@ def sign(folder: Path, shard: dict[str, Any], signer: list[Any], shortest: int, 
         number = np.arange(start, start + len(ends) - 1, dtype=np.uint32)
         start += len(number)
         found, counts, _ = machine.sign(source, ends)
-        long = _lengths(machine, source, ends, counts, short_filter) >= shortest if shortest else np.ones(len(number), bool)
+        long = (
+            _lengths(machine, source, ends, counts, short_filter) >= shortest
+            if shortest
+            else np.ones(len(number), bool)
+        )
         fates.append(np.where(long, KEPT, SHORT).astype(np.int8))
         digests.append(_digests(source, ends)[long])
         digest_docs.append(number[long])
@@ -97,7 +110,9 @@ def sign(folder: Path, shard: dict[str, Any], signer: list[Any], shortest: int, 
     return {"partitions": partitions}
 
 
-def _lengths(machine: Signer, source: np.ndarray, ends: np.ndarray, counts: np.ndarray, short_filter: str) -> np.ndarray:
+def _lengths(
+    machine: Signer, source: np.ndarray, ends: np.ndarray, counts: np.ndarray, short_filter: str
+) -> np.ndarray:
     """Characters of each text that count towards the short filter."""
     if machine.kind != "characters":  # only that kind counts as it goes
         counts = Signer("characters", 1, 1, 1, 1, 1).sign(source, ends)[1]
@@ -122,9 +137,11 @@ def exact(folder: Path, partition: int, runs: list[str]) -> Any:
     return int(again.sum())
 
 
-@compiled
+@njit
 def _bucket_pairs(keys, documents, star, out):
-    """Pairs of each run of equal keys, earlier document first, as `a << 32 | b`; how many (with no `out`, only counted)."""
+    """Pairs of each run of equal keys, earlier document first, as `a << 32 | b`; how many (with no `out`, only
+    counted).
+    """
     made, start, counting = 0, 0, out.shape[0] == 0
     for i in range(1, keys.shape[0] + 1):
         if i < keys.shape[0] and keys[i] == keys[start]:
@@ -184,7 +201,7 @@ def rank(folder: Path, pairs: str, ranks: str) -> Any:
 
 
 def ranges(files: Sequence[Path], most: int) -> list[int]:
-    """Boundaries that cut the pairs of all files into ranges of about `most` (with what several files have in common)."""
+    """Boundaries that cut the pairs of all files into ranges of about `most` pairs, those that files share included."""
     mapped = [np.memmap(path, np.uint64, "r") for path in files if path.stat().st_size]
     total = sum(map(len, mapped))
     count = -(-total // most) if total else 0

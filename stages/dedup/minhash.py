@@ -1,14 +1,13 @@
 """MinHash signatures and the LSH keys made of them.
 
-A signature value is the minimum over a set of `a * h + b mod 2^32`: datasketch 2's scheme `affine32`, with its pre-mix and
-its permutations of the same seed, so that the signatures are equal to datasketch's on the same 32-bit hashes.
+A signature value is the minimum over a set of `a * h + b mod 2^32`: datasketch 2's scheme `affine32`, with its pre-mix
+and its permutations of the same seed, so that the signatures are equal to datasketch's on the same 32-bit hashes.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from stages.data.compiled import compiled, mix
 from stages.dedup.normalization import table
 from stages.dedup.shingles import (
     CHARACTERS,
@@ -23,25 +22,28 @@ from stages.dedup.shingles import (
     next_hashes,
     reread,
 )
+from stages.lib.data.numba_jit import fmix64, njit
 
 EMPTY = np.uint32(0xFFFFFFFF)
 
 
 def permutations(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Multipliers (odd) and offsets of `count` affine maps on 32-bit values: [count], uint32. Drawn as datasketch 2 does."""
+    """Multipliers (odd) and offsets of `count` affine maps on 32-bit values: [count], uint32. Drawn as datasketch 2
+    does.
+    """
     rng = np.random.RandomState(seed)
     multipliers = rng.randint(0, 1 << 31, count, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
     return multipliers, rng.randint(0, 1 << 32, count, dtype=np.uint32)
 
 
-@compiled
+@njit
 def fold(value):
     """32 bits of a raw 64-bit hash: what datasketch would be handed as the hash of the shingle."""
     return np.uint32(value ^ (value >> np.uint64(32)))
 
 
-@compiled
-def premix(value):
+@njit
+def fmix32(value):
     """datasketch's pre-mix of a 32-bit hash (MurmurHash3's fmix32)."""
     value ^= value >> np.uint32(16)
     value = np.uint32(value * np.uint32(0x85EBCA6B))
@@ -50,13 +52,25 @@ def premix(value):
     return np.uint32(value ^ (value >> np.uint32(16)))
 
 
-@compiled
+@njit
 def lower_minima(hashes, count, multipliers, offsets, minima):
-    """Lower each minimum to those of `count` more raw hashes. Eight hashes at a time: the minima are loaded once for them."""
+    """Lower each minimum to those of `count` more raw hashes. Eight hashes at a time: the minima are loaded once for
+    them.
+    """
     i = 0
     while i + 8 <= count:
-        h0, h1, h2, h3 = premix(fold(hashes[i])), premix(fold(hashes[i + 1])), premix(fold(hashes[i + 2])), premix(fold(hashes[i + 3]))
-        h4, h5, h6, h7 = premix(fold(hashes[i + 4])), premix(fold(hashes[i + 5])), premix(fold(hashes[i + 6])), premix(fold(hashes[i + 7]))
+        h0, h1, h2, h3 = (
+            fmix32(fold(hashes[i])),
+            fmix32(fold(hashes[i + 1])),
+            fmix32(fold(hashes[i + 2])),
+            fmix32(fold(hashes[i + 3])),
+        )
+        h4, h5, h6, h7 = (
+            fmix32(fold(hashes[i + 4])),
+            fmix32(fold(hashes[i + 5])),
+            fmix32(fold(hashes[i + 6])),
+            fmix32(fold(hashes[i + 7])),
+        )
         for k in range(minima.shape[0]):
             a, b = multipliers[k], offsets[k]
             low = min(np.uint32(a * h0 + b), np.uint32(a * h1 + b))
@@ -66,24 +80,41 @@ def lower_minima(hashes, count, multipliers, offsets, minima):
             minima[k] = min(minima[k], min(low, high))
         i += 8
     while i < count:
-        value = premix(fold(hashes[i]))
+        value = fmix32(fold(hashes[i]))
         for k in range(minima.shape[0]):
             minima[k] = min(minima[k], np.uint32(multipliers[k] * value + offsets[k]))
         i += 1
 
 
-@compiled
+@njit
 def band_keys(minima, bands, rows, out):
     """One 64-bit key for each band, from its rows and its number; equal bands, equal keys."""
     for band in range(bands):
         key = np.uint64(band + 1)
         for row in range(rows):
-            key = mix(key ^ np.uint64(minima[band * rows + row])) + np.uint64(0x9E3779B97F4A7C15)
+            key = fmix64(key ^ np.uint64(minima[band * rows + row])) + np.uint64(0x9E3779B97F4A7C15)
         out[band] = key
 
 
-@compiled
-def sign_texts(kind, width, mapping, source, ends, multipliers, offsets, bands, rows, codes, words, hashes, state, minima, keys, counts):
+@njit
+def sign_texts(
+    kind,
+    width,
+    mapping,
+    source,
+    ends,
+    multipliers,
+    offsets,
+    bands,
+    rows,
+    codes,
+    words,
+    hashes,
+    state,
+    minima,
+    keys,
+    counts,
+):
     """Sign the texts `source[ends[d]:ends[d + 1]]`: `minima` [documents, permutations], `keys` [documents, bands], and
     `counts` [documents, 3]: characters of the normalized text, spaces among them, shingles (-1: left to Python)."""
     for d in range(ends.shape[0] - 1):
@@ -110,8 +141,10 @@ class Signer:
         self.multipliers, self.offsets = permutations(permutations_, seed)
         self._state, self._buffers = new_state(), buffers()
 
-    def sign(self, source: np.ndarray, ends: np.ndarray, keep: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(keys, counts, minima) of each text, see `sign_texts`; minima of all documents only when asked to keep them."""
+    def sign(
+        self, source: np.ndarray, ends: np.ndarray, keep: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(keys, counts, minima) of each text, see `sign_texts`; keep: minima of all texts, else of the last alone."""
         size = len(ends) - 1
         minima = np.empty((size if keep else 1, len(self.multipliers)), np.uint32)
         keys, counts = np.empty((size, self.bands), np.uint64), np.zeros((size, 3), np.int64)
@@ -123,6 +156,18 @@ class Signer:
             self._run(one, np.array([0, len(one)]), place, keys[d : d + 1], counts[d : d + 1])
         return keys, counts, minima
 
-    def _run(self, source: np.ndarray, ends: np.ndarray, minima: np.ndarray, keys: np.ndarray, counts: np.ndarray) -> None:
-        fixed = (KINDS[self.kind], self.width, table(), source, ends, self.multipliers, self.offsets, self.bands, self.rows)
+    def _run(
+        self, source: np.ndarray, ends: np.ndarray, minima: np.ndarray, keys: np.ndarray, counts: np.ndarray
+    ) -> None:
+        fixed = (
+            KINDS[self.kind],
+            self.width,
+            table(),
+            source,
+            ends,
+            self.multipliers,
+            self.offsets,
+            self.bands,
+            self.rows,
+        )
         sign_texts(*fixed, *self._buffers, self._state, minima, keys, counts)

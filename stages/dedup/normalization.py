@@ -1,8 +1,9 @@
-"""SlimPajama's normalization, plain and compiled: lower case, ASCII punctuation out, whitespace runs to one space, stripped.
+"""SlimPajama's normalization, plain and compiled: lower case, ASCII punctuation out, whitespace runs to one space,
+stripped.
 
-The compiled one reads UTF-8 and writes code points. Two letters need Python: the lower case of U+0130 is two code points,
-that of U+03A3 (capital sigma) depends on its neighbours. It says so, and the caller hands it `normalize(text)` instead,
-which normalizes to itself.
+The compiled one reads UTF-8 and writes code points. Two letters need Python: the lower case of U+0130 is two code
+points, that of U+03A3 (capital sigma) depends on its neighbours. It says so, and the caller hands it `normalize(text)`
+instead, which normalizes to itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import string
 
 import numpy as np
 
-from stages.data.compiled import compiled
+from stages.lib.data.numba_jit import njit
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 CASED_PLANES = 0x20000
@@ -31,7 +32,7 @@ def normalize(text: str) -> str:
 
 
 def character_count(text: str, how: str) -> int:
-    """Length for the short filter. 'paper': without punctuation, spaces, newlines, tabs (3.3.1); 'code': with spaces."""
+    """Length for the short filter. how: 'paper', without punctuation and white space (3.3.1); 'code', with spaces."""
     clean = normalize(text)
     return len(clean) if how == "code" else len(clean) - clean.count(" ")
 
@@ -58,7 +59,7 @@ def table() -> np.ndarray:
     return found | np.where(words, WORD, np.uint32(0))
 
 
-@compiled
+@njit
 def decode(source, position):
     """The code point at `position` of valid UTF-8, and the position after it."""
     first = np.uint32(source[position])
@@ -75,12 +76,12 @@ def decode(source, position):
     return high | third << np.uint32(6) | fourth, position + 4
 
 
-@compiled
+@njit
 def fill(source, position, end, mapping, out, count, after_space):
     """Normalize from `position` until the text ends or `out` is full: (position, count, after_space, needs Python).
 
-    `out` gets table entries, appended at `count`; `after_space` says that the last one was a space, or that there is none yet.
-    The caller takes a space at the very end of a text off.
+    `out` gets table entries, appended at `count`; `after_space` says that the last one was a space, or that there is
+    none yet. The caller takes a space at the very end of a text off.
     """
     room = out.shape[0]
     while position < end and count < room:

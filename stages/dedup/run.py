@@ -1,7 +1,8 @@
-"""Run `dedup`: sign every document, find and verify candidates, keep one of each cluster; then substrings, then the Bloom filter.
+"""Run `dedup`: sign every document, find and verify candidates, keep one of each cluster; then substrings, then the
+Bloom filter.
 
-Every step runs per shard, partition or range through `stages.data.workers`; what is held in memory over the whole corpus is one byte
-of fate and eight of cluster for each document. The text is read twice, and of candidates once more.
+Every step runs per shard, partition or range through `stages.lib.data.workers`; what is held in memory over the whole
+corpus is one byte of fate and eight of cluster for each document. The text is read twice, and of candidates once more.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.contracts import Context, InputError
-from stages.data.workers import Pool, Result
-from stages.dedup import bloom, lsh, substrings, verify
-from stages.dedup.clusters import around, clusters, splice, unite
-from stages.dedup.funnel import Funnel, kept
+from stages.core.context import Context
+from stages.core.errors import InputError
+from stages.dedup import bloom_filter, lsh, suffix_array, verification
+from stages.dedup.funnel import Funnel, write_kept
 from stages.dedup.spec import Dedup, DedupConfig, Recipe
-from stages.formats.corpus import Shard, gather_parts, shards
+from stages.dedup.union_find import around, clusters, splice, unite
+from stages.lib.data.workers import Pool, Result
+from stages.lib.formats.corpus import Shard, gather_parts, shards
 
 EXAMPLE_CLUSTERS = 5
 RECORD_BYTES = 32
@@ -59,19 +61,25 @@ def _deduplicate(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: li
     funnel = Funnel()
     examples = _examples(groups)
     tasks = [
-        {"shard": asdict(s), "fates": str(pool.folder / "fate.npy"), "examples": [e for e in examples if s.start <= e < s.start + s.rows]}
+        {
+            "shard": asdict(s),
+            "fates": str(pool.folder / "fate.npy"),
+            "examples": [e for e in examples if s.start <= e < s.start + s.rows],
+        }
         for s in work
     ]
-    results = pool.map("keep", kept, tasks, ctx.progress)
+    results = pool.map("keep", write_kept, tasks, ctx.progress)
     labels: dict[int, str] = {}
     for result in results:
         funnel.add(result.value["funnel"])
         labels.update({int(document): label for document, label in result.value["labels"].items()})
     last = [result.folder for result in results]
     if recipe.substring_bytes:
-        last = substrings.cut(pool, last, recipe.substring_bytes, ctx.config.substring_megabytes << 20, funnel, ctx.progress)
+        last = suffix_array.cut(
+            pool, last, recipe.substring_bytes, ctx.config.substring_megabytes << 20, funnel, ctx.progress
+        )
     if recipe.bloom:
-        last = bloom.filter_documents(pool, last, funnel, ctx.progress)
+        last = bloom_filter.filter_documents(pool, last, funnel, ctx.progress)
     gather_parts(last, Path(ctx.output("documents")))
     _tell(ctx, funnel, groups, labels)
 
@@ -100,12 +108,18 @@ def _exact(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: 
         for result in pool.map("exact", lsh.exact, tasks, ctx.progress):
             fate[np.fromfile(result.folder / "documents", np.uint32)] = lsh.EXACT
     if not (fate == lsh.KEPT).any():
-        raise InputError(f"{ctx.node}: nothing is left of {total} documents: all are shorter than {recipe.min_characters} characters")
+        raise InputError(
+            f"{ctx.node}: nothing is left of {total} documents: all are shorter than {recipe.min_characters} characters"
+        )
     return fate
 
 
-def _near(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: Recipe, work: list[Shard], fate: np.ndarray) -> np.ndarray:
-    """Find the clusters of near duplicates, write NEAR into `fate`; rows (first document, document) of all of them, sorted."""
+def _near(
+    ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: Recipe, work: list[Shard], fate: np.ndarray
+) -> np.ndarray:
+    """Find the clusters of near duplicates, write NEAR into `fate`; rows (first document, document) of all of them,
+    sorted.
+    """
     fates = pool.folder / "fate-exact.npy"
     np.save(fates, fate)
     runs = [str(result.folder) for result in signed]
@@ -157,34 +171,44 @@ def _verified(
     ranks[order] = np.arange(len(order), dtype=np.uint32)
     np.save(pool.folder / "order.npy", order)
     np.save(pool.folder / "ranks.npy", ranks)
-    ranked = pool.map("rank", lsh.rank, [{"pairs": f, "ranks": str(pool.folder / "ranks.npy")} for f in files], ctx.progress)
+    ranked = pool.map(
+        "rank", lsh.rank, [{"pairs": f, "ranks": str(pool.folder / "ranks.npy")} for f in files], ctx.progress
+    )
     files = [str(result.folder / "pairs") for result in ranked]
     bounds = lsh.ranges([Path(f) for f in files], max(1, (ctx.config.memory_mib << 20) // RECORD_BYTES))
     spans = [{"low": low, "high": high, "files": files} for low, high in itertools.pairwise(bounds)]
     merged = pool.map("merge", lsh.merge, spans, ctx.progress)
     tasks = [
-        {"pairs": str(r.folder / "pairs"), "low": low, "high": min(low + PAIRS_PER_TASK, r.value), "order": str(pool.folder / "order.npy"), **spills}
+        {
+            "pairs": str(r.folder / "pairs"),
+            "low": low,
+            "high": min(low + PAIRS_PER_TASK, r.value),
+            "order": str(pool.folder / "order.npy"),
+            **spills,
+        }
         for r in merged
         for low in range(0, r.value, PAIRS_PER_TASK)
     ]
-    results = pool.map("verify", verify.verify, tasks, ctx.progress)
+    results = pool.map("verify", verification.verify, tasks, ctx.progress)
     ctx.stat(candidate_pairs=sum(r.value for r in merged), verified_pairs=sum(r.value["edges"] for r in results))
     return _joined([str(result.folder / "edges") for result in results], documents)
 
 
-def _spill(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard], candidates: np.ndarray, total: int) -> dict[str, Any]:
+def _spill(
+    ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard], candidates: np.ndarray, total: int
+) -> dict[str, Any]:
     """Bring the texts of all candidates together; what the tasks that read them are told."""
     mask = np.zeros(total, bool)
     mask[candidates] = True
     np.save(pool.folder / "candidates.npy", mask)
     tasks = [{"shard": asdict(shard), "candidates": str(pool.folder / "candidates.npy")} for shard in work]
-    spilled = pool.map("spill", verify.spill, tasks, ctx.progress)
+    spilled = pool.map("spill", verification.spill, tasks, ctx.progress)
     return {
-        "spills": [str(result.folder) for result in spilled],
-        "starts": [shard.start for shard in work],
-        "kind": recipe.shingle,
-        "width": recipe.width,
-        "threshold": recipe.threshold,
+        "spilled": {
+            "folders": [str(result.folder) for result in spilled],
+            "starts": [shard.start for shard in work],
+        },
+        "rule": {"kind": recipe.shingle, "width": recipe.width, "threshold": recipe.threshold},
     }
 
 
@@ -197,8 +221,11 @@ def _extremes(ctx: Context[DedupConfig], pool: Pool, groups: np.ndarray, spills:
     for start in starts.tolist():
         if start - cuts[-1] >= 1 << 13:
             cuts.append(start)
-    tasks = [{"members": str(path), "low": a, "high": b, **spills} for a, b in zip(cuts, [*cuts[1:], len(groups)], strict=True)]
-    return pool.map("extremes", verify.extremes, tasks, ctx.progress)
+    tasks = [
+        {"members": str(path), "low": a, "high": b, **spills}
+        for a, b in zip(cuts, [*cuts[1:], len(groups)], strict=True)
+    ]
+    return pool.map("extremes", verification.extremes, tasks, ctx.progress)
 
 
 def _examples(groups: np.ndarray) -> list[int]:
@@ -228,6 +255,3 @@ def _tell(ctx: Context[DedupConfig], funnel: Funnel, groups: np.ndarray, labels:
         documents=out["documents"],
         text_bytes=out["bytes"],
     )
-
-
-

@@ -1,20 +1,34 @@
-"""From UTF-8 text to the hashes of its shingles, a chunk at a time: the memory is the chunk's, whatever the document's size.
+"""From UTF-8 text to the hashes of its shingles, a chunk at a time: the memory is the chunk's, whatever the document's
+size.
 
-A recipe's kind of shingle decides what is hashed: n-grams of characters or of words of the normalized text, or the tokens
-of source code. MinHash takes 32 bits of each hash (`fold`), the exact similarity all 64.
+A recipe's kind of shingle decides what is hashed: n-grams of characters or of words of the normalized text, or the
+tokens of source code. MinHash takes 32 bits of each hash (`fold`), the exact similarity all 64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from stages.data.compiled import compiled, mix
 from stages.dedup.normalization import CODE, SPACE, WORD, fill, normalize, table
+from stages.lib.data.numba_jit import fmix64, njit
 
 ShingleKind = Literal["characters", "words", "token set"]
+
+
+@dataclass(frozen=True)
+class SimilarityRule:
+    """When two texts count as duplicates: shingles of `width` characters or words (a token set has 1), and the Jaccard
+    similarity of their sets from which on they do.
+    """
+
+    kind: ShingleKind
+    width: int
+    threshold: float
+
+
 KINDS: dict[ShingleKind, int] = {"characters": 0, "words": 1, "token set": 2}
 CHUNK = 4096
 """Code points looked at together: what the passes over them share stays in the first-level cache."""
@@ -30,7 +44,7 @@ def new_state() -> np.ndarray:
     return np.zeros(10, np.int64)
 
 
-@compiled
+@njit
 def begin(state, position):
     """Ready for a document that begins at `position`."""
     state[:] = 0
@@ -38,7 +52,7 @@ def begin(state, position):
     state[AFTER_SPACE] = 1
 
 
-@compiled
+@njit
 def _first_window(values, start, width):
     """Polynomial hash of the window that begins at `start`."""
     state = np.uint64(0)
@@ -47,11 +61,12 @@ def _first_window(values, start, width):
     return state
 
 
-@compiled
+@njit
 def _windows(values, count, width, out):
     """Polynomial hash of every window of `width` of the first `count` values; returns how many.
 
-    A window's hash follows from the one before it: four runs of windows at a time, so that four products are under way together.
+    A window's hash follows from the one before it: four runs of windows at a time, so that four products are under way
+    together.
     """
     power = np.uint64(1)
     for _ in range(width):
@@ -63,10 +78,17 @@ def _windows(values, count, width, out):
         a, b = _first_window(values, 0, width), _first_window(values, run, width)
         c, d = _first_window(values, 2 * run, width), _first_window(values, 3 * run, width)
         old_a, old_b, old_c, old_d = values[:run], values[run:], values[2 * run :], values[3 * run :]
-        new_a, new_b, new_c, new_d = values[width:], values[run + width :], values[2 * run + width :], values[3 * run + width :]
+        new_a, new_b, new_c, new_d = (
+            values[width:],
+            values[run + width :],
+            values[2 * run + width :],
+            values[3 * run + width :],
+        )
         out_a, out_b, out_c, out_d = out[1:], out[run + 1 :], out[2 * run + 1 :], out[3 * run + 1 :]
         out[0], out[run], out[2 * run], out[3 * run] = a, b, c, d
-        for i in range(run - 1):  # slices: that an index counted from zero is no negative one need not be looked at each time
+        for i in range(
+            run - 1
+        ):  # slices: that an index counted from zero is no negative one need not be looked at each time
             a = a * BASE + (np.uint64(new_a[i]) - power * np.uint64(old_a[i]) + one)
             b = b * BASE + (np.uint64(new_b[i]) - power * np.uint64(old_b[i]) + one)
             c = c * BASE + (np.uint64(new_c[i]) - power * np.uint64(old_c[i]) + one)
@@ -82,7 +104,7 @@ def _windows(values, count, width, out):
     return made
 
 
-@compiled
+@njit
 def _character_hashes(state, source, end, width, mapping, codes, out):
     """The next chunk of n-grams of characters."""
     held = state[HELD]
@@ -120,15 +142,15 @@ def _character_hashes(state, source, end, width, mapping, codes, out):
     return made
 
 
-@compiled
+@njit
 def _close_word(state, words):
     """The word whose hash grew in the state is complete: append it."""
-    words[state[WORDS]] = mix(np.uint64(state[PART]))
+    words[state[WORDS]] = fmix64(np.uint64(state[PART]))
     state[WORDS] += 1
     state[PART] = 0
 
 
-@compiled
+@njit
 def _word_hashes(state, source, end, width, mapping, codes, words, out):
     """The next chunk of n-grams of words: runs of word characters, and every other character by itself."""
     position, count, after, python = fill(source, state[POSITION], end, mapping, codes, 0, state[AFTER_SPACE] == 1)
@@ -162,7 +184,7 @@ def _word_hashes(state, source, end, width, mapping, codes, words, out):
     return made
 
 
-@compiled
+@njit
 def _token_hashes(state, source, end, out):
     """The next chunk of tokens: runs of [A-Za-z0-9_]; each occurrence is one hash."""
     position, made = state[POSITION], 0
@@ -186,7 +208,7 @@ def _token_hashes(state, source, end, out):
     return made
 
 
-@compiled
+@njit
 def next_hashes(kind, width, mapping, source, end, state, codes, words, out):
     """Raw hashes of the next chunk of a document, into `out`; how many. The document is over when `state[DONE]`."""
     if kind == 0:
@@ -222,12 +244,12 @@ def shingles(kind: ShingleKind, text: str, width: int) -> np.ndarray:
     return np.unique(np.concatenate(found))
 
 
-@compiled
+@njit
 def mixed(values):
     """Every value mixed: uint64."""
     out = np.empty(values.shape[0], np.uint64)
     for i in range(values.shape[0]):
-        out[i] = mix(values[i])
+        out[i] = fmix64(values[i])
     return out
 
 
@@ -237,6 +259,3 @@ def jaccard(one: np.ndarray, other: np.ndarray) -> float:
         return 1.0
     common = len(np.intersect1d(one, other, assume_unique=True))
     return common / (len(one) + len(other) - common)
-
-
-Similarity = Callable[[Any, Any], float]

@@ -9,7 +9,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stages.core.artifacts import Documents
-from stages.core.contracts import Input, Operational, Output, Resources, Stage, StageConfig, output
+from stages.core.config import Operational, StageConfig
+from stages.core.resources import Resources
+from stages.core.stage import Input, Output, Stage, output
 
 RecipeName = Literal[
     "slimpajama",
@@ -53,24 +55,26 @@ class Recipe:
 RECIPES: dict[RecipeName, Recipe] = {
     # Cerebras modelzoo data_processing/slimpajama: 13-grams of characters, 128 permutations, Jaccard 0.8, short filter
     # 200 characters. Upstream's 9 x 13 bands find 0.84 of the pairs and verify none; 18 x 7 verified finds 0.998 at
-    # precision 1 (facts/data.md 2).
+    # precision 1 (benchmarks/README.md).
     "slimpajama": Recipe(min_characters=200),
     # The same as its code runs: 9 x 13 (datasketch's optimum for 0.8), no verification, and spaces count as characters.
     # Its exact duplicates share all bands, so that it needs no step for them; the result is the same with one.
     "slimpajama-as-published": Recipe(bands=9, rows=13, verify=False, min_characters=200, short_filter="code"),
-    # DCLM as the paper of Moxin words it (3.3.1): MinHash, then the Bloom filter. The width of DCLM's MinHash shingles is
-    # not in the sources that we hold: words by fives, as FineWeb's MinHash (datatrove).
+    # DCLM as the paper of Moxin words it (3.3.1): MinHash, then the Bloom filter. The width of DCLM's MinHash shingles
+    # is not in the sources that we hold: words by fives, as FineWeb's MinHash (datatrove).
     "dclm": Recipe(shingle="words", width=5, bloom=True),
-    # What DCLM-BASELINE ran: BFF alone, `--remove-type old-both`, n-gram 13, threshold 0.8, fp 0.01 (dedup/bff/src/main.rs).
+    # What DCLM-BASELINE ran: BFF alone, `--remove-type old-both`, n-gram 13, threshold 0.8, fp 0.01
+    # (dedup/bff/src/main.rs).
     "dclm-bff": Recipe(bands=0, exact=False, bloom=True),
-    # The alternative that DCLM studied: MinHash, then exact substrings by suffix array. 100 bytes are the 50 tokens (of two
-    # bytes) of Lee et al. 2022, "Deduplicating Training Data Makes Language Models Better", section 4.1.
+    # The alternative that DCLM studied: MinHash, then exact substrings by suffix array. 100 bytes are the 50 tokens (of
+    # two bytes) of Lee et al. 2022, "Deduplicating Training Data Makes Language Models Better", section 4.1.
     "dclm-suffix-array": Recipe(shingle="words", width=5, substring_bytes=100),
     # codeparrot minhash_deduplication.py, as the-stack-dedup: sets of [A-Za-z_0-9]+ tokens, 256 permutations, 0.85,
-    # files under 10 tokens are left alone; 25 x 10 bands put the middle of the S-curve at 0.72, and candidates are verified.
+    # files under 10 tokens are left alone; 25 x 10 bands put the middle of the S-curve at 0.72, and candidates are
+    # verified.
     "the-stack": Recipe("token set", 1, 256, 25, 10, 0.85, min_tokens=10, extremes=True),
-    # Upstream's bands (datasketch's optimum for 0.85 and 256), clusters of candidates. Its own clusters depend on the order
-    # of a Python set; here they are the connected components.
+    # Upstream's bands (datasketch's optimum for 0.85 and 256), clusters of candidates. Its own clusters depend on the
+    # order of a Python set; here they are the connected components.
     "the-stack-as-published": Recipe("token set", 1, 256, 13, 19, 0.85, verify=False, min_tokens=10, extremes=True),
 }
 
@@ -81,25 +85,40 @@ class DedupConfig(StageConfig):
     recipe: RecipeName = Field(default="slimpajama", description="the published recipe (paper 3.3.1, 3.3.2)")
     short_filter: Literal["paper", "code"] | None = Field(
         default=None,
-        description="what counts towards min_characters: 'paper' takes spaces out too (paper 3.3.1), 'code' leaves them in",
+        description=(
+            "what counts towards min_characters: 'paper' takes spaces out too (paper 3.3.1), 'code' leaves them in"
+        ),
     )
     bands: int | None = Field(default=None, gt=0, description="LSH bands, instead of the recipe's")
     rows: int | None = Field(default=None, gt=0, description="signature values in a band, instead of the recipe's")
-    verify: bool | None = Field(default=None, description="compute the real Jaccard similarity of candidates, instead of the recipe's")
-    threshold: float | None = Field(default=None, gt=0, le=1, description="Jaccard similarity of duplicates, instead of the recipe's")
+    verify: bool | None = Field(
+        default=None, description="compute the real Jaccard similarity of candidates, instead of the recipe's"
+    )
+    threshold: float | None = Field(
+        default=None, gt=0, le=1, description="Jaccard similarity of duplicates, instead of the recipe's"
+    )
     min_characters: int | None = Field(default=None, ge=0, description="shorter documents go, instead of the recipe's")
     seed: int = Field(default=1, ge=0, lt=1 << 32, description="of the permutations (datasketch's default is 1)")
     substring_megabytes: int = Field(
-        default=32, gt=0, le=1024, description="text whose repeated substrings are sought together; memory is some 14 times that"
+        default=32,
+        gt=0,
+        le=1024,
+        description="text whose repeated substrings are sought together; memory is some 14 times that",
     )
     memory_mib: Operational[int] = Field(
-        default=512, ge=64, description="what sorting and merging may use in each process, about; never changes the result"
+        default=512,
+        ge=64,
+        description="what sorting and merging may use in each process, about; never changes the result",
     )
     workers: Operational[int | Literal["ray", "slurm"]] = Field(
-        default=1, description="processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
+        default=1,
+        description=(
+            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
+        ),
     )
     work: Operational[str | None] = Field(
-        default=None, description="folder that outlives an attempt and that all workers see: finished shards are not done again"
+        default=None,
+        description="folder that outlives an attempt and that all workers see: finished shards are not done again",
     )
 
     def resolved(self) -> Recipe:
@@ -117,13 +136,15 @@ class DedupConfig(StageConfig):
         if RECIPES[self.recipe].bands == 0 and (self.bands or self.rows):
             raise ValueError(f"recipe {self.recipe} has no MinHash: leave bands and rows unset")
         if recipe.bands * recipe.rows > recipe.permutations:
-            raise ValueError(f"bands x rows is {recipe.bands} x {recipe.rows}, but the recipe has {recipe.permutations} permutations")
+            raise ValueError(
+                f"bands x rows is {recipe.bands} x {recipe.rows}, but the recipe has {recipe.permutations} permutations"
+            )
         if isinstance(self.workers, int) and self.workers < 1:
             raise ValueError("workers must be 1 or more, 'ray' or 'slurm'")
         return self
 
 
-class Dedup(Stage[DedupConfig], env="data", revision=2):
+class Dedup(Stage[DedupConfig], env="data", revision=2, reproducible="bits"):
     """Remove short, exact and near-duplicate documents by a published recipe."""
 
     sources: Sequence[Input[Documents]]

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from stages.dpo.spec import DpoConfig
-from stages.finetuning.encoding import BATCH, IGNORED, Row, batched, encode, encode_prompts, spells_control
-from stages.formats.examples import Preference
+from stages.lib.finetuning.encoding import BATCH, IGNORED, Row, batched, encode, encode_prompts, spells_control, tidy
+from stages.lib.formats.examples import Preference
 
 SIDES = ("chosen", "rejected")
 
@@ -32,48 +32,64 @@ class Pairs:
     def labelled(self, side: str) -> list[Row]:
         """One side as ids and labels, to measure on."""
         return [
-            {"input_ids": r[f"{side}_ids"], "labels": [i if m else IGNORED for i, m in zip(r[f"{side}_ids"], r[f"{side}_mask"], strict=True)]}
+            {
+                "input_ids": r[f"{side}_ids"],
+                "labels": [i if m else IGNORED for i, m in zip(r[f"{side}_ids"], r[f"{side}_mask"], strict=True)],
+            }
             for r in self.rows
         ]
 
 
-def encode_pairs(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Preference], config: DpoConfig, max_rows: int | None) -> Pairs:
+def tidy_pair(pair: Preference) -> Preference:
+    """A pair whose answers do not begin with line feeds (`tidy`)."""
+    return {**pair, "prompt": tidy(pair["prompt"]), "chosen": tidy(pair["chosen"]), "rejected": tidy(pair["rejected"])}
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Preference], config: DpoConfig, max_rows: int | None
+) -> Pairs:
     """Encode pairs; one whose answer is cut away, or that becomes identical, is left out and counted."""
-    found = Pairs()
+    encoded = Pairs()
     for part in batched(islice(pairs, max_rows), BATCH):
-        numbered = [(found.seen + i, p) for i, p in enumerate(part) if not spells_control([*p["prompt"], *p["chosen"], *p["rejected"]])]
+        numbered = [
+            (encoded.seen + i, tidy_pair(p))
+            for i, p in enumerate(part)
+            if not spells_control([*p["prompt"], *p["chosen"], *p["rejected"]])
+        ]
         good = [p for _, p in numbered]
-        found.seen += len(part)
-        found.removed["spells a control token"] += len(part) - len(good)
+        encoded.seen += len(part)
+        encoded.removed["spells a control token"] += len(part) - len(good)
         starts = [len(ids) for ids in encode_prompts(tokenizer, [p["prompt"] for p in good])]
         sides = [encode(tokenizer, [[*p["prompt"], *p[side]] for p in good]) for side in SIDES]
         for (position, _), start, *both in zip(numbered, starts, *sides, strict=True):
-            if _add(found, start, both, config):
-                found.kept.append(position)
-    found.removed = +found.removed
-    return found
+            if _add(encoded, start, both, config):
+                encoded.kept.append(position)
+    encoded.removed = +encoded.removed
+    return encoded
 
 
-def _add(found: Pairs, start: int, both: Sequence[tuple[list[int], list[int]]], config: DpoConfig) -> bool:
+def _add(encoded: Pairs, start: int, both: Sequence[tuple[list[int], list[int]]], config: DpoConfig) -> bool:
     """Add a pair, or count why not."""
     row: Row = {}
     for side, (ids, mask) in zip(SIDES, both, strict=True):
         kept = mask if config.turns == "all" else [m if i >= start else 0 for i, m in enumerate(mask)]
         row |= {f"{side}_ids": ids[: config.max_length], f"{side}_mask": kept[: config.max_length]}
         if not any(row[f"{side}_mask"][start:]):
-            found.removed["no answer within max_length"] += 1
+            encoded.removed["no answer within max_length"] += 1
             return False
     if row["chosen_ids"] == row["rejected_ids"]:
-        found.removed["identical within max_length"] += 1
+        encoded.removed["identical within max_length"] += 1
         return False
-    found.truncated += any(len(ids) > config.max_length for ids, _ in both)
-    found.tokens += len(row["chosen_ids"]) + len(row["rejected_ids"])
-    found.rows.append(row)
+    encoded.truncated += any(len(ids) > config.max_length for ids, _ in both)
+    encoded.tokens += len(row["chosen_ids"]) + len(row["rejected_ids"])
+    encoded.rows.append(row)
     return True
 
 
 class PairCollator:
-    """Rows of `Pairs` to TRL's batch: first the chosen answers, then the rejected ones; reference log-probabilities if known."""
+    """Rows of `Pairs` to TRL's batch: first the chosen answers, then the rejected ones; reference log-probabilities if
+    known.
+    """
 
     def __init__(self, pad: int) -> None:
         self.pad = pad

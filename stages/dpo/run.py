@@ -1,8 +1,8 @@
-"""Run `dpo`: encode pairs, cache the reference's log-probabilities, train, measure parent and child, write the folder."""
+"""Run `dpo`: encode pairs, train, keep the child, measure it and its parent, write its card."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,21 @@ from datasets import Dataset
 from trl.trainer.dpo_config import DPOConfig as TrlConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from stages.core.contracts import Context, InputError
-from stages.dpo.pairs import SIDES, PairCollator, Pairs, encode_pairs
+from stages.core.context import Context
+from stages.core.errors import InputError, Preempted
+from stages.dpo.pairs import SIDES, PairCollator, Pairs, encode_pairs, tidy_pair
 from stages.dpo.spec import DpoConfig
-from stages.engines import openinstruct
-from stages.finetuning import models
-from stages.finetuning.card import tuning_card, write_samples
-from stages.finetuning.encoding import encode_prompts, selected
-from stages.finetuning.measures import label_log_probs
-from stages.finetuning.sampling import sample, texts
-from stages.finetuning.trainer import Bridge, common_arguments, train
-from stages.formats.effects import Effect, as_stats, effect
-from stages.formats.examples import Preference, read_preferences
+from stages.lib.engines import open_instruct
+from stages.lib.finetuning import model_loading, trained_model
+from stages.lib.finetuning.encoding import Row, encode_prompts, selected
+from stages.lib.finetuning.evaluated_model import Subject
+from stages.lib.finetuning.generation import texts
+from stages.lib.finetuning.heldout_evaluation import Measured, Part, compared, measure
+from stages.lib.finetuning.log_probs import label_log_probs
+from stages.lib.finetuning.model_card import tuning_card, write_samples
+from stages.lib.finetuning.trl_trainer import Bridge, common_arguments, train
+from stages.lib.formats.examples import Preference, read_preferences
+from stages.lib.formats.paired_eval import Effect, as_stats, effect
 
 METRICS = {
     "loss": "loss",
@@ -36,7 +39,9 @@ METRICS = {
     "rewards/rejected": "reward_rejected",
     "mean_token_accuracy": "token_accuracy",
 }
-"""TRL's names and ours. A reward is beta x (sum of the answer's log-ratios): TRL's, not divided by its tokens as the loss is."""
+"""TRL's names and ours. A reward is beta x (sum of the answer's log-ratios): TRL's, not divided by its tokens as the
+loss is.
+"""
 
 
 class PairTrainer(DPOTrainer):
@@ -49,62 +54,103 @@ class PairTrainer(DPOTrainer):
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = [*(f"{s}_{c}" for s in SIDES for c in ("ids", "mask")), "ref_chosen_logps", "ref_rejected_logps"]
+        self._signature_columns = [
+            *(f"{s}_{c}" for s in SIDES for c in ("ids", "mask")),
+            "ref_chosen_logps",
+            "ref_rejected_logps",
+        ]
 
 
 def run(ctx: Context[DpoConfig]) -> None:
     """Tune on pairs."""
     config = ctx.config
-    device = models.prepare(ctx)
-    template = models.parent_template(ctx)
+    device = model_loading.prepare(ctx)
+    template = model_loading.parent_template(ctx)
     parent = Path(ctx.input("parent").path)
-    tokenizer = models.load_tokenizer(parent, template)
+    tokenizer = model_loading.load_tokenizer(parent, template)
     pairs = _pairs(ctx, tokenizer, "preferences", config.max_rows)
+    if config.engine == "open-instruct":
+        open_instruct.whole_batches(ctx, pairs)
     heldout = _pairs(ctx, tokenizer, "heldout", config.eval_rows)
-    ctx.log(f"{len(pairs.rows):,} pairs, {pairs.tokens:,} tokens, {pairs.truncated} truncated; {len(heldout.rows)} held out")
-    model = models.load_model(parent, device)
-    reference = [label_log_probs(model, pairs.labelled(side), config.eval_batch)[0] for side in SIDES]
+    ctx.log(
+        f"{len(pairs.rows):,} pairs, {pairs.tokens:,} tokens, {pairs.truncated} truncated; {len(heldout.rows)} held out"
+    )
+    steps = -(-len(pairs.rows) // config.global_batch_size) * config.epochs
+    checkpoint = ctx.checkpoints.latest()
+    if (kept := trained_model.restore(ctx, checkpoint)) is None:
+        model = model_loading.load_model(
+            parent, model_loading.parent_device(ctx, device), dropout=config.attention_dropout
+        )
+        tune(ctx, model, tokenizer, pairs, device, checkpoint)
+        kept = trained_model.keep(ctx, model, template, steps)
+        del model
     shown = _shown(ctx)
-    before, first = preferred(model, heldout, config.eval_batch), _answers(ctx, model, tokenizer, shown)
-    tune(ctx, model, tokenizer, pairs, reference, device)
-    after, second = preferred(model, heldout, config.eval_batch), _answers(ctx, model, tokenizer, shown)
-    effects = compare(ctx, before, after)
+    measured = measure(ctx, "dpo", Path(ctx.output("model")), device, _parts(ctx, tokenizer, heldout, shown))
+    effects = compared(ctx, measured, lambda: compare(ctx, measured))
     stats = {
         "rows": len(pairs.rows),
         "tokens": pairs.tokens,
         "truncation_rate": round(pairs.truncated / len(pairs.rows), 6),
         "removed": dict(sorted(pairs.removed.items())),
-        "steps": -(-len(pairs.rows) // config.batch_size) * config.epochs,
+        "steps": steps,
+        **measured.stats(),
     }
-    folder = models.describe_child(ctx, model, template, tuning_card(ctx, "dpo", stats, effects, ("preferences",)))
+    folder = trained_model.describe(
+        ctx, template, tuning_card(ctx, "dpo", stats, effects, ("preferences",)), kept["parameters"]
+    )
     rows = [
         {"prompt": p["prompt"], "chosen": p["chosen"], "rejected": p["rejected"], "before": one, "after": two}
-        for p, one, two in zip(shown, first, second, strict=True)
+        for p, one, two in zip(shown, *(measured.both("samples") or ([], [])), strict=False)
     ]
     ctx.stat(**stats, **as_stats(effects), samples=write_samples(folder, rows))
 
 
+def _parts(ctx: Context[DpoConfig], tokenizer: Any, heldout: Pairs, shown: Sequence[Preference]) -> list[Part]:
+    """What is measured: which answers are preferred, and sampled answers."""
+    return [
+        Part(
+            "preferences",
+            lambda subject: preferred(subject.log_probs, heldout),
+            ("eval_rows", "max_length", "turns"),
+            ("heldout",),
+        ),
+        Part(
+            "samples",
+            lambda subject: _answers(ctx, subject, tokenizer, shown),
+            ("samples", "max_length", "max_new_tokens"),
+            ("heldout",),
+        ),
+    ]
+
+
 def _pairs(ctx: Context[DpoConfig], tokenizer: Any, port: str, max_rows: int | None) -> Pairs:
     """The pairs of an input. Raises InputError when none is left, saying why."""
-    found = encode_pairs(tokenizer, read_preferences(ctx.input(port).path), ctx.config, max_rows)
-    if not found.rows:
-        why = ", ".join(f"{count} {reason}" for reason, count in found.removed.most_common()) or "it has none"
-        raise InputError(f"{ctx.node}: no pair of its input {port} can be used: of {found.seen}, {why}")
-    return found
+    encoded = encode_pairs(tokenizer, read_preferences(ctx.input(port).path), ctx.config, max_rows)
+    if not encoded.rows:
+        why = ", ".join(f"{count} {reason}" for reason, count in encoded.removed.most_common()) or "it has none"
+        raise InputError(f"{ctx.node}: no pair of its input {port} can be used: of {encoded.seen}, {why}")
+    return encoded
 
 
-def tune(ctx: Context[DpoConfig], model: Any, tokenizer: Any, pairs: Pairs, reference: list[list[float]], device: torch.device) -> None:
-    """Train in place. reference: log-probabilities of the chosen and of the rejected answers under the parent."""
+def tune(
+    ctx: Context[DpoConfig],
+    model: Any,
+    tokenizer: Any,
+    pairs: Pairs,
+    device: torch.device,
+    checkpoint: tuple[int, Any] | None = None,
+) -> None:
+    """Train in place. checkpoint: the newest one."""
     config = ctx.config
     if config.engine == "open-instruct":
         kept = selected(read_preferences(ctx.input("preferences").path), pairs.kept)
-        rows = ({side: [*p["prompt"], *p[side]] for side in SIDES} for p in kept)
-        openinstruct.train(ctx, model, openinstruct.dpo_recipe(config), rows)
+        rows = ({side: [*p["prompt"], *p[side]] for side in SIDES} for p in map(tidy_pair, kept))
+        open_instruct.train(ctx, model, open_instruct.dpo_recipe(config), rows, checkpoint)
         return
     arguments = TrlConfig(
         **common_arguments(ctx, device),
         num_train_epochs=config.epochs,
-        gradient_accumulation_steps=config.batch_size // config.micro_batch,
+        gradient_accumulation_steps=config.global_batch_size // config.micro_batch_size,
         lr_scheduler_type="linear",
         warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
         max_length=None,  # rows are cut, and counted, above
@@ -115,7 +161,7 @@ def tune(ctx: Context[DpoConfig], model: Any, tokenizer: Any, pairs: Pairs, refe
     )
     rows = [
         {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-        for row, chosen, rejected in zip(pairs.rows, *reference, strict=True)
+        for row, chosen, rejected in zip(pairs.rows, *reference(ctx, model, pairs, device), strict=True)
     ]
     trainer = PairTrainer(
         model=model,
@@ -124,26 +170,52 @@ def tune(ctx: Context[DpoConfig], model: Any, tokenizer: Any, pairs: Pairs, refe
         processing_class=tokenizer,
         data_collator=PairCollator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
     )
-    found = ctx.checkpoints.latest()
-    train(ctx, trainer, Bridge(ctx, METRICS), found[1] if found else None)
+    train(ctx, trainer, Bridge(ctx, METRICS), checkpoint[1] if checkpoint else None)
 
 
-def preferred(model: Any, pairs: Pairs, batch: int) -> dict[str, list[float]]:
-    """Of each pair: whether the chosen answer has the higher log-probability a token (`dpo_norm`'s measure), and by how much."""
-    sides = [label_log_probs(model, pairs.labelled(side), batch) for side in SIDES]
+def reference(ctx: Context[DpoConfig], model: Any, pairs: Pairs, device: torch.device) -> list[list[float]]:
+    """Log-probabilities of the chosen and of the rejected answers under the parent, in the precision that training
+    computes in.
+
+    For engine 'trl'; open-instruct makes its own.
+    """
+    read = 0
+
+    def advance(rows: int) -> None:
+        nonlocal read
+        read += rows
+        ctx.progress(read, 2 * len(pairs.rows), "answers under the reference")
+        if ctx.stopping:
+            raise Preempted("stopped while the reference was computed; the next run begins with it")
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=ctx.config.precision == "bf16"):
+        return [label_log_probs(model, pairs.labelled(side), ctx.config.eval_tokens, advance)[0] for side in SIDES]
+
+
+def preferred(log_probs: Callable[[list[Row]], tuple[list[float], list[int]]], pairs: Pairs) -> dict[str, list[float]]:
+    """Of each pair: whether the chosen answer has the higher log-probability a token (`dpo_norm`'s measure), and by how
+    much.
+    """
+    sides = [log_probs(pairs.labelled(side)) for side in SIDES]
     chosen, rejected = ([total / count for total, count in zip(*side, strict=True)] for side in sides)
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
     return {"right": [float(m > 0) for m in margins], "margin": margins}
 
 
-def compare(ctx: Context[DpoConfig], before: dict[str, list[float]], after: dict[str, list[float]]) -> list[Effect]:
-    """Parent against child."""
+def compare(ctx: Context[DpoConfig], measured: Measured) -> list[Effect]:
+    """Parent against child, as far as both were measured."""
+    if (both := measured.both("preferences")) is None:
+        return []
+    before, after = both
     effects = [
         effect("preference_accuracy", before["right"], after["right"], better="higher"),
         effect("preference_margin", before["margin"], after["margin"], better="higher", unit="nats a token"),
     ]
     for one in effects:
-        ctx.log(f"{one.metric}: {one.before:.4f} -> {one.after:.4f} (difference {one.difference:+.4f} +- {one.difference_stderr:.4f}, n {one.n})")
+        ctx.log(
+            f"{one.metric}: {one.before:.4f} -> {one.after:.4f} (difference {one.difference:+.4f} +-"
+            f" {one.difference_stderr:.4f}, n {one.n})"
+        )
     return effects
 
 
@@ -152,9 +224,11 @@ def _shown(ctx: Context[DpoConfig]) -> list[Preference]:
     return list(islice(read_preferences(ctx.input("heldout").path), ctx.config.samples))
 
 
-def _answers(ctx: Context[DpoConfig], model: Any, tokenizer: Any, shown: Iterable[Preference]) -> list[str]:
+def _answers(ctx: Context[DpoConfig], subject: Subject, tokenizer: Any, shown: Sequence[Preference]) -> list[str]:
     """Greedy answers."""
     config = ctx.config
-    ids = [p[-(config.max_length - config.answer_tokens) :] for p in encode_prompts(tokenizer, [p["prompt"] for p in shown])]
-    out = sample(model, ids, max_new=config.answer_tokens, temperature=0.0, seed=config.seed, batch=config.eval_batch)
-    return texts(tokenizer, out)
+    ids = [
+        p[-(config.max_length - config.max_new_tokens) :]
+        for p in encode_prompts(tokenizer, [p["prompt"] for p in shown])
+    ]
+    return texts(tokenizer, subject.answers(ids, max_new_tokens=config.max_new_tokens, temperature=0.0))

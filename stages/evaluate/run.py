@@ -1,7 +1,7 @@
 """Run `evaluate`: point the harness's own tasks at the suite's mirror, score, write report and samples.
 
-A task is used as the harness defines it; only `dataset_path` (to the mirror) and the number of shots are set, through an
-inline group, which merges over the task's YAML (facts/vlm_and_evaluation.md 3).
+A task is used as the harness defines it; only `dataset_path` (to the mirror) and the number of shots are set, through
+an inline group, which merges over the task's YAML.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stages.core.contracts import ConfigError, Context, InputError
-from stages.evaluate.spec import EvaluateConfig, Task
-from stages.formats.reports import Aggregate, EvaluatedModel, Harness, Report, Score, write_report
-from stages.formats.suites import Suite, read_suite
+from stages.core.context import Context
+from stages.core.errors import ConfigError, InputError
+from stages.evaluate.spec import COLUMNS, TABLES, EvaluateConfig, Task
+from stages.lib.formats.reports import TOY, Aggregate, EvaluatedModel, Harness, Report, Score, write_report
+from stages.lib.formats.suites import Suite, read_suite
 
 HEADLINE = {"winogrande": "acc", "mmlu": "acc"}
-"""The metric that the paper's tables print: acc_norm, but acc for these (RECIPE 7)."""
+"""The metric that the paper's tables print: acc_norm, but acc for these (paper 7)."""
 TORCH_DTYPE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -31,7 +32,11 @@ def run(ctx: Context[EvaluateConfig]) -> None:
     from stages.evaluate import harness  # imports torch and transformers: after the environment is set
 
     index = harness.TaskIndex()
-    plans = [plan for name, tasks in ctx.config.suites.items() for plan in _plans(ctx, index, suite, suite_folder, name, tasks)]
+    plans = [
+        plan
+        for name, tasks in ctx.config.suites.items()
+        for plan in _plans(ctx, index, suite, suite_folder, name, tasks)
+    ]
     model = harness.load(ctx.input("model").path, ctx.config)
     results: list[Score] = []
     for number, plan in enumerate(plans):
@@ -40,7 +45,7 @@ def run(ctx: Context[EvaluateConfig]) -> None:
         results.extend(_scores(ctx, plan, scored, suite))
         _write_samples(ctx, plan, scored)
         headline = next(s for s in results[::-1] if s.headline)
-        ctx.log(f"{plan.suite}/{plan.task.task}, {plan.task.num_fewshot}-shot: {headline.metric} {headline.value:.4f}")
+        ctx.log(f"{plan.suite}/{headline.name}, {plan.task.num_fewshot}-shot: {headline.metric} {headline.value:.4f}")
     artifact = ctx.input("model")
     report = Report(
         model=EvaluatedModel(
@@ -56,7 +61,7 @@ def run(ctx: Context[EvaluateConfig]) -> None:
         aggregates=tuple(_aggregate(name, results) for name in ctx.config.suites),
     )
     write_report(ctx.output("report"), report)
-    ctx.stat(**{f"{s.suite}/{s.task}": round(s.value, 4) for s in results if s.headline})
+    ctx.stat(**{f"{s.suite}/{s.name}": round(s.value, 4) for s in results if s.headline})
     ctx.stat(**{f"{a.suite} average": round(a.value, 4) for a in report.aggregates})
     ctx.stat(comparable_to_paper=all(s.comparable_to_paper for s in results))
     ctx.describe("report", meta={"tasks": len(plans)})
@@ -74,7 +79,9 @@ def offline(scratch: Any) -> None:
     )
 
 
-def _plans(ctx: Context[EvaluateConfig], index: Any, suite: Suite, folder: Path, name: str, tasks: tuple[Task, ...]) -> list[Any]:
+def _plans(
+    ctx: Context[EvaluateConfig], index: Any, suite: Suite, folder: Path, name: str, tasks: tuple[Task, ...]
+) -> list[Any]:
     """The tasks of a suite, bound to the mirror; MMLU stands for those of its subjects that the mirror has."""
     from stages.evaluate.harness import Plan
 
@@ -95,8 +102,8 @@ def _plans(ctx: Context[EvaluateConfig], index: Any, suite: Suite, folder: Path,
             data_set = suite.find(path)
             if data_set is None or (config or "default") not in data_set.rows:
                 raise InputError(
-                    f"{ctx.node}: task {member} needs data set {path}, configuration {config or 'default'}, which the suite does not "
-                    f"hold; it has {', '.join(d.id for d in suite.data_sets)}"
+                    f"{ctx.node}: task {member} needs data set {path}, configuration {config or 'default'}, which the"
+                    f" suite does not hold; it has {', '.join(d.id for d in suite.data_sets)}"
                 )
         plans.append(Plan(name, task, tuple(members), folder))
     return plans
@@ -111,11 +118,17 @@ def _scores(ctx: Context[EvaluateConfig], plan: Any, scored: Any, suite: Suite) 
     notes = [
         *(["the data set was made from this run's own documents"] if synthetic else []),
         *([f"{scored.n} of {scored.n_total} documents"] if limited else []),
+        *(
+            [f"{scored.joined} answers were encoded apart from their questions: a piece of the vocabulary spans both"]
+            if scored.joined
+            else []
+        ),
         *([f"{len(plan.members)} of 57 subjects"] if plan.task.task == "mmlu" and len(plan.members) != 57 else []),
     ]
-    in_domain = path.partition("/")[2] in ctx.input("model").meta.get("benchmarks", ())
-    wanted = HEADLINE.get(plan.task.task, "acc_norm")
-    headline = wanted if wanted in scored.metrics else next(iter(scored.metrics))
+    name = path.partition("/")[2]
+    in_domain = (f"{TOY}{name}" if synthetic else name) in ctx.input("model").meta.get("benchmarks", ())
+    preferred = HEADLINE.get(plan.task.task, "acc_norm")
+    headline = preferred if preferred in scored.metrics else next(iter(scored.metrics))
     return [
         Score(
             suite=plan.suite,
@@ -134,6 +147,9 @@ def _scores(ctx: Context[EvaluateConfig], plan: Any, scored: Any, suite: Suite) 
             in_domain=in_domain,
             comparable_to_paper=not notes,
             note="; ".join(notes),
+            toy=synthetic,
+            table=TABLES.get(plan.suite),
+            column=COLUMNS.get(plan.task.task) if plan.suite in TABLES else None,
         )
         for metric, (value, stderr) in scored.metrics.items()
     ]

@@ -1,9 +1,12 @@
-"""The model answers in batches: it writes greedily, or chooses by likelihood. A batch answers as single questions would."""
+"""The model answers in batches: it writes greedily, or chooses by likelihood. A batch answers as single questions
+would.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -11,8 +14,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from stages.vision.modeling_moxin_vlm import MoxinVLM, pixel_values
-from stages.vision.prompts import answer_ids, prompt_ids
+from stages.lib.vision.modeling_moxin_vlm import MoxinVLM, pixel_values
+from stages.lib.vision.prompts import answer_ids, prompt_ids
 
 T = TypeVar("T")
 
@@ -35,19 +38,28 @@ class Answerer:
         self._features: dict[str, Tensor] = {}
         self.context = int(model.config.text_config.max_position_embeddings)
 
-    def look(self, images: Sequence[tuple[str, Image.Image]]) -> None:
-        """Compute the features of images by name."""
+    def look(self, images: Iterable[tuple[str, Image.Image]]) -> None:
+        """Compute the features of images by name, a batch of images at a time; those of earlier images are forgotten.
+
+        They wait in main memory: a benchmark's are gigabytes (1.1 MB an image in bf16), and the card holds the model.
+        """
+        self._features.clear()
         size = self._model.config.siglip_config.image_size
-        for part in _parts(images, self._batch_size):
+        stream = iter(images)
+        while part := list(islice(stream, self._batch_size)):
             pixels = pixel_values([image for _, image in part], size).to(self._device, self._model.dtype)
             for (name, _), features in zip(part, self._model.image_features(pixels), strict=True):
-                self._features[name] = features
+                self._features[name] = features.cpu()
 
     def ask(self, prompt: str, image: str) -> Asked:
         """A question about an image."""
-        return Asked(prompt_ids(self._tokenizer, prompt, self._model.config.image_token_id, self._model.config.patches), image)
+        return Asked(
+            prompt_ids(self._tokenizer, prompt, self._model.config.image_token_id, self._model.config.patches), image
+        )
 
-    def write(self, asked: Sequence[Asked], max_new_tokens: int, progress: Callable[[int], None] = lambda n: None) -> list[str]:
+    def write(
+        self, asked: Sequence[Asked], max_new_tokens: int, progress: Callable[[int], None] = lambda n: None
+    ) -> list[str]:
         """Greedy answers."""
         out = [""] * len(asked)
         for numbers in self._batches(asked):
@@ -67,7 +79,9 @@ class Answerer:
         return out
 
     @torch.no_grad()
-    def choose(self, asked: Sequence[Asked], options: Sequence[str], progress: Callable[[int], None] = lambda n: None) -> list[list[float]]:
+    def choose(
+        self, asked: Sequence[Asked], options: Sequence[str], progress: Callable[[int], None] = lambda n: None
+    ) -> list[list[float]]:
         """Log-likelihoods of the options for each question.
 
         Options of one token each, as upstream demands, are read off one forward pass; longer ones get one each.
@@ -81,7 +95,9 @@ class Answerer:
                 logits = self._logits([asked[i].ids for i in numbers], features, 1)[:, -1]
                 found = logits.log_softmax(-1)[:, [part[0] for part in tokens]].T
             else:
-                found = torch.stack([self._likelihood([asked[i].ids for i in numbers], part, features) for part in tokens])
+                found = torch.stack(
+                    [self._likelihood([asked[i].ids for i in numbers], part, features) for part in tokens]
+                )
             for i, row in zip(numbers, found.T.tolist(), strict=True):
                 out[i] = row
             progress(len(numbers))
@@ -98,7 +114,12 @@ class Answerer:
         ids, mask = self._padded(sequences)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         found = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, patch_features=features, logits_to_keep=last, use_cache=False
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            patch_features=features,
+            logits_to_keep=last,
+            use_cache=False,
         )
         return found.logits.float()
 
@@ -110,7 +131,7 @@ class Answerer:
         return ids, mask
 
     def _images(self, asked: Sequence[Asked], numbers: Sequence[int]) -> Tensor:
-        return torch.stack([self._features[asked[i].image] for i in numbers])
+        return torch.stack([self._features[asked[i].image] for i in numbers]).to(self._device)
 
     def _batches(self, asked: Sequence[Asked]) -> Iterator[list[int]]:
         """Numbers of questions, longest first, so that a batch has little padding."""

@@ -1,11 +1,13 @@
-"""Run `evaluate_vlm`: every question once with its image and once with another one's, scored; report, samples, pictures."""
+"""Run `evaluate_vlm`: every question once with its image and once with another one's, scored; report, samples,
+pictures.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,18 @@ from typing import Any
 import torch
 from PIL import Image
 
-from stages.core.contracts import ConfigError, Context, InputError
+from stages.core.context import Context
+from stages.core.errors import InputError
 from stages.evaluate_vlm import scorers
 from stages.evaluate_vlm.answering import Answerer
-from stages.evaluate_vlm.spec import EvaluateVlmConfig
-from stages.formats.reports import Aggregate, Control, EvaluatedModel, Harness, Report, Score, write_report
-from stages.formats.suites import Suite, read_suite
-from stages.vision import folder as folders
-from stages.vision.benchmarks import BENCHMARKS, Benchmark, Question, read_questions
-from stages.vision.conversations import ImageReader
-from stages.vision.images import MAX_BYTES, ImageProblem, decode
+from stages.evaluate_vlm.spec import COLUMNS, TABLE, EvaluateVlmConfig
+from stages.lib.formats.reports import TOY, Aggregate, Control, EvaluatedModel, Harness, Report, Score, write_report
+from stages.lib.formats.suites import Suite, read_suite
+from stages.lib.modeling.device import compute_device
+from stages.lib.vision import hf_checkpoint
+from stages.lib.vision.benchmarks import BENCHMARKS, Benchmark, Question, read_questions
+from stages.lib.vision.conversations import ImageReader
+from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode
 
 SUITE = "visual"
 """Name of the suite in the report: Table 8's."""
@@ -37,7 +41,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, what the model said and what that scored, with its image and blind. blind_*: None when not asked for."""
+    """A question, what the model said and what that scored, with its image and blind (None: not asked)."""
 
     question: Question
     answer: str
@@ -52,10 +56,13 @@ def run(ctx: Context[EvaluateVlmConfig]) -> None:
     suite = read_suite(folder)
     absent = [name for name in config.benchmarks if suite.find(name) is None]
     if absent:
-        raise InputError(f"{ctx.node}: the suite of {ctx.input('suite').node} does not hold {', '.join(absent)}; it has {', '.join(d.id for d in suite.data_sets)}")
-    device = _device(ctx)
+        raise InputError(
+            f"{ctx.node}: the suite of {ctx.input('suite').node} does not hold {', '.join(absent)}; it has"
+            f" {', '.join(d.id for d in suite.data_sets)}"
+        )
+    device = compute_device(ctx.node, ctx.config.device, ctx.config.precision)
     torch.set_num_threads(config.threads)
-    model, tokenizer = folders.load(ctx.input("model").path, DTYPES[config.precision])
+    model, tokenizer = hf_checkpoint.load(ctx.input("model").path, DTYPES[config.precision])
     parameters = sum(p.numel() for p in model.parameters())
     answerer = Answerer(model, tokenizer, config.batch_size, device)
     results: list[Score] = []
@@ -64,57 +71,63 @@ def run(ctx: Context[EvaluateVlmConfig]) -> None:
         ctx.progress(number, len(config.benchmarks), "benchmarks")
         answered, truncated, images, whole = _answer(ctx, answerer, name, folder)
         results.extend(_scores(BENCHMARKS[name], answered, truncated, suite, whole))
-        _write_samples(Path(ctx.output("report")), name, answered)
-        pictures.extend(_keep_pictures(Path(ctx.output("report")), name, answered, images, config.pictures))
+        shown = f"{TOY}{name}" if _made(suite, name) else name
+        _write_samples(Path(ctx.output("report")), name, shown, answered)
+        pictures.extend(_keep_pictures(Path(ctx.output("report")), shown, answered, images, config.pictures))
         ctx.log(_line(next(s for s in results[::-1] if s.headline)))
     (Path(ctx.output("report")) / "pictures.json").write_text(json.dumps(pictures, indent=1) + "\n", encoding="utf-8")
     _finish(ctx, results, parameters)
 
 
-def _device(ctx: Context[EvaluateVlmConfig]) -> torch.device:
-    config, gpu = ctx.config, torch.cuda.is_available()
-    if config.device == "cuda" and not gpu:
-        raise ConfigError(f"{ctx.node}.device = 'cuda', but this machine has no GPU: set 'auto' or 'cpu'")
-    device = torch.device("cuda" if gpu and config.device != "cpu" else "cpu")
-    if device.type == "cpu" and config.precision != "fp32":
-        raise ConfigError(f"{ctx.node}.precision = '{config.precision}' on a CPU is about 100 times slower than fp32: set 'fp32', or run on a GPU")
-    return device
-
-
-def _answer(ctx: Context[EvaluateVlmConfig], answerer: Answerer, name: str, folder: Path) -> tuple[list[Answered], int, dict[str, Image.Image], int]:
-    """Ask one benchmark's questions; also how many prompts did not fit, the images, and how many questions there are in all."""
+def _answer(
+    ctx: Context[EvaluateVlmConfig], answerer: Answerer, name: str, folder: Path
+) -> tuple[list[Answered], int, Images, int]:
+    """Ask one benchmark's questions; also how many prompts did not fit, the images, and how many questions there are in
+    all.
+    """
     config = ctx.config
     every = read_questions(folder, name)
     questions = every[: config.limit]
-    images = load_images(folder, name, dict.fromkeys(q.image for q in questions))
-    answerer.look(list(images.items()))
+    images = Images(folder, name)
+    names = list(dict.fromkeys(q.image for q in questions))
+    answerer.look((image, images[image]) for image in names)
     seen = _ask(answerer, questions, [q.image for q in questions], config)
     blind: list[tuple[str, Any]] | None = None
     if config.blind:
-        other = derangement(list(images), config.seed)
+        other = derangement(names, config.seed)
         blind = _ask(answerer, questions, [other[q.image] for q in questions], config)
     score = scorer(name, images)
     answered = []
     for i, question in enumerate(questions):
         unseen = blind[i] if blind is not None else None
         answered.append(
-            Answered(question, seen[i][0], score(question, seen[i][1]), unseen[0] if unseen else None, score(question, unseen[1]) if unseen else None)
+            Answered(
+                question,
+                seen[i][0],
+                score(question, seen[i][1]),
+                unseen[0] if unseen else None,
+                score(question, unseen[1]) if unseen else None,
+            )
         )
-    truncated = sum(len(answerer.ask(q.prompt, q.image).ids) + config.max_new_tokens > answerer.context for q in questions)
+    truncated = sum(
+        len(answerer.ask(q.prompt, q.image).ids) + config.max_new_tokens > answerer.context for q in questions
+    )
     return answered, truncated, images, len(every)
 
 
-def load_images(folder: Path, name: str, wanted: Sequence[str] | dict[str, None]) -> dict[str, Image.Image]:
-    """The images of a benchmark's questions. Raises InputError naming one that cannot be used."""
-    reader = ImageReader(folder.glob(f"{name}-[0-9]*.zip"), MAX_BYTES)
-    out = {}
-    for image in wanted:
+class Images:
+    """A benchmark's images by name, decoded when one is asked for: TallyQA's would be fourteen gigabytes at once."""
+
+    def __init__(self, folder: Path, benchmark: str) -> None:
+        self._benchmark = benchmark
+        self._reader = ImageReader(folder.glob(f"{benchmark}-[0-9]*.zip"), MAX_BYTES)
+
+    def __getitem__(self, name: str) -> Image.Image:
+        """Raises InputError when it cannot be used."""
         try:
-            out[image] = decode(reader[image])[0]
+            return decode(self._reader[name])[0]
         except (KeyError, ImageProblem) as error:
-            raise InputError(f"benchmark {name}: image {image} cannot be used: {error}") from error
-    reader.close()
-    return out
+            raise InputError(f"benchmark {self._benchmark}: image {name} cannot be used: {error}") from error
 
 
 def derangement(names: list[str], seed: int) -> dict[str, str]:
@@ -124,8 +137,10 @@ def derangement(names: list[str], seed: int) -> dict[str, str]:
     return dict(zip(order, [*order[1:], *order[:1]], strict=True))
 
 
-def _ask(answerer: Answerer, questions: Sequence[Question], images: Sequence[str], config: EvaluateVlmConfig) -> list[tuple[str, Any]]:
-    """(answer for people, answer for the scorer) of each question: written text, or the number of the likeliest option."""
+def _ask(
+    answerer: Answerer, questions: Sequence[Question], images: Sequence[str], config: EvaluateVlmConfig
+) -> list[tuple[str, Any]]:
+    """(answer for people, answer for the scorer) of each question: text, or the number of the likeliest option."""
     asked = [answerer.ask(q.prompt, image) for q, image in zip(questions, images, strict=True)]
     if not questions[0].options:
         return [(text, text) for text in answerer.write(asked, config.max_new_tokens)]
@@ -134,25 +149,31 @@ def _ask(answerer: Answerer, questions: Sequence[Question], images: Sequence[str
     return [(options[choice], choice) for choice in choices]
 
 
-def scorer(name: str, images: dict[str, Image.Image]) -> Callable[[Question, Any], float]:
+def scorer(name: str, images: Mapping[str, Image.Image] | Images) -> Callable[[Question, Any], float]:
     """The benchmark's score of one answer."""
     if name == "gqa":
         return lambda q, answer: scorers.exact_match(answer, q.truth)
     if name == "vizwiz":
         return lambda q, answer: scorers.vqa_accuracy(answer, q.truth)
     if name in IOU:
-        return lambda q, answer: scorers.grounded(answer, scorers.normalized_box(q.truth, q.size or images[q.image].size), IOU[name])
+        return lambda q, answer: scorers.grounded(
+            answer, scorers.normalized_box(q.truth, q.size or images[q.image].size), IOU[name]
+        )
     return lambda q, answer: scorers.chosen(answer, q.truth)
 
 
 def _scores(benchmark: Benchmark, answered: list[Answered], truncated: int, suite: Suite, whole: int) -> list[Score]:
     """The benchmark's headline, then its groups."""
-    data_set = suite.find(benchmark.name)
-    assert data_set is not None
+    toy = _made(suite, benchmark.name)
     notes = [
-        *(["scenes that this run rendered, in the data set's format"] if data_set.origin == "machine" else []),
+        *(["scenes that this run rendered, in the data set's format"] if toy else []),
         *([f"{len(answered)} of {whole} questions"] if len(answered) < whole else []),
-        *([f"the suite has {whole} questions, the published split {benchmark.total}"] if data_set.origin != "machine" and whole != benchmark.total else []),
+        *(
+            [f"the suite has {whole} questions, the published split {benchmark.total}"]
+            if not toy and whole != benchmark.total
+            else []
+        ),
+        *([f"{truncated} questions lost their beginning to the context's length"] if truncated else []),
     ]
     groups = dict.fromkeys(a.question.group for a in answered if a.question.group)
     parts = [("", answered), *((f"/{group}", [a for a in answered if a.question.group == group]) for group in groups)]
@@ -174,13 +195,23 @@ def _scores(benchmark: Benchmark, answered: list[Answered], truncated: int, suit
                 split=benchmark.split,
                 task_version=HARNESS_VERSION,
                 truncated=truncated if not suffix else 0,
-                in_domain=data_set.origin == "machine",
-                comparable_to_paper=not notes and not truncated,
+                in_domain=toy,
+                comparable_to_paper=not notes,
                 note="; ".join(notes),
+                toy=toy,
+                table=TABLE,
+                column=COLUMNS[benchmark.name] if not suffix else None,
                 control=_control(benchmark, part, value, bool(suffix)),
             )
         )
     return out
+
+
+def _made(suite: Suite, name: str) -> bool:
+    """Whether a benchmark's images and questions are this pipeline's own."""
+    data_set = suite.find(name)
+    assert data_set is not None
+    return data_set.origin == "machine"
 
 
 def _mean(benchmark: Benchmark, scores: list[float], part: list[Answered], inside: bool) -> tuple[float, float | None]:
@@ -200,30 +231,38 @@ def _control(benchmark: Benchmark, part: list[Answered], value: float, inside: b
 
 def _line(score: Score) -> str:
     control = f", blind {score.control.value:.4f}" if score.control else ""
-    return f"{score.task}: {score.metric} {score.value:.4f}{control} ({score.n} questions)"
+    return f"{score.name}: {score.metric} {score.value:.4f}{control} ({score.n} questions)"
 
 
-def _write_samples(folder: Path, name: str, answered: list[Answered]) -> None:
+def _write_samples(folder: Path, name: str, shown: str, answered: list[Answered]) -> None:
     (folder / "samples").mkdir(exist_ok=True)
     with open(folder / "samples" / f"{SUITE}.{name}.jsonl", "w", encoding="utf-8") as stream:
         for a in answered:
-            stream.write(json.dumps(_sample(name, a), ensure_ascii=False) + "\n")
+            stream.write(json.dumps(_sample(shown, a), ensure_ascii=False) + "\n")
 
 
 def _sample(name: str, a: Answered) -> dict[str, Any]:
     q = a.question
     truth = q.options[q.truth] if q.options else q.truth
-    scored = {"answer": a.answer, "truth": truth, "score": a.score, "blind_answer": a.blind_answer, "blind_score": a.blind_score}
+    scored = {
+        "answer": a.answer,
+        "truth": truth,
+        "score": a.score,
+        "blind_answer": a.blind_answer,
+        "blind_score": a.blind_score,
+    }
     return {"benchmark": name, "id": q.id, "image": q.image, "group": q.group, "question": q.asked, **scored}
 
 
-def _keep_pictures(folder: Path, name: str, answered: list[Answered], images: dict[str, Image.Image], count: int) -> list[dict[str, Any]]:
+def _keep_pictures(
+    folder: Path, name: str, answered: list[Answered], images: Images, count: int
+) -> list[dict[str, Any]]:
     """A few questions, evenly spaced and so not chosen, with a small copy of their image."""
     kept = []
     (folder / "pictures").mkdir(exist_ok=True)
     for number in range(min(count, len(answered))):
         a = answered[number * len(answered) // count]
-        image = images[a.question.image].copy()
+        image = images[a.question.image]
         image.thumbnail((THUMBNAIL, THUMBNAIL))
         out = io.BytesIO()
         image.save(out, format="JPEG", quality=90)
@@ -249,11 +288,17 @@ def _finish(ctx: Context[EvaluateVlmConfig], results: list[Score], parameters: i
         harness=Harness(name=HARNESS, version=HARNESS_VERSION),
         seed=ctx.config.seed,
         results=tuple(results),
-        aggregates=(Aggregate(suite=SUITE, value=sum(s.value for s in heads) / len(heads), stderr=error, tasks=len(heads)),),
+        aggregates=(
+            Aggregate(suite=SUITE, value=sum(s.value for s in heads) / len(heads), stderr=error, tasks=len(heads)),
+        ),
     )
     write_report(ctx.output("report"), report)
-    ctx.stat(**{s.task: round(s.value, 4) for s in heads})
-    ctx.stat(**{f"{s.task} blind": round(s.control.value, 4) for s in heads if s.control})
-    sees = [s.task for s in heads if s.control and s.control.gain_stderr is not None and s.control.gain > 3 * s.control.gain_stderr]
+    ctx.stat(**{s.name: round(s.value, 4) for s in heads})
+    ctx.stat(**{f"{s.name} blind": round(s.control.value, 4) for s in heads if s.control})
+    sees = [
+        s.name
+        for s in heads
+        if s.control and s.control.gain_stderr is not None and s.control.gain > 3 * s.control.gain_stderr
+    ]
     ctx.stat(average=round(report.aggregates[0].value, 4), better_than_blind_by_3_errors=sees)
     ctx.describe("report", meta={"benchmarks": len(heads)})

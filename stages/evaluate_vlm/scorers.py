@@ -1,6 +1,7 @@
-"""How an answer is scored, each benchmark by its own definition (facts/vlm_and_evaluation.md 4; Prismatic's vlm-evaluation).
+"""How an answer is scored, each benchmark by its own definition (Prismatic's
+vlm-evaluation).
 
-A scorer gives one question's score, 0 to 1. Truths are what `stages.vision.benchmarks` reads.
+A scorer gives one question's score, 0 to 1. Truths are what `stages.lib.vision.benchmarks` reads.
 """
 
 from __future__ import annotations
@@ -13,11 +14,79 @@ from collections.abc import Sequence
 from typing import Any
 
 GQA_PUNCTUATION = str.maketrans("", "", string.punctuation)
-VQA_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 """The official VQA evaluation's list. A sign beside a blank is dropped, any other one becomes a blank."""
-NUMBERS = {word: str(number) for number, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])} | {"none": "0"}
+NUMBERS = {
+    word: str(number)
+    for number, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
+} | {"none": "0"}
 ARTICLES = frozenset(("a", "an", "the"))
-CONTRACTIONS = ["ain't", "aren't", "can't", "could've", "couldn't", "didn't", "doesn't", "don't", "hadn't", "hasn't", "haven't", "he'd", "he's", "how'd", "how's", "i'm", "i've", "isn't", "it'd", "it'll", "let's", "might've", "mustn't", "must've", "needn't", "o'clock", "shan't", "she's", "should've", "shouldn't", "somebody's", "someone's", "something's", "that's", "there's", "they'd", "they'll", "they're", "they've", "'twas", "wasn't", "we've", "weren't", "what'll", "what's", "what've", "when's", "where'd", "where's", "who'd", "who'll", "who's", "who've", "why's", "won't", "would've", "wouldn't", "y'all", "you'd", "you'll", "you're", "you've"]
+CONTRACTIONS = [
+    "ain't",
+    "aren't",
+    "can't",
+    "could've",
+    "couldn't",
+    "didn't",
+    "doesn't",
+    "don't",
+    "hadn't",
+    "hasn't",
+    "haven't",
+    "he'd",
+    "he's",
+    "how'd",
+    "how's",
+    "i'm",
+    "i've",
+    "isn't",
+    "it'd",
+    "it'll",
+    "let's",
+    "might've",
+    "mustn't",
+    "must've",
+    "needn't",
+    "o'clock",
+    "shan't",
+    "she's",
+    "should've",
+    "shouldn't",
+    "somebody's",
+    "someone's",
+    "something's",
+    "that's",
+    "there's",
+    "they'd",
+    "they'll",
+    "they're",
+    "they've",
+    "'twas",
+    "wasn't",
+    "we've",
+    "weren't",
+    "what'll",
+    "what's",
+    "what've",
+    "when's",
+    "where'd",
+    "where's",
+    "who'd",
+    "who'll",
+    "who's",
+    "who've",
+    "why's",
+    "won't",
+    "would've",
+    "wouldn't",
+    "y'all",
+    "you'd",
+    "you'll",
+    "you're",
+    "you've",
+]
 """Words that get back the apostrophe that careless writing leaves out."""
 _RESTORED = {word.replace("'", ""): word for word in CONTRACTIONS}
 _NUMBER_COMMA = re.compile(r"\d,\d")
@@ -60,7 +129,11 @@ def parse_box(answer: str) -> Box | None:
         value = ast.literal_eval(answer.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
-    if not isinstance(value, list) or len(value) != 4 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+    if (
+        not isinstance(value, list)
+        or len(value) != 4
+        or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+    ):
         return None
     x1, y1, x2, y2 = (float(v) for v in value)
     inside = all(math.isfinite(v) and 0.0 <= v <= 1.0 for v in (x1, y1, x2, y2))
@@ -79,7 +152,9 @@ def iou(one: Box, other: Box) -> float:
 def normalized_box(pixels: Sequence[float], size: tuple[int, int]) -> Box:
     """A box in pixels as shares of width and height, rounded to two places as the prompts' boxes are."""
     width, height = size
-    x1, y1, x2, y2 = (round(value / side, 2) for value, side in zip(pixels, (width, height, width, height), strict=True))
+    x1, y1, x2, y2 = (
+        round(value / side, 2) for value, side in zip(pixels, (width, height, width, height), strict=True)
+    )
     return x1, y1, x2, y2
 
 

@@ -1,12 +1,15 @@
-"""Run `grpo`: measure the parent, train through the stretches of growing response length, measure the child, write its folder.
+"""Run `grpo`: train through the phases of growing response length, keep the child, measure it and its parent, write
+its card.
 
-A checkpoint is the trainer's, with `position.json` (which stretch) and, after the first, `start/`: the weights that the stretch began
-from, which its KL term compares with. At the end of a stretch a checkpoint holds nothing but the next one's start.
+A checkpoint is the trainer's, with `position.json` (which phase) and, after the first, `start/`: the weights that the
+phase began from, which its KL term compares with. At the end of a phase a checkpoint holds nothing but the next
+one's start.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,19 @@ import torch
 from datasets import Dataset
 from trl.trainer.grpo_config import GRPOConfig as TrlConfig
 
-from stages.core.contracts import Context, Preempted
-from stages.engines import areal, verl
-from stages.finetuning import models
-from stages.finetuning.card import tuning_card, write_samples
-from stages.finetuning.trainer import Bridge, common_arguments, train
-from stages.formats.effects import as_stats
-from stages.grpo.evaluation import Heldout, Measured, Questions, compare, read_questions, samples
+from stages.core.context import Context
+from stages.core.errors import Preempted
+from stages.grpo.evaluation import Answered, Heldout, Questions, compare, read_questions, samples
 from stages.grpo.rollout import RolloutTrainer, verified_reward
 from stages.grpo.spec import GrpoConfig
-from stages.modeling.folder import save_child
-from stages.verifier import Verifier
+from stages.lib.engines import areal, verl
+from stages.lib.finetuning import model_loading, trained_model
+from stages.lib.finetuning.heldout_evaluation import compared, measure
+from stages.lib.finetuning.model_card import tuning_card, write_samples
+from stages.lib.finetuning.trl_trainer import Bridge, common_arguments, train
+from stages.lib.formats.paired_eval import as_stats
+from stages.lib.modeling.hf_checkpoint import read_shape, save_child
+from stages.lib.verifier import Verifier
 
 ENGINES: dict[str, Any] = {"verl": verl, "areal": areal}
 POSITION, START = "position.json", "start"
@@ -49,131 +54,176 @@ METRICS = {
 def run(ctx: Context[GrpoConfig]) -> None:
     """Reinforce."""
     config = ctx.config
-    device = models.prepare(ctx)
-    template = models.parent_template(ctx)
+    device = model_loading.prepare(ctx)
+    template = model_loading.parent_template(ctx)
     parent = Path(ctx.input("parent").path)
-    tokenizer = models.load_tokenizer(parent, template)
+    tokenizer = model_loading.load_tokenizer(parent, template)
     questions = read_questions(ctx, tokenizer, "problems")
     heldout = Heldout(ctx, tokenizer, read_questions(ctx, tokenizer, "heldout", config.eval_problems))
-    responses = sum(s.steps * config.prompts * s.group for s in config.stages)
-    ctx.log(f"{len(questions.prompts):,} problems, {responses:,} responses to learn from; {len(heldout.questions.prompts)} problems held out")
-    with Verifier(workers=config.verify_workers, rule=config.rule) as verifier:
-        before = heldout.measure(models.load_model(parent, device), verifier)
-        warn_of_cuts(ctx, before)
-        model = reinforce(ctx, tokenizer, questions, verifier, device, template)
-        outcomes = dict(sorted(verifier.counts.items()))
-        after = heldout.measure(model, verifier)
-    effects = compare(ctx, before, after)
-    stats = {
+    responses = sum(s.steps * config.prompts_per_step * s.num_generations for s in config.context_phases)
+    ctx.log(
+        f"{len(questions.prompts):,} problems, {responses:,} responses to learn from; {len(heldout.questions.prompts)}"
+        " problems held out"
+    )
+    checkpoint = ctx.checkpoints.latest()
+    if (kept := trained_model.restore(ctx, checkpoint)) is None:
+        model, outcomes = reinforce(ctx, tokenizer, questions, device, template, checkpoint)
+        kept = trained_model.keep(ctx, model, template, _steps(config, len(config.context_phases)), outcomes=outcomes)
+        del model
+    measured = measure(ctx, "grpo", Path(ctx.output("model")), device, [heldout.part()])
+    before, after = (
+        Answered(**values["problems"]) if "problems" in values else None for values in (measured.before, measured.after)
+    )
+    effects = compared(ctx, measured, lambda: compare(ctx, before, after) if before and after else [])
+    stats: dict[str, Any] = {
         "problems": len(questions.prompts),
         "removed": dict(sorted(questions.removed.items())),
-        "steps": sum(s.steps for s in config.stages),
+        "steps": sum(s.steps for s in config.context_phases),
         "responses": responses,
-        "outcomes": outcomes,
-        "before_truncated": before.truncated,
-        "after_truncated": after.truncated,
-        "before_length": before.length,
-        "after_length": after.length,
+        "outcomes": kept["outcomes"],
+        **measured.stats(),
     }
-    folder = models.describe_child(ctx, model, template, tuning_card(ctx, "grpo", stats, effects, ("problems",)))
-    ctx.stat(**stats, **as_stats(effects), samples=write_samples(folder, samples(heldout, before, after)))
+    for name, one in (("before", before), ("after", after)):
+        stats |= {} if one is None else {f"{name}_truncated": one.truncated, f"{name}_length": one.length}
+    if before:
+        warn_of_cuts(ctx, before)
+    folder = trained_model.describe(
+        ctx, template, tuning_card(ctx, "grpo", stats, effects, ("problems",)), kept["parameters"]
+    )
+    ctx.stat(
+        **stats,
+        **as_stats(effects),
+        samples=write_samples(folder, samples(heldout, before, after) if before and after else []),
+    )
 
 
-def warn_of_cuts(ctx: Context[GrpoConfig], parent: Measured) -> None:
-    """A stretch that cuts most of what the parent writes rewards nothing: its steps are noise, and undo what was learned."""
-    for number, here in enumerate(ctx.config.stages):
-        cut = sum(length > here.max_response for length in parent.lengths) / len(parent.lengths)
+def warn_of_cuts(ctx: Context[GrpoConfig], parent: Answered) -> None:
+    """A phase that cuts most of what the parent writes rewards nothing: its steps are noise, and undo what was
+    learned.
+    """
+    for number, here in enumerate(ctx.config.context_phases):
+        cut = sum(length > here.max_response_length for length in parent.lengths) / len(parent.lengths)
         if cut > 0.5:
-            message = f"stages.{number}.max_response = {here.max_response}: {cut:.0%} of the parent's answers are longer, are cut and earn nothing"
+            message = (
+                f"context_phases.{number}.max_response_length = {here.max_response_length}: {cut:.0%} of the parent's"
+                " answers are longer, are cut and earn nothing"
+            )
             ctx.log(f"{message}; raise it", "warning")
 
 
-def reinforce(ctx: Context[GrpoConfig], tokenizer: Any, questions: Questions, verifier: Verifier, device: torch.device, template: str) -> Any:
-    """Train through the stretches that are left. Returns the model."""
+def reinforce(
+    ctx: Context[GrpoConfig],
+    tokenizer: Any,
+    questions: Questions,
+    device: torch.device,
+    template: str,
+    checkpoint: tuple[int, Any] | None,
+) -> tuple[Any, dict[str, int]]:
+    """Train through the phases that are left; checkpoint: the newest one. Returns the model, and how the
+    verifier's checks here ended.
+    """
     config, parent = ctx.config, Path(ctx.input("parent").path)
     if config.engine != "trl":
-        trained = models.load_model(parent, device)
-        ENGINES[config.engine].reinforce(ctx, trained, lambda number: schedule(questions, config, number))
-        return trained
-    found = ctx.checkpoints.latest()
-    folder = found[1] if found else None
-    first = json.loads((folder / POSITION).read_text())["stretch"] if folder else 0
-    start = folder / START if folder and first else parent
-    resume = folder if folder and (folder / "trainer_state.json").is_file() else None
-    model: Any = None
-    for number in range(first, len(config.stages)):
-        model = models.load_model(start, device)
-        stretch(ctx, model, tokenizer, questions, verifier, number, start if number else None, resume)
-        resume = None
-        if number + 1 < len(config.stages):
-            start = Path(ctx.scratch) / f"next-{number + 1}" / START
-            start.mkdir(parents=True)
-            save_child(model.state_dict(), parent, start, "", template)
-            _hand_over(ctx, start.parent, number + 1)
-    return model
+        trained = model_loading.load_model(parent, model_loading.parent_device(ctx, device))
+        ENGINES[config.engine].reinforce(ctx, trained, lambda number: schedule(questions, config, number), checkpoint)
+        return trained, {}  # its reward workers check by themselves
+    with Verifier(workers=config.verify_workers, rule=config.verifier_rule) as verifier:
+        phases = TrlPhases(ctx, tokenizer, questions, verifier)
+        model = phases.train(device, template, checkpoint[1] if checkpoint else None)
+        return model, dict(sorted(verifier.counts.items()))
+
+
+@dataclass(frozen=True)
+class TrlPhases:
+    """Context phases trained with TRL, in this process."""
+
+    ctx: Context[GrpoConfig]
+    tokenizer: Any
+    questions: Questions
+    verifier: Verifier
+
+    def train(self, device: torch.device, template: str, folder: Path | None) -> Any:
+        """Train through the phases that are left; return the model. folder: of the newest checkpoint."""
+        ctx, config, parent = self.ctx, self.ctx.config, Path(self.ctx.input("parent").path)
+        first = json.loads((folder / POSITION).read_text())["phase"] if folder else 0
+        start = folder / START if folder and first else parent
+        resume = folder if folder and (folder / "trainer_state.json").is_file() else None
+        model: Any = None
+        for number in range(first, len(config.context_phases)):
+            model = model_loading.load_model(start, device, dropout=config.attention_dropout)
+            self.train_phase(model, number, start, resume)
+            resume = None
+            if number + 1 < len(config.context_phases):
+                start = Path(ctx.scratch) / f"next-{number + 1}" / START
+                start.mkdir(parents=True)
+                save_child(model.state_dict(), parent, start, "", template)
+                _hand_over(ctx, start.parent, number + 1)
+        return model
+
+    def train_phase(self, model: Any, number: int, start: Path, resume: Path | None) -> None:
+        """Train one phase in place. start: the model folder that it began from; resume: the trainer's checkpoint."""
+        ctx, config = self.ctx, self.ctx.config
+        trainer = RolloutTrainer(
+            model=model,
+            args=TrlConfig(**trl_arguments(ctx, number, next(model.parameters()).device)),
+            train_dataset=schedule(self.questions, config, number),
+            processing_class=self.tokenizer,
+            reward_funcs=[verified_reward(self.verifier, config)],
+            advantage=config.advantage,
+            rows=config.rollout_rows(read_shape(start)[0], number),
+        )
+
+        def mark(folder: Path) -> None:
+            (folder / POSITION).write_text(json.dumps({"phase": number}))
+            if number:  # the first phase began from the parent
+                (folder / START).mkdir()
+                for path in start.iterdir():
+                    (folder / START / path.name).write_bytes(path.read_bytes())
+
+        total, offset = _steps(config, len(config.context_phases)), _steps(config, number)
+        bridge = Bridge(ctx, METRICS, offset=offset, total=total, period=config.num_mini_batches, on_save=mark)
+        train(ctx, trainer, bridge, resume)
 
 
 def _hand_over(ctx: Context[GrpoConfig], folder: Path, number: int) -> None:
-    """Publish the start of the next stretch as a checkpoint; stop here when asked to."""
-    (folder / POSITION).write_text(json.dumps({"stretch": number}))
+    """Publish the start of the next phase as a checkpoint; stop here when asked to."""
+    (folder / POSITION).write_text(json.dumps({"phase": number}))
     step = _steps(ctx.config, number)
     ctx.checkpoints.save(step, folder)
     if ctx.stopping:
-        raise Preempted(f"stopped at step {step} of {_steps(ctx.config, len(ctx.config.stages))}; the next run goes on from there")
+        raise Preempted(
+            f"stopped at step {step} of {_steps(ctx.config, len(ctx.config.context_phases))}; the next run goes on from"
+            " there"
+        )
 
 
-def _steps(config: GrpoConfig, stretches: int) -> int:
-    """Optimizer steps of the first stretches."""
-    return sum(s.steps for s in config.stages[:stretches]) * config.minibatches
-
-
-def stretch(
-    ctx: Context[GrpoConfig], model: Any, tokenizer: Any, questions: Questions, verifier: Verifier, number: int, start: Path | None, resume: Path | None
-) -> None:
-    """Train one stretch in place. start: what it began from, kept with its checkpoints (None: the parent)."""
-    config = ctx.config
-    trainer = RolloutTrainer(
-        model=model,
-        args=TrlConfig(**trl_arguments(ctx, number, next(model.parameters()).device)),
-        train_dataset=schedule(questions, config, number),
-        processing_class=tokenizer,
-        reward_funcs=[verified_reward(verifier, config)],
-        advantage=config.advantage,
-    )
-
-    def mark(folder: Path) -> None:
-        (folder / POSITION).write_text(json.dumps({"stretch": number}))
-        if start is not None:
-            (folder / START).mkdir()
-            for path in start.iterdir():
-                (folder / START / path.name).write_bytes(path.read_bytes())
-
-    total, offset = _steps(config, len(config.stages)), _steps(config, number)
-    train(ctx, trainer, Bridge(ctx, METRICS, offset=offset, total=total, period=config.minibatches, on_save=mark), resume)
+def _steps(config: GrpoConfig, phases: int) -> int:
+    """Optimizer steps of the first phases."""
+    return sum(s.steps for s in config.context_phases[:phases]) * config.num_mini_batches
 
 
 def trl_arguments(ctx: Context[GrpoConfig], number: int, device: torch.device) -> dict[str, Any]:
-    """TRL's settings of one stretch (facts/post_training.md 2: the map from DeepScaleR's)."""
-    config, here = ctx.config, ctx.config.stages[number]
-    responses = config.prompts * here.group
+    """TRL's settings of one phase, mapped from DeepScaleR's of verl."""
+    config, here = ctx.config, ctx.config.context_phases[number]
+    responses = config.prompts_per_step * here.num_generations
     return {
         **common_arguments(ctx, device),
-        "max_steps": here.steps * config.minibatches,
-        "gradient_accumulation_steps": responses // config.minibatches // config.micro_batch,
-        "steps_per_generation": responses // config.micro_batch,
-        "num_generations": here.group,
-        "max_completion_length": here.max_response,
+        "max_steps": here.steps * config.num_mini_batches,
+        "gradient_accumulation_steps": responses // config.num_mini_batches // config.micro_batch_size,
+        "steps_per_generation": responses // config.micro_batch_size,
+        "num_generations": here.num_generations,
+        "max_completion_length": here.max_response_length,
         "temperature": config.temperature,
         "top_p": 1.0,
         "top_k": 0,
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
-        "beta": config.kl,
+        "beta": config.kl_coef,
         "use_bias_correction_kl": False,  # verl's low_var_kl
-        "epsilon": config.clip,
+        "epsilon": config.clip_ratio,
         "loss_type": "dapo",  # mean over the tokens of the global batch: verl's token-mean
         "scale_rewards": "group",
-        "entropy_coef": config.entropy,
+        "entropy_coef": config.entropy_coef,
         "num_iterations": 1,
         "mask_truncated_completions": False,
         "shuffle_dataset": False,  # `schedule` orders the problems
@@ -181,10 +231,12 @@ def trl_arguments(ctx: Context[GrpoConfig], number: int, device: torch.device) -
 
 
 def schedule(questions: Questions, config: GrpoConfig, number: int) -> Dataset:
-    """The prompts of a stretch, in order: seeded permutations of the problems, one after the other, running on through the stretches."""
+    """The prompts of a phase, in order: seeded permutations of the problems, one after the other, running on through
+    the phases.
+    """
     count = len(questions.prompts)
-    begin = sum(s.steps for s in config.stages[:number]) * config.prompts
-    wanted = range(begin, begin + config.stages[number].steps * config.prompts)
-    epochs = {e: np.random.default_rng([config.seed, e]).permutation(count) for e in {i // count for i in wanted}}
-    order = [int(epochs[i // count][i % count]) for i in wanted]
+    begin = sum(s.steps for s in config.context_phases[:number]) * config.prompts_per_step
+    positions = range(begin, begin + config.context_phases[number].steps * config.prompts_per_step)
+    epochs = {e: np.random.default_rng([config.seed, e]).permutation(count) for e in {i // count for i in positions}}
+    order = [int(epochs[i // count][i % count]) for i in positions]
     return Dataset.from_list([{"prompt": questions.prompts[i], "answer": questions.answers[i]} for i in order])

@@ -1,4 +1,4 @@
-"""Conversations and benchmarks that somebody else made: rows and images are checked one by one, and counted by reason."""
+"""Conversations and benchmarks that somebody else made: each row and image is checked, and counted by reason."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.core.contracts import ConfigError, Context, InputError
+from stages.core.context import Context
+from stages.core.errors import ConfigError, InputError
 from stages.image_data.spec import BenchmarkFiles, ConversationFile, ImageDataConfig
-from stages.vision.benchmarks import BENCHMARKS, read_questions
-from stages.vision.conversations import Conversation, ImageReader, ImageWriter, RowProblem, parse
-from stages.vision.images import MAX_BYTES, ImageProblem, decode, read_image
+from stages.lib.formats.compression import Damaged, lines_of, text_of
+from stages.lib.vision.benchmarks import BENCHMARKS, read_questions
+from stages.lib.vision.conversations import Conversation, ImageReader, ImageWriter, RowProblem, parse
+from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode, read_image
 
 CHUNK = 512
 """Rows whose images are in memory at one time."""
@@ -80,16 +82,12 @@ def read_json(file: ConversationFile, where: str) -> Iterator[Any]:
     """The rows of a JSON list or of JSON lines. Raises InputError."""
     path = Path(file.path)
     try:
-        with open(path, encoding="utf-8") as stream:
-            start = stream.read(1)
-            stream.seek(0)
-            if start == "[":
-                yield from json.load(stream)
-                return
-            for line in stream:
-                if line.strip():
-                    yield json.loads(line)
-    except (OSError, ValueError, RecursionError) as error:
+        first = next(lines_of(path), "")
+        if first.startswith("["):
+            yield from json.loads(text_of(path))
+        else:
+            yield from map(json.loads, lines_of(path))
+    except (OSError, ValueError, RecursionError, Damaged) as error:
         raise InputError(f"{where}: {path.name} cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -117,7 +115,9 @@ def _chunk(
     writer: ImageWriter,
     pool: ThreadPoolExecutor,
 ) -> Iterator[Conversation]:
-    """The usable rows of one chunk, in order. known: images of this source that were looked at, and what is wrong with them."""
+    """The usable rows of one chunk, in order. known: images of this source that were looked at, and what is wrong with
+    them.
+    """
     parsed: list[tuple[str, Conversation]] = []
     for number, row in chunk:
         counts.rows[file.name] += 1
@@ -162,7 +162,7 @@ def _reasons(counts: Counts) -> str:
 
 
 def import_benchmark(ctx: Context[ImageDataConfig], name: str, files: BenchmarkFiles, folder: Path) -> int:
-    """Copy one benchmark into the suite. All of its images must be usable: a score of fewer questions does not compare."""
+    """Copy one benchmark into the suite. All of its images must be usable: scores of fewer questions do not compare."""
     where = f"{ctx.node}.benchmarks.{name}"
     (folder / name).mkdir(parents=True)
     for file in BENCHMARKS[name].files:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stages.image_data.scenes import COLORS, SHAPES, THINGS, Scene, Thing
-from stages.vision import prompts
+from stages.lib.vision import prompts
 
 RELATIONS = ("left of", "right of", "above", "below")
 POPE_KINDS = ("adversarial", "popular", "random")
@@ -27,7 +27,9 @@ POPE_KINDS = ("adversarial", "popular", "random")
 
 @dataclass(frozen=True)
 class Asked:
-    """A question in a benchmark's own words, its answer as the model should write it, and what the benchmark's file needs."""
+    """A question in a benchmark's own words, its answer as the model should write it, and what the benchmark's file
+    needs.
+    """
 
     question: str
     answer: str
@@ -83,7 +85,11 @@ def ocid(rng: random.Random, scene: Scene) -> Asked | None:
 def holds(one: Thing, other: Thing, relation: str) -> bool:
     """Whether `one` is in that relation to `other`, in the same row or column."""
     if relation in ("left of", "right of"):
-        return one.row == other.row and (one.column < other.column) == (relation == "left of") and one.column != other.column
+        return (
+            one.row == other.row
+            and (one.column < other.column) == (relation == "left of")
+            and one.column != other.column
+        )
     return one.column == other.column and (one.row < other.row) == (relation == "above") and one.row != other.row
 
 
@@ -101,8 +107,10 @@ def vsr(rng: random.Random, scene: Scene) -> Asked | None:
 
 
 def pope(rng: random.Random, scene: Scene, kind: str = "random") -> Asked | None:
-    """Half of the things asked for are there. The absent ones: any (random), the commonest of all scenes (popular: here all
-    are equally common, so the same one always), or one that shares colour or shape with a thing that is there (adversarial)."""
+    """Half of the things asked for are there. The absent ones: any (random), the commonest of all scenes (popular: here
+    all are equally common, so the same one always), or one that shares colour or shape with a thing that is there
+    (adversarial).
+    """
     present = [thing.name for thing in scene.things]
     absent = [name for name in THINGS if name not in present]
     if rng.random() < 0.5:
@@ -128,11 +136,18 @@ def tallyqa(rng: random.Random, scene: Scene) -> Asked | None:
 
 Maker = Callable[[random.Random, Scene], Asked | None]
 MAKERS: Mapping[str, Maker] = {
-    "gqa": gqa, "vizwiz": vizwiz, "refcoco": refcoco, "ocid": ocid, "vsr": vsr, "pope": pope, "tallyqa": tallyqa,
+    "gqa": gqa,
+    "vizwiz": vizwiz,
+    "refcoco": refcoco,
+    "ocid": ocid,
+    "vsr": vsr,
+    "pope": pope,
+    "tallyqa": tallyqa,
 }
 WEIGHTS: Mapping[str, float] = {"gqa": 4, "vizwiz": 1, "refcoco": 4, "ocid": 1, "vsr": 0.5, "pope": 0.5, "tallyqa": 0.2}
-"""How often a type is drawn for training. A small model learns little of what it sees a few hundred times, and TallyQA's prompt of
-sixteen options costs twice as many tokens as any other."""
+"""How often a type is drawn for training. A small model learns little of what it sees a few hundred times, and
+TallyQA's prompt of sixteen options costs twice as many tokens as any other.
+"""
 PROMPTS: Mapping[str, Callable[[str], str]] = {
     "gqa": prompts.short_answer,
     "vizwiz": prompts.uncertain,

@@ -13,7 +13,9 @@ COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "
 SHAPES = ("circle", "square", "triangle")
 THINGS = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 SIDE, PLACES = 7 / 8, 2
-"""A thing fills seven eighths of its cell's side, at one of 2 x 2 places: two places of one cell have an IoU of 0.58 or more."""
+"""A thing fills seven eighths of its cell's side, at one of 2 x 2 places: two places of one cell have an IoU of 0.58 or
+more.
+"""
 
 
 @dataclass(frozen=True)

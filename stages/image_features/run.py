@@ -10,20 +10,22 @@ from typing import Any
 
 import torch
 
-from stages.core.contracts import ConfigError, Context, InputError
-from stages.core.store import file_sha256
+from stages.core.context import Context
+from stages.core.errors import ConfigError, InputError
+from stages.core.files import file_sha256
 from stages.image_features.spec import ImageFeaturesConfig
-from stages.vision.conversations import ImageReader, read_rows
-from stages.vision.features import FeatureWriter
-from stages.vision.images import MAX_BYTES, ImageProblem, decode
-from stages.vision.modeling_moxin_vlm import pixel_values, tower_features
-from stages.vision.towers import Kind, draw_towers, import_tower, patches, save_towers
+from stages.lib.modeling.device import compute_device
+from stages.lib.vision.conversations import ImageReader, read_rows
+from stages.lib.vision.features import FeatureWriter
+from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode
+from stages.lib.vision.modeling_moxin_vlm import pixel_values, tower_features
+from stages.lib.vision.towers import Kind, draw_towers, import_tower, patches, save_towers
 
 
 def run(ctx: Context[ImageFeaturesConfig]) -> None:
     """Write `towers` and `features`."""
     config, images = ctx.config, ctx.input("images")
-    device = _device(ctx)
+    device = compute_device(ctx.node, ctx.config.device, ctx.config.precision)
     torch.set_num_threads(config.threads)
     dino, siglip = _towers(ctx)
     save_towers(Path(ctx.output("towers")), dino, siglip)
@@ -37,19 +39,21 @@ def run(ctx: Context[ImageFeaturesConfig]) -> None:
     writer.close()
     parameters = sum(p.numel() for tower in (dino, siglip) for p in tower.parameters())
     shared = {"patches": count, "feature_width": width}
-    ctx.describe("towers", facets={**shared, "image_size": config.image_size}, meta={"parameters": parameters, "origin": config.origin})
-    ctx.describe("features", facets={**shared, "images_digest": digest}, meta={"images": len(names), "dtype": config.dtype})
-    ctx.stat(images=len(names), patches=count, feature_width=width, tower_parameters=parameters, images_per_second=round(len(names) / seconds, 1))
-
-
-def _device(ctx: Context[ImageFeaturesConfig]) -> torch.device:
-    config, gpu = ctx.config, torch.cuda.is_available()
-    if config.device == "cuda" and not gpu:
-        raise ConfigError(f"{ctx.node}.device = 'cuda', but this machine has no GPU: set 'auto' or 'cpu'")
-    device = torch.device("cuda" if gpu and config.device != "cpu" else "cpu")
-    if device.type == "cpu" and config.precision != "fp32":
-        raise ConfigError(f"{ctx.node}.precision = '{config.precision}' on a CPU is about 100 times slower than fp32: set 'fp32', or run on a GPU")
-    return device
+    ctx.describe(
+        "towers",
+        facets={**shared, "image_size": config.image_size},
+        meta={"parameters": parameters, "origin": config.origin},
+    )
+    ctx.describe(
+        "features", facets={**shared, "images_digest": digest}, meta={"images": len(names), "dtype": config.dtype}
+    )
+    ctx.stat(
+        images=len(names),
+        patches=count,
+        feature_width=width,
+        tower_parameters=parameters,
+        images_per_second=round(len(names) / seconds, 1),
+    )
 
 
 def _towers(ctx: Context[ImageFeaturesConfig]) -> tuple[Any, Any]:
@@ -64,8 +68,8 @@ def _towers(ctx: Context[ImageFeaturesConfig]) -> tuple[Any, Any]:
     for kind, path, sha256, shape in parts:
         if path is None or not Path(path).exists():
             raise ConfigError(
-                f"{ctx.node}.{kind}_path = {path!r}: name a Hugging Face folder or timm's safetensors file on this machine, or set "
-                f"{ctx.node}.origin = 'drawn'"
+                f"{ctx.node}.{kind}_path = {path!r}: name a Hugging Face folder or timm's safetensors file on this"
+                f" machine, or set {ctx.node}.origin = 'drawn'"
             )
         if sha256 is not None:
             _check_sum(f"{ctx.node}.{kind}_sha256", Path(path), sha256)
@@ -77,11 +81,19 @@ def _check_sum(where: str, path: Path, wanted: str) -> None:
     file = path / "model.safetensors" if path.is_dir() else path
     found = file_sha256(file) if file.is_file() else "no such file"
     if found != wanted:
-        raise InputError(f"{where} is {wanted[:12]}.., but {file.name} has {found[:12]}: these are not the weights that were meant")
+        raise InputError(
+            f"{where} is {wanted[:12]}.., but {file.name} has {found[:12]}: these are not the weights that were meant"
+        )
 
 
 @torch.no_grad()
-def _look(ctx: Context[ImageFeaturesConfig], towers: tuple[Any, Any], names: list[str], writer: FeatureWriter, device: torch.device) -> float:
+def _look(
+    ctx: Context[ImageFeaturesConfig],
+    towers: tuple[Any, Any],
+    names: list[str],
+    writer: FeatureWriter,
+    device: torch.device,
+) -> float:
     """Features of all images, in order; returns the seconds that it took."""
     config = ctx.config
     reader = ImageReader(ctx.input("images").files(".zip"), MAX_BYTES)

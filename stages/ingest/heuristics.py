@@ -1,11 +1,13 @@
 """RefinedWeb's rules for pages, with the numbers of DCLM-BASELINE's configuration (dclm_baseline_refinedweb.yaml).
 
-In the order of that file: runs of line feeds, URLs in the text, language, length, word length, symbols, bullets, ellipses, words
-without letters, stop words, repetition (Gopher: Rae et al. 2021, table A1), then lines that go by themselves; a page that loses
-more than a twentieth of its words to them goes as a whole. The first rule that a page breaks names the reason.
+In the order of that file, after banned addresses (url_filter.py): runs of line feeds, URLs in the text, language,
+length, word length, symbols, bullets, ellipses, words without letters, stop words, repetition (Gopher: Rae et al. 2021,
+table A1), then lines that go by themselves; a page that loses more than a twentieth of its words to them goes as a
+whole. The first rule that a page breaks names the reason.
 
-Words are runs of word characters (upstream: uniseg's words without punctuation). Not here: lists of banned addresses, which are
-DCLM's data, and its list of all top-level domains: an address in the text is one with a scheme, `www.` or a common domain.
+Words are what upstream takes for them: of the length of a page and of what its lines lose, runs without white space
+that begin with a letter or digit (fastText's tokens); of repetition, Unicode's words (UAX #29) that do. Not here:
+DCLM's list of all top-level domains: an address in the text is one with a scheme, `www.` or a common domain.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from stages.core.contracts import ConfigError
+import regex
+
+from stages.core.errors import ConfigError
 
 LANGUAGE_THRESHOLD = 0.65
 SHORTEST, LONGEST = 50, 100_000
@@ -36,7 +40,10 @@ MOST_UPPERCASE, MOST_DIGITS, FEWEST_WORDS, BANNER_WORDS = 0.5, 0.999999, 2, 10
 MOST_REMOVED = 0.05
 
 _NEWLINES = re.compile(r"\n{3,}")
-_WORD = re.compile(r"\w+")
+_BLANKS = re.compile("[ \n\r\t\v\f\0]+")
+"""Where fastText's tokens end (Dictionary::readWord): no other white space of Unicode."""
+_BOUNDARY = regex.compile(r"(?V1w)\b")
+"""Unicode's default word boundaries."""
 _URL = re.compile(
     r"\s{0,10}(?:(?:(?:https?|ftp)://|www\.)[-\w@:%.+~#=/?&()]+"
     r"|\b[-\w.]{1,256}\.(?:com|org|net|edu|gov|info|io|co|uk|de|fr|ru|cn|jp)\b[-\w()@:%+.~#?&/=]*"
@@ -52,6 +59,16 @@ _BANNERS = (
 )
 
 
+def tokens(text: str) -> list[str]:
+    """Runs without blanks that begin with a letter or digit: upstream's words where lengths are counted."""
+    return [token for token in _BLANKS.split(text) if token[:1].isalnum()]
+
+
+def words(text: str) -> list[str]:
+    """Unicode's words that begin with a letter or digit: upstream's words where repetition is counted."""
+    return [word for word in _BOUNDARY.split(text) if word[:1].isalnum()]
+
+
 def cleaned(text: str, language_model: str | None = None) -> tuple[str, str | None]:
     """(the text with its bad lines gone, None), or (the text, the rule that it breaks)."""
     text = _URL.sub("", _NEWLINES.sub("\n\n", text))
@@ -59,20 +76,20 @@ def cleaned(text: str, language_model: str | None = None) -> tuple[str, str | No
         return text, "no text but addresses"
     if language_model is not None and not _english(text, language_model):
         return text, "not English"
-    words = _WORD.findall(text)
-    reason = _page_rule(text, words) or _repetition_rule(text, words)
+    before = len(tokens(text))
+    reason = _page_rule(text, before) or _repetition_rule(text, words(text))
     if reason:
         return text, reason
     left = "\n".join(_lines(text)).strip()
-    if len(words) - len(_WORD.findall(left)) > MOST_REMOVED * len(words) or not left:
+    if before - len(tokens(left)) > MOST_REMOVED * before or not left:
         return text, "too many bad lines"
     return left, None
 
 
-def _page_rule(text: str, words: list[str]) -> str | None:
-    """The first of the rules on the page as a whole that it breaks."""
-    if not SHORTEST <= len(words) <= LONGEST:
-        return "too few words" if len(words) < SHORTEST else "too many words"
+def _page_rule(text: str, length: int) -> str | None:
+    """The first of the rules on the page as a whole that it breaks. length: its words."""
+    if not SHORTEST <= length <= LONGEST:
+        return "too few words" if length < SHORTEST else "too many words"
     tokens = text.split()
     if not WORD_LENGTH[0] <= sum(map(len, tokens)) / len(tokens) <= WORD_LENGTH[1]:
         return "word length"
@@ -97,16 +114,23 @@ def _repetition_rule(text: str, words: list[str]) -> str | None:
         again = {segment: count for segment, count in Counter(segments).items() if count > 1}
         if len(segments) > 1 and (
             sum(again.values()) > REPEATED_SEGMENTS * len(segments)
-            or sum(len(segment) * count for segment, count in again.items()) > REPEATED_CHARACTERS * sum(map(len, segments))
+            or sum(len(segment) * count for segment, count in again.items())
+            > REPEATED_CHARACTERS * sum(map(len, segments))
         ):
             return f"repeated {name}"
     characters = sum(map(len, words))
     for size, most in TOP_NGRAM.items():
         counts = Counter(zip(*(words[k:] for k in range(size)), strict=False))
         top = max(counts.values(), default=0)
-        if top > 1 and top * max(sum(map(len, gram)) for gram, count in counts.items() if count == top) > most * characters:
+        if (
+            top > 1
+            and top * max(sum(map(len, gram)) for gram, count in counts.items() if count == top) > most * characters
+        ):
             return "a repeated n-gram"
-    return next(("repeated n-grams" for size, most in REPEATED_NGRAMS.items() if _repeated(words, size) > most * characters), None)
+    return next(
+        ("repeated n-grams" for size, most in REPEATED_NGRAMS.items() if _repeated(words, size) > most * characters),
+        None,
+    )
 
 
 def _repeated(words: list[str], size: int) -> int:
@@ -127,7 +151,10 @@ def _lines(text: str) -> list[str]:
     """The lines that stay, and what stays of them. Empty ones always do."""
     kept = []
     for line in text.split("\n"):
-        if line and (sum(map(str.isupper, line)) > MOST_UPPERCASE * len(line) or sum(map(str.isdigit, line)) > MOST_DIGITS * len(line)):
+        if line and (
+            sum(map(str.isupper, line)) > MOST_UPPERCASE * len(line)
+            or sum(map(str.isdigit, line)) > MOST_DIGITS * len(line)
+        ):
             continue
         if line and (_COUNTER.fullmatch(line.lower()) or len(line.split()) < FEWEST_WORDS):
             continue

@@ -1,84 +1,128 @@
-"""Run `ingest`: every raw file of the listing, in order, into documents."""
+"""Run `ingest`: every raw file of the listing into documents, in order, by pieces that workers share (`work_units.py`,
+`read_task.py`).
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from resiliparse.parse.lang import detect_fast
-
-from stages.core.contracts import Context, InputError
-from stages.formats.documents import DocumentWriter
-from stages.formats.sources import read_listing
-from stages.ingest.heuristics import cleaned
-from stages.ingest.readers import READERS, Bad
-from stages.ingest.spec import IngestConfig
-
-EXAMPLES = 3
-"""Places that are named for each reason; the rest is counted."""
-LANGUAGE_EVERY, LANGUAGE_CHARACTERS = 8, 1000
-"""The language is guessed of every eighth document's beginning, for the statistics."""
+from stages.core.context import Context
+from stages.core.errors import InputError
+from stages.ingest import page_filters, read_task, work_units
+from stages.ingest.read_task import EXAMPLES, Numbers
+from stages.ingest.spec import Ingest, IngestConfig
+from stages.lib.data.workers import Pool, Result
+from stages.lib.formats.corpus import gather_parts
+from stages.lib.formats.sources import RawFile, read_listing
+from stages.lib.formats.uris import shown
 
 
 def run(ctx: Context[IngestConfig]) -> None:
     """Write the documents; raise InputError when too little of the source is usable."""
-    raw = ctx.input("raw")
-    listing = read_listing(raw.path)
-    skipped: Counter[str] = Counter()
-    first: dict[str, str] = {}
-    dropped: Counter[str] = Counter()
-    dropped_bytes: Counter[str] = Counter()
-    languages: Counter[str] = Counter()
-    lengths: Counter[int] = Counter()
-    filtering = ctx.config.heuristics == "refinedweb"
-    records = 0
-    per_source: Counter[str] = Counter()
-    with DocumentWriter(ctx.output("documents")) as writer:
-        for index, file in enumerate(listing):
-            for number, record in enumerate(READERS[file.format](file, raw.path, ctx.config)):
-                records += 1
-                if isinstance(record, Bad):
-                    skipped[record.reason] += 1
-                    first.setdefault(record.reason, record.place)
-                    if skipped[record.reason] <= EXAMPLES:
-                        ctx.log(f"skipped, {record.reason}: {record.place}", "warning")
-                    continue
-                text, rule = cleaned(record.text, ctx.config.language_model) if filtering else (record.text, None)
-                lengths[len(text).bit_length()] += 1
-                if rule:
-                    dropped[rule] += 1
-                    dropped_bytes[rule] += len(record.text.encode())
-                    continue
-                if writer.documents % LANGUAGE_EVERY == 0:
-                    languages[detect_fast(text[:LANGUAGE_CHARACTERS])[0]] += 1
-                identity = hashlib.sha256(f"{file.uri}\0{number}".encode()).hexdigest()[:24]
-                writer.add(identity, text, file.source, record.url, record.license or file.license)
-                per_source[file.source] += 1
-                if ctx.config.limit is not None and writer.documents >= ctx.config.limit:
-                    break
-            ctx.progress(index + 1, len(listing), "files")
-            if ctx.config.limit is not None and writer.documents >= ctx.config.limit:
-                break
-    bad = sum(skipped.values())
-    reasons = ", ".join(f"{reason}: {count}, first {first[reason]}" for reason, count in sorted(skipped.items()))
-    if writer.documents == 0:
-        empty = f"no record in {', '.join(file.uri for file in listing[:EXAMPLES])}" if listing else "the listing is empty"
-        rules = ", ".join(f"{rule}: {count}" for rule, count in dropped.most_common())
-        raise InputError(f"{ctx.node}: no usable document in {len(listing)} raw files ({reasons or rules or empty})")
-    if bad > ctx.config.max_bad_fraction * records:
+    page_filters.check(ctx.node, ctx.config)
+    raw = Path(ctx.input("raw").path)
+    listing = read_listing(raw)
+    files = work_units.expanded(listing)
+    with Pool.of(ctx, Ingest.resources(ctx.config)) as pool:
+        results = _sampled(ctx, pool, files, raw) if ctx.config.limit is not None else _whole(ctx, pool, files, raw)
+        gather_parts([result.folder for result in results], Path(ctx.output("documents")))
+    numbers = Numbers()
+    for result in results:
+        numbers.add(result.value)
+    for reason, places in numbers.places.items():
+        for place in places:
+            ctx.log(f"skipped, {reason}: {place}", "warning")
+    for address, count in sorted(numbers.served.items()):
+        ctx.log(f"{count} files were read from {address}, since their own address could not be had", "warning")
+    _refuse(ctx, numbers, files)
+    ctx.describe("documents", meta={"documents": numbers.documents, "text_bytes": numbers.text_bytes})
+    ctx.stat(
+        files=len(files),
+        records=numbers.records,
+        documents=numbers.documents,
+        text_bytes=numbers.text_bytes,
+        skipped=dict(sorted(numbers.skipped.items())),
+        dropped={
+            rule: {"documents": numbers.dropped[rule], "bytes": numbers.dropped_bytes[rule]}
+            for rule in sorted(numbers.dropped)
+        },
+        languages=dict(numbers.languages.most_common(12)),
+        lengths=[
+            {"from": 1 << (k - 1) if k else 0, "documents": numbers.lengths[str(k)]}
+            for k in sorted(map(int, numbers.lengths))
+        ],
+        per_source=dict(sorted(numbers.per_source.items())),
+        served=dict(sorted(numbers.served.items())),
+    )
+
+
+def _task(config: IngestConfig, share: work_units.Share, raw: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "files": [_value(file) for file in share.files],
+        "raw": str(raw),
+        "config": config.model_dump(mode="json", exclude={"workers", "work"}),
+    }
+    return (
+        found
+        | ({"part": list(share.part), "size": share.size} if share.part else {})
+        | ({"records": share.records} if share.records else {})
+    )
+
+
+def _value(file: RawFile) -> dict[str, Any]:
+    return file.model_dump(mode="json", exclude_defaults=True)
+
+
+def _whole(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw: Path) -> list[Result]:
+    """All of every file."""
+    sizes: list[int | None] = [None] * len(files)
+    asked = [n for n, file in enumerate(files) if work_units.local(file)]
+    far = [n for n, file in enumerate(files) if not work_units.local(file) and file.format != "code"]
+    asked += far if len(far) <= work_units.MEASURED else []
+    batches = [asked[n : n + work_units.TOGETHER_FILES] for n in range(0, len(asked), work_units.TOGETHER_FILES)]
+    tasks = [{"files": [_value(files[n]) for n in batch], "raw": str(raw)} for batch in batches]
+    for batch, result in zip(batches, pool.map("measure", work_units.measure, tasks), strict=True):
+        for number, size in zip(batch, result.value, strict=True):
+            sizes[number] = size
+    work = work_units.cut(files, sizes)
+    return pool.map("read", read_task.read, [_task(ctx.config, share, raw) for share in work], ctx.progress)
+
+
+def _sampled(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw: Path) -> list[Result]:
+    """`limit` records, over the files as `work_units.sample` says; in the order of the files."""
+    assert ctx.config.limit is not None
+    found: dict[int, Result] = {}
+    rounds = work_units.sample(files, ctx.config.limit)
+    wanted = next(rounds, None)
+    while wanted is not None:
+        tasks = [_task(ctx.config, work_units.Share((files[number],), records=most), raw) for number, most in wanted]
+        results = pool.map(f"sample-{len(found)}", read_task.read, tasks, ctx.progress)
+        found |= dict(zip((number for number, _ in wanted), results, strict=True))
+        try:
+            wanted = rounds.send(sum(result.value["records"] for result in results))
+        except StopIteration:
+            wanted = None
+    return [found[number] for number in sorted(found)]
+
+
+def _refuse(ctx: Context[IngestConfig], numbers: Numbers, files: Sequence[RawFile]) -> None:
+    """Raise InputError when nothing, or too little, is usable."""
+    bad = sum(numbers.skipped.values())
+    reasons = ", ".join(
+        f"{reason}: {count}, first {numbers.places[reason][0]}" for reason, count in sorted(numbers.skipped.items())
+    )
+    if numbers.documents == 0:
+        empty = (
+            f"no record in {', '.join(shown(file.uri) for file in files[:EXAMPLES])}"
+            if files
+            else "the listing is empty"
+        )
+        rules = ", ".join(f"{rule}: {count}" for rule, count in numbers.dropped.most_common())
+        raise InputError(f"{ctx.node}: no usable document in {len(files)} raw files ({reasons or rules or empty})")
+    if bad > ctx.config.max_bad_fraction * numbers.records:
         raise InputError(
-            f"{ctx.node}: {bad} of {records} records are unusable ({reasons}), more than max_bad_fraction "
+            f"{ctx.node}: {bad} of {numbers.records} records are unusable ({reasons}), more than max_bad_fraction "
             f"{ctx.config.max_bad_fraction}: mend the source, or raise the limit"
         )
-    ctx.describe("documents", meta={"documents": writer.documents, "text_bytes": writer.text_bytes})
-    ctx.stat(
-        files=len(listing),
-        records=records,
-        documents=writer.documents,
-        text_bytes=writer.text_bytes,
-        skipped=dict(sorted(skipped.items())),
-        dropped={rule: {"documents": dropped[rule], "bytes": dropped_bytes[rule]} for rule in sorted(dropped)},
-        languages=dict(languages.most_common(12)),
-        lengths=[{"from": 1 << (k - 1) if k else 0, "documents": lengths[k]} for k in sorted(lengths)],
-        per_source=dict(sorted(per_source.items())),
-    )

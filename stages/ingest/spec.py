@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from stages.core.artifacts import Documents, RawFiles
-from stages.core.contracts import Input, Output, Resources, Stage, StageConfig, output
+from stages.core.config import Operational, StageConfig
+from stages.core.preflight import PreflightContext, Probe, Problem, model_file
+from stages.core.resources import Resources
+from stages.core.stage import Input, Output, Stage, output
+from stages.lib.formats.uris import shown
+
+BANNED = ("domains", "strict", "hard", "soft")
+"""Lists of banned addresses (url_filter.py)."""
 
 
 class IngestConfig(StageConfig):
     """What counts as a usable record."""
 
-    text_field: str = Field(default="text", min_length=1, description="JSON and Parquet: the field that holds the text")
+    text_field: str = Field(
+        default="text", min_length=1, description="JSON and Parquet: the field that holds the text; a.b is field b of a"
+    )
     url_field: str = Field(default="url", description="JSON and Parquet: field with the address, where there is one")
-    license_field: str = Field(default="license", description="JSON and Parquet: field with the licence, where there is one")
+    license_field: str = Field(
+        default="license",
+        description="JSON and Parquet: field with the licence, where there is one; a list's entries all hold ('AND')",
+    )
+    source_field: str | None = Field(
+        default=None,
+        description=(
+            "JSON and Parquet: field that names the part of its source a row is from; documents carry 'source/part'"
+        ),
+    )
     max_record_bytes: int = Field(
         default=64 << 20, gt=0, description="a longer line, page or file is skipped and counted; bounds memory"
     )
@@ -26,20 +46,91 @@ class IngestConfig(StageConfig):
         default=0.5, ge=0, le=1, description="more unusable records than this: the source is taken to be broken"
     )
     heuristics: Literal["none", "refinedweb"] = Field(
-        default="none", description="rules that pages must keep: RefinedWeb's, as DCLM-BASELINE configures them (paper 3.3.1)"
+        default="none",
+        description="rules that pages must keep: RefinedWeb's, as DCLM-BASELINE configures them (paper 3.3.1)",
     )
-    language_model: str | None = Field(
-        default=None, description="heuristics: a fastText model of languages (lid.176.bin); unset: the language is not looked at"
+    language: Literal["en", "none"] = Field(
+        default="en",
+        description=(
+            "heuristics: pages of this language stay, by `language_model` at 0.65 (DCLM); 'none': it is not looked at"
+        ),
     )
-    limit: int | None = Field(default=None, gt=0, description="documents to take at most, for trials")
+    language_model: Operational[str | None] = Field(
+        default=None, description="heuristics: fastText's model of languages (lid.176.bin), a file"
+    )
+    language_model_sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="heuristics: of that file: part of the key, unlike its path",
+    )
+    banned: Operational[Mapping[str, str]] = Field(
+        default={},
+        description="heuristics: files of banned addresses (stages/ingest/url_filter.py): domains, strict, hard, soft",
+    )
+    banned_sha256: Mapping[str, str] = Field(
+        default={}, description="heuristics: of each of those files: part of the key, unlike their paths"
+    )
+    limit: int | None = Field(
+        default=None,
+        gt=0,
+        description="records to read at most, usable or not, drawn over the files of the listing; for trials",
+    )
+    workers: Operational[int | Literal["ray", "slurm"]] = Field(
+        default=1,
+        description=(
+            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
+        ),
+    )
+    work: Operational[str | None] = Field(
+        default=None,
+        description="folder that outlives an attempt and that all workers see: finished files are not read again",
+    )
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> IngestConfig:
+        if isinstance(self.workers, int) and self.workers < 1:
+            raise ValueError("workers must be 1 or more, 'ray' or 'slurm'")
+        return self
+
+    @field_validator("banned", "banned_sha256")
+    @classmethod
+    def _lists(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        if unknown := sorted(value.keys() - set(BANNED)):
+            raise ValueError(f"there is no list {unknown[0]!r}; there are: {', '.join(BANNED)}")
+        return value
 
 
-class Ingest(Stage[IngestConfig], env="data", revision=1):
+class Ingest(Stage[IngestConfig], env="data", revision=3, reproducible="bits"):
     """Read text, web pages or code into documents; unusable records are counted by reason."""
 
     raw: Input[RawFiles]
     documents: Output[Documents] = output()
 
+    def preflight(self, config: IngestConfig, context: PreflightContext) -> Iterable[Problem]:
+        if config.heuristics == "none":
+            return
+        if config.language == "en":
+            for problem in model_file(
+                "language_model", config.language_model, config.language_model_sha256, "fastText's lid.176.bin", context
+            ):
+                yield replace(problem, remedy=f"{problem.remedy}; or set language = 'none'")
+        for name in sorted({*config.banned, *config.banned_sha256}):
+            for problem in model_file(
+                "banned", config.banned.get(name), config.banned_sha256.get(name), "the list", context
+            ):
+                yield replace(problem, key=f"{problem.key}.{name}")
+
+    def probes(self, configs: Mapping[str, Any]) -> Iterable[Probe]:
+        config: IngestConfig = configs[self.name]
+        (raw,) = self.wires["raw"]
+        listed = configs[raw.node.name]
+        for number, file in enumerate(
+            getattr(listed, raw.port, ()) if getattr(listed, "origin", "") == "listing" else ()
+        ):
+            request = {"source": file.model_dump(mode="json"), "config": config.model_dump(mode="json")}
+            yield Probe(f"{raw.port}.{number}", shown(file.uri), "stages.ingest.probe", request)
+
     @classmethod
     def resources(cls, config: IngestConfig) -> Resources:
-        return Resources(cpus=1, memory_gib=2)
+        cpus = config.workers if isinstance(config.workers, int) else 1
+        return Resources(cpus=cpus, memory_gib=2 * cpus)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stages.core.contracts import Context
-from stages.data.dialects import BadRow, preference_parts, row_id, row_source
-from stages.data.mixing import draw, interleave
-from stages.formats.examples import Preference, Reject
+from stages.core.context import Context
+from stages.lib.data.dataset_adapters import BadRow, preference_parts, row_id, row_source
+from stages.lib.data.mixture import draw_mixture, interleave
+from stages.lib.formats.examples import Preference, Reject
 from stages.preferences.spec import PreferencesConfig
 
 
 def mixed(ctx: Context[PreferencesConfig], reject: Reject) -> Iterator[Preference]:
     """The mixture's rows, normalised; those that cannot be read are rejected with the reason."""
     config = ctx.config
-    drawn = draw(ctx, config.sources, config.mirror, config.seed)
+    drawn = draw_mixture(ctx, config.sources, config.mirror, config.seed)
     for number, (one, place, row) in enumerate(interleave(drawn, config.seed)):
         if number % 10_000 == 0:
             ctx.progress(number, sum(len(d.rows) for d in drawn), "rows")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from stages.core.contracts import Context
-from stages.formats.examples import PreferenceWriter, held_out, preference_fault
-from stages.formats.splits import write_split
+from stages.core.context import Context
+from stages.lib.formats.examples import PreferenceWriter, held_out, preference_fault
+from stages.lib.formats.splits import write_split
 from stages.preferences.spec import PreferencesConfig
 
 
@@ -12,7 +12,7 @@ def run(ctx: Context[PreferencesConfig]) -> None:
     """Write `train` and `heldout`."""
     config = ctx.config
     if config.origin == "machine":
-        from stages.preferences.machine import made as gather
+        from stages.preferences.synthetic import generate as gather
     else:
         from stages.preferences.hub import mixed as gather  # imports `datasets`
     write_split(ctx, gather, PreferenceWriter, preference_fault, lambda row: held_out(row, config.heldout, config.seed))

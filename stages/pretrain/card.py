@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stages.core.contracts import Context
+from stages.core.context import Context
 from stages.pretrain.spec import PretrainConfig
 
 
@@ -17,7 +17,8 @@ def model_card(
     parents = ctx.inputs("parent")
     origin = f"continued from `{parents[0].node}`" if parents else "trained from scratch"
     sources = [
-        f"| {row['node']} | {row['documents']:,} | {row['tokens']:,} | {row['epochs']} |" for row in index.get("sources", [])
+        f"| {row['node']} | {row['documents']:,} | {row['tokens']:,} | {row['epochs']} |"
+        for row in index.get("sources", [])
     ]
     lines = [
         "---",
@@ -27,14 +28,19 @@ def model_card(
         "---",
         f"# {ctx.node}",
         "",
-        f"A {stats['parameters']:,}-parameter decoder of the Moxin architecture, {origin} by the Moxin pipeline (stage `pretrain`).",
+        (
+            f"A {stats['parameters']:,}-parameter decoder of the Moxin architecture, {origin} by the Moxin pipeline"
+            " (stage `pretrain`)."
+        ),
         "",
         *_warning(benchmarks),
         "## Architecture",
         "",
-        f"{shape.layers} blocks, width {shape.hidden}, feed-forward {shape.intermediate}, {shape.heads} query and "
-        f"{shape.kv_heads} key-value heads of {shape.head_dim}, window {shape.window}, positions up to {shape.max_positions}. "
-        "Loads in transformers' `MistralForCausalLM`.",
+        (
+            f"{shape.layers} blocks, width {shape.hidden}, feed-forward {shape.intermediate}, {shape.heads} query and"
+            f" {shape.kv_heads} key-value heads of {shape.head_dim}, window {shape.window}, positions up to"
+            f" {shape.max_positions}. Loads in transformers' `MistralForCausalLM`."
+        ),
         "",
         "## Training",
         "",
@@ -64,7 +70,9 @@ def _warning(benchmarks: Sequence[str]) -> list[str]:
     if not benchmarks:
         return []
     return [
-        f"> **In-domain for its evaluation.** It was trained on the *training* splits of {', '.join(benchmarks)} (paper 3.3.3). "
-        "Its scores on these benchmarks do not compare with those of a model that was not.",
+        (
+            f"> **In-domain for its evaluation.** It was trained on the *training* splits of {', '.join(benchmarks)}"
+            " (paper 3.3.3). Its scores on these benchmarks do not compare with those of a model that was not."
+        ),
         "",
     ]

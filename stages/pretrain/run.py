@@ -2,101 +2,142 @@
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Mapping
+from typing import Any
 
-from stages.core.contracts import ConfigError, Context, Preempted
-from stages.modeling.decoder import MoxinLM
-from stages.modeling.folder import ARCHITECTURE, load_model, read_shape, save_model
-from stages.modeling.processor import prepare
+import torch
+from torch import Tensor
+
+from stages.core.context import Context
+from stages.core.errors import ConfigError
+from stages.lib.modeling import flex
+from stages.lib.modeling.decoder import MoxinLM
+from stages.lib.modeling.device import compute_device
+from stages.lib.modeling.hf_checkpoint import ARCHITECTURE, load_model, read_shape, save_model
+from stages.lib.modeling.processor import prepare
+from stages.lib.training import validation
+from stages.lib.training.backends.factory import make_backend
+from stages.lib.training.evaluation import HeldOutEvaluation
+from stages.lib.training.lr_scheduler import WarmupCosine
+from stages.lib.training.parallel_dims import ParallelDims, distributed, world_size
+from stages.lib.training.trainer import Trainer
 from stages.pretrain.card import model_card
-from stages.pretrain.engine import make_engine
-from stages.pretrain.loop import Trainer, open_shards
+from stages.pretrain.data import open_windows
 from stages.pretrain.spec import PretrainConfig
-from stages.pretrain.world import World, join
 
 
 def run(ctx: Context[PretrainConfig]) -> None:
     """Train one phase."""
     config = ctx.config
     prepare(config.threads)
-    world = join(config, ctx.node, _device(ctx))
-    try:
-        _train(ctx, world)
-    except RuntimeError as error:
-        if world.lost(error):
-            raise Preempted("another process of this stage was lost; the next attempt goes on from the last checkpoint") from error
-        raise
-    finally:
-        world.leave()
+    validation.require_fitting_processes(ctx.node, config, world_size())
+    device = compute_device(ctx.node, config.device, config.precision)
+    with distributed(ctx.node, device, config.model_parallel_size) as dims:
+        _train(ctx, dims)
 
 
-def _train(ctx: Context[PretrainConfig], world: World) -> None:
-    config, device = ctx.config, world.device
-    tokenizer = ctx.input("tokenizer")
-    vocabulary = int(tokenizer.facets["vocab_size"])
-    train, heldout = open_shards(ctx, lambda line: ctx.log(line, "warning"))
+def schedule(config: PretrainConfig) -> WarmupCosine:
+    """The learning rate of each step (paper 3.4)."""
+    return WarmupCosine(config.learning_rate, config.steps, config.warmup_steps, config.min_lr_ratio)
+
+
+def _train(ctx: Context[PretrainConfig], dims: ParallelDims) -> None:
+    config = ctx.config
+    if dims.device.type == "cuda" and config.compiles:
+        require_compiler(ctx.node, dims.device)
+    vocabulary = int(ctx.input("tokenizer").facets["vocab_size"])
+    data = open_windows(ctx, dims)
     model = _model(ctx, vocabulary)
+    model.flexible = config.attention == "flex"
     parameters = sum(p.numel() for p in model.parameters())
-    engine = make_engine(model, config, world)
+    backend = make_backend(model, config, dims)
     ctx.log(
-        f"{parameters:,} parameters on {_machines(world)}; {config.steps:,} steps of {config.batch_windows} x {config.sequence_length} "
-        f"tokens; {len(train):,} windows to train on, {len(heldout) if heldout else 0} held out"
+        f"{parameters:,} parameters on {_machines(dims)}; {config.steps:,} steps of {config.global_batch_size} x"
+        f" {config.sequence_length} tokens; {len(data.train):,} windows to train on,"
+        f" {len(data.heldout) if data.heldout else 0} held out"
     )
-    trainer = Trainer(ctx, engine, train, heldout, world)
+    evaluation = (
+        HeldOutEvaluation(ctx, backend, dims, data.heldout_batches, config.eval_every) if data.heldout else None
+    )
+    trainer = Trainer(ctx, backend, data, dims, schedule(config), evaluation)
     trainer.run()
-    tokens = config.steps * trainer.batch_tokens
-    speed = tokens / trainer.seconds
-    stats = {
-        "parameters": parameters,
+    stats = {"parameters": parameters, "epochs": round(config.steps * config.global_batch_size / len(data.train), 4)}
+    stats |= _stats(config, trainer, evaluation, dims, vocabulary)
+    ctx.stat(**stats)
+    weights = backend.export()
+    if dims.rank == 0:
+        _write(ctx, model, weights, stats, data.train.index)
+
+
+def _stats(
+    config: PretrainConfig, trainer: Trainer, evaluation: HeldOutEvaluation | None, dims: ParallelDims, vocabulary: int
+) -> dict[str, Any]:
+    """What the training did, for the card and the report."""
+    tokens = trainer.tokens
+    speed, gpu = tokens / trainer.seconds, dims.device.type == "cuda"
+    val_loss = math.nan if evaluation is None else evaluation.val_loss
+    stats: dict[str, Any] = {
         "steps": config.steps,
         "tokens": tokens,
-        "epochs": round(config.steps * config.batch_windows / len(train), 4),
         "final_loss": round(trainer.loss, 6),
-        "val_loss": round(trainer.val_loss, 6) if heldout else None,
+        "val_loss": round(val_loss, 6) if math.isfinite(val_loss) else None,
         "skipped_steps": trainer.skipped,
-        "processes": world.size,
+        "processes": dims.world_size,
         "tokens_per_second": round(speed),
         "tflops_per_second": round(speed * config.shape.flops_per_token(vocabulary, config.sequence_length) / 1e12, 4),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
     }
-    if device.type == "cuda":
+    if evaluation is not None and evaluation.unmeasured:
+        stats["unmeasured"] = dict(sorted(evaluation.unmeasured.items()))
+    if gpu:
         stats["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
-    ctx.stat(**stats)
-    benchmarks = _benchmarks(ctx)
-    card = model_card(ctx, stats, train.index, benchmarks)
-    weights = engine.export()
-    if world.rank > 0:
-        return
-    save_model(model, ctx.output("model"), tokenizer.path, card, config.dropout, weights)
+    return stats
+
+
+def _write(
+    ctx: Context[PretrainConfig],
+    model: MoxinLM,
+    weights: Mapping[str, Tensor],
+    stats: Mapping[str, Any],
+    index: Mapping[str, Any],
+) -> None:
+    """The model's folder, facets and meta. index: `index.json` of the training shards."""
+    tokenizer, shape, benchmarks = ctx.input("tokenizer"), ctx.config.shape, _benchmarks(ctx)
+    save_model(model, ctx.output("model"), tokenizer.path, model_card(ctx, stats, index, benchmarks), weights)
     facets = {
         "architecture": ARCHITECTURE,
         "tokenizer_digest": str(tokenizer.facets["tokenizer_digest"]),
-        "vocab_size": vocabulary,
-        "context_length": config.shape.max_positions,
+        "vocab_size": int(tokenizer.facets["vocab_size"]),
+        "context_length": shape.max_positions,
         "dtype": "float32",
         "chat_template_digest": "none",
     }
-    ctx.describe("model", facets=facets, meta={"parameters": parameters, "benchmarks": benchmarks})
+    meta = {"parameters": stats["parameters"], "benchmarks": benchmarks, "shape": shape.model_dump()}
+    ctx.describe("model", facets=facets, meta=meta)
 
 
-def _machines(world: World) -> str:
-    if world.size == 1:
-        return world.device.type
-    return f"{world.size} {world.device.type} processes ({world.data_size} parts of the batch, {world.together} processes on each)"
-
-
-def _device(ctx: Context[PretrainConfig]) -> torch.device:
-    config = ctx.config
-    gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not gpu:
-        raise ConfigError(f"{ctx.node}.device = 'cuda', but this machine has no GPU: set 'auto' or 'cpu'")
-    device = torch.device("cuda" if gpu and config.device != "cpu" else "cpu")
-    if device.type == "cpu" and config.precision != "fp32":
+def require_compiler(node: str, device: torch.device) -> None:
+    """Raise ConfigError when kernels cannot be made here: at the start, and not at the first held-out window, hours
+    later.
+    """
+    problem = flex.problem(device)
+    if problem:
         raise ConfigError(
-            f"{ctx.node}.precision = '{config.precision}' on a CPU: half precision is about 100 times slower there "
-            "than fp32; set precision = 'fp32', or run on a GPU"
+            f"{node}: kernels cannot be compiled on this machine ({problem}): give its image a C compiler (gcc), or"
+            f" set "
+            f"{node}.attention = 'blocks' and {node}.compile = false, which compile nothing"
         )
-    return device
+
+
+def _machines(dims: ParallelDims) -> str:
+    if dims.world_size == 1:
+        return dims.device.type
+    return (
+        f"{dims.world_size} {dims.device.type} processes ({dims.data_parallel_size} parts of the batch,"
+        f" {dims.model_parallel_size} processes"
+        " on each)"
+    )
 
 
 def _model(ctx: Context[PretrainConfig], vocabulary: int) -> MoxinLM:
@@ -109,17 +150,21 @@ def _model(ctx: Context[PretrainConfig], vocabulary: int) -> MoxinLM:
         return model
     shape, entries = read_shape(parents[0].path)
     if shape != config.shape:
-        own, other = config.shape.model_dump(), shape.model_dump()
-        key = next(k for k in own if own[k] != other[k])
-        raise ConfigError(f"{ctx.node}.shape.{key} is {own[key]}, but its parent {parents[0].node} has {other[key]}: make them equal")
+        here, there = config.shape.model_dump(), shape.model_dump()
+        key = next(k for k in here if here[k] != there[k])
+        raise ConfigError(
+            f"{ctx.node}.shape.{key} is {here[key]}, but its parent {parents[0].node} has {there[key]}: make them equal"
+        )
     if entries != vocabulary:
-        raise ConfigError(f"{ctx.node}: the tokenizer has {vocabulary} entries, its parent {parents[0].node} has {entries}")
+        raise ConfigError(
+            f"{ctx.node}: the tokenizer has {vocabulary} entries, its parent {parents[0].node} has {entries}"
+        )
     return load_model(parents[0].path, config.dropout, config.recompute)
 
 
 def _benchmarks(ctx: Context[PretrainConfig]) -> list[str]:
     """Benchmarks whose training splits this model or one of its parents was trained on."""
-    found: set[str] = set()
+    names: set[str] = set()
     for artifact in [ctx.input("tokens"), *ctx.inputs("parent")]:
-        found.update(artifact.meta.get("benchmarks", ()))
-    return sorted(found)
+        names.update(artifact.meta.get("benchmarks", ()))
+    return sorted(names)

@@ -1,7 +1,8 @@
 """Vectors of problems, and those of them that say what an earlier one says.
 
-A sentence-embedding model (a Hugging Face folder of a BERT-like encoder, such as all-MiniLM-L6-v2, which DeepScaleR used) sees meaning.
-`ngrams` sees spelling only: hashed counts of character n-grams. It finds a problem that was copied with a word changed, and takes two
+A sentence-embedding model (a Hugging Face folder of a BERT-like encoder, such as all-MiniLM-L6-v2, which DeepScaleR
+used) sees meaning. `ngrams` sees spelling only: hashed counts of character n-grams. It finds a problem that was copied
+with a word changed, and takes two
 problems with other numbers for the same: a stand-in for where there is no model, not a replacement.
 """
 
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.contracts import ConfigError
-from stages.formats.examples import normalize
+from stages.core.errors import ConfigError
+from stages.lib.formats.examples import normalize
+from stages.lib.modeling.loading import refuse_incomplete
 
 Vectors = np.ndarray
 """float32, one row a text, of length 1."""
@@ -44,10 +46,15 @@ def embedder(name: str, key: str) -> Embed:
     if name.startswith(PACKAGE):
         found = importlib.util.find_spec(name.removeprefix(PACKAGE))
         if found is None or not found.submodule_search_locations:
-            raise ConfigError(f"{key} = '{name}': there is no such package; pip install {name.removeprefix(PACKAGE).replace('_', '-')}")
+            raise ConfigError(
+                f"{key} = '{name}': there is no such package; pip install"
+                f" {name.removeprefix(PACKAGE).replace('_', '-')}"
+            )
         folder = Path(found.submodule_search_locations[0]) / "model"
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{key} = '{name}': no model there; give a folder with config.json, 'package:<name>', or 'ngrams'")
+        raise ConfigError(
+            f"{key} = '{name}': no model there; give a folder with config.json, 'package:<name>', or 'ngrams'"
+        )
     return model(folder)
 
 
@@ -72,16 +79,26 @@ def model(folder: Path) -> Embed:
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    encoder = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32).eval()
+    encoder, info = AutoModel.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    refuse_incomplete(
+        info, f"the embedding model {folder.name}", may_lack=r"pooler\.", may_have=r"pooler\.|embeddings\.position_ids"
+    )
+    encoder.eval()
     settings = folder / "sentence_bert_config.json"
-    longest = json.loads(settings.read_text("utf-8")).get("max_seq_length", MAX_TOKENS) if settings.is_file() else MAX_TOKENS
+    longest = (
+        json.loads(settings.read_text("utf-8")).get("max_seq_length", MAX_TOKENS) if settings.is_file() else MAX_TOKENS
+    )
 
     def embed(texts: Sequence[str]) -> Vectors:
         order = sorted(range(len(texts)), key=lambda n: len(texts[n]))  # little padding
         out = np.zeros((len(texts), encoder.config.hidden_size), dtype=np.float32)
         for at in range(0, len(order), BATCH):
             batch = order[at : at + BATCH]
-            tokens = tokenizer([texts[n] for n in batch], padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            tokens = tokenizer(
+                [texts[n] for n in batch], padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            )
             with torch.inference_mode():
                 states = encoder(**tokens).last_hidden_state
             mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stages.core.contracts import Context
-from stages.data.dialects import problem_parts, row_id, row_source
-from stages.data.mixing import draw, interleave
-from stages.formats.examples import Problem, Reject
+from stages.core.context import Context
+from stages.lib.data.dataset_adapters import problem_parts, row_id, row_source
+from stages.lib.data.mixture import draw_mixture, interleave
+from stages.lib.formats.examples import Problem, Reject
+from stages.lib.verifier.answer_extraction import last_boxed
 from stages.problems.spec import ProblemsConfig
-from stages.verifier.extract import last_boxed
 
 
 def mixed(ctx: Context[ProblemsConfig], reject: Reject) -> Iterator[Problem]:
     """The mixture's rows, normalised. An answer that a row does not state is what its solution boxes last."""
     config = ctx.config
-    drawn = draw(ctx, config.sources, config.mirror, config.seed)
+    drawn = draw_mixture(ctx, config.sources, config.mirror, config.seed)
     extracted = 0
     for one, place, row in interleave(drawn, config.seed):
         problem, answer, solution = problem_parts(row)

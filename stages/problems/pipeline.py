@@ -1,7 +1,9 @@
-"""DeepScaleR's pipeline (facts: its data/preprocess; RECIPE 5): a problem is kept when it can be graded and says something new.
+"""DeepScaleR's pipeline (its data/preprocess): a problem is kept when it can be graded and says
+something new.
 
 1. an answer: stated, or the last box of the solution (`stages.problems.hub`)
-2. gradable: no proof, no choice of letters, no several parts; the answer's normal form may be compared, and the verifier accepts the
+2. gradable: no proof, no choice of letters, no several parts; the answer's normal form may be compared, and the
+verifier accepts the
    answer as its own reference
 3. not redundant: no cosine above `max_similarity` with an earlier problem that is kept
 """
@@ -11,17 +13,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from stages.core.contracts import Context
-from stages.formats.examples import Problem, Reject, fingerprint, problem_fault
+from stages.core.context import Context
+from stages.lib.formats.examples import Problem, Reject, fingerprint, problem_fault
+from stages.lib.verifier import Verifier
+from stages.lib.verifier.deepscaler_rule import is_gradable
 from stages.problems.embedding import embedder, redundant
 from stages.problems.spec import ProblemsConfig
-from stages.verifier import Verifier
-from stages.verifier.rule import is_gradable
 
 BATCH = 1000
 """Answers that are verified between two reports of progress."""
 _PROOF_ASKED = re.compile(r"(?:^|[.;:!?]\s+)(?:prove|show|demonstrate|verify) (?:that|the|this|if|for)\b", re.I)
-_PROOF_ANSWER = re.compile(r"\b(?:proof|proven|proved|see solution|q\.?e\.?d\.?|not found|none given)\b|\\blacksquare|\\square", re.I)
+_PROOF_ANSWER = re.compile(
+    r"\b(?:proof|proven|proved|see solution|q\.?e\.?d\.?|not found|none given)\b|\\blacksquare|\\square", re.I
+)
 _LETTER = re.compile(r"\\?(?:text|textbf|mathrm|mathbf)?\{?\(?([A-E])\)?\.?\}?\Z")
 _OPTIONS = re.compile(r"(?<![A-Za-z])[A-E][).:].{1,200}?(?<![A-Za-z])[B-E][).:]", re.S)
 _PART = re.compile(r"\((?:[a-c]|i{1,3}|[1-3])\)\s*\S", re.I)
@@ -39,7 +43,9 @@ def ungradable(problem: str, answer: str) -> str | None:
 
 
 def selected(ctx: Context[ProblemsConfig], rows: Iterator[Problem], reject: Reject) -> Iterator[Problem]:
-    """The problems that pass every step, in order; the others are rejected with the reason. Says how many each step left."""
+    """The problems that pass every step, in order; the others are rejected with the reason. Says how many each step
+    left.
+    """
     funnel: dict[str, int] = {}
     good = _stated(rows, reject, funnel)
     good = _gradable(ctx, good, reject)
@@ -83,7 +89,7 @@ def _gradable(ctx: Context[ProblemsConfig], rows: list[Problem], reject: Reject)
 def _accepted(ctx: Context[ProblemsConfig], answers: list[str]) -> set[str]:
     """The answers that the verifier takes for themselves, each judged once."""
     found: set[str] = set()
-    with Verifier(ctx.config.workers, ctx.config.verifier) as verifier:
+    with Verifier(ctx.config.verify_workers, ctx.config.verifier_rule) as verifier:
         for at in range(0, len(answers), BATCH):
             ctx.progress(at, len(answers), "answers verified")
             batch = answers[at : at + BATCH]
@@ -93,7 +99,9 @@ def _accepted(ctx: Context[ProblemsConfig], answers: list[str]) -> set[str]:
 
 def _new(ctx: Context[ProblemsConfig], rows: list[Problem], reject: Reject) -> list[Problem]:
     config = ctx.config
-    if config.origin == "machine" or config.max_similarity == 1.0 or not rows:  # generated ones differ in digits, not in words
+    if (
+        config.origin == "machine" or config.max_similarity == 1.0 or not rows
+    ):  # generated ones differ in digits, not in words
         return rows
     vectors = embedder(config.embedding, f"{ctx.node}.embedding")([row["problem"] for row in rows])
     again = redundant(vectors, config.max_similarity)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from stages.core.contracts import Context
-from stages.formats.examples import Problem, ProblemWriter, Reject, held_out, problem_fault
-from stages.formats.splits import write_split
+from stages.core.context import Context
+from stages.lib.formats.examples import Problem, ProblemWriter, Reject, held_out, problem_fault
+from stages.lib.formats.splits import write_split
 from stages.problems.pipeline import selected
 from stages.problems.spec import ProblemsConfig
 
@@ -15,7 +15,7 @@ def run(ctx: Context[ProblemsConfig]) -> None:
     """Write `train` and `heldout`."""
     config = ctx.config
     if config.origin == "machine":
-        from stages.problems.machine import made as gather
+        from stages.problems.synthetic import generate as gather
     else:
         from stages.problems.hub import mixed as gather  # imports `datasets`
 

@@ -1,8 +1,8 @@
 """Run `quality`: train on reference against web, score everything, keep the best.
 
-One thread: fastText with more is not reproducible (facts/data.md 6), and with one only when new memory is zero (see
-`zeroed_memory`). Documents that trained as negatives are scored like all others, as upstream does. Scoring runs by shard, with the
-collapsed classifier (`scorer.py`); the share of the best is exact over all of them (`selection.py`).
+One thread: fastText with more is not reproducible, and with one only when new memory is zero (see `zeroed_memory`).
+Documents that trained as negatives are scored like all others, as upstream does. Scoring runs by shard, with the
+collapsed classifier (`fasttext_scorer.py`); the share of the best is exact over all of them (`selection.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import Any
 import fasttext
 import numpy as np
 
-from stages.core.contracts import ConfigError, Context, InputError
-from stages.data.workers import Pool, Result
-from stages.formats.corpus import Shard, gather_parts, read_shard, shards
-from stages.formats.documents import count, read_documents
+from stages.core.context import Context
+from stages.core.errors import ConfigError, InputError
+from stages.core.preflight import require_digest
+from stages.lib.data.workers import Pool, Result
+from stages.lib.formats.corpus import Shard, gather_parts, read_shard, shards
+from stages.lib.formats.documents import count, read_documents
 from stages.quality import selection
-from stages.quality.scorer import NEGATIVE, POSITIVE, Scorer, line
+from stages.quality.fasttext_scorer import NEGATIVE, POSITIVE, Scorer, line
 from stages.quality.spec import Quality, QualityConfig
 
 BATCH = 512
@@ -37,7 +39,8 @@ M_PERTURB = -6
 def zeroed_memory(ctx: Context[QualityConfig]) -> Iterator[None]:
     """While this lasts, `malloc` hands out zeros.
 
-    fastText 0.9.2 with one thread draws random values for the first tenth of its input matrix and leaves the rest as the
+    fastText 0.9.2 with one thread draws random values for the first tenth of its input matrix and leaves the rest as
+    the
     allocator gives it: zeros in a fresh process, anything later. Then training differs from run to run, or ends in NaN.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -61,10 +64,11 @@ def scores(model: Any, texts: list[str]) -> np.ndarray:
 
 def run(ctx: Context[QualityConfig]) -> None:
     """Write the kept documents, best share of them, in input order."""
-    documents, positives = ctx.input("documents"), ctx.input("positives")
+    documents = ctx.input("documents")
     total = count(documents.path)
-    if not total or not count(positives.path):
-        raise InputError(f"{ctx.node}: no documents from {(positives if total else documents).node}: nothing to score or to learn from")
+    for artifact in [documents, *ctx.inputs("positives")]:
+        if not count(artifact.path):
+            raise InputError(f"{ctx.node}: no documents from {artifact.node}: nothing to score or to learn from")
     work = shards([Path(documents.path)])
     with Pool.of(ctx, Quality.resources(ctx.config)) as pool:
         scored, test = _score(ctx, pool, work)
@@ -75,7 +79,10 @@ def run(ctx: Context[QualityConfig]) -> None:
         ]
         results = pool.map("keep", selection.keep, tasks, ctx.progress)
         gather_parts([result.folder for result in results], Path(ctx.output("kept")))
-        lowest = min(float(np.fromfile(f, np.float64)[np.load(t["chosen"])].min(initial=2.0)) for f, t in zip(files, tasks, strict=True))
+        lowest = min(
+            float(np.fromfile(f, np.float64)[np.load(t["chosen"])].min(initial=2.0))
+            for f, t in zip(files, tasks, strict=True)
+        )
     left, size = (sum(result.value[name] for result in results) for name in ("documents", "bytes"))
     histogram = np.sum([result.value for result in scored], axis=0)
     edges = np.linspace(0.0, 1.0, 11)
@@ -127,7 +134,9 @@ def _chosen(ctx: Context[QualityConfig], files: list[Path]) -> Iterator[np.ndarr
     else:
         left = math.floor(total * config.keep_fraction + 1e-9)
     if not left:
-        rule = f"threshold {config.threshold}" if config.threshold is not None else f"keep_fraction {config.keep_fraction}"
+        rule = (
+            f"threshold {config.threshold}" if config.threshold is not None else f"keep_fraction {config.keep_fraction}"
+        )
         raise InputError(f"{ctx.node}: {rule} keeps none of {total} documents: lower the bar, or bring more documents")
     if config.threshold is not None:
         return (np.fromfile(path, np.float64) > config.threshold for path in files)
@@ -139,13 +148,16 @@ def _adopt(ctx: Context[QualityConfig]) -> tuple[Any, dict[str, Any]]:
     path = Path(str(ctx.config.model))
     if not path.is_file():
         raise ConfigError(f"{ctx.node}.model = {path}: no such file")
+    require_digest(f"{ctx.node}.model", path, ctx.config.model_sha256)
     try:
         model = fasttext.load_model(str(path))
     except ValueError as error:
         raise ConfigError(f"{ctx.node}.model = {path}: no fastText model: {error}") from error
     labels = [str(label) for label in model.get_labels()]
     if sorted(labels) != sorted((POSITIVE, NEGATIVE)):
-        raise ConfigError(f"{ctx.node}.model = {path}: its labels are {', '.join(labels)}; {POSITIVE} and {NEGATIVE} are needed")
+        raise ConfigError(
+            f"{ctx.node}.model = {path}: its labels are {', '.join(labels)}; {POSITIVE} and {NEGATIVE} are needed"
+        )
     return model, {"classifier": path.name}
 
 
@@ -181,7 +193,11 @@ def _train(ctx: Context[QualityConfig]) -> tuple[Any, dict[str, float]]:
     raw.unlink()
     model = _fit(ctx, file)
     right = (scores(model, [text for _, text in test]) > 0.5) == np.array([label == POSITIVE for label, _ in test])
-    return model, {"train_documents": len(places), "test_documents": len(test), "test_accuracy": round(float(right.mean()), 4)}
+    return model, {
+        "train_documents": len(places),
+        "test_documents": len(test),
+        "test_accuracy": round(float(right.mean()), 4),
+    }
 
 
 def _fit(ctx: Context[QualityConfig], file: Path) -> Any:
@@ -204,4 +220,6 @@ def _fit(ctx: Context[QualityConfig], file: Path) -> Any:
     except RuntimeError as error:
         if "NaN" not in str(error):
             raise
-        raise ConfigError(f"{ctx.node}.learning_rate = {config.learning_rate}: the classifier diverged; lower it") from error
+        raise ConfigError(
+            f"{ctx.node}.learning_rate = {config.learning_rate}: the classifier diverged; lower it"
+        ) from error

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.formats.corpus import Shard, read_shard
-from stages.formats.documents import DocumentWriter, text_buffer
-from stages.quality.scorer import Scorer
+from stages.lib.formats.corpus import Shard, read_shard
+from stages.lib.formats.documents import DocumentWriter, text_buffer
+from stages.quality.fasttext_scorer import Scorer
 
 BLOCK = 1 << 20
 """Scores read together."""
@@ -50,7 +50,9 @@ def nth_largest(files: Sequence[Path], place: int) -> int:
         for path in files:
             for keys in _keys(path):
                 mine = keys if shift == 48 else keys[keys >> np.uint64(shift + 16) == np.uint64(prefix)]
-                counts += np.bincount((mine >> np.uint64(shift) & np.uint64(0xFFFF)).astype(np.int64), minlength=1 << 16)
+                counts += np.bincount(
+                    (mine >> np.uint64(shift) & np.uint64(0xFFFF)).astype(np.int64), minlength=1 << 16
+                )
         above = np.cumsum(counts[::-1])[::-1]  # scores in this bin or a higher one
         digit = int(np.flatnonzero(above >= left)[-1])
         left -= int(above[digit] - counts[digit])

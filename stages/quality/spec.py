@@ -2,46 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 from pydantic import Field
 
 from stages.core.artifacts import Documents
-from stages.core.contracts import Input, Operational, Output, Resources, Stage, StageConfig, output
+from stages.core.config import Operational, StageConfig
+from stages.core.preflight import PreflightContext, Problem, model_file
+from stages.core.resources import Resources
+from stages.core.stage import Input, Output, Stage, output
 
 
 class QualityConfig(StageConfig):
-    """The classifier and what is kept. Defaults are fastText's own and DCLM's (facts/data.md 0)."""
+    """The classifier and what is kept. Defaults are fastText's own and DCLM's (Li et al. 2024)."""
 
-    keep_fraction: float = Field(default=0.10, gt=0, le=1, description="share of documents kept, best first (paper 3.3.1)")
+    keep_fraction: float = Field(
+        default=0.10, gt=0, le=1, description="share of documents kept, best first (paper 3.3.1)"
+    )
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="keep by score instead; DCLM's released filter uses 0.018112"
     )
-    model: str | None = Field(
-        default=None, description="a trained fastText model (.bin, labels __label__hq and __label__cc) to score with; unset: train one"
+    model: Operational[str | None] = Field(
+        default=None,
+        description=(
+            "a trained fastText model (.bin, labels __label__hq and __label__cc) to score with; unset: train one"
+        ),
     )
-    train_documents: int = Field(default=200_000, gt=1, description="of each label at most; DCLM trained on 200k in all")
+    model_sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="of that file: part of the key, unlike its path"
+    )
+    train_documents: int = Field(
+        default=200_000, gt=1, description="of each label at most; DCLM trained on 200k in all"
+    )
     word_ngrams: int = Field(default=2, ge=1, description="DCLM: bigrams")
     dim: int = Field(default=100, ge=1, description="fastText's default")
     epochs: int = Field(default=5, ge=1, description="fastText's default")
     learning_rate: float = Field(default=0.1, gt=0, description="fastText's default")
     buckets: int = Field(default=2_000_000, ge=1, description="hash buckets of n-grams, fastText's default")
-    holdout: float = Field(default=0.1, gt=0, lt=1, description="share of the training documents that tests the classifier")
+    holdout: float = Field(
+        default=0.1, gt=0, lt=1, description="share of the training documents that tests the classifier"
+    )
     seed: int = Field(default=1, description="which documents train")
     workers: Operational[int | Literal["ray", "slurm"]] = Field(
-        default=1, description="processes that score, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
+        default=1,
+        description=(
+            "processes that score, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes"
+            " the result"
+        ),
     )
     work: Operational[str | None] = Field(
-        default=None, description="folder that outlives an attempt and that all workers see: finished shards are not done again"
+        default=None,
+        description="folder that outlives an attempt and that all workers see: finished shards are not done again",
     )
 
 
-class Quality(Stage[QualityConfig], env="data", revision=2):
+class Quality(Stage[QualityConfig], env="data", revision=3, reproducible="same hardware"):
     """Score documents with a fastText classifier and keep the best tenth."""
 
     documents: Input[Documents]
     positives: Input[Documents]
     kept: Output[Documents] = output()
+
+    @classmethod
+    def unread(cls, config: QualityConfig) -> Collection[str]:
+        return ("positives",) if config.model else ()
+
+    def preflight(self, config: QualityConfig, context: PreflightContext) -> Iterable[Problem]:
+        if config.model:
+            yield from model_file("model", config.model, config.model_sha256, "a fastText classifier", context)
 
     @classmethod
     def resources(cls, config: QualityConfig) -> Resources:

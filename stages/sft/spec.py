@@ -3,45 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from stages.core.artifacts import ArtifactManifest, Conversations, Model, Problems
-from stages.core.contracts import Facets, Input, Operational, Output, Resources, Stage, Work, output
-from stages.engines import rules
-from stages.finetuning.settings import SupervisedConfig, check_parent, child_facets, tuning_resources, tuning_work
+from stages.core.config import Operational
+from stages.core.renamed import Renamed
+from stages.core.resources import Measuring, Processes, Resources, Work
+from stages.core.stage import Facets, Input, Output, Stage, output
+from stages.lib.engines import validation
+from stages.lib.finetuning.tuning_config import (
+    SupervisedConfig,
+    check_parent,
+    child_facets,
+    measuring,
+    smaller_tuning,
+    tuning_processes,
+    tuning_resources,
+    tuning_work,
+)
 
 
 class SftConfig(SupervisedConfig):
-    """Defaults: Tülu 3's SFT (RECIPE 4)."""
+    """Defaults: Tülu 3's SFT."""
 
-    chat_template: Literal["tulu"] = Field(default="tulu", description="how turns are written; a tuned parent must have the same")
+    chat_template: Literal["tulu"] = Field(
+        default="tulu", description="how turns are written; a tuned parent must have the same"
+    )
     label_smoothing: float = Field(
         default=0.1,
         ge=0,
         lt=1,
-        description="share of the target spread over the vocabulary. Paper 3.1: used in fine-tuning, no value; 0.1 is Vaswani et al. 2017's. "
-        "open-instruct's finetune.py has none: 0 is its loss",
+        description=(
+            "share of the target spread over the vocabulary. Paper 3.1: used in fine-tuning, no value; 0.1 is Vaswani"
+            " et al. 2017's. open-instruct's finetune.py has none: 0 is its loss"
+        ),
     )
-    answer_tokens: int = Field(default=256, gt=0, description="tokens of a sampled answer at most, for samples and for problems")
+    max_new_tokens: Annotated[int, Renamed("answer_tokens", until="0.3")] = Field(
+        default=256, gt=0, description="tokens of a sampled answer at most, for samples and for problems"
+    )
     instruction: str = Field(
         default=r"Let's think step by step and output the final answer within \boxed{}.",
-        description="with `problems`: what follows a problem in its prompt, as in the training data (DeepScaleR's sentence)",
+        description=(
+            "with `problems`: what follows a problem in its prompt, as in the training data (DeepScaleR's sentence)"
+        ),
     )
-    problem_rows: int = Field(default=200, gt=0, description="with `problems`: held-out problems to answer, greedily; the first ones")
+    eval_problems: Annotated[int, Renamed("problem_rows", until="0.3")] = Field(
+        default=200, gt=0, description="with `problems`: held-out problems to answer, greedily; the first ones"
+    )
     verify_workers: Operational[int] = Field(default=1, gt=0, description="processes that check answers")
 
     @model_validator(mode="after")
     def _room(self) -> SftConfig:
-        if self.answer_tokens >= self.max_length:
-            raise ValueError(f"answer_tokens = {self.answer_tokens} leaves no room for a prompt within max_length = {self.max_length}")
+        if self.max_new_tokens >= self.max_length:
+            raise ValueError(
+                f"max_new_tokens = {self.max_new_tokens} leaves no room for a prompt within max_length ="
+                f" {self.max_length}"
+            )
         if self.engine == "open-instruct":
-            rules.require(self, {"label_smoothing": (0.0, "has no label smoothing in SFT")})
+            validation.require(self, {"label_smoothing": (0.0, "has no label smoothing in SFT")})
         return self
 
 
-class Sft(Stage[SftConfig], env="post", revision=1, checkpoints=True):
+class Sft(Stage[SftConfig], env="post", revision=2, checkpoints=True, reproducible="same hardware"):
     """Fine-tune a model on conversations: loss on the assistant's turns only."""
 
     parent: Input[Model]
@@ -60,9 +85,33 @@ class Sft(Stage[SftConfig], env="post", revision=1, checkpoints=True):
         check_parent(node, inputs, template=config.chat_template, lengths={"max_length": config.max_length})
 
     @classmethod
+    def processes(cls, config: SftConfig) -> Processes:
+        return tuning_processes(config)
+
+    @classmethod
     def resources(cls, config: SftConfig) -> Resources:
         return tuning_resources(config)
 
     @classmethod
+    def check_resources(cls, node: str, config: SftConfig, resources: Resources) -> None:
+        if config.engine != "trl":
+            validation.require_shared_batches(node, config, resources.ranks)
+
+    @classmethod
     def work(cls, config: SftConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
-        return tuning_work(inputs, "conversations", config.max_length / 2, config.epochs)
+        return tuning_work(inputs, "conversations", config.max_length / 2, config.epochs, cls.measuring(config, inputs))
+
+    @classmethod
+    def measuring(cls, config: SftConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Measuring:
+        asked = config.eval_problems if inputs.get("problems") else 0
+        return measuring(
+            config,
+            inputs,
+            read=(config.eval_rows * config.max_length / 2, config.max_length),
+            written=[(config.samples, config.max_new_tokens), (asked, config.max_new_tokens)],
+            prompt=config.max_length - config.max_new_tokens,
+        )
+
+    @classmethod
+    def smaller(cls, config: SftConfig) -> SftConfig | None:
+        return smaller_tuning(config)

@@ -1,8 +1,8 @@
 """Text into token ids: by fastokens, and by the reference `tokenizers` wherever the two could differ.
 
-fastokens reads a piece such as `<unk>` or `<0x41>` in a text as the token of that name; texts that hold one go to the reference.
-On all others it gives the reference's ids, several times as fast; every task compares a sample, and one difference sends the
-whole run to the reference.
+fastokens reads a piece such as `<unk>` or `<0x41>` in a text as the token of that name; texts that hold one go to the
+reference. On all others it gives the reference's ids, several times as fast; every task compares a sample, and one
+difference sends the whole run to the reference.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from stages.formats import vocabulary
-from stages.formats.corpus import Shard, read_shard
-from stages.formats.documents import text_bytes
+from stages.lib.formats import vocabulary
+from stages.lib.formats.corpus import Shard, read_shard
+from stages.lib.formats.documents import text_bytes
+from stages.tokenize import hash_sampling
 
 RESERVED = re.compile("|".join(re.escape(piece) for piece in (*vocabulary.SPECIAL, *vocabulary.byte_tokens())))
 """What only the reference takes for text."""
@@ -101,27 +103,57 @@ def with_ends(ids: np.ndarray, ends: np.ndarray, dtype: np.dtype) -> tuple[np.nd
 
 def held_out(id: str, share: float) -> bool:
     """Whether a document is kept out of training: a hash of its id falls into the first `share` of all values."""
-    return share > 0 and int.from_bytes(hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:8]) < share * 2**64
+    return (
+        share > 0 and int.from_bytes(hashlib.sha256(id.encode("utf-8", "surrogatepass")).digest()[:8]) < share * 2**64
+    )
 
 
-def encode(folder: Path, shard: dict[str, Any], tokenizer: str, dtype: str, heldout: float, fast: bool) -> Any:
-    """Encode a shard: `train` and `heldout` hold ids; documents, bytes and tokens of both, and whether the encoders agreed."""
+def encode(
+    folder: Path, shard: dict[str, Any], tokenizer: str, dtype: str, heldout: float, draw: Sequence[float], fast: bool
+) -> Any:
+    """Encode a shard's documents that are drawn or held out: `train` and `heldout` hold ids, `train.documents` what
+    `drawing` needs.
+
+    Returns documents, bytes and tokens of both; documents and bytes of what is not drawn; and whether the encoders
+    agreed.
+    """
     encoder = Encoder(Path(tokenizer), fast)
-    counts = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in ("train", "heldout")}
+    counts = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in ("train", "heldout", "apart")}
     place, exact = 0, True
+    where, lengths = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     with open(folder / "train", "wb") as train, open(folder / "heldout", "wb") as apart:
         for batch in read_shard(Shard(**shard), columns=["id", "text"], rows=2048):
+            ids = batch.column("id").to_pylist()
+            out = np.array([held_out(id, heldout) for id in ids] if heldout else [False] * len(ids), bool)
+            found = hash_sampling.places(ids)
+            wanted = hash_sampling.drawn(found, draw) | out
+            if not wanted.all():
+                left = batch.filter(pa.array(~wanted))
+                counts["apart"]["documents"] += len(left)
+                counts["apart"]["bytes"] += text_bytes(left.column("text"))
+                batch, out, found = batch.filter(pa.array(wanted)), out[wanted], found[wanted]
+            if not len(batch):
+                continue
             texts = batch.column("text").to_pylist()
             if encoder.fast and exact:
-                exact = encoder.agrees([t for n, t in enumerate(texts) if place + n < CHECK_FIRST or (place + n) % CHECK_EVERY == 0])
+                exact = encoder.agrees(
+                    [t for n, t in enumerate(texts) if place + n < CHECK_FIRST or (place + n) % CHECK_EVERY == 0]
+                )
             place += len(texts)
-            ids, ends = with_ends(*encoder.encode(texts), np.dtype(dtype))
-            out = np.array([held_out(id, heldout) for id in batch.column("id").to_pylist()] if heldout else [False] * len(texts), bool)
-            whose = np.repeat(out, np.diff(ends))
-            for name, stream, documents, tokens in (("train", train, ~out, ~whose), ("heldout", apart, out, whose)):
+            tokens, ends = with_ends(*encoder.encode(texts), np.dtype(dtype))
+            sizes = np.diff(ends)
+            whose = np.repeat(out, sizes)
+            where.append(found[~out])
+            lengths.append(sizes[~out])
+            for name, stream, documents, part in (("train", train, ~out, ~whose), ("heldout", apart, out, whose)):
                 if documents.any():
-                    stream.write((ids if documents.all() else ids[tokens]).data)
+                    stream.write((tokens if documents.all() else tokens[part]).data)
                     counts[name]["documents"] += int(documents.sum())
-                    counts[name]["bytes"] += text_bytes(batch.filter(documents).column("text") if not documents.all() else batch.column("text"))
-                    counts[name]["tokens"] += int(tokens.sum())
+                    counts[name]["bytes"] += text_bytes(
+                        batch.filter(pa.array(documents)).column("text")
+                        if not documents.all()
+                        else batch.column("text")
+                    )
+                    counts[name]["tokens"] += int(part.sum())
+    hash_sampling.write_rows(folder / "train.documents", np.concatenate(where), np.concatenate(lengths))
     return {**counts, "exact": exact, "fast": encoder.fast}

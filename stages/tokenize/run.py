@@ -1,8 +1,10 @@
 """Run `tokenize`: encode each input by shard, take each stream's share, cut windows, shuffle, write shards.
 
 Every document is its pieces and then </s>; no <s> (Mistral's tokenizer would add one, but in packed windows </s> alone
-marks the boundary). What does not fill the last window is left out, and counted. Held-out documents are chosen by a hash
-of their id, so that the windows of every length and phase keep the same ones out; theirs lie in `heldout/`.
+marks the boundary). What does not fill the last window is left out, and counted. Which documents are taken is decided
+by a hash of their id (hash_sampling.py), never by their order: any budget is a uniform sample of the source, and
+disjoint ranges share nothing. Another hash of the id holds documents out, so that the windows of every length and phase
+keep the same ones out; theirs lie in `heldout/`.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from stages.core.contracts import ConfigError, Context, InputError
-from stages.data.workers import Pool, Result
-from stages.formats import vocabulary
-from stages.formats.corpus import shards
-from stages.formats.shards import ShardWriter, dtype_for
-from stages.tokenize import packing
+from stages.core.context import Context
+from stages.core.errors import ConfigError, InputError
+from stages.lib.data.workers import Pool, Result
+from stages.lib.formats import vocabulary
+from stages.lib.formats.corpus import shards
+from stages.lib.formats.shards import ShardWriter, dtype_for
+from stages.tokenize import hash_sampling, packing
 from stages.tokenize.encoder import encode, held_out
 from stages.tokenize.spec import Tokenize, TokenizeConfig
 
@@ -39,8 +42,12 @@ class Source:
         return sum(result.value[part][what] for result in self.results)
 
     def stream(self, part: str, take: int) -> packing.Stream:
-        """The first `take` ids, again and again where there are fewer."""
-        return packing.Stream([result.folder / part for result in self.results], take)
+        """`take` ids: all, repeated where there are fewer; the last pass takes the documents with the lowest places."""
+        files, total = [result.folder / part for result in self.results], self.total(part, "tokens")
+        rest, last = take % total if total else 0, hash_sampling.ALL
+        if rest and part == "train":
+            last = hash_sampling.cut([path.with_name("train.documents") for path in files], rest)
+        return packing.Stream(files, take, total, last)
 
 
 def run(ctx: Context[TokenizeConfig]) -> None:
@@ -52,10 +59,16 @@ def run(ctx: Context[TokenizeConfig]) -> None:
     size = int(tokenizer.facets["vocab_size"])
     dtype = np.dtype(dtype_for(size))
     inputs = ctx.inputs("documents")
-    if config.weights is not None and (len(config.weights) != len(inputs) or min(config.weights) < 0 or not sum(config.weights)):
+    if config.weights is not None and (
+        len(config.weights) != len(inputs) or min(config.weights) < 0 or not sum(config.weights)
+    ):
         raise ConfigError(
             f"{ctx.node}.weights = {list(config.weights)}: give one weight of 0 or more for each of "
             f"{', '.join(s.node for s in inputs)}, not all 0"
+        )
+    if config.draw is not None and len(config.draw) != len(inputs):
+        raise ConfigError(
+            f"{ctx.node}.draw has {len(config.draw)} ranges: give one for each of {', '.join(s.node for s in inputs)}"
         )
     with Pool.of(ctx, Tokenize.resources(config)) as pool:
         sources = _encode(ctx, pool, dtype)
@@ -63,14 +76,23 @@ def run(ctx: Context[TokenizeConfig]) -> None:
     total = sum(takes)
     count = total // config.sequence_length
     if count == 0:
-        raise InputError(f"{ctx.node}: {total} tokens are fewer than one window of {config.sequence_length}: bring more text")
+        raise InputError(
+            f"{ctx.node}: {total} tokens are fewer than one window of {config.sequence_length}: bring more text"
+        )
     digest = str(tokenizer.facets["tokenizer_digest"])
     streams = [source.stream("train", take) for source, take in zip(sources, takes, strict=True)]
     with ShardWriter(ctx.output("shards"), config.sequence_length, size, vocabulary.EOS_ID, digest) as writer:
-        packing.write_shuffled(streams, config.sequence_length, dtype, config.seed, Path(ctx.scratch) / "buckets", writer)
+        packing.write_shuffled(
+            streams, config.sequence_length, dtype, config.seed, Path(ctx.scratch) / "buckets", writer
+        )
         writer.extra["sources"] = [_row(source, take) for source, take in zip(sources, takes, strict=True)]
     heldout = _write_heldout(ctx, sources, size, digest, dtype)
-    facets = {"tokenizer_digest": digest, "vocab_size": size, "sequence_length": config.sequence_length, "dtype": dtype.name}
+    facets = {
+        "tokenizer_digest": digest,
+        "vocab_size": size,
+        "sequence_length": config.sequence_length,
+        "dtype": dtype.name,
+    }
     used = count * config.sequence_length
     benchmarks = sorted({name for s in sources for name in s.benchmarks})
     ctx.describe("shards", facets=facets, meta={"windows": count, "tokens": used, "benchmarks": benchmarks})
@@ -85,18 +107,37 @@ def run(ctx: Context[TokenizeConfig]) -> None:
 
 
 def _row(source: Source, take: int) -> dict[str, Any]:
-    """What the index says of a source."""
+    """What the index says of a source. of_the_whole: epochs of all that it has, drawn or not, to be added up over the
+    phases.
+    """
     tokens = source.total("train", "tokens")
-    epochs = round(take / tokens, 4) if tokens else 0.0
-    return {"node": source.node, "documents": source.total("train", "documents"), "tokens": take, "epochs": epochs}
+    apart, here = source.total("apart", "bytes"), source.total("train", "bytes")
+    epochs = take / tokens if tokens else 0.0
+    share = here / (here + apart) if here else 0.0
+    return {
+        "node": source.node,
+        "documents": source.total("train", "documents"),
+        "tokens": take,
+        "epochs": round(epochs, 4),
+        "of_the_whole": round(epochs * share, 4),
+    }
 
 
 def _funnel(sources: list[Source], takes: list[int]) -> dict[str, dict[str, int]]:
     """Documents, bytes and tokens that came in and were held out; tokens that the mixture cut or repeated."""
     rows = {
-        reason: {what: sum(s.total(part, what) for s in sources for part in parts) for what in ("documents", "bytes", "tokens")}
-        for reason, parts in (("in", ("train", "heldout")), ("held out", ("heldout",)))
+        reason: {
+            what: sum(s.total(part, what) for s in sources for part in parts)
+            for what in ("documents", "bytes", "tokens")
+        }
+        for reason, parts in (
+            ("in", ("train", "heldout", "apart")),
+            ("not drawn", ("apart",)),
+            ("held out", ("heldout",)),
+        )
     }
+    del rows["not drawn"]["tokens"]  # it is not encoded
+    rows["in"]["tokens"] = sum(s.total(part, "tokens") for s in sources for part in ("train", "heldout"))
     have = [s.total("train", "tokens") for s in sources]
     rows["cut by the mixture"] = {"tokens": sum(max(0, n - t) for n, t in zip(have, takes, strict=True))}
     rows["repeated by the mixture"] = {"tokens": sum(max(0, t - n) for n, t in zip(have, takes, strict=True))}
@@ -108,13 +149,20 @@ def _encode(ctx: Context[TokenizeConfig], pool: Pool, dtype: np.dtype) -> list[S
     inputs = ctx.inputs("documents")
     work = [(n, shard) for n, source in enumerate(inputs) for shard in shards([Path(source.path)])]
     common = {"tokenizer": str(ctx.input("tokenizer").path), "dtype": dtype.name, "heldout": ctx.config.heldout}
-    tasks = [{"shard": asdict(shard), **common} for _, shard in work]
+    draw = ctx.config.draw or ((0.0, 1.0),) * len(inputs)
+    tasks = [{"shard": asdict(shard), "draw": draw[n], **common} for n, shard in work]
     results = pool.map("encode", encode, [{**task, "fast": True} for task in tasks], ctx.progress)
     if not all(result.value["exact"] for result in results):
-        ctx.log("fastokens differs from tokenizers on this corpus: encoding it with tokenizers, which is slower", "warning")
+        ctx.log(
+            "fastokens differs from tokenizers on this corpus: encoding it with tokenizers, which is slower", "warning"
+        )
         results = pool.map("encode-reference", encode, [{**task, "fast": False} for task in tasks], ctx.progress)
     return [
-        Source(source.node, [r for r, (m, _) in zip(results, work, strict=True) if m == n], tuple(source.meta.get("benchmarks", ())))
+        Source(
+            source.node,
+            [r for r, (m, _) in zip(results, work, strict=True) if m == n],
+            tuple(source.meta.get("benchmarks", ())),
+        )
         for n, source in enumerate(inputs)
     ]
 
@@ -132,7 +180,9 @@ def _write_heldout(ctx: Context[TokenizeConfig], sources: list[Source], size: in
     folder = Path(ctx.output("shards")) / "heldout"
     folder.mkdir()
     with ShardWriter(folder, config.sequence_length, size, vocabulary.EOS_ID, digest) as writer:
-        packing.write_shuffled(streams, config.sequence_length, dtype, config.seed + 1, Path(ctx.scratch) / "buckets", writer)
+        packing.write_shuffled(
+            streams, config.sequence_length, dtype, config.seed + 1, Path(ctx.scratch) / "buckets", writer
+        )
     return count
 
 

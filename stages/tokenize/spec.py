@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.core.artifacts import Documents, Tokenizer, TokenShards
-from stages.core.contracts import Facets, Input, Operational, Output, Resources, Stage, StageConfig, output
+from stages.core.config import Operational, StageConfig
+from stages.core.preflight import PreflightContext, Problem
+from stages.core.resources import Resources
+from stages.core.stage import Facets, Input, Output, Stage, output
 
 
 class TokenizeConfig(StageConfig):
@@ -18,22 +21,52 @@ class TokenizeConfig(StageConfig):
     weights: tuple[float, ...] | None = Field(
         default=None, description="share of each input in the tokens, in wiring order; unset: as much as each has"
     )
-    max_epochs: float = Field(default=4.0, gt=0, description="how often a small input may be repeated to reach its share")
+    max_epochs: float = Field(
+        default=4.0, gt=0, description="how often a small input may be repeated to reach its share"
+    )
+    draw: tuple[tuple[float, float], ...] | None = Field(
+        default=None,
+        description=(
+            "of each input the documents whose hash lies in [from, to) of [0, 1): nodes with disjoint ranges share"
+            " none; unset: all"
+        ),
+    )
     max_tokens: int | None = Field(default=None, gt=0, description="tokens to write at most")
     heldout: float = Field(
-        default=0.0, ge=0, lt=1, description="share of documents kept out of training, by a hash of their id: the same at any length"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of documents kept out of training, by a hash of their id: the same at any length",
     )
     seed: int = Field(default=1, description="order of the windows")
-    threads: Operational[int] = Field(default=2, ge=1, description="encoder threads in each process; they never change the result")
+    threads: Operational[int] = Field(
+        default=2, ge=1, description="encoder threads in each process; they never change the result"
+    )
     workers: Operational[int | Literal["ray", "slurm"]] = Field(
-        default=1, description="processes that encode, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
+        default=1,
+        description=(
+            "processes that encode, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never"
+            " changes the result"
+        ),
     )
     work: Operational[str | None] = Field(
-        default=None, description="folder that outlives an attempt and that all workers see: finished shards are not done again"
+        default=None,
+        description="folder that outlives an attempt and that all workers see: finished shards are not done again",
     )
 
+    @model_validator(mode="after")
+    def _ranges(self) -> TokenizeConfig:
+        for first, end in self.draw or ():
+            if not 0 <= first < end <= 1:
+                raise ValueError(f"draw = [{first}, {end}]: give two numbers of 0 to 1, the smaller first")
+        if self.draw is not None and self.weights is not None and len(self.draw) != len(self.weights):
+            raise ValueError(
+                f"draw has {len(self.draw)} ranges, but weights {len(self.weights)} entries: give one for each input"
+            )
+        return self
 
-class Tokenize(Stage[TokenizeConfig], env="data", revision=2):
+
+class Tokenize(Stage[TokenizeConfig], env="data", revision=3, reproducible="bits"):
     """Encode documents and pack them into shuffled windows of one length."""
 
     documents: Sequence[Input[Documents]]
@@ -47,6 +80,17 @@ class Tokenize(Stage[TokenizeConfig], env="data", revision=2):
         dtype = None if vocabulary is None else ("uint16" if int(vocabulary) <= 1 << 16 else "uint32")
         known = {"tokenizer_digest": source.get("tokenizer_digest"), "vocab_size": vocabulary, "dtype": dtype}
         return {"shards": {**known, "sequence_length": config.sequence_length}}
+
+    def preflight(self, config: TokenizeConfig, context: PreflightContext) -> Iterable[Problem]:
+        count = len(self.wires["documents"])
+        for key, given in (("weights", config.weights), ("draw", config.draw)):
+            if given is not None and len(given) != count:
+                yield Problem(
+                    key,
+                    str(list(given)),
+                    f"{len(given)} entries for {count} inputs",
+                    f"give one for each of {', '.join(o.node.name for o in self.wires['documents'])}",
+                )
 
     @classmethod
     def resources(cls, config: TokenizeConfig) -> Resources:

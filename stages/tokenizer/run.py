@@ -9,13 +9,22 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from stages.core.contracts import ConfigError, Context, InputError
-from stages.formats import vocabulary
-from stages.formats.documents import read_documents
+from stages.core.context import Context
+from stages.core.errors import ConfigError, InputError
+from stages.core.preflight import require_digest
+from stages.lib.formats import vocabulary
+from stages.lib.formats.documents import read_documents
 from stages.tokenizer.spec import TokenizerConfig
 
-WORDS = rf"{vocabulary.SPACE}*[^{vocabulary.SPACE}\s0-9]+|[0-9]|{vocabulary.SPACE}+|\s+"
-"""Within what training may merge: a word with the spaces before it, one digit, a run of spaces, a run of other whitespace."""
+LONGEST = 256
+"""Characters of the longest word that training looks at whole. Longer ones (base64, DNA, minified code) are cut: the
+trainer's time grows with the square of a word, and no piece is longer than `max_piece` anyway.
+"""
+_SPACE = vocabulary.SPACE
+WORDS = rf"{_SPACE}{{0,{LONGEST}}}[^{_SPACE}\s0-9]{{1,{LONGEST}}}|[0-9]|{_SPACE}{{1,{LONGEST}}}|\s{{1,{LONGEST}}}"
+"""Within what training may merge: a word with the spaces before it, one digit, a run of spaces, a run of other
+whitespace.
+"""
 
 
 def run(ctx: Context[TokenizerConfig]) -> None:
@@ -25,7 +34,9 @@ def run(ctx: Context[TokenizerConfig]) -> None:
     vocabulary.save(tokenizer, folder)
     size = tokenizer.get_vocab_size()
     ctx.describe("tokenizer", facets={"tokenizer_digest": vocabulary.digest(folder), "vocab_size": size})
-    ctx.stat(vocab_size=size, origin=ctx.config.origin, **_fertility(ctx, folder))
+    ctx.stat(
+        vocab_size=size, origin=ctx.config.origin, **(_fertility(ctx, folder) if ctx.config.origin == "train" else {})
+    )
 
 
 def _sample(ctx: Context[TokenizerConfig]) -> Iterator[str]:
@@ -71,35 +82,61 @@ def _train(ctx: Context[TokenizerConfig]) -> Tokenizer:
     tokenizer.train_from_iterator(_sample(ctx), trainer)
     if (got := tokenizer.get_vocab_size()) != config.vocab_size:
         raise InputError(
-            f"{ctx.node}: the corpus yields {got} pieces, vocab_size asks for {config.vocab_size}: set {ctx.node}.vocab_size "
-            f"to {got} or less, or bring more text"
+            f"{ctx.node}: the corpus yields {got} pieces, vocab_size asks for {config.vocab_size}: set"
+            f" {ctx.node}.vocab_size to {got} or less, or bring more text"
         )
     # byte tokens are pieces, not special tokens: only then does byte fallback decode them
     value = json.loads(tokenizer.to_str())
     value["added_tokens"] = [t for t in value["added_tokens"] if t["content"] in vocabulary.SPECIAL]
     value["pre_tokenizer"] = None
-    return vocabulary.without_control_merges(Tokenizer.from_str(json.dumps(value)))
+    return vocabulary.plain(Tokenizer.from_str(json.dumps(value)))
 
 
 def _adopt(ctx: Context[TokenizerConfig]) -> Tokenizer:
+    """The tokenizer at `path`, with the ids of its pieces as they are, and nothing around a text: training puts nothing
+    there either.
+    """
     if not ctx.config.path:
-        raise ConfigError(f"{ctx.node}.path is unset: name the tokenizer.json or tokenizer.model to adopt")
-    path = Path(ctx.config.path)
-    if not path.is_file():
-        raise InputError(f"{ctx.node}.path: {path} is not there")
+        raise ConfigError(
+            f"{ctx.node}.path is unset: name the tokenizer.json, the tokenizer.model or the model folder to adopt"
+        )
+    path = _file(ctx.node, Path(ctx.config.path))
+    require_digest(f"{ctx.node}.path", path, ctx.config.sha256)
     tokenizer = vocabulary.read(path) if path.suffix == ".json" else from_sentencepiece(path)
     for token, wanted in zip(vocabulary.SPECIAL, (0, 1, 2), strict=True):
         if tokenizer.token_to_id(token) != wanted:
-            raise InputError(f"{path.name}: '{token}' has id {tokenizer.token_to_id(token)}, this pipeline needs {wanted}")
-    return vocabulary.without_control_merges(tokenizer)
+            raise InputError(
+                f"{path.name}: '{token}' has id {tokenizer.token_to_id(token)}, this pipeline needs {wanted}"
+            )
+    if not isinstance(tokenizer.model, models.BPE):
+        kind = type(tokenizer.model).__name__
+        raise InputError(
+            f"{path.name} is a {kind} tokenizer, this pipeline takes BPE: adopt another, or set {ctx.node}.origin ="
+            " 'train'"
+        )
+    return vocabulary.plain(tokenizer)
+
+
+def _file(node: str, path: Path) -> Path:
+    """The file to read. A model's folder has a tokenizer.model, which is the vocabulary as it was trained, or a
+    tokenizer.json.
+    """
+    if not path.exists():
+        raise InputError(f"{node}.path: {path} is not there")
+    if not path.is_dir():
+        return path
+    for name in ("tokenizer.model", vocabulary.FILE):
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"{node}.path: the folder {path} has neither tokenizer.model nor {vocabulary.FILE}")
 
 
 def from_sentencepiece(path: Path) -> Tokenizer:
     """A `tokenizers` tokenizer that encodes as a SentencePiece BPE model does.
 
-    Merges are ordered by the score of the piece they make, and where scores are equal (Mistral's runs of spaces) by its id:
-    shorter runs first, as SentencePiece's leftmost-first rule has it on a run. transformers 5 orders them by id, and then splits two in
-    five documents otherwise (facts/data.md 7).
+    Merges are ordered by the score of the piece they make, and where scores are equal (Mistral's runs of spaces) by its
+    id: shorter runs first, as SentencePiece's leftmost-first rule has it on a run. transformers 5 orders them by id,
+    and then splits two in five documents otherwise.
     """
     import sentencepiece
 
@@ -117,7 +154,13 @@ def from_sentencepiece(path: Path) -> Tokenizer:
             if left in pieces and right in pieces:
                 merges.append((-source.get_score(index), index, pieces[left], left, right))
     merges.sort()
-    model = models.BPE(vocab=pieces, merges=[(left, right) for _, _, _, left, right in merges], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    model = models.BPE(
+        vocab=pieces,
+        merges=[(left, right) for _, _, _, left, right in merges],
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer, tokenizer.decoder = vocabulary.metaspace_parts()
     return tokenizer

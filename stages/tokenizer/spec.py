@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from stages.core.artifacts import Documents, Tokenizer
-from stages.core.contracts import Facets, Input, Output, Resources, Stage, StageConfig, output
+from stages.core.config import Operational, StageConfig
+from stages.core.preflight import PreflightContext, Problem, model_file
+from stages.core.resources import Resources
+from stages.core.stage import Facets, Input, Output, Stage, output
 
 
 class TokenizerConfig(StageConfig):
     """Train a vocabulary, or adopt one."""
 
-    origin: Literal["train", "adopt"] = Field(default="train", description="train on the documents, or take `path` over")
-    vocab_size: int = Field(default=32000, gt=300, description="entries, special and byte tokens included (paper 3.1: Mistral's 32,000)")
-    sample_bytes: int = Field(default=1_000_000_000, gt=0, description="text to train on, taken evenly from the documents")
-    path: str | None = Field(
-        default=None, description="adopt: a tokenizer.json, or a SentencePiece model (tokenizer.model), on this machine"
+    origin: Literal["train", "adopt"] = Field(
+        default="train", description="train on the documents, or take `path` over"
     )
-    max_piece: int = Field(default=16, ge=1, description="longest vocabulary entry, characters (SentencePiece's default)")
+    vocab_size: int = Field(
+        default=32000, gt=300, description="entries, special and byte tokens included (paper 3.1: Mistral's 32,000)"
+    )
+    sample_bytes: int = Field(
+        default=1_000_000_000, gt=0, description="text to train on, taken evenly from the documents"
+    )
+    path: Operational[str | None] = Field(
+        default=None,
+        description=(
+            "adopt: a tokenizer.json, a SentencePiece model (tokenizer.model), or a model's folder with one, on this"
+            " machine"
+        ),
+    )
+    sha256: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{64}$", description="adopt: of that file: part of the key, unlike its path"
+    )
+    max_piece: int = Field(
+        default=16, ge=1, description="longest vocabulary entry, characters (SentencePiece's default)"
+    )
 
 
-class TrainTokenizer(Stage[TokenizerConfig], env="data", revision=3):
+class TrainTokenizer(Stage[TokenizerConfig], env="data", revision=4, reproducible="bits"):
     """Train a SentencePiece-like BPE tokenizer on the corpus, or adopt an existing one."""
 
     documents: Sequence[Input[Documents]]
@@ -32,6 +50,21 @@ class TrainTokenizer(Stage[TokenizerConfig], env="data", revision=3):
     @classmethod
     def facets(cls, config: TokenizerConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:
         return {"tokenizer": {"vocab_size": config.vocab_size}} if config.origin == "train" else {}
+
+    @classmethod
+    def unread(cls, config: TokenizerConfig) -> Collection[str]:
+        return ("documents",) if config.origin == "adopt" else ()
+
+    def preflight(self, config: TokenizerConfig, context: PreflightContext) -> Iterable[Problem]:
+        if config.origin == "adopt":
+            yield from model_file(
+                "path",
+                config.path,
+                config.sha256,
+                "a tokenizer.json or tokenizer.model",
+                context,
+                ("tokenizer.model", "tokenizer.json"),
+            )
 
     @classmethod
     def resources(cls, config: TokenizerConfig) -> Resources:

@@ -8,18 +8,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from stages.vision.conversations import Conversation
-from stages.vision.prompts import IGNORED, encode
+from stages.lib.vision.conversations import Conversation
+from stages.lib.vision.prompts import IGNORED, encode
 
 MEGABATCH = 16
-"""Batches whose rows are sorted by length together: enough to leave little padding, few enough to keep chance in the order."""
+"""Batches whose rows are sorted by length together: enough to leave little padding, few enough to keep chance in the
+order.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,26 +37,15 @@ class Rows:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each row."""
         return np.diff(self.starts)
 
-    @property
+    @cached_property
     def answer_counts(self) -> np.ndarray:
         """Tokens of each row that the loss is taken of."""
         return np.add.reduceat(self.answers.astype(np.int64), self.starts[:-1])
-
-    def save(self, path: Path) -> None:
-        """Write it for other processes."""
-        names = np.array(self.names)
-        np.savez(path, ids=self.ids, answers=self.answers, starts=self.starts, images=self.images, names=names)
-
-    @classmethod
-    def load(cls, path: Path) -> Rows:
-        """Read it back."""
-        found = np.load(path, allow_pickle=False)
-        return cls(found["ids"], found["answers"], found["starts"], found["images"], found["names"].tolist())
 
     def tensors(self, numbers: np.ndarray, pad_id: int) -> dict[str, Tensor]:
         """input_ids, attention_mask, labels [B, T] of these rows, padded on the right."""
@@ -67,7 +58,11 @@ class Rows:
             length = part.stop - part.start
             ids[at, :length], mask[at, :length] = self.ids[part], 1
             labels[at, :length] = np.where(self.answers[part], self.ids[part], IGNORED)
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask), "labels": torch.from_numpy(labels)}
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy(mask),
+            "labels": torch.from_numpy(labels),
+        }
 
 
 def encode_rows(
@@ -80,13 +75,13 @@ def encode_rows(
     numbers: dict[str, int] = {}
     counts: Counter[str] = Counter()
     for row in rows:
-        found = encode(tokenizer, row.turns, image_id, patches if row.image is not None else 0, max_length)
-        if not found.answer_tokens:
+        encoded = encode(tokenizer, row.turns, image_id, patches if row.image is not None else 0, max_length)
+        if not encoded.answer_tokens:
             counts["left out: no answer within max_length"] += 1
             continue
-        counts["cut at max_length"] += len(found.ids) == max_length
-        ids.append(np.array(found.ids, np.int32))
-        answers.append(np.array(found.labels) != IGNORED)
+        counts["cut at max_length"] += len(encoded.ids) == max_length
+        ids.append(np.array(encoded.ids, np.int32))
+        answers.append(np.array(encoded.labels) != IGNORED)
         images.append(-1 if row.image is None else numbers.setdefault(row.image, len(numbers)))
     starts = np.concatenate([[0], np.cumsum([len(part) for part in ids])]).astype(np.int64)
     if not ids:
@@ -103,8 +98,9 @@ def steps_an_epoch(with_image: int, without: int, batch: int) -> int:
 def epoch_batches(lengths: np.ndarray, images: np.ndarray, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The batches of one epoch, each of `batch` row numbers, longest row first within a batch.
 
-    Every row is in at least one; the last batch of a kind is filled up with rows from that kind's beginning, as upstream does.
-    The batch with the longest row comes first: what does not fit into memory fails at once, not after a day.
+    Every row is in at least one; the last batch of a kind is filled up with rows from that kind's beginning, as
+    upstream does. The batch with the longest row comes first: what does not fit into memory fails at once, not after a
+    day.
     """
     rng = np.random.default_rng([seed, epoch])
     batches: list[np.ndarray] = []

@@ -1,11 +1,13 @@
-"""The card of a vision-language model: what it was made of, how it was trained, where sources disagree. Same inputs, same bytes."""
+"""The card of a vision-language model: what it was made of, how it was trained, where sources disagree. Same inputs,
+same bytes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from stages.core.contracts import Context
+from stages.core.context import Context
 from stages.vlm.spec import VlmConfig
 
 
@@ -21,9 +23,12 @@ def model_card(ctx: Context[VlmConfig], stats: Mapping[str, Any], image_size: in
         "---",
         f"# {ctx.node}",
         "",
-        f"A vision-language model of {stats['parameters']:,} parameters around the decoder of `{base.node}` (paper 6): DINOv2 with "
-        f"registers and SigLIP ({stats['tower_parameters']:,} frozen parameters, {towers.meta.get('origin', 'unknown')}), "
-        f"{image_size} x {image_size} pixels as {stats['patches']} patches right after `<s>`, and a three-layer projector.",
+        (
+            f"A vision-language model of {stats['parameters']:,} parameters around the decoder of `{base.node}` (paper"
+            f" 6): DINOv2 with registers and SigLIP ({stats['tower_parameters']:,} frozen parameters,"
+            f" {towers.meta.get('origin', 'unknown')}), {image_size} x {image_size} pixels as {stats['patches']}"
+            " patches right after `<s>`, and a three-layer projector."
+        ),
         "",
         "## Training",
         "",
@@ -38,20 +43,30 @@ def model_card(ctx: Context[VlmConfig], stats: Mapping[str, Any], image_size: in
         "",
         "## Where sources disagree",
         "",
-        "- The base: the paper says Moxin-7B-Base, the released code points at Moxin-7B-Instruct, its Hugging Face configuration at "
-        f"Moxin-7B-LLM. Here it is `{base.node}`, a declared choice.",
-        "- The data: the paper lists LLaVA's 558K captions and 665K instructions; the single stage that it describes (`no-align`) "
-        f"never reads the captions upstream. Here: {_kinds(rows.meta.get('kinds', {}))}.",
+        (
+            "- The base: the paper says Moxin-7B-Base, the released code points at Moxin-7B-Instruct, its Hugging Face"
+            f" configuration at Moxin-7B-LLM. Here it is `{base.node}`, a declared choice."
+        ),
+        (
+            "- The data: the paper lists LLaVA's 558K captions and 665K instructions; the single stage that it"
+            f" describes (`no-align`) never reads the captions upstream. Here: {_kinds(rows.meta.get('kinds', {}))}."
+        ),
         "",
         "## Use",
         "",
-        "Prompt: `<s>`, then one `<image>` id a patch, then `In: {question}\\nOut:`. Images are resized to a square (bicubic) and "
-        "normalized for each tower (`preprocessor_config.json`, `pixel_values` in `modeling_moxin_vlm.py`). "
-        "`AutoModelForImageTextToText` needs `trust_remote_code=True` for the copied module; the Moxin pipeline does not.",
+        (
+            "Prompt: `<s>`, then one `<image>` id a patch, then `In: {question}\\nOut:`. Images are resized to a square"
+            " (bicubic) and normalized for each tower (`preprocessor_config.json`, `pixel_values` in"
+            " `modeling_moxin_vlm.py`). `AutoModelForImageTextToText` needs `trust_remote_code=True` for the copied"
+            " module; the Moxin pipeline does not."
+        ),
         "",
         "## Limits",
         "",
-        "It answers briefly, often from habit rather than from the image: compare its scores with the blind control beside them.",
+        (
+            "It answers briefly, often from habit rather than from the image: compare its scores with the blind control"
+            " beside them."
+        ),
         *([f"Its base was trained on the training splits of {', '.join(benchmarks)}."] if benchmarks else []),
         "",
     ]

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stages.core.artifacts import ArtifactManifest, ImageConversations, ImageFeatures, Model, VisionTowers
-from stages.core.contracts import (
-    ConfigError,
-    Facets,
-    Input,
-    Operational,
-    Output,
-    Resources,
-    Stage,
-    StageConfig,
-    Work,
-    output,
-)
+from stages.core.config import Operational, StageConfig
+from stages.core.errors import ConfigError
+from stages.core.renamed import Renamed
+from stages.core.resources import Processes, Resources, Work
+from stages.core.stage import Facets, Input, Output, Stage, output
+from stages.lib.training import validation
 
 ARCHITECTURE = "MoxinVLM"
 EMBEDDING_MULTIPLE = 64
@@ -27,7 +21,8 @@ EMBEDDING_MULTIPLE = 64
 ADDED_TOKENS = 2
 """`<PAD>`, as upstream, and `<image>`, which only holds the place of a patch."""
 TOKENS_A_ROW = 700
-"""What the estimate of work assumes of a row: 256 patches, and the text of a mean row of the 665K mixture (declared)."""
+"""What the estimate of work assumes of a row: 256 patches, and the text of a mean row of the 665K mixture (declared).
+"""
 
 
 def padded(entries: int) -> int:
@@ -36,40 +31,45 @@ def padded(entries: int) -> int:
 
 
 class VlmConfig(StageConfig):
-    """Optimizer, schedule, batches. Defaults: Moxin-VLM's `prism-moxin-dinosiglip-224px+7b` (RECIPE 6)."""
+    """Optimizer, schedule, batches. Defaults: Moxin-VLM's `prism-moxin-dinosiglip-224px+7b` (paper 6)."""
 
     epochs: int = Field(default=2, gt=0, description="passes over the rows (paper 6)")
-    batch_rows: int = Field(default=128, gt=0, description="rows in an optimizer step, all with an image or all without")
+    global_batch_size: Annotated[int, Renamed("batch_rows", until="0.3")] = Field(
+        default=128, gt=0, description="rows in an optimizer step, all with an image or all without"
+    )
     learning_rate: float = Field(default=2e-5, gt=0, description="peak")
-    warmup_ratio: float = Field(default=0.03, ge=0, lt=1, description="share of the steps with a linear warmup; then a cosine to 0")
+    warmup_ratio: float = Field(
+        default=0.03, ge=0, lt=1, description="share of the steps with a linear warmup; then a cosine to 0"
+    )
     weight_decay: float = Field(default=0.1, ge=0, description="AdamW, on matrices only")
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW (PyTorch's default, which upstream keeps)")
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW (PyTorch's default, which upstream keeps)")
     eps: float = Field(default=1e-8, gt=0, description="AdamW (PyTorch's default, which upstream keeps)")
     grad_clip: float = Field(default=1.0, gt=0, description="largest global gradient norm")
     max_length: int = Field(default=2048, gt=1, description="tokens of a row, patches included; longer ones are cut")
-    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="of matrix products; weights and optimizer are float32")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="of matrix products; weights and optimizer are float32"
+    )
     seed: int = Field(default=7, description="fresh weights of the projector, order of the rows")
-    micro_rows: Operational[int] = Field(default=16, gt=0, description="rows in one forward pass of one process")
+    micro_batch_size: Annotated[Operational[int], Renamed("micro_rows", until="0.3")] = Field(
+        default=16, gt=0, description="rows in one forward pass of one process"
+    )
     recompute: Operational[Literal["none", "selective", "full"]] = Field(
         default="none",
-        description="activation checkpointing. full: a block keeps its input alone, a third more work; selective: it keeps the results of "
-        "matrix products and attention kernels, and computes what is cheap again",
+        description=(
+            "activation checkpointing. full: a block keeps its input alone, a third more work; selective: it keeps the"
+            " results of matrix products and attention kernels, and computes what is cheap again"
+        ),
     )
     checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
     log_every: Operational[int] = Field(default=10, gt=0, description="steps between two metric rows")
-    processes: Operational[int] = Field(default=1, gt=0, description="more than one: FSDP2, weights and optimizer sharded over them")
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads of a process")
-    device: Operational[Literal["auto", "cpu", "cuda"]] = Field(default="auto", description="auto: GPUs if there are any")
-
-    @model_validator(mode="after")
-    def _divides(self) -> VlmConfig:
-        if self.batch_rows % self.processes:
-            raise ValueError(f"batch_rows = {self.batch_rows} cannot be shared evenly by processes = {self.processes}")
-        return self
+    device: Operational[Literal["auto", "cpu", "cuda"]] = Field(
+        default="auto", description="auto: GPUs if there are any"
+    )
 
 
-class TrainVlm(Stage[VlmConfig], env="vlm", revision=1, checkpoints=True):
+class TrainVlm(Stage[VlmConfig], env="vlm", revision=1, checkpoints=True, reproducible="same hardware"):
     """Train projector and decoder on image conversations (single stage, towers frozen), resumable at any step."""
 
     base: Input[Model]
@@ -97,20 +97,42 @@ class TrainVlm(Stage[VlmConfig], env="vlm", revision=1, checkpoints=True):
         super().check_facets(node, config, inputs)
         producer, base = inputs["base"][0]
         if base.get("architecture") not in (None, "MistralForCausalLM"):
-            raise ConfigError(f"node {node}: its base from {producer} is a {base['architecture']}; wire a language model (MistralForCausalLM)")
+            raise ConfigError(
+                f"node {node}: its base from {producer} is a {base['architecture']}; wire a language model"
+                " (MistralForCausalLM)"
+            )
         context, (maker, towers) = base.get("context_length"), inputs["towers"][0]
         if context is not None and config.max_length > int(context):
-            raise ConfigError(f"node {node}: max_length is {config.max_length}, but its base from {producer} has {context} positions")
+            raise ConfigError(
+                f"node {node}: max_length is {config.max_length}, but its base from {producer} has {context} positions"
+            )
         patches = towers.get("patches")
         if patches is not None and int(patches) + 2 > config.max_length:
-            raise ConfigError(f"node {node}: max_length is {config.max_length}, but an image from {maker} takes {patches} tokens")
+            raise ConfigError(
+                f"node {node}: max_length is {config.max_length}, but an image from {maker} takes {patches} tokens"
+            )
 
     @classmethod
     def resources(cls, config: VlmConfig) -> Resources:
-        return Resources(cpus=config.threads * config.processes, memory_gib=4 * config.processes)
+        """For one process; with more, a profile says how many cores and how much memory they have together."""
+        return Resources(cpus=config.threads, memory_gib=4)
+
+    @classmethod
+    def processes(cls, config: VlmConfig) -> Processes:
+        return Processes.TORCHRUN
+
+    @classmethod
+    def check_resources(cls, node: str, config: VlmConfig, resources: Resources) -> None:
+        validation.require_shared_batch(node, config.global_batch_size, resources.nodes * resources.ranks)
 
     @classmethod
     def work(cls, config: VlmConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
         rows = sum(int(m.meta.get("rows", 0)) for m in inputs.get("conversations", ()))
         parameters = sum(int(m.meta.get("parameters", 0)) for m in inputs.get("base", ()))
         return Work(flops=6.0 * config.epochs * rows * TOKENS_A_ROW * parameters)
+
+    @classmethod
+    def smaller(cls, config: VlmConfig) -> VlmConfig | None:
+        return config.halved("micro_batch_size") or (
+            config.operated(recompute="full") if config.recompute != "full" else None
+        )

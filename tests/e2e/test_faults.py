@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import SMALL, Installation, kill, sets, wait_for
+from tests.support.installation import SMALL, Installation, kill, sets, wait_for
+from tests.support.limits import DAG
 
 pytestmark = pytest.mark.e2e
-TRAIN = {"pretrain_1.tokens": 307_200, "pretrain_1.checkpoint_every": 40, "pretrain_1.log_every": 1, "pretrain_1.dropout": 0.1}
+TRAIN = {
+    "pretrain_1.tokens": 307_200,
+    "pretrain_1.checkpoint_every": 40,
+    "pretrain_1.log_every": 1,
+    "pretrain_1.dropout": 0.1,
+}
 
 
 def training(seed: int) -> dict[str, Any]:
@@ -35,7 +41,7 @@ def past_a_checkpoint(installation: Installation, overrides: dict[str, Any]) -> 
         kinds = [e["event"] for e in events]
         return "checkpoint" in kinds and "metric" in kinds[kinds.index("checkpoint") :]
 
-    wait_for(look, 90, "the training saved no checkpoint")
+    wait_for(look, "the training saved no checkpoint")
     pids = installation.stages()
     assert len(pids) == 1
     return pids[0]
@@ -43,7 +49,7 @@ def past_a_checkpoint(installation: Installation, overrides: dict[str, Any]) -> 
 
 def gone(installation: Installation) -> None:
     """No stage process is left."""
-    wait_for(lambda: not installation.stages(), 40, "a stage outlived its run")
+    wait_for(lambda: not installation.stages(), "a stage outlived its run")
 
 
 def state_of(installation: Installation, run_id: str) -> str:
@@ -72,7 +78,7 @@ def test_a_killed_training_resumes_to_the_curve_of_an_unbroken_one(installation:
     overrides = training(1) | {"retries": 0}
     run = installation.start("run", "--select", "pretrain_1", *sets(overrides))
     kill(past_a_checkpoint(installation, overrides), signal.SIGKILL)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=DAG)
     assert run.returncode == 1, out + err
     assert "pretrain_1 failed (preempted): killed by signal 9" in out
     resumes(installation, overrides)
@@ -90,7 +96,7 @@ def test_a_killed_stage_is_tried_again_within_the_run(installation: Installation
     overrides = training(2)
     run = installation.start("run", "--select", "pretrain_1", *sets(overrides))
     kill(past_a_checkpoint(installation, overrides), signal.SIGKILL)
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=DAG)
     assert run.returncode == 0, out + err
     assert "trying again" in out
     assert installation.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 40
@@ -101,7 +107,7 @@ def test_ctrl_c_saves_a_checkpoint_and_leaves_nothing(installation: Installation
     run = installation.start("run", "--select", "pretrain_1", *sets(overrides))
     past_a_checkpoint(installation, overrides)
     kill(run.pid, signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=DAG)
     assert run.returncode == 130, out + err
     assert "interrupted" in err
     gone(installation)
@@ -113,7 +119,7 @@ def test_a_run_cancelled_in_the_ui_ends_cancelled(installation: Installation) ->
     run_id = deploy(installation, overrides)
     past_a_checkpoint(installation, overrides)
     installation.prefect("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
-    wait_for(lambda: state_of(installation, run_id) == "CANCELLED", 90, "the run was not cancelled")
+    wait_for(lambda: state_of(installation, run_id) == "CANCELLED", "the run was not cancelled")
     gone(installation)
     resumes(installation, overrides)
 
@@ -123,7 +129,7 @@ def test_a_killed_flow_is_crashed_and_its_stage_stops(installation: Installation
     run_id = deploy(installation, overrides)
     stage = past_a_checkpoint(installation, overrides)
     kill(parent_of(stage), signal.SIGKILL)
-    wait_for(lambda: state_of(installation, run_id) == "CRASHED", 90, "the run stayed as it was")
+    wait_for(lambda: state_of(installation, run_id) == "CRASHED", "the run stayed as it was")
     gone(installation)
     resumes(installation, overrides)
 
@@ -138,7 +144,7 @@ def test_worker_and_flow_killed_together_do_not_stay_running(installation: Insta
     gone(installation)
     installation.moxin("up")  # notices the dead worker
     resumes(installation, overrides)
-    wait_for(lambda: state_of(installation, run_id) == "CRASHED", 200, "the run stayed 'Running' for ever")
+    wait_for(lambda: state_of(installation, run_id) == "CRASHED", "the run stayed 'Running' for ever")
 
 
 def parent_of(pid: int) -> int:

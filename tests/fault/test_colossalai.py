@@ -1,4 +1,6 @@
-"""Engine `colossalai` for real: the launcher, torchrun, the engine's own Python, gloo, the store; stopped, and resumed in another topology."""
+"""Engine `colossalai` for real: the launcher, torchrun, the engine's own Python, gloo, the store; stopped, and resumed
+in another topology.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from flows.settings import Settings
-from stages.core.contracts import ExitClass
+from stages.core.errors import ExitClass
 from stages.core.ledger import Ledger
-from stages.modeling.folder import load_model
-from tests import colossal
-from tests.fault.test_torchrun import _inputs, _start
-from tests.unit.test_pretrain import LENGTH, config
+from stages.lib.modeling.hf_checkpoint import load_model
+from tests.support import colossal
+from tests.support.limits import HANG
+from tests.support.pretraining import LENGTH, config
+from tests.support.torchrun import started as _start
+from tests.support.torchrun import uploaded_inputs as _inputs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]  # starts two stages of two processes, 20 CPU seconds of imports each
+pytestmark = pytest.mark.slow  # starts two stages of two processes, 20 CPU seconds of imports each
 
 
 def test_a_stopped_run_begins_anew_in_the_engines_python_and_goes_on_in_another_topology(
@@ -23,7 +27,8 @@ def test_a_stopped_run_begins_anew_in_the_engines_python_and_goes_on_in_another_
     monkeypatch.setenv("MOXIN_COLOSSALAI_PYTHON", str(colossal.python()))
     inputs = _inputs(ledger, tmp_path)
     made = config(
-        engine="colossalai", processes=2, dropout=0.1, tokens=60 * 4 * LENGTH, micro_batch=1, checkpoint_every=20, eval_windows=0,
+        engine="colossalai", dropout=0.1, tokens=60 * 4 * LENGTH, micro_batch_size=1, checkpoint_every=20,
+        eval_windows=0,
         colossalai={"zero_stage": 2},
     )  # fmt: skip
     (handle, lease), steps = _start(settings, ledger, inputs, made), []
@@ -31,10 +36,15 @@ def test_a_stopped_run_begins_anew_in_the_engines_python_and_goes_on_in_another_
         if event["event"] == "metric":
             steps.append(event["step"])
             if len(steps) == 10:
-                handle.stop(60)
+                handle.stop(HANG)
     assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
     ledger.release(lease)
-    made = made.model_copy(update={"tensor_parallel": 2, "colossalai": made.colossalai.model_copy(update={"plugin": "hybrid", "zero_stage": 0})})
+    made = made.model_copy(
+        update={
+            "tensor_parallel": 2,
+            "colossalai": made.colossalai.model_copy(update={"plugin": "hybrid", "zero_stage": 0}),
+        }
+    )
     handle, _ = _start(settings, ledger, inputs, made)
     events = list(handle.events())
     assert handle.wait() == 0, events[-5:]

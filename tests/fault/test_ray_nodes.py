@@ -16,19 +16,21 @@ from pathlib import Path
 import pytest
 import ray
 
-from stages.data.workers import RECEIPT
-from tests.support import wait_for
-from tests.unit.test_workers import parts
+from stages.lib.data.task import RECEIPT
+from tests.support.limits import HANG
+from tests.support.paths import ROOT
+from tests.support.probe_pipeline import wait_for
+from tests.support.worker_pool import parts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # a Ray node takes some ten seconds to start
+pytestmark = pytest.mark.slow  # a Ray node takes some ten seconds to start
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import pathlib, sys
-from tests.unit.test_dedup import dedup, planted
+from tests.support.deduplication import dedup, planted
 texts = planted(3, size=160, copies=120)
 workers = sys.argv[2]
-dedup(pathlib.Path(sys.argv[1]), *[texts[n::8] for n in range(8)], recipe="dclm", workers=workers if workers == "ray" else int(workers))
+workers = workers if workers == "ray" else int(workers)
+dedup(pathlib.Path(sys.argv[1]), *[texts[n::8] for n in range(8)], recipe="dclm", workers=workers)
 """
 """Eight shards, and the recipe with the most steps."""
 
@@ -45,7 +47,10 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.address = f"{ray.util.get_node_ip_address()}:{free_port()}"
         self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": self.address}
-        self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # its ports are open to the network
+        self.environment |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }  # its ports are open to the network
         self.environment |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
         self.log = open(folder / "ray.log", "wb")  # noqa: SIM115
         self.nodes: list[subprocess.Popen[bytes]] = []
@@ -55,18 +60,26 @@ class Cluster:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """A node, in a session of its own."""
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
+        command = [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--block",
+            "--num-cpus=1",
+            "--disable-usage-stats",
+        ]
         command += ["--object-store-memory=100000000", *arguments]
         environment = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
-        self.nodes.append(subprocess.Popen(command, env=environment, start_new_session=True, stdout=self.log, stderr=self.log))
+        self.nodes.append(
+            subprocess.Popen(command, env=environment, start_new_session=True, stdout=self.log, stderr=self.log)
+        )
         return self.nodes[-1]
 
     def join(self) -> subprocess.Popen[bytes]:
         """One more node, once the head listens."""
         host, port = self.address.split(":")
-        wait_for(lambda: socket.socket().connect_ex((host, int(port))) == 0, "the head of the Ray cluster", 60)
+        wait_for(lambda: socket.socket().connect_ex((host, int(port))) == 0, "the head of the Ray cluster")
         node = self.start(f"--address={self.address}")
-        wait_for(lambda: "raylet" in self.programs(node), "the raylet of the second node", 60)
+        wait_for(lambda: "raylet" in self.programs(node), "the raylet of the second node")
         return node
 
     def processes(self, node: subprocess.Popen[bytes]) -> list[int]:
@@ -82,7 +95,9 @@ class Cluster:
 
     def programs(self, node: subprocess.Popen[bytes]) -> set[str]:
         """Names of a node's programs."""
-        return {path.read_text().strip() for pid in self.processes(node) if (path := Path(f"/proc/{pid}/comm")).exists()}
+        return {
+            path.read_text().strip() for pid in self.processes(node) if (path := Path(f"/proc/{pid}/comm")).exists()
+        }
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """As when its machine loses power."""
@@ -114,9 +129,11 @@ def stage(cluster: Cluster, root: Path, workers: int | str = "ray") -> subproces
 
 
 def test_two_nodes_and_a_killed_one_give_the_same_bytes(tmp_path: Path, cluster: Cluster) -> None:
-    """The shard that the dead node was at is done again elsewhere; a new node joins, and all is run once more on both."""
+    """The shard that the dead node was at is done again elsewhere; a new node joins, and all is run once more on
+    both.
+    """
     node = cluster.join()
-    assert stage(cluster, tmp_path / "one", 1).wait(200) == 0
+    assert stage(cluster, tmp_path / "one", 1).wait(HANG) == 0
     expected = parts(tmp_path / "one")
     assert len(expected) == 8
     killed = stage(cluster, tmp_path / "killed")
@@ -127,17 +144,17 @@ def test_two_nodes_and_a_killed_one_give_the_same_bytes(tmp_path: Path, cluster:
         mine = set(cluster.processes(node))
         return [path for path in sign.glob("??????.*") if int(path.suffix[1:]) in mine]
 
-    wait_for(lambda: at_work() or killed.poll() is not None, "a shard in the hands of the second node", 200)
+    wait_for(lambda: at_work() or killed.poll() is not None, "a shard in the hands of the second node")
     torn = at_work()
     cluster.kill(node)
     assert torn, "the second node had no shard"
     assert not any((path / RECEIPT).exists() for path in torn), "the node was not killed in the middle of a shard"
-    assert killed.wait(200) == 0, (tmp_path / "ray.log").read_text()[-3000:]
+    assert killed.wait(HANG) == 0, (tmp_path / "ray.log").read_text()[-3000:]
     assert parts(tmp_path / "killed") == expected
     assert all((sign / f"{number:06d}" / RECEIPT).exists() for number in range(8))
 
     cluster.join()
-    assert stage(cluster, tmp_path / "both").wait(200) == 0, (tmp_path / "ray.log").read_text()[-3000:]
+    assert stage(cluster, tmp_path / "both").wait(HANG) == 0, (tmp_path / "ray.log").read_text()[-3000:]
     assert parts(tmp_path / "both") == expected
-    assert stage(cluster, tmp_path / "two", 2).wait(200) == 0
+    assert stage(cluster, tmp_path / "two", 2).wait(HANG) == 0
     assert parts(tmp_path / "two") == expected

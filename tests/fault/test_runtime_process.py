@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from flows.settings import Settings
-from stages.core.contracts import StageRequest
 from stages.core.ledger import Ledger
-from tests.support import events_of, python_with_probes, request_of, train_request, wait_for
+from stages.core.messages import StageRequest
+from tests.support.limits import HANG
+from tests.support.paths import ROOT
+from tests.support.probe_pipeline import events_of, python_with_probes, request_of, train_request, wait_for
 
-pytestmark = pytest.mark.timeout(60)
 """A stage that does not stop fails its test instead of holding up all of them."""
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -31,7 +32,12 @@ def start(settings: Settings, tmp_path: Path) -> Iterator[Start]:
     def begin(request: StageRequest, **more: str) -> subprocess.Popen[bytes]:
         file = tmp_path / f"request-{len(running)}.json"
         file.write_text(request.model_dump_json())
-        env = {"PATH": os.environ["PATH"], **settings.store_environment(), "MOXIN_SCRATCH": str(tmp_path / "scratch"), **more}
+        env = {
+            "PATH": os.environ["PATH"],
+            **settings.store_environment(),
+            "MOXIN_SCRATCH": str(tmp_path / "scratch"),
+            **more,
+        }
         process = subprocess.Popen(
             [python, "-m", "stages.core.runtime", str(file)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, start_new_session=True,
@@ -53,7 +59,7 @@ def finish(process: subprocess.Popen[bytes]) -> tuple[int, list[dict[str, Any]],
     assert process.stdout is not None
     assert process.stderr is not None
     out, errors = process.stdout.read(), process.stderr.read()
-    return process.wait(timeout=20), events_of(out), errors.decode()
+    return process.wait(timeout=HANG), events_of(out), errors.decode()
 
 
 def until_waiting(process: subprocess.Popen[bytes]) -> None:
@@ -65,7 +71,9 @@ def until_waiting(process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the stage ended without waiting")
 
 
-def test_success_is_status_0_and_nothing_but_events_on_standard_output(ledger: Ledger, start: Start, tmp_path: Path) -> None:
+def test_success_is_status_0_and_nothing_but_events_on_standard_output(
+    ledger: Ledger, start: Start, tmp_path: Path
+) -> None:
     code, events, errors = finish(start(request_of(ledger.store.address, ledger, act="print")))
     assert code == 0
     assert [e["event"] for e in events] == ["metric", "metric", "done"]
@@ -82,12 +90,13 @@ def test_every_failure_has_its_status_and_one_line(ledger: Ledger, start: Start,
     expected = {
         "config": (64, "asked for config"),
         "input": (65, "asked for input"),
-        "enospc": (69, f"no space left on the disk that holds {tmp_path / 'scratch'}: free some"),
+        "enospc": (69, f"no space left on the disk that holds {tmp_path / 'scratch'} (mounted at "),
         "memory": (71, "out of memory: asked for it"),
         "bug": (1, "KeyError: 'asked for a bug' (run.py:"),
     }
     running = {
-        act: start(request_of(ledger.store.address, ledger, f"{number:064x}", act=act)) for number, act in enumerate(expected)
+        act: start(request_of(ledger.store.address, ledger, f"{number:064x}", act=act))
+        for number, act in enumerate(expected)
     }
     for act, (code, message) in expected.items():
         found, events, errors = finish(running[act])
@@ -164,7 +173,7 @@ def test_after_kill_9_the_next_attempt_goes_on_from_the_checkpoint(ledger: Ledge
     first = start(request)
     wait_for(lambda: ledger.checkpoint_steps("a" * 64), "a checkpoint")
     first.send_signal(signal.SIGKILL)
-    assert first.wait(timeout=10) == -9
+    assert first.wait(timeout=HANG) == -9
     assert ledger.manifest("a" * 64) is None
     ledger.release(request.lease)
     code, events, _ = finish(start(train_request(ledger, "a" * 64, steps=8)))
@@ -190,7 +199,7 @@ def test_wrong_credentials_are_one_line_and_no_traceback(ledger: Ledger, start: 
 
 def test_a_store_that_is_down_is_an_infrastructure_failure(ledger: Ledger, start: Start) -> None:
     dead = ledger.store.address.model_copy(update={"endpoint": "http://127.0.0.1:9"})
-    code, events, errors = finish(start(request_of(dead, ledger)))
+    code, events, errors = finish(start(request_of(dead, ledger), MOXIN_STORE_PATIENCE="1"))
     assert code == 69
     assert "http://127.0.0.1:9 cannot be reached" in events[-1]["message"]
     assert "Traceback" not in errors
@@ -201,7 +210,7 @@ def test_the_real_entry_point_knows_the_real_stages_only(settings: Settings, led
     file.write_text(request_of(ledger.store.address, ledger).model_dump_json())
     env = {"PATH": os.environ["PATH"], **settings.store_environment()}
     done = subprocess.run(
-        [sys.executable, "-m", "stages.core.runtime", str(file)], env=env, cwd=Path(__file__).parents[2], capture_output=True, check=False
+        [sys.executable, "-m", "stages.core.runtime", str(file)], env=env, cwd=ROOT, capture_output=True, check=False
     )  # fmt: skip
     assert done.returncode == 64
     assert "this image has no stage 'probe_source'" in events_of(done.stdout)[0]["message"]

@@ -5,65 +5,24 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pytest
-
-from flows.launch.base import Job
-from flows.launch.process import ProcessHandle, ProcessLauncher
 from flows.settings import Settings
-from stages.core.artifacts import ArtifactManifest, FileEntry
-from stages.core.contracts import CodeRef, ExitClass, InputRef, Lease, Resources, StageRequest
-from stages.core.keys import artifact_digest, sha256
-from stages.core.ledger import Ledger, upload_folder
-from stages.formats import vocabulary
-from stages.formats.shards import ShardWriter
-from stages.pretrain.spec import Pretrain, PretrainConfig
-from tests.support import wait_for
-from tests.unit.test_pretrain import LENGTH, VOCABULARY, config
-
-pytestmark = pytest.mark.timeout(300)
+from stages.core.errors import ExitClass
+from stages.core.ledger import Ledger
+from stages.vlm.spec import TrainVlm, VlmConfig
+from tests.support import vision
+from tests.support.pretraining import LENGTH, config
+from tests.support.probe_pipeline import wait_for
+from tests.support.torchrun import started as _start
+from tests.support.torchrun import uploaded_artifacts
+from tests.support.torchrun import uploaded_inputs as _inputs
 
 
-def _inputs(ledger: Ledger, folder: Path) -> dict[str, tuple[InputRef, ...]]:
-    facets: dict[str, str | int] = {"tokenizer_digest": "digest", "vocab_size": VOCABULARY}
-    with ShardWriter(folder, LENGTH, VOCABULARY, vocabulary.EOS_ID, "digest") as writer:
-        writer.add(np.random.default_rng(0).integers(3, VOCABULARY, (64, LENGTH)))
-    shards = upload_folder(ledger.store, "objects/shards", folder)
-    ledger.store.put("objects/tokenizer/0", b"{}")
-    tokenizer = (FileEntry(path="tokenizer.json", size=2, sha256=sha256(b"{}"), object="objects/tokenizer/0"),)
-    made: dict[str, tuple[str, Any, dict[str, str | int]]] = {
-        "tokens": ("TokenShards", shards, {**facets, "sequence_length": LENGTH, "dtype": "uint16"}),
-        "tokenizer": ("Tokenizer", tokenizer, facets),
-    }
-    return {
-        port: (
-            InputRef(
-                node=port, key="k", port=port,
-                manifest=ArtifactManifest(type=kind, digest=artifact_digest(kind, own, files), facets=own, files=files),
-            ),
-        )
-        for port, (kind, files, own) in made.items()
-    }  # fmt: skip
-
-
-def _start(settings: Settings, ledger: Ledger, inputs: Any, made: PretrainConfig) -> tuple[ProcessHandle, Lease]:
-    key = "7" * 64
-    request = StageRequest(
-        run_id="run-1", node="pretrain_1", stage="pretrain", revision=Pretrain.revision, key=key, lease=ledger.acquire(key, "tester"),
-        config=made.model_dump(mode="json"), inputs=inputs, outputs={"model": "Model"}, code=CodeRef(source_digest="0"),
-        store=ledger.store.address,
-    )  # fmt: skip
-    resources = Pretrain.resources(made)
-    assert resources.processes == made.processes
-    job = Job(request, Resources(cpus=resources.cpus, processes=made.processes), "train")
-    return ProcessLauncher(settings).start(job), request.lease
-
-
-def test_two_processes_lose_one_and_one_process_ends_the_run(settings: Settings, ledger: Ledger, tmp_path: Path) -> None:
+def test_two_processes_lose_one_and_one_process_ends_the_run(
+    settings: Settings, ledger: Ledger, tmp_path: Path
+) -> None:
     inputs = _inputs(ledger, tmp_path)
-    made = config(processes=2, dropout=0.1, tokens=150 * 4 * LENGTH, checkpoint_every=10, eval_windows=0)
+    made = config(dropout=0.1, tokens=150 * 4 * LENGTH, checkpoint_every=10, eval_windows=0)
     (handle, lease), steps = _start(settings, ledger, inputs, made), []
     for event in handle.events():
         if event["event"] == "metric":
@@ -87,6 +46,30 @@ def test_two_processes_lose_one_and_one_process_ends_the_run(settings: Settings,
     assert rows is not None
     told = [line.split(b'"step": ')[1].split(b",")[0] for line in rows[0].splitlines()]
     assert [int(step) for step in told] == list(range(1, 151))  # no row lost, none doubled
+
+
+def test_the_vlm_trains_in_two_processes(settings: Settings, ledger: Ledger, tmp_path: Path) -> None:
+    """Gradients of several micro-batches are exchanged; one result, told once."""
+    train, _ = vision.scenes(tmp_path / "scenes", scenes=8)
+    towers, seen = vision.features(tmp_path / "features", train)
+    inputs = {
+        "base": [vision.base_model(tmp_path / "base")],
+        "conversations": [train],
+        "towers": [towers],
+        "features": [seen],
+    }
+    made = VlmConfig(
+        epochs=1, global_batch_size=8, micro_batch_size=2, precision="fp32", max_length=256, threads=1, log_every=1
+    )
+    handle, _ = _start(settings, ledger, uploaded_artifacts(ledger, inputs), made, stage=TrainVlm)
+    events = list(handle.events())
+    assert handle.wait() == 0, events[-5:]
+    found = ledger.manifest("7" * 64)
+    assert found is not None
+    assert found[0].stats["processes"] == 2
+    steps = [event["step"] for event in events if event["event"] == "metric"]
+    assert steps == list(range(1, int(found[0].stats["steps"]) + 1))
+    assert len(steps) > 1
 
 
 def _second_process(settings: Settings) -> int:

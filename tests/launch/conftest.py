@@ -1,6 +1,6 @@
-"""Real engines: a Docker engine and a Slurm cluster of this machine, started by infra/dev where they are not there yet.
+"""Real services: this machine's Docker daemon and Slurm cluster, started by infra/dev where they do not run yet.
 
-These are the only tests that may be skipped, and only where an engine cannot be had; the reason is printed.
+These are the only tests that may be skipped, and only where one cannot be started; the reason is printed.
 """
 
 from __future__ import annotations
@@ -15,91 +15,83 @@ import pytest
 
 from benchmarks import launchers
 from flows import environments, images
-from flows.environments import ROOT, Image
-from flows.launch.base import Job
+from flows.environments import Image
 from flows.launch.docker import DockerLauncher
 from flows.settings import Settings, home
-from stages.core.contracts import InfraError, Resources
-from stages.core.ledger import Ledger
-from tests.support import request_of
+from stages.core.errors import InfraError
+from stages.core.files import ROOT
+from tests.support.docker_containers import containers
+from tests.support.limits import HANG
 
 PROBES = ROOT / "tests" / "probes"
 
 
-def engine_or_skip(script: str) -> None:
-    """Run a script of infra/dev; skip, and say why, where it cannot give an engine."""
+def start_or_skip(script: str) -> None:
+    """Run a script of infra/dev; skip, and say why, where it cannot start its service."""
     if os.environ.get("MOXIN_ENGINES") == "none":
         pytest.skip(f"{script}: MOXIN_ENGINES=none")
     if os.geteuid() != 0:
-        pytest.skip(f"{script} needs root to start an engine, and none is running")
-    done = subprocess.run([str(ROOT / "infra" / "dev" / script)], capture_output=True, text=True, timeout=400, check=False)
+        pytest.skip(f"{script} needs root to start its service, and none runs")
+    done = subprocess.run(
+        [str(ROOT / "infra" / "dev" / script)], capture_output=True, text=True, timeout=HANG, check=False
+    )
     if done.returncode:
         reason = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-        print(f"SKIPPED: {script} gave no engine: {reason}")
-        pytest.skip(f"{script} gave no engine: {reason}")
+        print(f"SKIPPED: {script} started no service: {reason}")
+        pytest.skip(f"{script} started no service: {reason}")
 
 
 @pytest.fixture(scope="session")
-def docker_engine() -> Any:
-    """The engine's client."""
+def docker_client() -> Any:
+    """The Docker client."""
     try:
-        return images.engine()
+        return images.docker_client()
     except InfraError:
-        engine_or_skip("docker.sh")
-        return images.engine()
+        start_or_skip("docker.sh")
+        return images.docker_client()
 
 
 @pytest.fixture(scope="session")
-def built(docker_engine: Any) -> Any:
+def built(docker_client: Any) -> Any:
     """Build the images of some stages, once a session each."""
 
     def build(*stages: str) -> list[Image]:
-        from flows import derived
+        from flows import generated_files
 
-        chosen = images.select(derived.stages(), stages)
-        images.build(docker_engine, chosen, home() / "wheels", print)
+        chosen = images.select(generated_files.stages(), stages)
+        images.build(docker_client, chosen, home() / "wheels", print)
         return chosen
 
     return build
 
 
 @pytest.fixture(scope="session")
-def probe_image(docker_engine: Any, built: Any) -> Iterator[Image]:
+def probe_image(docker_client: Any, built: Any) -> Iterator[Image]:
     """An image of the probe stages, in the real environment "data"."""
     (real,) = built("collect")
     reference = f"moxin/probe:{uuid.uuid4().hex[:12]}"
-    yield launchers.probe_image(docker_engine, real.environment, PROBES, reference, {"moxin.test": "1"})
-    docker_engine.images.remove(reference, force=True)
+    yield launchers.probe_image(docker_client, real.environment, PROBES, reference, {"moxin.test": "1"})
+    docker_client.images.remove(reference, force=True)
 
 
 @pytest.fixture
-def docker_launcher(settings: Settings, probe_image: Image, docker_engine: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerLauncher]:
+def docker_launcher(
+    settings: Settings, probe_image: Image, docker_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DockerLauncher]:
     """A launcher whose stages are the probes; nothing of it may be left afterwards."""
     monkeypatch.setattr(environments, "stage_image", lambda stage, env: probe_image)
     launcher = DockerLauncher(settings)
     yield launcher
     for relay in launcher._relays.values():
         relay.close()
-    left = containers(docker_engine, launcher)
+    left = containers(docker_client, launcher)
     for container in left:
         container.remove(force=True, v=True)
     assert left == [], "a container was left behind"
 
 
-def containers(client: Any, launcher: DockerLauncher, all: bool = True) -> list[Any]:
-    """The containers of a launcher's installation."""
-    label = f"moxin.home={launcher._marks()['moxin.home']}"
-    return client.containers.list(all=all, filters={"label": label}, ignore_removed=True)
-
-
-def job_of(ledger: Ledger, number: int = 0, resources: Resources | None = None, **config: Any) -> Job:
-    """A job of `probe_source`."""
-    limits = resources or Resources(cpus=1, memory_gib=0.25)
-    return Job(request_of(ledger.store.address, ledger, f"{number:064x}", **config), limits, "data")
-
-
 @pytest.fixture(scope="session")
 def slurm_cluster() -> None:
     """The two virtual nodes of infra/dev/slurm.sh."""
-    engine_or_skip("slurm.sh")
+    start_or_skip("slurm.sh")
     os.environ["SLURM_CONF"] = "/var/lib/moxin-slurm/slurm.conf"

@@ -1,4 +1,6 @@
-"""The Docker launcher on a real engine: what a stage may do there, how it ends, what is left. Probe stages, seconds each."""
+"""The Docker launcher on a real engine: what a stage may do there, how it ends, what is left. Probe stages, seconds
+each.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,20 @@ from typing import Any
 
 import pytest
 
-from flows.environments import ROOT, Image
+from flows.environments import Image
 from flows.execute import NodeFailed
 from flows.launch.docker import DockerHandle, DockerLauncher
 from flows.settings import Settings
-from stages.core.contracts import ConfigError, ExitClass, Resources
+from stages.core.errors import ConfigError, ExitClass
+from stages.core.files import ROOT
 from stages.core.ledger import Ledger
-from tests import support
-from tests.launch.conftest import containers, job_of
-from tests.support import wait_for
+from stages.core.resources import Resources
+from tests.support import probe_pipeline
+from tests.support.docker_containers import containers, job_of
+from tests.support.limits import HANG
+from tests.support.probe_pipeline import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine]
+pytestmark = [pytest.mark.slow, pytest.mark.container]
 
 
 def finish(handle: DockerHandle) -> tuple[int, list[dict[str, Any]]]:
@@ -42,23 +47,30 @@ def until(handle: DockerHandle, message: str) -> Iterator[dict[str, Any]]:
 
 
 def volumes(client: Any, launcher: DockerLauncher) -> list[Any]:
-    return client.volumes.list(filters={"label": f"moxin.home={launcher._marks()['moxin.home']}"})
+    return client.volumes.list(filters={"label": f"moxin.home={launcher._labels()['moxin.home']}"})
 
 
-def test_a_stage_runs_and_nothing_of_it_is_left(docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger) -> None:
+def test_a_stage_runs_and_nothing_of_it_is_left(
+    docker_launcher: DockerLauncher, docker_client: Any, ledger: Ledger
+) -> None:
     code, events = finish(docker_launcher.start(job_of(ledger, act="print")))
     assert code == 0, events
     assert [e["event"] for e in events if e["event"] != "log"] == ["metric", "metric", "done"]
-    assert {e["message"] for e in events if e["event"] == "log"} >= {"a line that a library prints", "a line of a child process"}
+    assert {e["message"] for e in events if e["event"] == "log"} >= {
+        "a line that a library prints",
+        "a line of a child process",
+    }
     found = ledger.manifest(f"{0:064x}")
     assert found is not None
     assert found[0].code.image_digest
     assert found[0].code.image_digest.startswith("sha256:")
-    assert containers(docker_engine, docker_launcher) == []
-    assert volumes(docker_engine, docker_launcher) == []
+    assert containers(docker_client, docker_launcher) == []
+    assert volumes(docker_client, docker_launcher) == []
 
 
-def test_a_stage_may_write_to_its_scratch_alone_and_reach_the_store_alone(docker_launcher: DockerLauncher, ledger: Ledger) -> None:
+def test_a_stage_may_write_to_its_scratch_alone_and_reach_the_store_alone(
+    docker_launcher: DockerLauncher, ledger: Ledger
+) -> None:
     code, events = finish(docker_launcher.start(job_of(ledger, act="reach")))
     assert code == 0, events
     seen = next(json.loads(e["message"]) for e in events if str(e.get("message", "")).startswith('{"Uid"'))
@@ -68,12 +80,14 @@ def test_a_stage_may_write_to_its_scratch_alone_and_reach_the_store_alone(docker
     }  # fmt: skip
 
 
-def test_no_secret_is_shown_by_the_engine(docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger, settings: Settings) -> None:
+def test_no_secret_is_shown_by_the_engine(
+    docker_launcher: DockerLauncher, docker_client: Any, ledger: Ledger, settings: Settings
+) -> None:
     handle = docker_launcher.start(job_of(ledger, act="wait"))
     rest = until(handle, "waiting")
-    container = docker_engine.containers.get(handle.id)
+    container = docker_client.containers.get(handle.id)
     shown = json.dumps(container.attrs) + json.dumps(container.top()) + container.logs().decode()
-    handle.stop(20)
+    handle.stop(HANG)
     list(rest)
     handle.wait()
     for secret in (*settings.credentials.values(), "not-for-stages"):
@@ -81,17 +95,17 @@ def test_no_secret_is_shown_by_the_engine(docker_launcher: DockerLauncher, docke
     assert container.labels["moxin.node"] == "source"
     assert container.labels["moxin.epoch"] == "1"
     assert container.attrs["HostConfig"]["NetworkMode"] == "moxin-store"
-    assert docker_engine.networks.get("moxin-store").attrs["Internal"] is True
+    assert docker_client.networks.get("moxin-store").attrs["Internal"] is True
 
 
 def test_a_stage_that_is_asked_to_stop_ends_in_order(docker_launcher: DockerLauncher, ledger: Ledger) -> None:
     handle = docker_launcher.start(job_of(ledger, act="wait"))
     rest = until(handle, "waiting")
-    handle.stop(20)
-    handle.stop(20)
+    handle.stop(HANG)
+    handle.stop(HANG)
     assert [e["message"] for e in rest if e["event"] == "done"] == ["stopped on request"]
     assert handle.wait() == ExitClass.PREEMPTED.code
-    handle.stop(20)
+    handle.stop(HANG)
 
 
 def test_a_stage_that_will_not_stop_is_killed_after_its_grace(docker_launcher: DockerLauncher, ledger: Ledger) -> None:
@@ -108,10 +122,10 @@ def test_more_memory_than_it_may_have_is_out_of_memory(docker_launcher: DockerLa
     assert events[-1]["message"] == "out of memory: it used all of its 0.25 GiB; raise resources.source.memory_gib"
 
 
-def test_docker_kill_is_a_preemption(docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger) -> None:
+def test_docker_kill_is_a_preemption(docker_launcher: DockerLauncher, docker_client: Any, ledger: Ledger) -> None:
     handle = docker_launcher.start(job_of(ledger, act="wait"))
     rest = until(handle, "waiting")
-    docker_engine.containers.get(handle.id).kill()
+    docker_client.containers.get(handle.id).kill()
     list(rest)
     assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
 
@@ -124,7 +138,7 @@ def test_reap_of_a_run_stops_it_and_leaves_others(docker_launcher: DockerLaunche
     reading = threading.Thread(target=lambda: list(rest))
     reading.start()
     assert docker_launcher.reap("run-1") == [handle.id]
-    reading.join(30)
+    reading.join(HANG)
     assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
 
 
@@ -136,7 +150,8 @@ from flows import environments
 from flows.launch.base import Job
 from flows.launch.docker import DockerLauncher
 from flows.settings import Settings
-from stages.core.contracts import Resources, StageRequest
+from stages.core.messages import StageRequest
+from stages.core.resources import Resources
 environments.stage_image = lambda stage, env: environments.Image(stage, env, {image!r}, "", {{}})
 request = StageRequest.model_validate_json(Path({request!r}).read_bytes())
 settings = Settings(Path({home!r}), request.store, "http://127.0.0.1:9/api", True, False, {credentials!r})
@@ -148,7 +163,9 @@ for event in handle.events():
 
 
 @pytest.fixture
-def control(settings: Settings, ledger: Ledger, probe_image: Image, tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[bytes], str]]]:
+def control(
+    settings: Settings, ledger: Ledger, probe_image: Image, tmp_path: Path
+) -> Iterator[Callable[[str], tuple[subprocess.Popen[bytes], str]]]:
     """Start a control plane of its own that runs a stage; the process and the container, once the stage is at work."""
     started: list[subprocess.Popen[bytes]] = []
 
@@ -156,9 +173,15 @@ def control(settings: Settings, ledger: Ledger, probe_image: Image, tmp_path: Pa
         request = tmp_path / "request.json"
         request.write_text(job_of(ledger, act=act).request.model_dump_json())
         program = CONTROL.format(
-            root=str(ROOT), image=probe_image.reference, request=str(request), home=str(settings.home), credentials=dict(settings.credentials)
+            root=str(ROOT),
+            image=probe_image.reference,
+            request=str(request),
+            home=str(settings.home),
+            credentials=dict(settings.credentials),
         )
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]})
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, env={"PATH": os.environ["PATH"]}
+        )
         started.append(process)
         assert process.stdout is not None
         return process, process.stdout.readline().decode().strip()
@@ -173,37 +196,42 @@ def control(settings: Settings, ledger: Ledger, probe_image: Image, tmp_path: Pa
 
 @pytest.mark.parametrize("act", ["wait", "stubborn"])
 def test_a_killed_control_plane_leaves_nothing_after_a_minute(
-    docker_launcher: DockerLauncher, docker_engine: Any, control: Callable[[str], tuple[subprocess.Popen[bytes], str]], act: str
+    docker_launcher: DockerLauncher,
+    docker_client: Any,
+    control: Callable[[str], tuple[subprocess.Popen[bytes], str]],
+    act: str,
 ) -> None:
-    """The engine closes the container's standard input, and the stage stops or is cut off; the sweeper removes it and its volume."""
+    """The engine closes the container's standard input, and the stage stops or is cut off; the reaper removes it and
+    its volume.
+    """
     process, container = control(act)
-    assert docker_engine.containers.get(container).status == "running"
+    assert docker_client.containers.get(container).status == "running"
     process.kill()
-    wait_for(lambda: not containers(docker_engine, docker_launcher), "the container's removal", 60)
-    wait_for(lambda: not volumes(docker_engine, docker_launcher), "the removal of the volume, which holds credentials", 5)
+    wait_for(lambda: not containers(docker_client, docker_launcher), "the container's removal")
+    wait_for(lambda: not volumes(docker_client, docker_launcher), "the removal of the volume, which holds credentials")
     assert docker_launcher.reap() == []
 
 
-def test_what_a_control_plane_and_its_sweeper_leave_stops_and_the_next_run_removes_it(
-    docker_launcher: DockerLauncher, docker_engine: Any, control: Callable[[str], tuple[subprocess.Popen[bytes], str]]
+def test_what_a_control_plane_and_its_reaper_leave_stops_and_the_next_run_removes_it(
+    docker_launcher: DockerLauncher, docker_client: Any, control: Callable[[str], tuple[subprocess.Popen[bytes], str]]
 ) -> None:
     process, container = control("wait")
-    (watch,) = sweepers(process.pid)
+    (watch,) = reapers(process.pid)
     os.kill(watch, signal.SIGKILL)
     process.kill()
-    wait_for(lambda: not containers(docker_engine, docker_launcher, all=False), "the container's end", 30)
+    wait_for(lambda: not containers(docker_client, docker_launcher, all=False), "the container's end")
     assert docker_launcher.reap() == [container]
-    assert containers(docker_engine, docker_launcher) == []
-    assert volumes(docker_engine, docker_launcher) == []
+    assert containers(docker_client, docker_launcher) == []
+    assert volumes(docker_client, docker_launcher) == []
 
 
-def sweepers(pid: int) -> list[int]:
-    """Process numbers of the sweepers that stay behind a process."""
+def reapers(pid: int) -> list[int]:
+    """Process numbers of the reapers that stay behind a process."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = entry.read_bytes().split(b"\0")
-            if b"flows.launch.sweeper" in words and any(word.startswith(b"%d:" % pid) for word in words):
+            if b"flows.launch.reaper" in words and any(word.startswith(b"%d:" % pid) for word in words):
                 found.append(int(entry.parent.name))
     return found
 
@@ -214,32 +242,36 @@ def test_a_missing_image_says_how_to_build_it(
     from flows import environments
 
     monkeypatch.setattr(environments, "stage_image", lambda stage, env: Image(stage, env, "moxin/nowhere:0", "", {}))
-    with pytest.raises(ConfigError, match="no image moxin/nowhere:0 of the code that lies here: run 'moxin images build probe_source'"):
+    with pytest.raises(
+        ConfigError, match="no image moxin/nowhere:0 of the code that lies here: run 'moxin images build probe_source'"
+    ):
         docker_launcher.start(job_of(ledger))
 
 
 def training(docker_launcher: DockerLauncher, ledger: Ledger, folder: Path, *overrides: str) -> Any:
     """An execution of the small pipeline in containers."""
-    pipeline = support.small_pipeline()
-    text = support.PROFILE + "[resources.probe_train]\nmemory_gib = 0.25\n"
-    profile = support.profile_of(pipeline, folder, "train_1.steps=60", "train_1.step_seconds=0.2", "train_1.save_every=5", *overrides, text=text)
-    return pipeline, support.execution(pipeline, profile, ledger, folder, docker_launcher, select="train_1")
+    pipeline = probe_pipeline.small_pipeline()
+    text = probe_pipeline.PROFILE + "[resources.probe_train]\nmemory_gib = 0.25\n"
+    profile = probe_pipeline.profile_of(
+        pipeline, folder, "train_1.steps=60", "train_1.step_seconds=0.2", "train_1.save_every=5", *overrides, text=text
+    )
+    return pipeline, probe_pipeline.execution(pipeline, profile, ledger, folder, docker_launcher, select="train_1")
 
 
 @pytest.fixture
 def prepared(finished_run: Ledger, ledger: Ledger) -> Ledger:
     """A ledger with everything before the training."""
-    support.copy_ledger(finished_run, ledger)
+    probe_pipeline.copy_ledger(finished_run, ledger)
     return ledger
 
 
 def test_a_training_whose_container_is_killed_resumes_within_the_run(
-    docker_launcher: DockerLauncher, docker_engine: Any, prepared: Ledger, tmp_path: Path
+    docker_launcher: DockerLauncher, docker_client: Any, prepared: Ledger, tmp_path: Path
 ) -> None:
     pipeline, run = training(docker_launcher, prepared, tmp_path)
-    killed = threading.Thread(target=kill_after_a_checkpoint, args=(run, docker_engine, docker_launcher))
+    killed = threading.Thread(target=kill_after_a_checkpoint, args=(run, docker_client, docker_launcher))
     killed.start()
-    result = support.run_nodes(run, pipeline, until="train_1")["train_1"]
+    result = probe_pipeline.run_nodes(run, pipeline, until="train_1")["train_1"]
     killed.join()
     assert result.attempt.resumed_from is not None
     assert result.attempt.resumed_from >= 5
@@ -248,13 +280,13 @@ def test_a_training_whose_container_is_killed_resumes_within_the_run(
 
 def kill_after_a_checkpoint(run: Any, client: Any, launcher: DockerLauncher) -> None:
     recorder = run.observers[0]
-    wait_for(lambda: any(e["event"] == "checkpoint" for _, e in recorder.events), "a checkpoint", 60)
+    wait_for(lambda: any(e["event"] == "checkpoint" for _, e in recorder.events), "a checkpoint")
     containers(client, launcher, all=False)[0].kill()
 
 
 @pytest.mark.parametrize("how", ["restarted", "killed"])
 def test_a_training_goes_on_after_the_engine_was_restarted(
-    docker_launcher: DockerLauncher, docker_engine: Any, prepared: Ledger, tmp_path: Path, how: str
+    docker_launcher: DockerLauncher, docker_client: Any, prepared: Ledger, tmp_path: Path, how: str
 ) -> None:
     number = Path("/var/lib/moxin-docker/dockerd.pid")
     if not number.is_file():
@@ -263,43 +295,50 @@ def test_a_training_goes_on_after_the_engine_was_restarted(
     pipeline, run = training(docker_launcher, prepared, tmp_path)
 
     def restart() -> None:
-        wait_for(lambda: any(e["event"] == "checkpoint" for _, e in run.observers[0].events), "a checkpoint", 60)
+        wait_for(lambda: any(e["event"] == "checkpoint" for _, e in run.observers[0].events), "a checkpoint")
         if how == "killed":
             os.kill(int(number.read_text()), signal.SIGKILL)
         subprocess.run([str(ROOT / "infra/dev/docker.sh"), "restart"], check=True, capture_output=True)
 
     restarting = threading.Thread(target=restart)
     restarting.start()
-    result = support.run_nodes(run, pipeline, until="train_1")["train_1"]
+    result = probe_pipeline.run_nodes(run, pipeline, until="train_1")["train_1"]
     restarting.join()
     assert result.attempt.resumed_from is not None
-    assert containers(docker_engine, docker_launcher) == []
+    assert containers(docker_client, docker_launcher) == []
 
 
 def test_a_stopped_run_leaves_no_container_and_the_next_one_resumes(
-    docker_launcher: DockerLauncher, docker_engine: Any, prepared: Ledger, tmp_path: Path
+    docker_launcher: DockerLauncher, docker_client: Any, prepared: Ledger, tmp_path: Path
 ) -> None:
     pipeline, run = training(docker_launcher, prepared, tmp_path)
 
     def stop() -> None:
-        wait_for(lambda: any(e["event"] == "checkpoint" for _, e in run.observers[0].events), "a checkpoint", 60)
+        wait_for(lambda: any(e["event"] == "checkpoint" for _, e in run.observers[0].events), "a checkpoint")
         run.stop()
 
     stopping = threading.Thread(target=stop)
     stopping.start()
     with pytest.raises(NodeFailed, match=r"train_1 failed \(preempted\)"):
-        support.run_nodes(run, pipeline, until="train_1")
+        probe_pipeline.run_nodes(run, pipeline, until="train_1")
     stopping.join()
-    assert containers(docker_engine, docker_launcher) == []
+    assert containers(docker_client, docker_launcher) == []
     pipeline, again = training(docker_launcher, prepared, tmp_path, "train_1.step_seconds=0")
-    assert support.run_nodes(again, pipeline, until="train_1")["train_1"].attempt.resumed_from
+    assert probe_pipeline.run_nodes(again, pipeline, until="train_1")["train_1"].attempt.resumed_from
 
 
-def test_a_container_never_gets_more_than_its_limit_of_processes(docker_launcher: DockerLauncher, docker_engine: Any, ledger: Ledger) -> None:
+def test_a_container_never_gets_more_than_its_limit_of_processes(
+    docker_launcher: DockerLauncher, docker_client: Any, ledger: Ledger
+) -> None:
     handle = docker_launcher.start(job_of(ledger, act="wait", resources=Resources(cpus=0.5, memory_gib=0.25)))
     rest = until(handle, "waiting")
-    limits = docker_engine.containers.get(handle.id).attrs["HostConfig"]
-    handle.stop(20)
+    limits = docker_client.containers.get(handle.id).attrs["HostConfig"]
+    handle.stop(HANG)
     list(rest)
     handle.wait()
-    assert (limits["PidsLimit"], limits["NanoCpus"], limits["Memory"], limits["ReadonlyRootfs"]) == (1024, 500_000_000, 2**28, True)
+    assert (limits["PidsLimit"], limits["NanoCpus"], limits["Memory"], limits["ReadonlyRootfs"]) == (
+        1024,
+        500_000_000,
+        2**28,
+        True,
+    )

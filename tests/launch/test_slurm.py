@@ -8,30 +8,32 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.environments import ROOT
 from flows.execute import NodeFailed
 from flows.launch import slurm
 from flows.launch.slurm import Site, SlurmHandle, SlurmLauncher
 from flows.settings import Settings
-from stages.core.contracts import ExitClass
+from stages.core.errors import ExitClass
+from stages.core.files import ROOT
 from stages.core.ledger import Ledger
-from tests import support
-from tests.launch.conftest import job_of
-from tests.support import wait_for
+from tests.support import probe_pipeline
+from tests.support.docker_containers import job_of
+from tests.support.limits import HANG
+from tests.support.probe_pipeline import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.usefixtures("slurm_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.container, pytest.mark.usefixtures("slurm_cluster")]
 SITE = Site(poll_seconds=0.5)
 
 
 @pytest.fixture
 def slurm_launcher(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmLauncher]:
     """A launcher whose stages are the probes; no job may be left afterwards."""
-    monkeypatch.setattr(sys, "executable", support.python_with_probes(tmp_path))
+    monkeypatch.setattr(sys, "executable", probe_pipeline.python_with_probes(tmp_path))
     launcher = SlurmLauncher(settings, SITE)
     yield launcher
     left = jobs(launcher)
@@ -42,7 +44,11 @@ def slurm_launcher(settings: Settings, tmp_path: Path, monkeypatch: pytest.Monke
 
 def jobs(launcher: SlurmLauncher) -> list[str]:
     rows = (line.split() for line in slurm.run("squeue", "--noheader", "--format=%i %T %k").splitlines())
-    return [row[0] for row in rows if len(row) > 2 and row[2].startswith(f"moxin:{launcher._mark}:") and row[1] != "COMPLETING"]
+    return [
+        row[0]
+        for row in rows
+        if len(row) > 2 and row[2].startswith(f"moxin:{launcher._installation}:") and row[1] != "COMPLETING"
+    ]
 
 
 def finish(handle: SlurmHandle) -> tuple[int, list[dict[str, Any]]]:
@@ -58,7 +64,9 @@ def until(handle: SlurmHandle, message: str) -> Iterator[dict[str, Any]]:
     raise AssertionError(f"the stage ended before it said {message!r}")
 
 
-def test_a_job_runs_publishes_and_leaves_no_secret(slurm_launcher: SlurmLauncher, ledger: Ledger, settings: Settings) -> None:
+def test_a_job_runs_publishes_and_leaves_no_secret(
+    slurm_launcher: SlurmLauncher, ledger: Ledger, settings: Settings
+) -> None:
     code, events = finish(slurm_launcher.start(job_of(ledger, act="print")))
     assert code == 0, events
     assert [e["event"] for e in events if e["event"] != "log"] == ["metric", "metric", "done"]
@@ -67,11 +75,24 @@ def test_a_job_runs_publishes_and_leaves_no_secret(slurm_launcher: SlurmLauncher
         assert path.is_dir() or settings.credentials["AWS_SECRET_ACCESS_KEY"] not in path.read_text()
 
 
+def test_a_home_of_any_name_works(
+    settings: Settings, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch itself takes the script, and writes where it says."""
+    monkeypatch.setattr(sys, "executable", probe_pipeline.python_with_probes(tmp_path))
+    home = tmp_path / 'it\'s "my" home #1 100%j'
+    launcher = SlurmLauncher(replace(settings, home=home), SITE)
+    code, events = finish(launcher.start(job_of(ledger, act="print")))
+    assert code == 0, events
+    assert [e["event"] for e in events if e["event"] != "log"] == ["metric", "metric", "done"]
+    assert list((home / "slurm").glob("*.out"))
+
+
 def test_a_job_that_is_asked_to_stop_ends_in_order(slurm_launcher: SlurmLauncher, ledger: Ledger) -> None:
     handle = slurm_launcher.start(job_of(ledger, act="wait"))
     rest = until(handle, "waiting")
-    handle.stop(20)
-    handle.stop(20)
+    handle.stop(HANG)
+    handle.stop(HANG)
     assert [e["message"] for e in rest if e["event"] == "done"] == ["stopped on request"]
     assert handle.wait() == ExitClass.PREEMPTED.code
 
@@ -102,22 +123,24 @@ def test_reap_cancels_a_runs_jobs(slurm_launcher: SlurmLauncher, ledger: Ledger)
 @pytest.fixture
 def prepared(finished_run: Ledger, ledger: Ledger) -> Ledger:
     """A ledger with everything before the training."""
-    support.copy_ledger(finished_run, ledger)
+    probe_pipeline.copy_ledger(finished_run, ledger)
     return ledger
 
 
 def training(launcher: SlurmLauncher, ledger: Ledger, folder: Path, *overrides: str) -> Any:
     """An execution of the small pipeline's first training as a job."""
-    pipeline = support.small_pipeline()
-    profile = support.profile_of(pipeline, folder, "train_1.steps=60", "train_1.step_seconds=0.2", "train_1.save_every=5", *overrides)
-    return pipeline, support.execution(pipeline, profile, ledger, folder, launcher, select="train_1")
+    pipeline = probe_pipeline.small_pipeline()
+    profile = probe_pipeline.profile_of(
+        pipeline, folder, "train_1.steps=60", "train_1.step_seconds=0.2", "train_1.save_every=5", *overrides
+    )
+    return pipeline, probe_pipeline.execution(pipeline, profile, ledger, folder, launcher, select="train_1")
 
 
 def after_a_checkpoint(run: Any, act: Callable[[], object]) -> threading.Thread:
     """Do something once the training has saved a checkpoint."""
 
     def wait_and_act() -> None:
-        wait_for(lambda: any(e["event"] == "checkpoint" for _, e in run.observers[0].events), "a checkpoint", 90)
+        wait_for(lambda: any(e["event"] == "checkpoint" for _, e in run.observers[0].events), "a checkpoint")
         act()
 
     thread = threading.Thread(target=wait_and_act)
@@ -125,10 +148,12 @@ def after_a_checkpoint(run: Any, act: Callable[[], object]) -> threading.Thread:
     return thread
 
 
-def test_a_requeued_job_resumes_under_the_same_number(slurm_launcher: SlurmLauncher, prepared: Ledger, tmp_path: Path) -> None:
+def test_a_requeued_job_resumes_under_the_same_number(
+    slurm_launcher: SlurmLauncher, prepared: Ledger, tmp_path: Path
+) -> None:
     pipeline, run = training(slurm_launcher, prepared, tmp_path)
     requeue = after_a_checkpoint(run, lambda: slurm.run("scontrol", "requeue", jobs(slurm_launcher)[0]))
-    result = support.run_nodes(run, pipeline, until="train_1")["train_1"]
+    result = probe_pipeline.run_nodes(run, pipeline, until="train_1")["train_1"]
     requeue.join()
     assert result.attempt.resumed_from is not None
     assert result.attempt.epoch == 1, "one attempt, one job"
@@ -138,7 +163,7 @@ def test_a_stopped_run_leaves_no_job(slurm_launcher: SlurmLauncher, prepared: Le
     pipeline, run = training(slurm_launcher, prepared, tmp_path)
     stopping = after_a_checkpoint(run, run.stop)
     with pytest.raises(NodeFailed, match=r"train_1 failed \(preempted\)"):
-        support.run_nodes(run, pipeline, until="train_1")
+        probe_pipeline.run_nodes(run, pipeline, until="train_1")
     stopping.join()
     assert jobs(slurm_launcher) == []
 
@@ -151,35 +176,44 @@ stages.__path__.append({probes!r})
 from pathlib import Path
 from flows.launch.slurm import Site, SlurmLauncher
 from flows.settings import Settings
-from stages.core.contracts import StoreAddress
+from stages.core.messages import StoreAddress
 from stages.core.ledger import Ledger
 from stages.core.store import Store
-from tests import support
+from tests.support import probe_pipeline
 store = StoreAddress.model_validate_json({store!r})
 settings = Settings(Path({home!r}), store, "http://127.0.0.1:9/api", True, False, {credentials!r})
-pipeline = support.small_pipeline()
-profile = support.profile_of(pipeline, Path({folder!r}), "train_1.steps=100", "train_1.step_seconds=0.2", "train_1.save_every=5")
+pipeline = probe_pipeline.small_pipeline()
+sets = ["train_1.steps=100", "train_1.step_seconds=0.2", "train_1.save_every=5"]
+profile = probe_pipeline.profile_of(pipeline, Path({folder!r}), *sets)
 sys.executable = {python!r}
-run = support.execution(pipeline, profile, Ledger(Store(store)), Path({folder!r}), SlurmLauncher(settings, Site(poll_seconds=0.5)), select="train_1")
+launcher = SlurmLauncher(settings, Site(poll_seconds=0.5))
+run = probe_pipeline.execution(pipeline, profile, Ledger(Store(store)), Path({folder!r}), launcher, select="train_1")
 class Say:
     def event(self, node, event):
         if event["event"] == "checkpoint":
             print("checkpoint", flush=True)
 run.observers.append(Say())
-support.run_nodes(run, pipeline, until="train_1")
+probe_pipeline.run_nodes(run, pipeline, until="train_1")
 """
 
 
 def test_a_flow_that_comes_back_follows_the_same_job(
     slurm_launcher: SlurmLauncher, prepared: Ledger, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control plane is killed; its job goes on; the next run finds the number in the ledger and does not start another."""
+    """The control plane is killed; its job goes on; the next run finds the number in the ledger and does not start
+    another.
+    """
     python, folder = sys.executable, tmp_path / "first"
     folder.mkdir()
     program = CONTROL.format(
-        root=str(ROOT), probes=str(ROOT / "tests/probes"), store=prepared.store.address.model_dump_json(), home=str(settings.home),
-        credentials=dict(settings.credentials), folder=str(folder), python=python,
-    )  # fmt: skip
+        root=str(ROOT),
+        probes=str(ROOT / "tests/probes"),
+        store=prepared.store.address.model_dump_json(),
+        home=str(settings.home),
+        credentials=dict(settings.credentials),
+        folder=str(folder),
+        python=python,
+    )
     env = {"PATH": os.environ["PATH"], "SLURM_CONF": os.environ["SLURM_CONF"], **settings.store_environment()}
     real = str(Path(sys.prefix) / "bin" / "python")
     control = subprocess.Popen([real, "-c", program], stdout=subprocess.PIPE, env=env, cwd=ROOT)
@@ -190,7 +224,7 @@ def test_a_flow_that_comes_back_follows_the_same_job(
     control.wait()
     control.stdout.close()
     pipeline, run = training(slurm_launcher, prepared, tmp_path, "train_1.steps=100")
-    result = support.run_nodes(run, pipeline, until="train_1")["train_1"]
+    result = probe_pipeline.run_nodes(run, pipeline, until="train_1")["train_1"]
     assert f"following job {number} of an earlier run that was lost" in run.observers[0].messages("info")
     assert (result.attempt.epoch, result.attempt.resumed_from) == (1, None), "it was never interrupted"
     (record,) = prepared.attempts(result.key)[-1:]

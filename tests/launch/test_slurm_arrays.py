@@ -1,4 +1,6 @@
-"""`dedup` with `workers = "slurm"` on a cluster of two virtual nodes: killed elements, a control plane that dies, errors, a stop."""
+"""`dedup` with `workers = "slurm"` on a cluster of two virtual nodes: killed elements, a control plane that dies,
+errors, a stop.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,26 @@ from typing import Any
 
 import pytest
 
-from flows.environments import ROOT
 from flows.launch import slurm
 from flows.launch.base import Job
 from flows.launch.slurm import Site, SlurmHandle, SlurmLauncher
 from flows.settings import Settings
 from stages.core.artifacts import ArtifactManifest, FileEntry
-from stages.core.contracts import CodeRef, ExitClass, InputRef, Resources, StageRequest
+from stages.core.errors import ExitClass
+from stages.core.files import ROOT
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
-from stages.data.workers import RECEIPT
+from stages.core.messages import CodeRef, InputRef, StageRequest
+from stages.core.resources import Resources
 from stages.dedup.spec import DedupConfig
-from stages.formats.documents import write_documents
-from tests.support import wait_for
-from tests.unit.test_dedup import dedup, planted
-from tests.unit.test_workers import parts
+from stages.lib.data.task import RECEIPT
+from stages.lib.formats.documents import write_documents
+from tests.support.deduplication import dedup, planted
+from tests.support.limits import HANG
+from tests.support.probe_pipeline import wait_for
+from tests.support.worker_pool import parts
 
-pytestmark = [pytest.mark.slow, pytest.mark.engine, pytest.mark.usefixtures("slurm_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.container, pytest.mark.usefixtures("slurm_cluster")]
 SHARDS = 8
 
 
@@ -42,9 +47,11 @@ def launcher(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sl
     made = SlurmLauncher(settings, Site(poll_seconds=0.5))
     yield made
     try:
-        wait_for(lambda: not slurm.queued(f"moxin:{made._mark}:"), "an empty queue", 20)  # what was cancelled takes a moment
+        wait_for(
+            lambda: not slurm.queued_jobs(f"moxin:{made._installation}:"), "an empty queue"
+        )  # what was cancelled takes a moment
     finally:
-        for number in slurm.queued(f"moxin:{made._mark}:"):
+        for number in slurm.queued_jobs(f"moxin:{made._installation}:"):
             slurm.run("scancel", number)
 
 
@@ -54,15 +61,22 @@ def corpus() -> list[list[str]]:
 
 
 def source(ledger: Ledger, folder: Path, number: int, texts: list[str], damage: bool = False) -> InputRef:
-    """An input of `dedup` in the store, with the ids that `tests.unit.test_dedup.dedup` gives."""
+    """An input of `dedup` in the store, with the ids that `tests.unit.stages.dedup.test_run.dedup` gives."""
     folder.mkdir(parents=True)
     write_documents(folder, ({"id": f"{number}-{i}", "text": t, "source": f"s{number}"} for i, t in enumerate(texts)))
     data = bytearray((folder / "part-00000.parquet").read_bytes())
     if damage:
         data[4:2004] = bytes(2000)
     ledger.store.put(f"objects/up/{number}", bytes(data))
-    files = (FileEntry(path="part-00000.parquet", size=len(data), sha256=sha256(bytes(data)), object=f"objects/up/{number}"),)
-    return InputRef(node="up", key="k", port="documents", manifest=ArtifactManifest(type="Documents", digest=f"{number:064x}", facets={}, files=files))
+    files = (
+        FileEntry(path="part-00000.parquet", size=len(data), sha256=sha256(bytes(data)), object=f"objects/up/{number}"),
+    )
+    return InputRef(
+        node="up",
+        key="k",
+        port="documents",
+        manifest=ArtifactManifest(type="Documents", digest=f"{number:064x}", facets={}, files=files),
+    )
 
 
 def job_of(ledger: Ledger, folder: Path, damage: int | None = None) -> Job:
@@ -84,7 +98,11 @@ def finish(handle: SlurmHandle) -> tuple[int, list[dict[str, Any]]]:
 
 def arrays(events: list[dict[str, Any]]) -> list[str]:
     """What was said of arrays: `Slurm array 7: 8 shards in 8 jobs (sign-...)`."""
-    return [e["message"] for e in events if e["event"] == "log" and str(e["message"]).startswith("Slurm array") and "shards" in e["message"]]
+    return [
+        e["message"]
+        for e in events
+        if e["event"] == "log" and str(e["message"]).startswith("Slurm array") and "shards" in e["message"]
+    ]
 
 
 def output(ledger: Ledger) -> dict[str, bytes]:
@@ -95,7 +113,7 @@ def output(ledger: Ledger) -> dict[str, bytes]:
 
 def kill_one(work: Path, killed: list[str]) -> None:
     """Kill an element in the middle of a shard: its process number is at the end of its folder's name."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANG
     while not killed and time.monotonic() < deadline:
         for path in work.glob("*/sign/??????.*.*"):
             try:
@@ -121,7 +139,10 @@ def test_a_killed_element_costs_one_shard_and_no_byte(launcher: SlurmLauncher, l
     assert ledger.manifest("d" * 64)[0].stats["funnel"] == expected.stats["funnel"]  # type: ignore[index]
     said = arrays(events)
     assert killed, "no element was killed in the middle of a shard"
-    assert [f"{SHARDS} shards in {SHARDS} jobs (sign" in said[0], "1 shards in 1 jobs (sign" in said[1]] == [True, True], said
+    assert [f"{SHARDS} shards in {SHARDS} jobs (sign" in said[0], "1 shards in 1 jobs (sign" in said[1]] == [
+        True,
+        True,
+    ], said
     assert [name.partition("(")[2].partition("-")[0] for name in said[2:]] == ["spill", "keep"]
     assert not list((tmp_path / "work").glob("*/arrays/*")), "what was for the arrays alone goes"
 
@@ -132,8 +153,10 @@ from pathlib import Path
 from flows.launch.base import Job
 from flows.launch.slurm import Site, SlurmLauncher
 from flows.settings import Settings
-from stages.core.contracts import Resources, StageRequest, StoreAddress
-settings = Settings(Path({home!r}), StoreAddress.model_validate_json({store!r}), "http://127.0.0.1:9/api", True, False, {credentials!r})
+from stages.core.messages import StageRequest, StoreAddress
+from stages.core.resources import Resources
+address = StoreAddress.model_validate_json({store!r})
+settings = Settings(Path({home!r}), address, "http://127.0.0.1:9/api", True, False, {credentials!r})
 job = Job(StageRequest.model_validate_json(sys.stdin.read()), Resources(cpus=1, memory_gib=1), "data")
 handle = SlurmLauncher(settings, Site(poll_seconds=0.5)).start(job)
 print(handle.id, flush=True)
@@ -142,11 +165,17 @@ for event in handle.events():
 """
 
 
-def test_a_control_plane_that_comes_back_follows_the_same_array(launcher: SlurmLauncher, ledger: Ledger, settings: Settings, tmp_path: Path) -> None:
+def test_a_control_plane_that_comes_back_follows_the_same_array(
+    launcher: SlurmLauncher, ledger: Ledger, settings: Settings, tmp_path: Path
+) -> None:
     dedup(tmp_path / "one", *corpus(), recipe="dclm")
     job = job_of(ledger, tmp_path)
-    program = CONTROL.format(home=str(settings.home), store=settings.store.model_dump_json(), credentials=dict(settings.credentials))
-    control = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    program = CONTROL.format(
+        home=str(settings.home), store=settings.store.model_dump_json(), credentials=dict(settings.credentials)
+    )
+    control = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert control.stdin is not None
     assert control.stdout is not None
     control.stdin.write(job.request.model_dump_json())
@@ -158,7 +187,7 @@ def test_a_control_plane_that_comes_back_follows_the_same_array(launcher: SlurmL
     control.kill()
     control.wait()
     control.stdout.close()
-    wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????"))) > 2, "an array that goes on by itself", 60)
+    wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????"))) > 2, "an array that goes on by itself")
     adopted = SlurmLauncher(settings, Site(poll_seconds=0.5)).adopt(number, job)
     assert adopted is not None
     code, events_after = finish(adopted)
@@ -174,7 +203,12 @@ def test_what_a_shard_raises_is_the_stages_error(launcher: SlurmLauncher, ledger
     assert ExitClass.from_code(code) is ExitClass.BUG, events
     (done,) = [e for e in events if e["event"] == "done"]
     assert "arrays.py" not in done["message"]
-    assert "(documents.py" in done["message"] or "(corpus.py" in done["message"] or ".pxi" in done["message"] or ".pyx" in done["message"], done
+    assert (
+        "(documents.py" in done["message"]
+        or "(corpus.py" in done["message"]
+        or ".pxi" in done["message"]
+        or ".pyx" in done["message"]
+    ), done
     assert len(arrays(events)) == 1, "it is not tried again"
 
 
@@ -184,7 +218,7 @@ def test_a_stopped_stage_leaves_no_array(launcher: SlurmLauncher, ledger: Ledger
     for event in handle.events():
         seen.append(event)
         if arrays(seen):
-            handle.stop(20)
+            handle.stop(HANG)
     assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
 
 
@@ -195,7 +229,7 @@ def test_a_requeued_stage_does_no_shard_again(launcher: SlurmLauncher, ledger: L
     done: dict[Path, int] = {}
 
     def requeue() -> None:
-        wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????"))) > 1, "two shards", 90)
+        wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????"))) > 1, "two shards")
         slurm.run("scontrol", "requeue", handle.id)
         done.update({path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob(f"*/sign/??????/{RECEIPT}")})
 

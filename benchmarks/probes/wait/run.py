@@ -6,7 +6,7 @@ import time
 
 from stages.wait.spec import WaitConfig
 
-from stages.core.contracts import Context
+from stages.core.context import Context
 
 
 def run(ctx: Context[WaitConfig]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from stages.core.artifacts import RawFiles
-from stages.core.contracts import Input, Output, Stage, StageConfig, output
+from stages.core.config import StageConfig
+from stages.core.stage import Input, Output, Stage, output
 
 
 class WaitConfig(StageConfig):

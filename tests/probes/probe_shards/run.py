@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.probe_shards.spec import ShardsConfig
 
-from stages.core.contracts import Context
+from stages.core.context import Context
 
 
 def run(ctx: Context[ShardsConfig]) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from stages.core.artifacts import Documents, Tokenizer, TokenShards
-from stages.core.contracts import Facets, Input, Output, Stage, StageConfig, output
+from stages.core.config import StageConfig
+from stages.core.stage import Facets, Input, Output, Stage, output
 
 
 class ShardsConfig(StageConfig):

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from stages.probe_source.spec import SourceConfig
 
-from stages.core.contracts import ConfigError, Context, InfraError, InputError, Preempted
+from stages.core.context import Context
+from stages.core.errors import ConfigError, InfraError, InputError, Preempted
 
 
 def run(ctx: Context[SourceConfig]) -> None:
@@ -37,7 +38,10 @@ def run(ctx: Context[SourceConfig]) -> None:
 def _reach() -> dict[str, object]:
     """What this process may write to and connect to."""
     status = Path("/proc/self/status").read_text()
-    found: dict[str, object] = {row: status.partition(f"{row}:")[2].split("\n")[0].split()[0] for row in ("Uid", "CapEff", "CapBnd", "NoNewPrivs")}
+    found: dict[str, object] = {
+        row: status.partition(f"{row}:")[2].split("\n")[0].split()[0]
+        for row in ("Uid", "CapEff", "CapBnd", "NoNewPrivs")
+    }
     for folder in ("/", "/app", "/scratch", "/tmp"):
         found[folder] = os.access(folder, os.W_OK)
     for name, address in (("outside", ("1.1.1.1", 53)), ("loopback", ("127.0.0.1", 8333))):

@@ -6,7 +6,7 @@ import hashlib
 
 from stages.probe_tokenizer.spec import VocabularyConfig
 
-from stages.core.contracts import Context
+from stages.core.context import Context
 
 
 def run(ctx: Context[VocabularyConfig]) -> None:

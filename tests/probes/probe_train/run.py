@@ -7,7 +7,8 @@ import time
 
 from stages.probe_train.spec import TrainConfig
 
-from stages.core.contracts import Context, Preempted
+from stages.core.context import Context
+from stages.core.errors import Preempted
 
 
 def run(ctx: Context[TrainConfig]) -> None:
@@ -31,7 +32,10 @@ def run(ctx: Context[TrainConfig]) -> None:
             raise Preempted(f"lost the machine after step {step}")
     (ctx.output("model") / "model.txt").write_text(f"{value:.6f}\n")
     facets = {name: ctx.input("shards").facets[name] for name in ("tokenizer_digest", "vocab_size")}
-    ctx.describe("model", facets={**facets, "architecture": "probe", "context_length": 16, "dtype": "f32", "chat_template_digest": ""})
+    ctx.describe(
+        "model",
+        facets={**facets, "architecture": "probe", "context_length": 16, "dtype": "f32", "chat_template_digest": ""},
+    )
     ctx.stat(last_step=step)
 
 

@@ -8,7 +8,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from stages.core.artifacts import ArtifactManifest, Model, Tokenizer, TokenShards
-from stages.core.contracts import Facets, Input, Operational, Output, Resources, Stage, StageConfig, Work, output
+from stages.core.config import Operational, StageConfig
+from stages.core.resources import Processes, Resources, Work
+from stages.core.stage import Facets, Input, Output, Stage, output
 
 
 class Shape(StageConfig):
@@ -28,7 +30,9 @@ class TrainConfig(StageConfig):
     workers: Operational[int] = Field(default=1, ge=1, description="processes")
     save_every: Operational[int] = Field(default=2, ge=1, description="steps between checkpoints")
     step_seconds: Operational[float] = Field(default=0.0, ge=0, description="how long a step takes")
-    die_after: Operational[int | None] = Field(default=None, description="an attempt that starts afresh fails after this step")
+    die_after: Operational[int | None] = Field(
+        default=None, description="an attempt that starts afresh fails after this step"
+    )
 
 
 class Train(Stage[TrainConfig], env="train", revision=1, checkpoints=True):
@@ -44,6 +48,10 @@ class Train(Stage[TrainConfig], env="train", revision=1, checkpoints=True):
     def facets(cls, config: TrainConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:
         shards = inputs["shards"][0]
         return {"model": {name: shards.get(name) for name in ("tokenizer_digest", "vocab_size")}}
+
+    @classmethod
+    def processes(cls, config: TrainConfig) -> Processes:
+        return Processes.TORCHRUN
 
     @classmethod
     def resources(cls, config: TrainConfig) -> Resources:

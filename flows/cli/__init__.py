@@ -1,0 +1,72 @@
+"""The command line `moxin`: thin commands over the other modules of `flows`.
+
+moxin run --profile tiny            the whole DAG here, with what it needs started first
+moxin plan --select pretrain_1+     what a run would do, and why
+moxin why pretrain_2                which field, input or code changed
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, cast
+
+import typer
+
+from flows.cli import images, suite
+from flows.cli.checks import check
+from flows.cli.common import err
+from flows.cli.planning import plan, why
+from flows.cli.results import lineage, logs, ls, report, show
+from flows.cli.running import run
+from flows.cli.services import down, status, up
+from flows.cli.tables import tables
+from flows.repair import repair
+from flows.terminal_text import line
+from stages.core.errors import ConfigError, StageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.",
+)
+for _command in (repair, up, down, status, plan, why, run, ls, show, logs, lineage, report, tables, check):
+    app.command()(_command)
+app.add_typer(images.app, name="images")
+app.add_typer(suite.app, name="suite")
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and status 2; other failures are status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal of another encoding shows an escape, not a traceback
+    try:
+        code = app(standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
+    except typer.TyperException as error:  # an unknown command or option, a missing argument; without any: the help
+        if not sys.argv[1:]:
+            cast(Any, error).show()  # typer's NoArgsIsHelpError, a class that it does not export
+            sys.exit(0)
+        _fail(f"{error.format_message()} (see 'moxin --help')", 2)
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except StageError as error:
+        _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("interrupted; what had finished is in the ledger, the next run continues from there")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(0)
+
+
+def _fail(message: str, code: int) -> None:
+    err.print(line(("error:", "red"), f" {message}"), soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,103 @@
+"""What the commands share: the two consoles, the options, and ways to the ledger and the profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from flows.settings import Settings
+from flows.terminal_text import line
+from stages.core.errors import ConfigError
+
+PIPE_WIDTH = 200
+"""Columns where the output is no terminal: a log or a pipe has no edge to wrap at."""
+out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="values of the run: infra/profiles/<name>.toml")]
+SelectOption = Annotated[
+    str,
+    typer.Option(
+        "--select",
+        "-s",
+        help="'full', or nodes and stages: 'x', 'x+' (and what follows), '+x' (and what it needs), separated by commas",
+    ),
+]
+SetOption = Annotated[list[str], typer.Option("--set", help="override: node.field=value (repeat as needed)")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="run the selected nodes even if the ledger has their results")
+]
+LauncherOption = Annotated[str | None, typer.Option(help="who runs the stages, instead of the profile's choice")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+NodeArgument = Annotated[str, typer.Argument(help="name of a node")]
+
+
+def say(*parts: Any) -> None:
+    """A line for people."""
+    out.print(line(*parts))
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def open_ledger(settings: Settings | None = None) -> Iterator[Any]:
+    from stages.core.ledger import Ledger
+    from stages.core.store import Store
+
+    settings = settings or Settings.load()
+    os.environ.update(settings.store_environment())
+    yield Ledger(Store(settings.store, patience=5))  # somebody sits before it
+
+
+def load_profile(profile: str, overrides: list[str]) -> tuple[Any, Any]:
+    from flows import profiles
+    from stages.pipeline import PIPELINE
+
+    values = profiles.load(profile, PIPELINE, overrides)
+    print_warnings(values.warnings)
+    return PIPELINE, values
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        err.print(line((f"warning: {warning}", "yellow")), soft_wrap=True)
+
+
+def find_node(name: str) -> Any:
+    from stages.pipeline import PIPELINE
+
+    if name not in PIPELINE:
+        PIPELINE.select(name if name != "full" else "")  # raises with the nearest name
+        raise ConfigError(
+            f"'{name}' is a stage, not a node: choose one of {', '.join(n.name for n in PIPELINE if n.stage == name)}"
+        )
+    return PIPELINE[name]
+
+
+def all_overrides(set_: list[str], launcher: str | None) -> list[str]:
+    return [*set_, *([f"launcher={launcher}"] if launcher else [])]
+
+
+def plan_nodes(profile: str, select: str, overrides: list[str], force: bool = False) -> tuple[list[Any], Any]:
+    from flows.plan import make_plan
+
+    pipeline, values = load_profile(profile, overrides)
+    with open_ledger() as ledger:
+        return make_plan(pipeline, values, ledger, select, force), values
+
+
+def print_problems(findings: list[Any], what: str) -> None:
+    lines = list(dict.fromkeys(finding.line for finding in findings))
+    if lines:
+        err.print(line((f"{len(lines)} problem{'s' * (len(lines) > 1)} {what}:", "red")))
+    for text in lines:
+        err.print(line(f"  {text}"), soft_wrap=True)

@@ -1,0 +1,216 @@
+"""`moxin ls`, `show`, `logs`, `lineage`, `report`: what runs have made."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.common import (
+    JsonOption,
+    NodeArgument,
+    ProfileOption,
+    find_node,
+    load_profile,
+    open_ledger,
+    out,
+    plan_nodes,
+    print_json,
+    say,
+)
+from flows.settings import Settings
+from flows.terminal_text import line
+from stages.core.errors import ConfigError
+
+
+def _last_result(ledger: Any, profile: str, node: str) -> Any:
+    record = ledger.node(profile, find_node(node).name)
+    manifest = ledger.manifest(record.key) if record else None
+    if manifest is None:
+        raise ConfigError(
+            f"node {node} has no result in profile '{profile}' yet: run it with 'moxin run --select {node}'"
+        )
+    return manifest[0]
+
+
+def ls(profile: ProfileOption = "tiny", json_: JsonOption = False) -> None:
+    """List the newest artifact of every node: key, files, bytes, when it was made."""
+    from flows.console import rows_table
+    from stages.pipeline import PIPELINE
+
+    rows = []
+    with open_ledger() as ledger:
+        records = ledger.nodes(profile)
+        for node in PIPELINE:
+            newest = ledger.manifest(records[node.name].key) if node.name in records else None
+            if newest is not None:
+                for port, manifest in newest[0].outputs.items():
+                    rows.append(
+                        {
+                            "node": node.name,
+                            "output": port,
+                            "type": manifest.type,
+                            "key": newest[0].key[:12],
+                            "digest": manifest.digest[:12],
+                            "files": len(manifest.files),
+                            "bytes": manifest.size,
+                            "made": newest[0].attempt.ended_at[:19],
+                        }
+                    )
+    if json_:
+        print_json({"profile": profile, "artifacts": rows})
+    else:
+        out.print(
+            rows_table(rows)
+            if rows
+            else f"profile '{profile}' has no artifacts yet; make some with: moxin run --profile {profile}"
+        )
+
+
+def show(
+    node: NodeArgument,
+    profile: ProfileOption = "tiny",
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="print its metric rows (loss, ...) as JSON lines, and nothing else")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Show a node's newest result: configuration, statistics, outputs, provenance."""
+    from flows.console import rows_table
+
+    with open_ledger() as ledger:
+        result = _last_result(ledger, profile, node)
+        if metrics:
+            rows = ledger.store.get(result.metrics_object) if result.metrics_object else None
+            sys.stdout.write(rows[0].decode() if rows else "")
+            return
+    if json_:
+        print_json(result.model_dump(mode="json"))
+        return
+    attempt = result.attempt
+    say((node, "bold"), f" (stage {result.stage}, revision {result.revision})  key {result.key}")
+    say(
+        f"made {attempt.ended_at} in {attempt.wall_seconds:.1f} s wall, {attempt.cpu_seconds:.1f} s CPU, peak"
+        f" {attempt.peak_rss_bytes / 2**20:.0f} MiB; commit {(result.code.git_commit or 'unknown')[:12]}, source"
+        f" {result.code.source_digest[:12]}"
+    )
+    for port, refs in result.inputs.items():
+        for ref in refs:
+            say(f"  in   {port}: {ref.node}.{ref.port} {ref.manifest.digest[:12]}")
+    for port, manifest in result.outputs.items():
+        facets = " ".join(f"{k}={str(v)[:16]}" for k, v in sorted(manifest.facets.items()))
+        say(
+            f"  out  {port}: {manifest.type} {manifest.digest[:12]}, {len(manifest.files)} files, {manifest.size:,}"
+            " bytes  ",
+            (facets, "dim"),
+        )
+    out.print(rows_table([{"setting": k, "value": json.dumps(v)} for k, v in result.config.items()]))
+    out.print(
+        rows_table([{"statistic": k, "value": json.dumps(v, ensure_ascii=False)} for k, v in result.stats.items()])
+    )
+
+
+def logs(
+    node: NodeArgument,
+    profile: ProfileOption = "tiny",
+    all_: Annotated[bool, typer.Option("--all", help="also what libraries printed (level debug)")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Print the log of a node's newest attempt, finished or not."""
+    rows = _log_lines(Settings.load(), profile, find_node(node).name)
+    for row in rows:
+        event = json.loads(row)
+        if json_:
+            sys.stdout.write(row.rstrip("\n") + "\n")
+        elif event["event"] == "log" and (all_ or event.get("level") != "debug"):
+            say((event["time"][11:19], "dim"), f" {event['level']:<7} {event['message']}")
+        elif event["event"] == "metric":
+            say(
+                (event["time"][11:19], "dim"),
+                f" step {event['step']} " + " ".join(f"{k}={v:.4g}" for k, v in event["values"].items()),
+            )
+        elif event["event"] == "done":
+            say((event["time"][11:19], "dim"), f" {event['exit']} {event['message']}")
+
+
+def _log_lines(settings: Settings, profile: str, node: str) -> list[str]:
+    """The events of a node's newest attempt: from this machine while it runs, from the store afterwards."""
+    with open_ledger(settings) as ledger:
+        keys = {p.key for p in plan_nodes(profile, f"+{node}", [])[0] if p.node.name == node and p.key}
+        record = ledger.node(profile, node)
+        for key in [*keys, *([record.key] if record else [])]:
+            for attempt in reversed(ledger.attempts(key)):
+                local = settings.home / "logs" / "stages" / key / f"{attempt.epoch:06d}.jsonl"
+                if local.is_file():
+                    return _rows(local.read_bytes())
+                if (stored := ledger.store.get(ledger.log_key(key, attempt.epoch))) is not None:
+                    return _rows(stored[0])
+    raise ConfigError(f"node {node} has no attempt in profile '{profile}' yet")
+
+
+def _rows(log: bytes) -> list[str]:
+    """The events of a log: lines end at a line feed alone, and a last one without it was cut off, or is just being
+    written.
+    """
+    return [row.decode("utf-8", "replace") for row in log.split(b"\n")[:-1]]
+
+
+def lineage(node: NodeArgument, profile: ProfileOption = "tiny", json_: JsonOption = False) -> None:
+    """Show everything that a node's newest result was made from, up to the raw sources."""
+    from rich.tree import Tree
+
+    with open_ledger() as ledger:
+        root = _last_result(ledger, profile, node)
+
+        def walk(result: Any) -> dict[str, Any]:
+            parents = {ref.key: ref for refs in result.inputs.values() for ref in refs}
+            parent_manifests = [ledger.manifest(key) for key in parents]
+            return {
+                "node": result.node,
+                "stage": result.stage,
+                "key": result.key,
+                "commit": result.code.git_commit,
+                "inputs": [walk(f[0]) for f in parent_manifests if f],
+            }
+
+        tree_root = walk(root)
+    if json_:
+        print_json(tree_root)
+        return
+    seen: set[str] = set()
+
+    def draw(value: dict[str, Any], tree: Tree | None = None) -> Tree:
+        label = line(f"{value['node']} ", (value["key"][:12] + (" (above)" if value["key"] in seen else ""), "dim"))
+        branch = tree.add(label) if tree else Tree(label)
+        if value["key"] not in seen:
+            seen.add(value["key"])
+            for parent in value["inputs"]:
+                draw(parent, branch)
+        return branch
+
+    out.print(draw(tree_root))
+
+
+def report(
+    profile: ProfileOption = "tiny",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write the HTML page")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Write the report of a profile's newest results: loss curves, the ablation table, dedup statistics."""
+    from flows import report as reports
+
+    settings = Settings.load()
+    pipeline, values = load_profile(profile, [])
+    with open_ledger(settings) as ledger:
+        data = reports.collect(ledger, profile, pipeline, values)
+    if json_:
+        print_json(data)
+        return
+    path = output or settings.home / "report" / f"{profile}.html"
+    reports.write(data, path)
+    for text in reports.summary(data):
+        say(text)
+    say(f"report: {path}")

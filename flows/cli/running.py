@@ -1,0 +1,129 @@
+"""`moxin run`: the flow in this terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from flows.cli.common import (
+    ForceOption,
+    JsonOption,
+    LauncherOption,
+    ProfileOption,
+    SelectOption,
+    SetOption,
+    all_overrides,
+    load_profile,
+    out,
+    print_json,
+    say,
+)
+from flows.cli.services import start_services
+from flows.settings import Settings
+from stages.core.errors import InfraError
+
+
+def run(
+    profile: ProfileOption = "tiny",
+    select: SelectOption = "full",
+    set_: SetOption = [],  # noqa: B006
+    force: ForceOption = False,
+    launcher: LauncherOption = None,
+    json_: JsonOption = False,
+) -> None:
+    """Run the DAG, or a part of it, as a Prefect flow in this terminal. Starts the services that are not up."""
+    from stages.core.graph import Pipeline
+
+    overrides = all_overrides(set_, launcher)
+    pipeline, _ = load_profile(profile, overrides)
+    assert isinstance(pipeline, Pipeline)
+    chosen = pipeline.select(select)
+    _configure_prefect()  # read when Prefect is imported, which registering the deployments does: before the services
+    settings = start_services(quiet=json_)
+    state, outcomes, url, server_knows = _run_flow(profile, select, overrides, force, settings, len(chosen), json_)
+    ok = state.is_completed()
+    if json_:
+        print_json({"ok": ok, "message": state.message, "url": url, "nodes": outcomes})
+    else:
+        say(("done" if ok else state.name.lower(), "green" if ok else "red"), f": {state.message}")
+        say((url, "dim"))
+    _end(0 if ok else 1, server_knows)
+
+
+def _end(status: int, server_knows: bool) -> None:
+    """End the program. Where the Prefect server is gone, at once: Prefect's threads would try to send it each event
+    that is left, for seconds each.
+    """
+    if not server_knows:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    if status:
+        raise typer.Exit(status)
+
+
+def _configure_prefect() -> None:
+    """Set what Prefect's client in this terminal goes by. Must be called before Prefect is imported."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display shows it; the UI keeps it
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
+    # A server that is gone or hangs: by default each call is repeated for a minute, or for six where it hangs, and the
+    # end of a run waits for it. What a run has made does not depend on it, and the next start closes its Prefect run.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "1")
+    # Longer than the server waits for its database (flows/local_services/prefect.py): a POST given up earlier is sent
+    # again though the first one is still carried out.
+    os.environ.setdefault("PREFECT_API_REQUEST_TIMEOUT", "35")
+
+
+def _run_flow(
+    profile: str, select: str, overrides: list[str], force: bool, settings: Settings, nodes: int, quiet: bool
+) -> tuple[Any, list[dict[str, Any]], str, bool]:
+    """Run the flow in this process, with a display; its final state, the nodes' outcomes, its page, and whether the
+    Prefect server knows how it ended.
+    """
+    from prefect import tags
+
+    from flows import flow as flow_module
+    from flows import lost_runs, prefect_artifacts
+    from flows.console import RunDisplay
+
+    logging.raiseExceptions = False  # a log line that does not get to the Prefect server is no news for this terminal
+    recorder, server_knows = _Recorder(), True
+    console = Console(quiet=True) if quiet else out
+    with RunDisplay(console, nodes) as display:
+        flow_module.EXTRA_OBSERVERS[:] = [display, recorder]
+        try:
+            with tags(lost_runs.tag()):
+                state = flow_module.moxin(
+                    profile=flow_module.ProfileName(profile),
+                    select=select,
+                    force=force,
+                    set=overrides,
+                    return_state=True,
+                )
+        except Exception as error:  # Prefect's own trouble: how the run ended is known here
+            if not flow_module.ENDED:
+                why = prefect_artifacts.short(error)
+                raise InfraError(f"the Prefect server at {settings.prefect_ui_url} let the run down: {why}") from error
+            state, server_knows = next(iter(flow_module.ENDED.values())), False
+            message = f"the Prefect server could not be told how the run ended ({prefect_artifacts.short(error)})"
+            display.event("moxin", {"event": "log", "level": "warning", "message": message})
+    run_id = next(iter(flow_module.ENDED), state.state_details.flow_run_id)
+    if state.is_cancelled():
+        raise KeyboardInterrupt
+    return state, list(recorder.rows.values()), f"{settings.prefect_ui_url}/runs/flow-run/{run_id}", server_knows
+
+
+class _Recorder:
+    """Keeps each node's last state for --json."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def event(self, node: str, event: Any) -> None:
+        if event["event"] == "state":
+            self.rows[node] = {"name": node, **{k: v for k, v in event.items() if k != "event"}}

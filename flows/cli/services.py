@@ -1,0 +1,77 @@
+"""`moxin up`, `down`, `status`: the local services."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.common import (
+    JsonOption,
+    err,
+    out,
+    print_json,
+)
+from flows.settings import Settings
+from flows.terminal_text import line
+
+
+def start_services(quiet: bool = False) -> Settings:
+    from flows import deploy, local_services
+
+    settings = local_services.up(
+        after_server=deploy.register,
+        say=(lambda text: None) if quiet else (lambda text: err.print(line((text, "dim")), soft_wrap=True)),
+    )
+    os.environ.update(settings.environment())
+    return settings
+
+
+def up(json_: JsonOption = False) -> None:
+    """Start the object store, the Prefect server and a worker on this machine (loopback only)."""
+    from flows import local_services
+
+    start_services(quiet=json_)
+    _show_status(local_services.status(), json_)
+
+
+def down(json_: JsonOption = False) -> None:
+    """Stop what `moxin up` started. Nothing stored is lost."""
+    from flows import local_services
+
+    stopped = local_services.down()
+    if json_:
+        print_json({"stopped": stopped})
+    else:
+        out.print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running")
+
+
+def status(
+    password: Annotated[
+        bool, typer.Option("--password", help="print what the Prefect pages ask for, and nothing else")
+    ] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Say what is running, and where it listens."""
+    from flows import local_services
+
+    if password:
+        out.print(local_services.password() or "there is none yet: start the services with 'moxin up'")
+        return
+    rows = local_services.status()
+    for text in local_services.close_lost_runs() if rows else ():
+        err.print(line((text, "dim")), soft_wrap=True)
+    _show_status(rows, json_)
+
+
+def _show_status(rows: list[Any], json_: bool) -> None:
+    from flows.console import rows_table
+
+    values = [dict(row) if isinstance(row, dict) else vars(row) for row in rows]
+    if json_:
+        print_json({"services": values})
+    elif values:
+        out.print(rows_table(values))
+    else:
+        out.print("nothing is running; start it with: moxin up")

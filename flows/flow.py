@@ -1,0 +1,277 @@
+"""The one Prefect flow, "moxin": walk the graph, one task for each node.
+
+A node's task asks the ledger, leases the key, launches the stage's container and streams what it says. Prefect's own
+result caching stays off: the ledger is the one source of truth.
+
+    prefect deployment run moxin/full
+    prefect deployment run moxin/full -p select=pretrain_1+ -p 'set=["pretrain_1.learning_rate=1e-3"]'
+"""
+
+import threading
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from prefect import allow_failure, flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, StateType
+from prefect.context import TagsContext
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
+
+from flows import garbage_collection, prefect_artifacts, preflight, profiles
+from flows.event_dispatch import Observer
+from flows.execute import STOP_GRACE, Execution, Outcome
+from flows.launch import Launcher, launcher
+from flows.plan import NodePlan, make_plan
+from flows.settings import Settings
+from flows.tensorboard_events import TensorBoardObserver
+from stages.core.errors import StageError
+from stages.core.ledger import Ledger
+from stages.core.messages import StageResult
+from stages.core.store import Store
+from stages.pipeline import PIPELINE
+
+if TYPE_CHECKING:
+
+    class ProfileName(StrEnum):
+        """What a type checker sees of the enumeration below, whose members are files."""
+
+else:
+    ProfileName = StrEnum("ProfileName", {name: name for name in profiles.names()})
+    """The profiles in infra/profiles, as a drop-down in the UI."""
+
+#: Observers that whoever calls the flow in this process adds (the command line's progress display).
+EXTRA_OBSERVERS: list[Observer] = []
+
+
+class _Run:
+    """What the tasks of one flow run share. Kept out of their parameters: those travel to the Prefect API."""
+
+    def __init__(self, execution: Execution, plans: list[NodePlan], api_calls: prefect_artifacts.ApiCallQueue) -> None:
+        self.execution, self.plans, self.api_calls = execution, plans, api_calls
+        self.nodes = {plan.node.name: plan.node for plan in plans}
+        """As this configuration has them: without the ports that it does not read."""
+        self.interrupted = False
+        self.results: dict[str, StageResult] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.failures: dict[str, str] = {}
+        self.lock = threading.Lock()
+
+
+SKIPPED = "Skipped"
+"""Name of the state of a node whose parents have no results."""
+_RUNS: dict[str, _Run] = {}
+ENDED: dict[str, State[Any]] = {}
+"""How runs of this process ended, by id: known even where the Prefect server can no longer be told."""
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def run_node(name: str, run_id: str) -> State[Any]:
+    """Bring one node up to date."""
+    run = _RUNS[run_id]
+    node = run.nodes[name]
+    if run.interrupted:
+        return Cancelled(message="the run was interrupted before it began")
+    with run.lock:
+        lacking = [parent for parent in node.parents if parent in run.nodes and parent not in run.results]
+    if lacking:
+        message = f"it needs {', '.join(lacking)}, which did not end well"
+        run.execution.tell(name, "state", state="skipped", message=message)
+        # of type FAILED: Prefect lets no task begin after a cancelled one, not even by allow_failure
+        return State(type=StateType.FAILED, name=SKIPPED, message=message)
+    try:
+        with run.execution.events.subscribe(name, prefect_artifacts.TaskObserver(name, run.api_calls)):
+            outcome = run.execution.node(node, run.results)
+    except StageError as error:
+        if run.interrupted:
+            return Cancelled(message=str(error))
+        with run.lock:
+            run.failures[name] = str(error)
+        return Failed(message=str(error))
+    with run.lock:
+        run.results[name] = outcome.result
+        run.outcomes[name] = outcome
+    if outcome.cached:
+        return Completed(name="Cached", message=outcome.reason)
+    run.api_calls.put(f"node {name}", lambda: prefect_artifacts.node_artifacts(run.execution.ledger, outcome))
+    return Completed(message=f"ran in {outcome.seconds:.1f} s")
+
+
+def _reap(flow: Any, flow_run: Any, state: Any) -> None:
+    """After a cancel or a crash, from the worker's process: stop whatever stage of that run is still there.
+
+    Prefect passes the arguments by these names.
+    """
+    settings = Settings.load()
+    given = flow_run.parameters
+    values = profiles.load(str(given.get("profile", "tiny")), PIPELINE, given.get("set", ()))
+    for name in sorted({values.settings.launcher, *values.launchers.values()}):
+        stage_launcher = launcher(name, settings)
+        if state.is_cancelled() or not stage_launcher.detached:  # the next run adopts a job that outlives a crash
+            stage_launcher.reap(run_id=str(flow_run.id))
+
+
+@flow(
+    name="moxin",
+    # TaskRunner is invariant in its future's type, so Prefect's own runners do not fit its own annotation
+    task_runner=cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=2 * len(PIPELINE))),
+    on_cancellation=[_reap],
+    on_crashed=[_reap],
+    persist_result=False,
+    validate_parameters=True,
+)
+def moxin(
+    profile: Annotated[
+        ProfileName, Field(description="The values of the run: infra/profiles/<name>.toml")
+    ] = ProfileName("tiny"),
+    select: Annotated[
+        str,
+        Field(
+            description=(
+                "Which nodes: 'full', or names and stages separated by commas; 'x+' adds what follows, '+x' what x"
+                " needs"
+            )
+        ),
+    ] = "full",
+    force: Annotated[bool, Field(description="Run the selected nodes even if the ledger has their results")] = False,
+    set: Annotated[
+        list[str],
+        Field(
+            description=(
+                "Overrides on top of the profile, each 'node.field=value', for example pretrain_1.learning_rate=1e-3"
+            )
+        ),
+    ] = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
+    plan_only: Annotated[bool, Field(description="Show the plan as a table and run nothing")] = False,
+) -> State[Any]:
+    """Run the Moxin pipeline, or a part of it. Finished nodes are answered from the ledger; a broken one resumes."""
+    log, api_calls = get_run_logger(), prefect_artifacts.ApiCallQueue()
+    run_id = str(flow_run.get_id())
+    try:
+        settings = Settings.load()
+        values = profiles.load(profile.value, PIPELINE, set)
+        for warning in values.warnings:
+            log.warning("%s", warning)
+        ledger = Ledger(Store(settings.store))
+        ledger.store.probe()
+        plans = make_plan(PIPELINE, values, ledger, select, force)
+        api_calls.put("plan", lambda: prefect_artifacts.plan_table(plans))
+        for plan in plans:
+            log.info("%-20s %-8s %s", plan.node.name, plan.state.value, plan.reason)
+        if plan_only:
+            api_calls.close()
+            return Completed(message="planned only: see the table")
+        preflight.refuse(preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run]))
+        launchers = _launchers(values, plans, settings)
+        for line in garbage_collection.collect(settings.home, ledger):
+            log.info("%s", line)
+        default = launcher(values.settings.launcher, settings)
+        selected = frozenset(p.node.name for p in plans)
+        observers = [*EXTRA_OBSERVERS, TensorBoardObserver(settings.home / "tensorboard" / values.name)]
+        answered = {p.node.name: p.resolved for p in plans if p.resolved and p.resolved.result and not p.will_run}
+        execution = Execution(
+            run_id, values, ledger, default, settings.home, selected, force, observers, answered, launchers
+        )
+    except StageError as error:
+        log.error("%s", error)
+        return Failed(message=str(error))
+    ENDED[run_id] = _walk(run_id, _Run(execution, plans, api_calls))
+    return ENDED[run_id]
+
+
+def _launchers(values: profiles.Profile, plans: list[NodePlan], settings: Settings) -> dict[str, Launcher]:
+    """The launcher of each planned node, one for each name; what dead control planes left to them is removed."""
+    names = {plan.node.name: values.launchers[plan.node.name] for plan in plans}
+    launchers = {name: launcher(name, settings) for name in sorted(set(names.values()))}
+    for stage_launcher in launchers.values():
+        stage_launcher.reap()
+    return {node: launchers[name] for node, name in names.items()}
+
+
+def _walk(run_id: str, run: _Run) -> State[Any]:
+    """Submit the nodes in order, each after its parents; stop every stage when the run is interrupted."""
+    _RUNS[run_id] = run
+    execution = run.execution
+    try:
+        run.results.update(_given(run.plans, execution.ledger, execution.profile))
+        futures: dict[str, Any] = {}
+        for plan in run.plans:
+            name = plan.node.name
+            upstream = [allow_failure(futures[parent]) for parent in plan.node.parents if parent in futures]
+            named = run_node.with_options(name=name)  # what a task is called that still waits
+            with TagsContext(current_tags=set()):  # a task with tags asks the server for each tag's limit
+                futures[name] = named.submit(name, run_id, return_state=False, wait_for=upstream)
+        for name, future in futures.items():
+            future.wait()
+            if future.state.name != SKIPPED and (future.state.is_failed() or future.state.is_crashed()):
+                # a failure that no StageError told of
+                run.failures.setdefault(name, f"{name} failed: {future.state.message}")
+    except StageError as error:
+        return Failed(message=str(error))
+    except BaseException as error:
+        run.interrupted = True
+        try:
+            execution.stop()
+        except Exception as trouble:  # one launcher is away: the others are waited for, and the run ends as what it is
+            get_run_logger().warning("not every stage could be asked to stop: %s", prefect_artifacts.short(trouble))
+        execution.wait_stopped(STOP_GRACE)
+        if isinstance(error, KeyboardInterrupt):
+            return Cancelled(
+                message="interrupted; what had finished is in the ledger, the next run continues from there"
+            )
+        raise
+    finally:
+        _RUNS.pop(run_id, None)
+    run.api_calls.put("summary", lambda: prefect_artifacts.run_summary(run.outcomes, run.failures))
+    if any(not outcome.cached for outcome in run.outcomes.values()):
+        _report(run)
+    _tell_trouble(run)
+    if run.failures:
+        return Failed(
+            message="; ".join(dict.fromkeys(run.failures.values()))
+        )  # nodes that lack the same thing say so once
+    if missing := [name for name in run.nodes if name not in run.results]:  # no failure explains it: never "done"
+        return Failed(message=f"no result of {', '.join(missing)}: run again")
+    ran = sum(not outcome.cached for outcome in run.outcomes.values())
+    return Completed(message=f"{ran} nodes ran, {len(run.outcomes) - ran} were answered from the ledger")
+
+
+def _tell_trouble(run: _Run) -> None:
+    """What did not get to those who watch: one line for each of them."""
+    late = run.api_calls.close()
+    run.execution.events.flush()
+    for line in (*([late] if late else []), *run.execution.events.problems()):
+        run.execution.tell("moxin", "log", level="warning", message=line)
+        get_run_logger().warning("%s", line)
+    run.execution.events.flush()
+
+
+def _report(run: _Run) -> None:
+    """Make the report. Trouble with it is told, and never spoils what the run has made."""
+    log, execution = get_run_logger(), run.execution
+    try:
+        log.info(
+            "report: %s",
+            prefect_artifacts.run_report(execution.ledger, execution.profile, PIPELINE, execution.home, run.api_calls),
+        )
+    except StageError as error:
+        log.warning("no report: %s", error)
+    except Exception:
+        log.exception("no report, because of a fault in it")
+
+
+def _given(plans: list[NodePlan], ledger: Ledger, profile: profiles.Profile) -> dict[str, StageResult]:
+    """Results of nodes that are not selected but feed selected ones, as the plan has them: their drift is let be, and
+    what is lost is no result.
+    """
+    selected = {plan.node.name for plan in plans}
+    outside = {parent for plan in plans for parent in plan.node.parents} - selected
+    if not outside:
+        return {}
+    let_be = replace(profile, settings=profile.settings.model_copy(update={"on_drift": "warn"}))
+    parent_plans = make_plan(PIPELINE, let_be, ledger, [f"+{name}" for name in sorted(outside)])
+    return {p.node.name: p.resolved.result for p in parent_plans if p.resolved and p.resolved.result and not p.will_run}

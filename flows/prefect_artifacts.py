@@ -1,0 +1,262 @@
+"""What people see of a run in the Prefect UI: logs, progress, plan table, curves, tables. All are Prefect artifacts.
+
+A Prefect server that is slow, broken or gone disturbs no run: calls of its API wait in a queue (`ApiCallQueue`),
+whose thread nobody waits for longer than a bounded time.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextvars
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.logging import get_run_logger
+
+from flows import report, table_formats
+from flows.charts import curves_svg
+from flows.execute import Outcome
+from flows.plan import NodePlan
+from flows.profiles import Profile
+from flows.report import ablation, paper_tables, scores, vision_tables
+from stages.core.artifacts import ArtifactManifest
+from stages.core.graph import Pipeline
+from stages.core.ledger import Ledger
+
+PROGRESS_SECONDS = 2.0
+"""Between two updates of a progress artifact: each is one request to the Prefect API."""
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+def slug(name: str) -> str:
+    """A node's name as an artifact key: Prefect allows lower-case letters, digits and dashes."""
+    return name.replace("_", "-")
+
+
+class ApiCallQueue:
+    """Calls of the Prefect API, made one after the other in a thread of their own. What fails is counted, and told
+    once.
+    """
+
+    WAITING = 200
+    """Calls that may wait. What comes on top of them is dropped, and counted."""
+    CLOSE_SECONDS = 20.0
+    """How long the end of a run waits for the calls that are left."""
+
+    def __init__(self) -> None:
+        self._calls: dict[str, tuple[contextvars.Context, Callable[[], object]]] = {}
+        self._ready = threading.Condition()
+        self._running = self._closed = False
+        self._failed = self._dropped = 0
+        self._first = ""
+
+    def put(self, key: str, call: Callable[[], object]) -> None:
+        """Leave a call in the present Prefect context. One with the same key that still waits is replaced. Returns at
+        once.
+        """
+        with self._ready:
+            if self._closed or (len(self._calls) >= self.WAITING and key not in self._calls):
+                self._dropped += 1
+                return
+            self._calls[key] = (contextvars.copy_context(), call)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._work, name="moxin Prefect API calls", daemon=True).start()
+
+    def close(self) -> str | None:
+        """Wait for the calls that are left, within bounds. Returns one line about what the UI lacks, if anything."""
+        with self._ready:
+            self._ready.wait_for(lambda: not self._running, self.CLOSE_SECONDS)
+            self._closed = True
+            late = len(self._calls) + self._running
+            self._calls.clear()
+        if not self._failed + self._dropped + late:
+            return None
+        why = self._first or "the Prefect server does not answer"
+        return (
+            f"the Prefect UI lacks {self._failed + self._dropped + late} tables, pictures or bars of this run ({why});"
+            " the results are not touched"
+        )
+
+    def _work(self) -> None:
+        while True:
+            with self._ready:
+                if not self._calls:
+                    self._running = False
+                    self._ready.notify_all()
+                    return
+                key = next(iter(self._calls))
+                context, call = self._calls.pop(key)
+            try:
+                context.run(call)
+            except Exception as error:
+                self._failed += 1
+                self._first = self._first or short(error)
+
+
+def short(error: BaseException) -> str:
+    """An error of a client library in one short line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__
+
+
+class TaskObserver:
+    """Streams the events of one node into its Prefect task run. Make it inside the task."""
+
+    def __init__(self, node: str, api_calls: ApiCallQueue) -> None:
+        self.node, self._api_calls = node, api_calls
+        self._log = get_run_logger()
+        self._artifact: UUID | None = None
+        self._updated = time.monotonic()
+        self._metric_logged = 0.0
+
+    def event(self, node: str, event: Mapping[str, Any]) -> None:
+        """Show one event."""
+        kind = event["event"]
+        if kind == "log":
+            self._log.log(_LEVELS.get(str(event.get("level")), logging.INFO), "%s", event["message"])
+        elif kind == "metric":
+            self._metric(event)
+        elif kind == "progress":
+            self._progress(event)
+        elif kind == "checkpoint":
+            self._log.info("checkpoint saved at step %s", event["step"])
+        elif kind == "state":
+            self._log.info("%s%s", event["state"], f": {event['message']}" if event.get("message") else "")
+            if event["state"] in ("done", "failed", "stopped") and self._artifact is not None:
+                self._show(100.0)  # a bar that stands still at less looks as if something went on
+
+    def _metric(self, event: Mapping[str, Any]) -> None:
+        if time.monotonic() - self._metric_logged < 1.0:
+            return
+        self._metric_logged = time.monotonic()
+        values = "  ".join(f"{name}={value:.4g}" for name, value in event["values"].items())
+        self._log.info("step %s  %s", event["step"], values)
+
+    def _progress(self, event: Mapping[str, Any]) -> None:
+        total = event.get("total")
+        if not total or time.monotonic() - self._updated < PROGRESS_SECONDS:
+            return
+        self._updated = time.monotonic()
+        self._show(min(100.0, 100.0 * event["done"] / total))
+
+    def _show(self, percent: float) -> None:
+        def call() -> None:
+            if self._artifact is None:
+                artifact = create_progress_artifact(percent, key=f"{slug(self.node)}-progress", description=self.node)
+                self._artifact = artifact if isinstance(artifact, UUID) else None
+            else:
+                update_progress_artifact(self._artifact, percent)
+
+        self._api_calls.put(f"progress {self.node}", call)
+
+
+def plan_table(plans: Iterable[NodePlan]) -> None:
+    """The plan as a table artifact."""
+    rows = [{"node": p.node.name, "state": p.state.value, "reason": p.reason, "key": (p.key or "")[:12]} for p in plans]
+    create_table_artifact(table=rows, key="plan", description="What this run does with each node, and why")
+
+
+def node_artifacts(ledger: Ledger, outcome: Outcome) -> None:
+    """A node's statistics as a table, and its loss curve as a picture."""
+    result = outcome.result
+    rows = [{"name": key, "value": _text(value)} for key, value in sorted(result.stats.items())]
+    attempt = result.attempt
+    rows += [
+        {"name": "wall seconds", "value": f"{attempt.wall_seconds:.1f}"},
+        {"name": "CPU seconds", "value": f"{attempt.cpu_seconds:.1f}"},
+        {"name": "peak memory, MiB", "value": f"{attempt.peak_rss_bytes / 2**20:.0f}"},
+        {"name": "bytes out", "value": f"{attempt.bytes_out:,}"},
+    ]
+    create_table_artifact(table=rows, key=f"{slug(result.node)}-stats", description=f"{result.node}: what it did")
+    for port, manifest in result.outputs.items():
+        if manifest.type == "EvalReport":
+            _scores(ledger, result.node, port, manifest)
+    metrics = read_metrics(ledger, result.metrics_object)
+    if any("loss" in row for row in metrics):
+        svg = curves_svg({result.node: metrics}, title=f"{result.node}: loss")
+        url = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+        create_image_artifact(image_url=url, key=f"{slug(result.node)}-loss", description=f"{result.node}: loss")
+
+
+def _scores(ledger: Ledger, node: str, port: str, manifest: ArtifactManifest) -> None:
+    evaluation, problem = report.read_evaluation(ledger, f"{node}.{port}", manifest)
+    if evaluation is not None:
+        create_table_artifact(
+            table=scores.rows_of(evaluation), key=f"{slug(node)}-scores", description=f"{node}: scores"
+        )
+        if pictures := report.read_pictures(ledger, manifest):
+            url = "data:image/svg+xml;base64," + base64.b64encode(vision_tables.grid_svg(pictures).encode()).decode()
+            create_image_artifact(
+                image_url=url, key=f"{slug(node)}-pictures", description=f"{node}: question, answer, truth"
+            )
+    else:
+        get_run_logger().warning("%s", problem)
+
+
+def read_metrics(ledger: Ledger, key: str | None) -> list[dict[str, float]]:
+    """The metric rows of a result; empty if it has none."""
+    stored = ledger.store.get(key) if key else None
+    return [json.loads(line) for line in stored[0].splitlines()] if stored else []
+
+
+def run_report(ledger: Ledger, profile: Profile, pipeline: Pipeline, home: Path, api_calls: ApiCallQueue) -> Path:
+    """Write the report's page, and queue the artifacts that summarise it; returns its path."""
+    data = report.collect(ledger, profile.name, pipeline, profile)
+    path = home / "report" / f"{profile.name}.html"
+    report.write(data, path)
+    api_calls.put("report", lambda: _show_report(data, path, profile))
+    return path
+
+
+def _show_report(data: dict[str, Any], path: Path, profile: Profile) -> None:
+    if rows := ablation.ablation_rows(data):
+        create_table_artifact(
+            table=rows,
+            key="ablation",
+            description="Original (after phase 2) against Enhanced (after phase 3), in per cent",
+        )
+    for table in paper_tables.built(data)[0]:
+        if not table.empty:
+            create_table_artifact(
+                table=table_formats.plain_rows(table),
+                key=f"paper-table-{table.printed.number}",
+                description="\n".join([table_formats.title(table), "", *table_formats.notes(table, profile.name)]),
+            )
+    lines = [
+        "```text",
+        *(line.replace("`", "'") for line in report.summary(data)),
+        "```",
+        "",
+        f"The whole report, on the machine of this run: `{path}`",
+    ]
+    create_markdown_artifact(
+        markdown="\n".join(lines), key="run-report", description=f"Report of profile {profile.name}"
+    )
+
+
+def run_summary(outcomes: Mapping[str, Outcome], failures: Mapping[str, str]) -> None:
+    """The end of a run as a Markdown artifact."""
+    lines = ["| node | | seconds |", "| --- | --- | ---: |"]
+    lines += [f"| {name} | {'cached' if o.cached else 'ran'} | {o.seconds:.1f} |" for name, o in outcomes.items()]
+    lines += [f"| {name} | failed | |" for name in failures]
+    if failures:  # what a stage says is text, not Markdown
+        lines += ["", "```text", *(message.replace("`", "'") for message in failures.values()), "```"]
+    create_markdown_artifact(markdown="\n".join(lines), key="run-summary", description="How the run ended")
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)

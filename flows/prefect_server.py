@@ -1,0 +1,87 @@
+"""Start the Prefect server without its second page, and so that no page of its may ask an outside host.
+
+Prefect 3.8.8 offers its V2 page at `/ui-settings` whatever its settings say, and that page reports to an analytics
+service. Here its bundle is not mounted, its address is a 404, and every answer carries a policy that a browser keeps
+to: this machine, nothing else.
+
+    python -m flows.prefect_server server start --port 4200      (the arguments of `prefect`)
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+_HERE = " ".join(f"{scheme}://{host}:*" for scheme in ("http", "ws") for host in ("127.0.0.1", "localhost"))
+POLICY = (
+    f"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' data: blob: {_HERE}; form-action"
+    " 'self'; base-uri 'self'"
+)
+"""Content-Security-Policy: the page's own scripts are inline, and make code; what they fetch comes from this machine.
+"""
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Guard:
+    """ASGI middleware around the whole server."""
+
+    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Pass a request on; the V2 page's are answered here."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if scope["path"] == "/v2" or scope["path"].startswith("/v2/"):
+            headers = [(b"content-type", b"text/plain"), (b"content-security-policy", POLICY.encode())]
+            await send({"type": "http.response.start", "status": 404, "headers": headers})
+            await send({"type": "http.response.body", "body": b"there is no such page"})
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {
+                    **message,
+                    "headers": [*message.get("headers", ()), (b"content-security-policy", POLICY.encode())],
+                }
+            await send(message)
+
+        await self.app(scope, receive, guarded)
+
+
+def guarding(make: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes the server's application, with the guard around it.
+
+    Prefect asks for the application again for each action of an automation, and gets the one that runs: no middleware
+    can be added then.
+    """
+
+    def create_app(*arguments: Any, **options: Any) -> Any:
+        app = make(*arguments, **options)
+        if not any(middleware.cls is Guard for middleware in app.user_middleware):
+            app.add_middleware(Guard)
+        return app
+
+    return create_app
+
+
+def main() -> None:
+    """Change two things of Prefect, then run its own command."""
+    import prefect
+    from prefect.server.api import server
+
+    prefect.__ui_v2_static_path__ = Path("/nonexistent")  # what is not there is neither mounted nor offered
+    server.create_app = guarding(server.create_app)
+    sys.argv = ["prefect", *sys.argv[1:]]
+    runpy.run_module("prefect", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

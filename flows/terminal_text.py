@@ -1,0 +1,22 @@
+"""Text for a terminal. What a stage, a file or a server says is never markup: it is shown as it is, control characters
+made visible.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rich.text import Text
+
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What would move the cursor, change colours, turn the direction of the text, or cannot be encoded."""
+
+
+def literal(value: object) -> str:
+    """A value as text that a terminal shows as it is: control characters as escapes, tabs as spaces."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(value)).replace("\t", "    ")
+
+
+def line(*parts: object | tuple[object, str]) -> Text:
+    """A line of texts, each with a style or without: `line("found ", (name, "bold"))`. Nothing in them is markup."""
+    return Text.assemble(*((literal(part[0]), part[1]) if isinstance(part, tuple) else literal(part) for part in parts))

@@ -1,0 +1,1 @@
+"""Evaluation data sets of any task, mirrored once."""

@@ -1,0 +1,143 @@
+"""What a stage's `run` is given: its configuration, its inputs on local disk, and everything that it may do."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from stages.core.artifacts import ArtifactManifest
+from stages.core.config import StageConfig
+
+C_co = TypeVar("C_co", bound=StageConfig, covariant=True)
+
+
+@dataclass(frozen=True)
+class LocalArtifact:
+    """An input, staged on local disk. Treat `path` as read-only: its files are shared with other stages."""
+
+    path: Any  # pathlib.Path
+    manifest: ArtifactManifest
+    node: str
+
+    @property
+    def facets(self) -> dict[str, str | int]:
+        """The artifact's facets."""
+        return self.manifest.facets
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The producer's statistics."""
+        return self.manifest.meta
+
+    def files(self, suffix: str = "") -> list[Any]:
+        """Paths of the artifact's files in name order, optionally only those that end in `suffix`."""
+        return [
+            self.path / f.path for f in sorted(self.manifest.files, key=lambda f: f.path) if f.path.endswith(suffix)
+        ]
+
+
+class Checkpoints(typing.Protocol):
+    """Mid-stage checkpoints of the key being worked on."""
+
+    def save(self, step: int, directory: Any) -> None:
+        """Publish the files under `directory` as the checkpoint of `step`. Atomic: torn uploads are invisible."""
+
+    def upload(self, step: int, directory: Any) -> list[dict[str, Any]]:
+        """Store the files under `directory` as this process's part of a checkpoint; nothing is visible yet. Returns
+        what `commit` must be told. For a stage of several processes; file names must differ among them.
+        """
+        ...
+
+    def commit(self, step: int, parts: Sequence[dict[str, Any]]) -> None:
+        """Publish the checkpoint of `step` from what all processes uploaded. Called by the first process alone."""
+
+    def latest(self) -> tuple[int, Any] | None:
+        """Step and local folder of the newest complete checkpoint of this key, or None."""
+
+
+class Context(typing.Protocol[C_co]):
+    """Everything a stage may touch. The runtime implements it; tests use `stages.core.testing.LocalContext`."""
+
+    @property
+    def config(self) -> C_co:
+        """The validated configuration."""
+        ...
+
+    @property
+    def node(self) -> str:
+        """Name of the node being run."""
+        ...
+
+    @property
+    def scratch(self) -> Any:
+        """A folder for temporary files (`pathlib.Path`), removed afterwards."""
+        ...
+
+    @property
+    def nproc_per_node(self) -> int:
+        """Processes that an engine is to start here (`Resources.ranks`): one for each GPU of this node, or what was
+        asked for without GPUs.
+        """
+        ...
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Mid-stage checkpoints."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """True once the stage was asked to stop: save a checkpoint and raise `Preempted`."""
+        ...
+
+    def input(self, port: str) -> LocalArtifact:
+        """The artifact at a single input port. Raises KeyError when nothing is wired to it."""
+        ...
+
+    def inputs(self, port: str) -> list[LocalArtifact]:
+        """The artifacts at an input port, in wiring order; empty for an optional port left open."""
+        ...
+
+    def output(self, port: str) -> Any:
+        """The empty folder (`pathlib.Path`) to write an output's files into."""
+        ...
+
+    def describe(
+        self, port: str, *, facets: Mapping[str, str | int] | None = None, meta: Mapping[str, Any] | None = None
+    ) -> None:
+        """State an output's facets (all that its type names) and statistics for people."""
+        ...
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a JSON value in the store under a name, which must say all that the value follows from: any attempt of
+        any node may recall it.
+        """
+        ...
+
+    def recall(self, name: str) -> Any:
+        """What `remember` kept under this name; None: nothing."""
+        ...
+
+    def stat(self, **values: Any) -> None:
+        """Add summary numbers (JSON values) to the manifest, for `moxin show` and the report."""
+        ...
+
+    def metric(self, step: int, **values: float) -> None:
+        """One row of a time series (loss, learning rate, ...), streamed to the UI and kept with the result."""
+        ...
+
+    def progress(self, done: float, total: float | None = None, unit: str = "") -> None:
+        """How far the stage is. Cheap: call it freely."""
+        ...
+
+    def log(self, message: str, level: Literal["debug", "info", "warning", "error"] = "info") -> None:
+        """One line for people."""
+        ...
+
+    def array(self, jobs: Any, tasks: int, cpus: float, memory_gib: float) -> None:
+        """Ask the launcher to run the jobs of a file as an array, one task needing so much;
+        `stages/lib/data/job_array.py` says how it answers.
+        """
+        ...

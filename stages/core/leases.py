@@ -1,0 +1,207 @@
+"""Leases and attempts: who works on a key, and how each attempt at it went."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+
+from stages.core.errors import ExitClass, InfraError
+from stages.core.messages import Lease
+from stages.core.processes import host_identity, process_identity
+from stages.core.records import LEASE_SECONDS, AttemptRecord, DamagedRecord, LeaseRecord, RecordStore, now
+from stages.core.store_errors import Conflict
+
+LEASE_ENDURANCE = 900.0
+"""How long a holder goes on when it cannot renew its lease because the store does not answer (docs/decisions/lease.md).
+"""
+
+
+class LeaseHeld(Exception):
+    """Somebody else works on the key."""
+
+    def __init__(self, record: LeaseRecord) -> None:
+        self.record = record
+        super().__init__(f"held by {record.holder}, who renewed it {record.age:.0f} s ago")
+
+
+class LeaseLost(InfraError):
+    """The lease went to another holder: whatever this attempt made must not be published."""
+
+
+class LeaseTakenOver(LeaseLost):
+    """Another process follows the same attempt now (`take_over`): its job goes on, and is not this one's to stop."""
+
+
+class LeaseStore(RecordStore):
+    """The leases of keys, and the records of the attempts that held them."""
+
+    # --- leases -----------------------------------------------------------------------------------------------
+
+    def lease(self, key: str) -> tuple[LeaseRecord, str] | None:
+        """The lease record of a key with its ETag, or None if nobody ever worked on it. Raises DamagedRecord."""
+        name = f"leases/{key}.json"
+        found = self.store.get_with_age(name)
+        if found is None:
+            return None
+        body, etag, age = found
+        return self._parse(LeaseRecord, name, body, etag).model_copy(update={"age": age}), etag
+
+    def busy(self, key: str) -> bool:
+        """Whether somebody may be at work on a key: also when its lease cannot be read."""
+        try:
+            found = self.lease(key)
+        except DamagedRecord:
+            return True
+        return found is not None and found[0].live
+
+    def mend_lease(self, key: str) -> None:
+        """Put a free lease in the place of one that cannot be read, which moves aside. A holder that is at work learns
+        that it lost it.
+        """
+        self.set_aside(f"leases/{key}.json")
+        with contextlib.suppress(Conflict):  # somebody has taken it meanwhile
+            self._put_lease(LeaseRecord(key=key, epoch=self.last_epoch(key), holder="", expires_at=0.0), None)
+
+    def last_epoch(self, key: str) -> int:
+        """The highest epoch that left anything, for a key whose lease is gone: its number must not be given again.
+
+        An attempt's objects lie under its epoch; a second one of that number would write over what is published.
+        """
+        rows = (row.key.rsplit("/", 1)[1].partition(".")[0] for row in self.store.list(f"attempts/{key}/"))
+        epochs = [int(row) for row in rows if row.isdigit()]
+        published = self.store.get(f"manifests/{key}.json")
+        if published is not None and (
+            found := re.search(rb'"epoch":\s*(\d+)', published[0])
+        ):  # also of one that is damaged
+            epochs.append(int(found[1]))
+        return max(epochs, default=0)
+
+    def acquire(self, key: str, holder: str, seconds: float = LEASE_SECONDS) -> Lease:
+        """Take the lease of a key, with the next epoch. Raises LeaseHeld while somebody else has it."""
+        found = self.lease(key)
+        if found is not None and found[0].live:
+            raise LeaseHeld(found[0])
+        record = LeaseRecord(
+            key=key,
+            epoch=(found[0].epoch if found else self.last_epoch(key)) + 1,
+            holder=holder,
+            expires_at=time.time() + seconds,
+            seconds=seconds,
+            host=host_identity(),
+            process=process_identity(),
+        )
+        try:
+            self._put_lease(record, found[1] if found else None)
+        except Conflict:
+            winner = self.lease(key)
+            raise LeaseHeld(winner[0] if winner else record) from None
+        if found is not None and found[0].holder:  # it was never released: whoever followed that attempt has died
+            self.end_attempt(key, found[0].epoch)
+        return Lease(key=key, epoch=record.epoch, holder=holder)
+
+    def take_over(self, key: str, seconds: float = LEASE_SECONDS) -> Lease:
+        """Go on with the lease of a holder that is dead, for a job that lives on. Raises LeaseHeld.
+
+        Epoch and holder stay, since the job was started with them and publishes under them; this process is written
+        into the record, so that the former one, should it come back, can neither renew nor release.
+        """
+        found = self.lease(key)
+        if found is None or found[0].live or not found[0].holder:
+            raise LeaseHeld(found[0] if found else LeaseRecord(key=key, epoch=0, holder="", expires_at=0))
+        record = found[0].model_copy(
+            update={
+                "expires_at": time.time() + seconds,
+                "seconds": seconds,
+                "host": host_identity(),
+                "process": process_identity(),
+            }
+        )
+        try:
+            self._put_lease(record, found[1])
+        except Conflict:
+            raise LeaseHeld(record) from None
+        return Lease(key=key, epoch=record.epoch, holder=record.holder)
+
+    def _put_lease(self, record: LeaseRecord, etag: str | None) -> None:
+        body = record.model_dump_json().encode()
+        self.store.put(f"leases/{record.key}.json", body, if_absent=etag is None, if_match=etag)
+
+    def _current(self, lease: Lease) -> tuple[LeaseRecord, str]:
+        """The record of a lease with its ETag. Raises LeaseLost when another attempt has it."""
+        current = self.lease(lease.key)
+        if current is None or current[0].epoch != lease.epoch or current[0].holder != lease.holder:
+            state = f"epoch {current[0].epoch} of '{current[0].holder}'" if current else "gone"
+            raise LeaseLost(f"the lease on key {lease.key[:12]} (epoch {lease.epoch}) is lost: it is now {state}")
+        return current
+
+    def _followed(self, lease: Lease) -> tuple[LeaseRecord, str]:
+        """As `_current`, for the process that follows the attempt. Raises LeaseTakenOver when another process has taken
+        the lease over: the job goes on under the same epoch, but not under this process.
+        """
+        record, etag = self._current(lease)
+        if record.process and (record.host, record.process) != (host_identity(), process_identity()):
+            raise LeaseTakenOver(
+                f"the lease on key {lease.key[:12]} (epoch {lease.epoch}) was taken over by another process, which"
+                " follows the job now"
+            )
+        return record, etag
+
+    def check(self, lease: Lease) -> None:
+        """Raise LeaseLost unless the lease is still this one (an expired lease that nobody took is still good)."""
+        self._current(lease)
+
+    def renew(self, lease: Lease, seconds: float = LEASE_SECONDS) -> None:
+        """Push the expiry out. Raises LeaseLost when another attempt has it, LeaseTakenOver when another process."""
+        record, etag = self._followed(lease)
+        try:
+            self._put_lease(record.model_copy(update={"expires_at": time.time() + seconds, "seconds": seconds}), etag)
+        except Conflict as error:
+            self._followed(lease)  # raises what has become of it
+            raise LeaseLost(f"the lease on key {lease.key[:12]} was taken over") from error
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back; quietly does nothing when it is already somebody else's."""
+        try:
+            record, etag = self._followed(lease)
+            self._put_lease(record.model_copy(update={"holder": "", "expires_at": 0.0}), etag)
+        except (LeaseLost, Conflict):
+            return
+
+    # --- attempts ---------------------------------------------------------------------------------------------
+
+    def record_attempt(self, record: AttemptRecord) -> None:
+        """Write or overwrite the record of an attempt."""
+        self.store.put(f"attempts/{record.key}/{record.epoch:06d}.json", record.model_dump_json().encode())
+
+    def attempts(self, key: str) -> list[AttemptRecord]:
+        """Every attempt at a key, oldest first. Raises DamagedRecord."""
+        rows = [o.key for o in self.store.list(f"attempts/{key}/") if o.key.endswith(".json")]
+        found = ((row, self.store.get(row)) for row in rows)
+        return [self._parse(AttemptRecord, row, body[0]) for row, body in found if body]
+
+    def attempt(self, key: str, epoch: int) -> AttemptRecord | None:
+        """One attempt at a key. Raises DamagedRecord."""
+        name = f"attempts/{key}/{epoch:06d}.json"
+        found = self.store.get(name)
+        return self._parse(AttemptRecord, name, *found) if found else None
+
+    def end_attempt(self, key: str, epoch: int) -> bool:
+        """Give an attempt whose end nobody told an end. False when it has one, or is not known."""
+        try:
+            record = self.attempt(key, epoch)
+        except DamagedRecord:
+            return False
+        if record is None or record.ended_at:
+            return False
+        lost = {
+            "ended_at": now(),
+            "exit_class": ExitClass.PREEMPTED.value,
+            "message": "whoever followed it died; its own end is not known",
+        }
+        self.record_attempt(record.model_copy(update=lost))
+        return True
+
+    def log_key(self, key: str, epoch: int) -> str:
+        """Where the events of an attempt are kept."""
+        return f"attempts/{key}/{epoch:06d}.log.jsonl"

@@ -1,0 +1,65 @@
+"""Who a process is: this machine, this boot, this process, so that a dead one is told from a live one, and from another
+of its number.
+
+The only place that reads /proc: psutil would do it too, and every stage's image would then carry it for these few
+lines (stages/core needs pydantic and boto3 alone). The control plane, which has it anyway, uses it (flows/).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+
+def host_identity() -> str:
+    """This machine, this boot, and in it these process numbers: a dead process can only be told from a live one here.
+
+    Two workers in containers of one machine have the same boot, and do not see each other's processes.
+    """
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def process_identity(pid: int | None = None) -> str:
+    """A process by number and start time, so that a reused number is not mistaken for it."""
+    pid = pid or os.getpid()
+    try:
+        start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        start = "0"
+    return f"{pid}:{start}"
+
+
+def process_alive(identity: str) -> bool:
+    """Whether the process that `process_identity` named still runs (zombies do not count)."""
+    pid, _, start = identity.partition(":")
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return not Path("/proc/self/stat").exists()  # without /proc nothing can be said: trust the expiry alone
+    return fields[19] == start and fields[0] not in "ZX"
+
+
+def group_members() -> list[int]:
+    """Process numbers of this process's group, without its own."""
+    members = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == os.getpgrp() and int(entry.name) != os.getpid():
+            members.append(int(entry.name))
+    return members
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process, user and system (proc(5): utime, stime); 0 for one that is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,140 @@
+"""The records of the ledger: leases, attempts, checkpoints, names. Each is one JSON object in the store, which
+`RecordStore` reads.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stages.core.artifacts import FileEntry
+from stages.core.errors import InputError
+from stages.core.messages import StageResult
+from stages.core.processes import host_identity, process_alive
+from stages.core.store import Store
+from stages.core.store_errors import Damaged
+
+LEASE_SECONDS = 60.0
+"""A lease that is not renewed for this long may be taken over. Heartbeats come three times as often."""
+
+
+class DamagedRecord(InputError):
+    """A record of the ledger cannot be read: cut, overwritten, or of another version. `key` is the object's name."""
+
+    def __init__(self, where: str, key: str, kind: str, why: str, etag: str | None = None) -> None:
+        self.key, self.etag = key, etag
+        super().__init__(f"{where} is no {kind} of this version ({why}): 'moxin repair' says what can be done")
+
+
+class LeaseRecord(BaseModel):
+    """The lease object. `holder` is empty once released; the epoch only ever grows.
+
+    Whether it has run out is asked of the store's clock alone, which wrote down when it was renewed: clocks of other
+    machines differ.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    epoch: int
+    holder: str
+    expires_at: float
+    """By the holder's own clock, for people; it decides nothing."""
+    seconds: float = LEASE_SECONDS
+    """How long it is good after a renewal."""
+    host: str = ""
+    process: str = ""
+    age: float = Field(default=0.0, exclude=True)
+    """Seconds since it was renewed, when it was read, by the store's clock."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the holder may still be at work: not released, not run out, and not a dead process of this
+        machine.
+        """
+        if not self.holder or self.age > self.seconds:
+            return False
+        return not (self.host == host_identity() and self.process and not process_alive(self.process))
+
+
+class NodeRecord(BaseModel):
+    """Which key a node had when it last ran in a profile: what `moxin why` and the report start from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node: str
+    key: str
+    run_id: str
+    at: str
+
+
+class AttemptRecord(BaseModel):
+    """How one attempt went."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    epoch: int
+    node: str
+    run_id: str
+    launcher: str
+    started_at: str
+    ended_at: str | None = None
+    exit_class: str | None = None
+    message: str = ""
+    job: str = ""
+    """The engine's name for it, where the job outlives its control plane."""
+
+
+class CheckpointCommit(BaseModel):
+    """The commit marker of a checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    epoch: int
+    files: tuple[FileEntry, ...]
+
+
+KINDS: dict[type[BaseModel], str] = {
+    StageResult: "manifest", LeaseRecord: "lease", NodeRecord: "node record", AttemptRecord: "attempt record",
+    CheckpointCommit: "commit marker of a checkpoint",
+}  # fmt: skip
+"""What people call each record."""
+Record = TypeVar("Record", bound=BaseModel)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class RecordStore:
+    """Records as JSON objects of a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def _parse(self, kind: type[Record], key: str, body: bytes, etag: str | None = None) -> Record:
+        """A record from its bytes. Raises DamagedRecord."""
+        try:
+            return kind.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise DamagedRecord(
+                self.store.where(key), key, KINDS[kind], f"{place}: {first['msg']}" if place else first["msg"], etag
+            ) from error
+
+    def set_aside(self, key: str) -> str | None:
+        """Move an object that cannot be used out of the way; its new name, or None where it is gone already. Nothing is
+        deleted.
+        """
+        name = f"damaged/{key}.{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        try:
+            self.store.move(key, name)
+        except Damaged:
+            return None
+        return name

@@ -1,0 +1,255 @@
+"""What the runtime gives a stage: `stages.core.context.Context` over the ledger and a folder of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.core.artifacts import Artifact, ArtifactManifest
+from stages.core.checkpoints import upload_folder
+from stages.core.config import StageConfig
+from stages.core.context import LocalArtifact
+from stages.core.errors import InfraError, InputError, Preempted
+from stages.core.events import Events, world_size
+from stages.core.interpreters import packages_digest
+from stages.core.keys import artifact_digest
+from stages.core.leases import LeaseLost
+from stages.core.ledger import Ledger
+from stages.core.messages import Attempt, InputRef, StageRequest, StageResult
+from stages.core.records import now
+from stages.core.registry import validated_config
+from stages.core.runtime_checkpoints import METRICS_FILE, RuntimeCheckpoints
+from stages.core.stage import Stage
+from stages.core.staging import Cache
+from stages.core.store_errors import Damaged
+from stages.core.workspace import keep
+
+PUBLISH_PATIENCE = 15
+"""How many times as long as usual a store that fails is asked again when the work is done (half an hour): making it
+anew costs more.
+"""
+
+
+class RuntimeContext:
+    """`stages.core.context.Context` over a store."""
+
+    def __init__(
+        self, request: StageRequest, stage: type[Stage[StageConfig]], ledger: Ledger, events: Events, root: Path
+    ) -> None:
+        self.request, self.ledger, self.events, self.root = request, ledger, events, root
+        self.stage, self.node = stage, request.node
+        self.config = validated_config(stage, request.node, request.config)
+        self.scratch = root / "scratch"
+        self.scratch.mkdir()
+        self.metrics_path = root / METRICS_FILE
+        self.metrics_path.touch()
+        self.checkpoints = RuntimeCheckpoints(request, ledger, events, root)
+        self.nproc_per_node = int(
+            os.environ.get("MOXIN_NPROC_PER_NODE", "1")
+        )  # the launcher knows (flows/launch/base.py)
+        self.stopping = False
+        self.stats: dict[str, Any] = {}
+        self.facets: dict[str, dict[str, str | int]] = {port: {} for port in request.outputs}
+        self.meta: dict[str, dict[str, Any]] = {port: {} for port in request.outputs}
+        self._inputs: dict[str, list[LocalArtifact]] = {}
+        self.bytes_in = 0
+
+    # inputs -----------------------------------------------------------------------------------------------------
+
+    def stage_in(self, cache: Cache) -> None:
+        """Bring every input to local disk through the content-addressed cache."""
+        for port, refs in self.request.inputs.items():
+            self._inputs[port] = [self._stage_in_one(port, i, ref, cache) for i, ref in enumerate(refs)]
+
+    def _stage_in_one(self, port: str, index: int, ref: InputRef, cache: Cache) -> LocalArtifact:
+        folder = self.root / "in" / port / str(index)
+        folder.mkdir(parents=True)
+        wanted = []
+        for entry in ref.manifest.files:
+            target = folder / entry.path
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise InputError(f"artifact {ref.node}.{ref.port} lists a path outside itself: {entry.path!r}")
+            wanted.append((entry, target))
+            self.bytes_in += entry.size
+        try:
+            cache.fetch(wanted)
+        except Damaged as error:
+            self._require_damage(error, ref)
+            self.ledger.report_damage(
+                error.key, error.found
+            )  # from now on every plan shows its producer as one that must run
+            raise InputError(
+                f"{error}. {ref.node} made it: 'moxin run --select {ref.node} --force' makes it again ('moxin plan'"
+                " shows it now)"
+            ) from error
+        return LocalArtifact(folder, ref.manifest, ref.node)
+
+    def _require_damage(self, error: Damaged, ref: InputRef) -> None:
+        """Raise InfraError when the object is whole in the store: then this machine's disk or memory is bad, and its
+        producer need not run again.
+        """
+        wanted = next(entry.sha256 for entry in ref.manifest.files if entry.object == error.key)
+        with contextlib.suppress(Damaged):
+            if self.ledger.store.digest(error.key) == wanted:
+                where = self.ledger.store.where(error.key)
+                raise InfraError(
+                    f"{where} is whole in the store, but its copy on this machine is damaged: look at its disk and"
+                    " memory"
+                ) from error
+
+    def input(self, port: str) -> LocalArtifact:
+        return self._inputs[port][0]
+
+    def inputs(self, port: str) -> list[LocalArtifact]:
+        return self._inputs.get(port, [])
+
+    # outputs ----------------------------------------------------------------------------------------------------
+
+    def output(self, port: str) -> Path:
+        if port not in self.request.outputs:
+            raise KeyError(f"stage {self.request.stage} has no output {port}")
+        folder = self.root / "out" / port
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def describe(
+        self, port: str, *, facets: Mapping[str, str | int] | None = None, meta: Mapping[str, Any] | None = None
+    ) -> None:
+        self.facets[port].update(facets or {})
+        self.meta[port].update(meta or {})
+
+    def publish(self, started: tuple[str, float], cache: Cache) -> StageResult:
+        """Upload the outputs and make them visible with one conditional PUT of the manifest.
+
+        A store that fails is waited for; when it does not come back, the outputs are kept for the next attempt on this
+        machine.
+        """
+        self.ledger.store.patience *= PUBLISH_PATIENCE
+        try:
+            return self._publish(started, cache)
+        except (InfraError, Preempted) as error:
+            if (
+                isinstance(error, LeaseLost) or world_size() > 1
+            ):  # of several processes, the last checkpoint costs little to go on from
+                raise
+            if (where := keep(self.request, self.root, self._state())) is None:
+                raise
+            raise type(error)(
+                f"{error}. The outputs are done and kept in {where}: the next attempt that has this folder publishes"
+                " them"
+            ) from error
+
+    def _state(self) -> dict[str, Any]:
+        """What a later attempt needs to publish what this one has made."""
+        rows = self.metrics_path.read_text(encoding="utf-8")
+        names = ("facets", "meta", "stats", "bytes_in")
+        return {name: getattr(self, name) for name in names} | {
+            "metrics": rows,
+            "resumed_from": self.checkpoints.resumed_from,
+        }
+
+    def go_on_with(self, state: Mapping[str, Any]) -> None:
+        """Take over what an earlier attempt kept."""
+        self.facets, self.meta, self.stats, self.bytes_in = (
+            state[name] for name in ("facets", "meta", "stats", "bytes_in")
+        )
+        self.metrics_path.write_text(state["metrics"], encoding="utf-8")
+        self.checkpoints.resumed_from = state["resumed_from"]
+        self.log("publishing what an earlier attempt had made and could not publish")
+
+    def _publish(self, started: tuple[str, float], cache: Cache) -> StageResult:
+        request = self.request
+        prefix = f"objects/{request.stage}/{request.key}/{request.lease.epoch:06d}"
+        outputs = {port: self._upload(port, type, prefix, cache) for port, type in request.outputs.items()}
+        metrics = metrics_sha256 = None
+        if self.metrics_path.stat().st_size:
+            metrics = f"{prefix}/metrics.jsonl"
+            _, metrics_sha256 = self.ledger.store.upload(metrics, self.metrics_path)
+        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        attempt = Attempt(
+            run_id=request.run_id,
+            epoch=request.lease.epoch,
+            started_at=started[0],
+            ended_at=now(),
+            wall_seconds=round(time.monotonic() - started[1], 3),
+            cpu_seconds=round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 3),
+            peak_rss_bytes=max(own.ru_maxrss, children.ru_maxrss) * 1024,
+            bytes_in=self.bytes_in,
+            bytes_out=sum(m.size for m in outputs.values()),
+            resumed_from=self.checkpoints.resumed_from,
+            machine={
+                "processor": platform.machine(),
+                "cores": os.cpu_count() or 0,
+                "python": platform.python_version(),
+            },
+        )
+        result = StageResult(
+            key=request.key,
+            node=request.node,
+            stage=request.stage,
+            revision=request.revision,
+            config=self.config.model_dump(mode="json"),
+            identity=self.config.identity(),
+            inputs=request.inputs,
+            outputs=outputs,
+            stats=self.stats,
+            metrics_object=metrics,
+            code=request.code.model_copy(update={"packages_digest": packages_digest()}),
+            attempt=attempt,
+        )
+        self.ledger.publish(result, request.lease, request.replaces, metrics_sha256)
+        return result
+
+    def _upload(self, port: str, type_name: str, prefix: str, cache: Cache) -> ArtifactManifest:
+        folder = self.output(port)
+        facets = self.facets[port]
+        missing = sorted(Artifact.registry[type_name].facets - facets.keys())
+        if missing:
+            raise TypeError(f"stage {self.request.stage} left facets of {port} unstated: {', '.join(missing)}")
+        for name, value in self.request.expected_facets.get(port, {}).items():
+            if facets.get(name) != value:
+                raise TypeError(
+                    f"stage {self.request.stage}: {port}.{name} is {facets.get(name)!r}, the plan said {value!r}"
+                )
+        files = upload_folder(self.ledger.store, f"{prefix}/{port}", folder, self.checkpoints.stored)
+        if not files:
+            raise TypeError(f"stage {self.request.stage} wrote no file to its output {port}")
+        for entry in files:  # what was just made is what the next stage on this machine reads
+            cache.keep(entry, folder / entry.path)
+        digest = artifact_digest(type_name, facets, files)
+        return ArtifactManifest(type=type_name, digest=digest, facets=facets, meta=self.meta[port], files=files)
+
+    # what outlives an attempt ------------------------------------------------------------------------------------
+
+    def remember(self, name: str, value: Any) -> None:
+        self.ledger.store.put(f"memory/{name}.json", json.dumps(value).encode())
+
+    def recall(self, name: str) -> Any:
+        found = self.ledger.store.get(f"memory/{name}.json")
+        return None if found is None else json.loads(found[0])
+
+    # telling ----------------------------------------------------------------------------------------------------
+
+    def stat(self, **values: Any) -> None:
+        self.stats.update(values)
+
+    def metric(self, step: int, **values: float) -> None:
+        with open(self.metrics_path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **values}) + "\n")
+        self.events.emit("metric", step=step, values=values)
+
+    def progress(self, done: float, total: float | None = None, unit: str = "") -> None:
+        self.events.progress(done, total, unit)
+
+    def log(self, message: str, level: str = "info") -> None:
+        self.events.emit("log", level=level, message=message)
+
+    def array(self, jobs: Path, tasks: int, cpus: float, memory_gib: float) -> None:
+        self.events.emit("array", jobs=str(jobs), tasks=tasks, cpus=cpus, memory_gib=memory_gib)

@@ -1,0 +1,102 @@
+"""What can go wrong with the object store, as errors that a user can act on, and what its answers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
+
+from stages.core.errors import ConfigError, InfraError, InputError
+from stages.core.messages import StoreAddress
+
+_TRANSIENT = frozenset(
+    {
+        "SlowDown",
+        "RequestTimeout",
+        "InternalError",
+        "ServiceUnavailable",
+        "Throttling",
+        "ThrottlingException",
+        "RequestLimitExceeded",
+    }
+)
+"""Codes of answers that ask for patience, whatever their status (botocore's own list of transient and throttling
+errors).
+"""
+
+
+class Conflict(Exception):
+    """A conditional write lost: the object exists already, or is no longer the one that was read."""
+
+
+class Unavailable(InfraError):
+    """The store cannot be reached, or says that it cannot answer now. It may later."""
+
+
+class Damaged(InputError):
+    """An object is lost, or holds other bytes than its manifest says. `key` is its name, `found` the SHA-256 of what is
+    there.
+    """
+
+    def __init__(self, message: str, key: str, found: str | None = None) -> None:
+        self.key, self.found = key, found
+        super().__init__(message)
+
+
+def object_name(address: StoreAddress, key: str) -> str:
+    """The full name of an object, for messages."""
+    return f"s3://{address.bucket}/{address.prefix}{key}"
+
+
+@contextmanager
+def client_errors(address: StoreAddress, key: str) -> Iterator[None]:
+    """Turn what the S3 client raises into ConfigError, InfraError, Unavailable, Damaged or Conflict."""
+    try:
+        yield
+    except NoCredentialsError as error:
+        raise ConfigError(
+            "no credentials for the object store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run 'moxin up'"
+        ) from error
+    except (ClientError, BotoCoreError, Boto3Error) as error:
+        answer = error if isinstance(error, ClientError) else error.__context__  # an upload's error wraps the answer
+        if isinstance(answer, ClientError):
+            raise _answer_error(address, key, answer) from error
+        kind = InfraError if isinstance(error, ParamValidationError | PartialCredentialsError) else Unavailable
+        raise kind(
+            f"the object store at {_server(address)} cannot be reached ({type(error).__name__}): is it up? try"
+            " 'moxin up'"
+        ) from error
+
+
+def _server(address: StoreAddress) -> str:
+    return address.endpoint or f"AWS S3 in {address.region}"
+
+
+def _answer_error(address: StoreAddress, key: str, error: ClientError) -> Exception:
+    """What an answer of the store other than success means."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
+    name = object_name(address, key)
+    if status in (409, 412) or code in ("PreconditionFailed", "ConditionalRequestConflict"):
+        return Conflict(name)
+    if status == 403:
+        hint = "check the credentials, and with 'moxin status' that the store there is yours"
+        if code == "RequestTimeTooSkewed":
+            hint = "the clock of this machine is wrong"
+        return ConfigError(f"the object store at {_server(address)} refuses access to {name} ({code}): {hint}")
+    if code == "NoSuchUpload":  # a store that was restarted has forgotten a transfer in parts: it begins anew
+        return Unavailable(f"the object store forgot an unfinished upload of {name}")
+    if code == "NoSuchBucket":
+        return InfraError(f"the object store has no bucket '{address.bucket}'")
+    if status == 404:
+        return Damaged(f"{name} is not in the store (HTTP 404)", key)
+    kind = Unavailable if status >= 500 or status in (408, 429) or code in _TRANSIENT else InfraError
+    return kind(f"the object store failed on {name}: {code} (HTTP {status})")

@@ -1,0 +1,134 @@
+"""Folders of attempts on this machine: made, removed at the end, swept up when their process was killed; outputs that
+could not be published are kept for the next attempt.
+
+A live process holds a lock on `.owner` in its folder; the system takes it back when the process ends, however it ends.
+So a folder whose lock can be had belongs to nobody, also when process numbers come again, or another container made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from stages.core.messages import StageRequest
+
+OWNER = ".owner"
+KEPT = "kept-"
+STATE = "state.json"
+
+
+def scratch() -> Path:
+    """Where attempts have their folders. A stage writes here alone: a write that fails without a name failed here."""
+    return Path(os.environ.get("MOXIN_SCRATCH") or tempfile.gettempdir())
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    """A folder for this attempt alone, removed whatever happens."""
+    base = scratch()
+    base.mkdir(parents=True, exist_ok=True)
+    root = Path(tempfile.mkdtemp(prefix="stage-", dir=base))
+    with claim(root):
+        try:
+            yield root
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def claim(root: Path) -> IO[str]:
+    """Mark a folder as this process's, for as long as the answer is open."""
+    unseen = root / f"{OWNER}.new"
+    owner = open(unseen, "w")  # noqa: SIM115 - the caller closes it
+    with contextlib.suppress(OSError):
+        fcntl.flock(owner, fcntl.LOCK_EX)
+    os.replace(unseen, root / OWNER)  # locked before a sweep can see it
+    return owner
+
+
+def attempt_folders(base: Path) -> list[Path]:
+    """The folders of attempts in a scratch folder, in use or not."""
+    return [*base.glob("stage-*"), *base.glob("secrets-*")]
+
+
+def sweep(base: Path, folders: Iterable[Path] | None = None) -> tuple[int, int]:
+    """Remove the folders of attempts whose processes are gone; how many, and their bytes. What is in use is never
+    touched. folders: of these alone; None: all.
+    """
+    count = freed = 0
+    for root in attempt_folders(base) if folders is None else folders:
+        try:
+            with open(root / OWNER) as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                freed += sum(p.lstat().st_size for p in root.rglob("*") if p.is_file() and p.lstat().st_nlink == 1)
+                shutil.rmtree(root, ignore_errors=True)
+                count += 1
+        except (
+            OSError
+        ):  # in use, gone meanwhile, without an owner's mark, or on a file system without locks: not ours to remove
+            continue
+    return count, freed
+
+
+# --- outputs that could not be published ------------------------------------------------------------------------------
+
+
+def kept_folder(key: str) -> Path:
+    """Where outputs of a key are kept until an attempt publishes them."""
+    return scratch() / f"{KEPT}{key}"
+
+
+def keep(request: StageRequest, root: Path, state: dict[str, Any]) -> Path | None:
+    """Keep an attempt's outputs, `out` under its folder, with what its publication needs; where they are then, None
+    when they cannot be kept.
+    """
+    try:
+        record = {
+            "source_digest": request.code.source_digest,
+            "epoch": request.lease.epoch,
+            "files": _listing(root),
+            **state,
+        }
+        partial = Path(tempfile.mkdtemp(prefix=".kept-", dir=scratch()))
+        os.rename(root / "out", partial / "out")
+        (partial / STATE).write_text(json.dumps(record), encoding="utf-8")
+        shutil.rmtree(kept_folder(request.key), ignore_errors=True)
+        os.rename(partial, kept_folder(request.key))
+    except OSError:
+        return None
+    return kept_folder(request.key)
+
+
+def take_kept(request: StageRequest, root: Path) -> dict[str, Any] | None:
+    """Take what an earlier attempt kept for this key, made by the same code and whole, into `root`; None when there is
+    none.
+
+    Only what this user left: scratch may be a folder that all share.
+    """
+    folder = kept_folder(request.key)
+    try:
+        if folder.is_symlink() or folder.stat().st_uid != os.geteuid():
+            return None
+        record = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if record.pop("files") != _listing(folder) or record.pop("source_digest") != request.code.source_digest:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    os.rename(folder / "out", root / "out")
+    shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def _listing(root: Path) -> dict[str, list[int]]:
+    """Size and time of every output file. Not digests: who stops an attempt does not wait until terabytes are read once
+    more.
+    """
+    paths = (p for p in sorted((root / "out").rglob("*")) if p.is_file())
+    return {p.relative_to(root).as_posix(): [p.stat().st_size, p.stat().st_mtime_ns] for p in paths}

@@ -1,0 +1,253 @@
+"""BFF `old-both`: paragraphs and documents whose n-grams were seen before, by a Bloom filter (DCLM,
+dedup/bff/src/main.rs).
+
+A paragraph begins at a line feed and holds it. It goes when more than 0.8 of its 13-grams of words (Unicode word
+boundaries, `word_boundaries.py`) are in the filter, and is then not inserted; a document goes as a whole when that
+holds for the 13-grams of all its paragraphs. Paragraphs under 13 words are left alone. The outcome depends on the
+order of the documents, which the inputs fix, so that this step runs over the shards one after another, as one of DCLM's
+shards does.
+
+The filter is a file mapped into memory, in blocks of one cache line: an n-gram costs one miss. With a copy of it after
+every few shards, an attempt that was broken off goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.core.files import replacing
+from stages.dedup.funnel import Funnel
+from stages.dedup.shingles import BASE, _windows
+from stages.dedup.word_boundaries import paragraph_words, properties
+from stages.lib.data.numba_jit import fmix64, njit
+from stages.lib.data.workers import Pool
+from stages.lib.formats.documents import DocumentWriter, read_batches, text_buffer
+
+WIDTH, THRESHOLD, FALSE_POSITIVES = 13, 0.8, 0.01
+"""Of DCLM-BASELINE: `--min-ngram-size 13 --max-ngram-size 13 --filtering-threshold 0.8 --fp-rate 0.01`
+(dedup/bff of the DCLM repository).
+"""
+BYTES_PER_NGRAM = 6
+"""Text for each expected n-gram: about one word in six bytes of English."""
+BLOCK_BITS = 512
+"""A cache line."""
+SNAPSHOT_SHARDS = 16
+"""Shards between two copies of the filter."""
+
+
+def expected_rate(bits_per_item: float, probes: int) -> float:
+    """False positives of a blocked filter: the number of items in a block is Poisson distributed."""
+    mean = BLOCK_BITS / bits_per_item
+    rate, weight = 0.0, math.exp(-mean)
+    for items in range(int(mean + 12 * math.sqrt(mean)) + 12):
+        rate += weight * (1 - (1 - 1 / BLOCK_BITS) ** (probes * items)) ** probes
+        weight *= mean / (items + 1)
+    return rate
+
+
+def dimensions(expected: int, false_positives: float = FALSE_POSITIVES) -> tuple[int, int]:
+    """Blocks and probes of a filter for `expected` items."""
+    bits = -math.log(false_positives) / math.log(2) ** 2
+    while expected_rate(bits, probes := max(1, round(bits * math.log(2)))) > false_positives:
+        bits *= 1.01
+    return max(16, math.ceil(expected * bits / BLOCK_BITS)), probes
+
+
+@njit
+def contains(bits, value, probes):
+    """Whether a hash is in the filter `bits` ([blocks, 8], uint64). Seven places come out of each mixed word, nine bits
+    each.
+
+    All places are looked at, though one may say no: without a branch the processor waits for several hashes' blocks at
+    once.
+    """
+    block = bits[np.int64((value >> np.uint64(32)) * np.uint64(bits.shape[0]) >> np.uint64(32))]
+    state, found = value, np.uint64(1)
+    for start in range(0, probes, 7):
+        places = state = fmix64(state + BASE)
+        for _ in range(min(7, probes - start)):
+            found &= block[places >> np.uint64(6) & np.uint64(7)] >> (places & np.uint64(63))
+            places >>= np.uint64(9)
+    return found != 0
+
+
+@njit
+def insert(bits, value, probes):
+    """Put a hash into the filter."""
+    block = bits[np.int64((value >> np.uint64(32)) * np.uint64(bits.shape[0]) >> np.uint64(32))]
+    state = value
+    for start in range(0, probes, 7):
+        places = state = fmix64(state + BASE)
+        for _ in range(min(7, probes - start)):
+            block[places >> np.uint64(6) & np.uint64(7)] |= np.uint64(1) << (places & np.uint64(63))
+            places >>= np.uint64(9)
+
+
+@njit
+def _copy(source, start, end, out, filled):
+    """Append bytes to the first `filled` of `out`; how many there are then."""
+    for i in range(end - start):
+        out[filled + i] = source[start + i]
+    return filled + end - start
+
+
+@njit
+def filter_texts(source, ends, classes, bits, probes, width, threshold, marks, words, ngrams, out, out_ends, counts):
+    """Write what is left of each text into `out`, and where it ends; a text that goes as a whole is empty.
+
+    `counts`: paragraphs removed, bytes removed with them, n-grams, n-grams seen before.
+    """
+    filled = 0
+    for d in range(ends.shape[0] - 1):
+        total, seen, cut, before = 0, 0, 0, filled
+        start, end = ends[d], ends[d + 1]
+        held = start  # from here on the text stays, but is not copied yet
+        while start < end:
+            have, stop = paragraph_words(source, start, end, classes, marks, words)
+            made, contained = 0, 0
+            if have >= width:
+                made = _windows(words, have, width, ngrams)
+                for i in range(made):
+                    ngrams[i] = fmix64(ngrams[i])
+                for i in range(made):
+                    contained += int(contains(bits, ngrams[i], probes))
+            total, seen = total + made, seen + contained
+            if made and contained > threshold * made:
+                counts[0] += 1
+                cut += stop - start
+                filled = _copy(source, held, start, out, filled)
+                held = stop
+            else:
+                for i in range(made):
+                    insert(bits, ngrams[i], probes)
+            start = stop
+        if total and seen > threshold * total:
+            filled = before
+        else:
+            filled = _copy(source, held, end, out, filled)
+            counts[1] += cut
+        counts[2] += total
+        counts[3] += seen
+        out_ends[d + 1] = filled
+
+
+class BloomFilter:
+    """The filter, in memory or mapped from a file, and what it does with texts."""
+
+    def __init__(self, expected: int, path: Path | None = None) -> None:
+        blocks, self.probes = dimensions(expected)
+        if path is None:
+            self.bits = np.zeros((blocks, BLOCK_BITS // 64), np.uint64)
+        else:
+            mode = "r+" if path.is_file() and path.stat().st_size == blocks * BLOCK_BITS // 8 else "w+"
+            self.bits = np.memmap(path, np.uint64, mode, shape=(blocks, BLOCK_BITS // 64))
+        self.counts = np.zeros(4, np.int64)
+
+    def filter(
+        self, source: np.ndarray, ends: np.ndarray, width: int = WIDTH, threshold: float = THRESHOLD
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What is left of texts, in order: their bytes, and ends ([texts + 1])."""
+        longest = int(np.diff(ends).max(initial=0)) + 2
+        marks, words, ngrams = np.empty(longest, np.uint8), np.empty(longest, np.uint64), np.empty(longest, np.uint64)
+        out, out_ends = np.empty(int(ends[-1] - ends[0]), np.uint8), np.zeros(len(ends), np.int64)
+        filter_texts(
+            source,
+            ends,
+            properties(),
+            self.bits,
+            self.probes,
+            width,
+            threshold,
+            marks,
+            words,
+            ngrams,
+            out,
+            out_ends,
+            self.counts,
+        )
+        return out[: out_ends[-1]], out_ends
+
+
+def filter_documents(
+    pool: Pool, folders: Sequence[Path], funnel: Funnel, progress: Callable[[float, float, str], None] | None = None
+) -> list[Path]:
+    """Send the documents of the shards' folders through one filter, in order; the folders of what is left."""
+    base = pool.folder / "bloom"
+    base.mkdir(exist_ok=True)
+    expected = max(1, funnel.rows["out"]["bytes"] // BYTES_PER_NGRAM)
+    bits = base / "bits"
+    done = _resume(base, bits, len(folders))
+    machine = BloomFilter(expected, bits)
+    funnel.restart()
+    for number, folder in enumerate(folders):
+        target = base / f"{number:06d}"
+        if number >= done:
+            value = _filter_shard(machine, folder, target)
+            (target / "value.json").write_text(json.dumps(value), encoding="utf-8")
+            if (number + 1) % SNAPSHOT_SHARDS == 0:
+                _snapshot(machine, base, bits, number + 1)
+        funnel.add(json.loads((target / "value.json").read_text(encoding="utf-8")))
+        if progress:
+            progress(number + 1, len(folders), "shards (bloom)")
+    return [base / f"{number:06d}" for number in range(len(folders))]
+
+
+def _resume(base: Path, bits: Path, shards: int) -> int:
+    """Bring the newest copy of the filter back; how many shards it has seen. Without one, begin anew."""
+    copies = sorted(base.glob("snapshot-*"))
+    if not copies:
+        bits.unlink(missing_ok=True)
+        return 0
+    shutil.copyfile(copies[-1], bits)
+    return min(shards, int(copies[-1].name.rpartition("-")[2]))
+
+
+def _snapshot(machine: BloomFilter, base: Path, bits: Path, number: int) -> None:
+    """Copy the filter, under its final name at once; older copies go."""
+    machine.bits.flush()  # type: ignore[attr-defined]
+    old = list(base.glob("snapshot-*"))
+    with replacing(base / f"snapshot-{number:06d}") as partial:
+        shutil.copyfile(bits, partial)
+    for path in old:
+        path.unlink()
+
+
+def _filter_shard(machine: BloomFilter, folder: Path, target: Path) -> dict[str, Any]:
+    """Filter the documents of one folder into another; the funnel's rows."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    funnel = Funnel()
+    with DocumentWriter(target) as writer:
+        for batch in read_batches(folder, rows=4096):
+            source, ends = text_buffer(batch.column("text"))
+            left, left_ends = machine.filter(source, ends)
+            sizes, left_sizes = np.diff(ends), np.diff(left_ends)
+            gone = _blank(left, left_ends)
+            cut = (left_sizes < sizes) & ~gone
+            funnel.count("seen before (Bloom filter)", int(gone.sum()), int(sizes[gone].sum()))
+            funnel.count("paragraphs seen before", int(cut.sum()), int((sizes - left_sizes)[cut].sum()))
+            text = pa.LargeStringArray.from_buffers(len(left_sizes), pa.py_buffer(left_ends), pa.py_buffer(left))
+            place = batch.schema.get_field_index("text")
+            kept = batch.set_column(place, batch.schema.field(place), text).filter(pa.array(~gone))
+            writer.add_batch(kept)
+            funnel.keep(kept)
+    if not writer.documents:
+        (target / "part-00000.parquet").unlink()
+    return funnel.value()
+
+
+def _blank(source: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Which texts hold nothing but white space: [texts], bool."""
+    sizes = np.diff(ends)
+    blank = sizes == 0
+    for d in np.flatnonzero((sizes > 0) & (sizes < 64)):
+        blank[d] = not source[ends[d] : ends[d + 1]].tobytes().decode().strip()
+    return blank

@@ -1,1 +1,0 @@
-"""What the fine-tuning stages share: settings, loading and saving, labels, the trainer's callbacks, measures, sampling, card."""

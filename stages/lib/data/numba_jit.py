@@ -1,0 +1,61 @@
+"""`@njit`: a function compiled by numba, without the GIL, its machine code kept on disk between runs.
+
+The code is kept beside the source, or, where that is read-only (an image), under the temporary folder: numba alone
+would refuse to compile there. Nothing is compiled before the first call.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import binding
+
+MARK = b"stages.lib.data.numba_jit import"
+"""What files with compiled functions say (and this one)."""
+
+
+def njit(function: Callable[..., Any]) -> Any:
+    """Compile on first call. Results are those of the same Python on fixed-width integers."""
+    _configure()
+    return numba.njit(nogil=True, cache=True)(function)
+
+
+@functools.cache
+def _configure() -> None:
+    """Where machine code is kept, and for which processor it is made.
+
+    numba takes a function's kept code for good as long as the function's own file is unchanged, though it holds the
+    code of the
+    functions that it calls: the folder's name is a digest of all files with compiled functions. On processors with
+    AVX-512 LLVM uses half of each register unless told otherwise, for the sake of the clock of the first of them.
+    """
+    config: Any = numba.config  # type: ignore[attr-defined]
+    home = Path(__file__).resolve().parents[2]
+    sources = [path.read_bytes() for path in sorted([*home.glob("*/*.py"), *home.glob("lib/*/*.py")])]
+    digest = hashlib.sha256(b"".join(source for source in sources if MARK in source)).hexdigest()[:16]
+    base = config.CACHE_DIR or (
+        str(home / "__pycache__") if os.access(home, os.W_OK) else f"{tempfile.gettempdir()}/numba-{os.getuid()}"
+    )
+    config.CACHE_DIR = str(Path(base) / digest)
+    features = binding.get_host_cpu_features()
+    if config.CPU_NAME is None and config.CPU_FEATURES is None and features.get("avx512f"):
+        config.CPU_NAME, config.CPU_FEATURES = binding.get_host_cpu_name(), features.flatten() + ",-prefer-256-bit"
+
+
+@njit
+def fmix64(value):
+    """A bijection of uint64 whose every output bit depends on every input bit (MurmurHash3's fmix64)."""
+    value ^= value >> np.uint64(33)
+    value *= np.uint64(0xFF51AFD7ED558CCD)
+    value ^= value >> np.uint64(33)
+    value *= np.uint64(0xC4CEB9FE1A85EC53)
+    value ^= value >> np.uint64(33)
+    return value

@@ -1,0 +1,1 @@
+"""What evaluation stages and the tables share: suite files, comparability, samples, completions."""

@@ -1,0 +1,1 @@
+"""Training backends: `fsdp` (PyTorch alone) and `colossalai`, each a `base.Backend`; `factory` makes one."""

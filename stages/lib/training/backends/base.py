@@ -1,0 +1,119 @@
+"""What the trainer asks of a backend: a step, the loss of held-out windows, checkpoints, the trained weights.
+
+`fsdp.TorchBackend` and `colossalai.ColossalBackend` are the two. They train on the same parts of the same batches, and
+keep their checkpoints under the same names: float32 weights and moments, whatever the precision and the topology.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+INITIAL_SCALE = 2.0**16
+"""Loss scale that fp16 begins with: at 2**32 (Colossal-AI's default) the first steps overflow."""
+
+
+class Batch(Protocol):
+    """What one forward pass is given. What else is in it is between the stage and its loss."""
+
+    @property
+    def predicted(self) -> int:
+        """Tokens whose loss counts."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """All of its tokens, without padding."""
+        ...
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows of T tokens. ids [B, T]; documents [B, T]: which document a token belongs to; sequences [B]: numbers in
+    the run.
+    """
+
+    ids: Tensor
+    documents: Tensor | None = None
+    sequences: Tensor | None = None
+    predicted: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """B x T."""
+        return self.ids.numel()
+
+    def split(self, size: int) -> list[WindowBatch]:
+        """Cut into parts of `size` windows, and a smaller last one."""
+        parts = []
+        for start in range(0, len(self.ids), size):
+            ids, documents, sequences = (
+                x if x is None else x[start : start + size] for x in (self.ids, self.documents, self.sequences)
+            )
+            assert ids is not None
+            parts.append(WindowBatch(ids, documents, sequences))
+        return parts
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model, as `fsdp.TorchBackend` is given it."""
+
+    module: nn.Module
+    blocks: Sequence[nn.Module]
+    """Its parts whose weights are gathered one after the other."""
+    loss_sum: Callable[[Any], Tensor]
+    """Summed loss of a batch's predicted tokens, a scalar; calls the module, or one of `methods`."""
+    methods: Sequence[str] = ()
+    """Methods of the module beside `forward` that run its weights."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step did. loss: summed over the tokens that this process saw, so that the sum over all processes is the
+    batch's.
+    """
+
+    loss: float
+    grad_norm: float
+    """Of the whole gradient, before clipping."""
+    overflow: bool = False
+    """fp16: some gradient was too large for it, so nothing was updated, and the next step has a smaller scale."""
+
+
+class Backend(Protocol):
+    """A model and its optimizer, spread over the processes."""
+
+    def step(self, batches: Sequence[Any], learning_rate: float, predicted: float) -> Update:
+        """One optimizer step on this process's micro-batches. predicted: tokens of the global batch that count."""
+        ...
+
+    def evaluate(self, batch: Any) -> float:
+        """Summed loss, as in `Update`. Every process has to call it as often."""
+        ...
+
+    def finish_evaluation(self) -> None:
+        """Back to training: to be called after the last `evaluate`, and when one failed."""
+        ...
+
+    def extra_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside tensors, as JSON: the loss scale."""
+        ...
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copy weights and moments, and write them to `folder` in the background; call what it returns to wait for the
+        files.
+        """
+        ...
+
+    def load(self, folder: Path, state: Mapping[str, Any], updates: int) -> None:
+        """Go on from a checkpoint of any topology. updates: steps that changed the weights."""
+        ...
+
+    def export(self) -> Mapping[str, Tensor]:
+        """All weights in float32 under the model's names, on the first process; the others may get nothing."""
+        ...

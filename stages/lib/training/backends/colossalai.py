@@ -1,0 +1,223 @@
+"""Engine `colossalai` (0.5.0): Booster with HybridParallelPlugin, LowLevelZeroPlugin or GeminiPlugin, as the paper
+trained (3.4).
+
+Weights are in the precision of the matrix products, with float32 copies ("masters") that the optimizer changes. Its own
+checkpoints leave out the masters and the counters of the loss scale, so that a resumed run differs from an unbroken
+one; here they are kept (`colossalai_state.py`), under the same names and in the same files as engine `torch` has them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from colossalai.booster import Booster  # pyright: ignore[reportMissingImports]
+from colossalai.booster.plugin import (  # pyright: ignore[reportMissingImports]
+    GeminiPlugin,
+    HybridParallelPlugin,
+    LowLevelZeroPlugin,
+)
+from colossalai.pipeline.schedule import OneForwardOneBackwardSchedule  # pyright: ignore[reportMissingImports]
+from colossalai.zero.gemini import gemini_optimizer  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from stages.lib.modeling.decoder import MoxinLM
+from stages.lib.training.backends import colossalai_cpu
+from stages.lib.training.backends.base import INITIAL_SCALE, Update, WindowBatch
+from stages.lib.training.backends.colossalai_model import Part, PartPolicy
+from stages.lib.training.backends.colossalai_state import (
+    ChunkParameterShards,
+    ParameterShards,
+    scaler_state,
+    set_scaler_state,
+)
+from stages.lib.training.config import DecoderConfig
+from stages.lib.training.optimizer import make_optimizer, set_learning_rate
+from stages.lib.training.parallel_dims import ParallelDims
+
+MIXINS = ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin")
+"""What ZeRO's, the hybrid plugin's and Gemini's optimizer call what scales their loss."""
+
+
+def make_plugin(config: DecoderConfig, dims: ParallelDims) -> Any:
+    """The plugin that the configuration asks for."""
+    settings, gpu = config.colossalai, dims.device.type == "cuda"
+    common: dict[str, Any] = {
+        "precision": config.precision,
+        "max_norm": config.grad_clip,
+        "initial_scale": INITIAL_SCALE,
+    }
+    zero: dict[str, Any] = {
+        "overlap_communication": gpu,
+        "cpu_offload": settings.cpu_offload,
+    }  # a processor has no second stream
+    if settings.plugin == "low_level_zero":
+        return LowLevelZeroPlugin(stage=settings.zero_stage, **common, **zero)
+    if settings.plugin == "gemini":
+        several = config.global_batch_size // dims.data_parallel_size > config.micro_batch_size
+        return GeminiPlugin(enable_async_reduce=gpu, enable_gradient_accumulation=several, **common)
+    split = config.tensor_parallel > 1
+    return HybridParallelPlugin(
+        tp_size=config.tensor_parallel,
+        pp_size=settings.pipeline,
+        sp_size=1,
+        zero_stage=settings.zero_stage,
+        microbatch_size=config.micro_batch_size,
+        enable_sequence_parallelism=split,
+        sequence_parallelism_mode="split_gather" if split else None,
+        custom_policy=PartPolicy(),
+        **common,
+        **zero,
+    )
+
+
+class ChunkAdamW(torch.optim.AdamW):
+    """AdamW as Gemini calls it: gradients are in half precision, weights in float32. Its own HybridAdam needs a CUDA
+    compiler, this does not.
+    """
+
+    def step(self, closure: Any = None, div_scale: float = -1.0) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad.float()
+                parameter.grad = None
+                parameter.grad = gradient if div_scale < 0 else gradient.div_(div_scale)
+        super().step()
+
+
+gemini_optimizer._AVAIL_OPTIM_LIST.add(ChunkAdamW)
+
+
+class ColossalBackend:
+    """`Backend` by Colossal-AI."""
+
+    def __init__(self, model: MoxinLM, config: DecoderConfig, dims: ParallelDims) -> None:
+        if dims.device.type == "cpu":
+            colossalai_cpu.install()
+        colossalai_cpu.repair_pipeline()
+        colossalai_cpu.repair_accumulation()
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+        self._config, self._dims = config, dims
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        gemini = config.colossalai.plugin == "gemini"
+        optimizer = make_optimizer(model, config, ChunkAdamW if gemini else torch.optim.AdamW)
+        self._plugin = make_plugin(config, dims)
+        self._booster = Booster(plugin=self._plugin)
+        self.model, self._optimizer, *_ = self._booster.boost(Part(model, config), optimizer)
+        self.model.train()
+        if gemini:
+            self._shards: ParameterShards = ChunkParameterShards(
+                {name: value.shape for name, value in weights.items()}, self.model, self._optimizer, dims
+            )
+        else:
+            self._shards = ParameterShards(self.model.unwrap().lm, self._optimizer, self._plugin, dims)
+        if config.precision != "fp32":  # the masters were made from rounded weights
+            self._shards.start_from(weights)
+        self._mixin: Any = next(
+            (mixin for name in MIXINS if (mixin := getattr(self._optimizer, name, None)) is not None), None
+        )
+        self._scaler = getattr(self._mixin, "grad_scaler", None)
+        self._evaluation_schedule = (
+            OneForwardOneBackwardSchedule(self._plugin.stage_manager, microbatch_size=config.micro_batch_size)
+            if self._has_pipeline
+            else None
+        )
+
+    @property
+    def _has_pipeline(self) -> bool:
+        return self._config.colossalai.pipeline > 1
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def step(self, batches: Sequence[WindowBatch], learning_rate: float, predicted: float) -> Update:
+        set_learning_rate(self._optimizer, learning_rate)
+        weight = self._dims.data_parallel_size / predicted  # gradients become the mean over the parts
+        loss = self._pipeline(batches, weight) if self._has_pipeline else self._accumulate(batches, weight)
+        scale = self._scaler.scale.item() if self._scaler else 1.0
+        with self._unchanged_scale(scale):
+            self._optimizer.step()
+        if (
+            self._config.colossalai.plugin == "gemini"
+        ):  # upstream leaves this on after an overflow, and adds to infinity from then on
+            self.model.chunk_manager.accumulating_grads = False
+        overflow = self._scaler is not None and self._mixin.found_overflow.item() > 0
+        norm = math.inf if overflow else float(self._optimizer._current_grad_norm) / scale
+        self._optimizer.zero_grad()
+        return Update(loss, norm, overflow and scale > 1.0)
+
+    def _accumulate(self, batches: Sequence[WindowBatch], weight: float) -> float:
+        total = 0.0
+        for batch in batches:
+            held = (
+                batch is not batches[-1] and self._config.colossalai.zero_stage < 2
+            )  # stage 2 keeps no whole gradient to hold back
+            with self._booster.no_sync(self.model, self._optimizer) if held else contextlib.nullcontext():
+                loss = self.model(**_arguments(batch))["loss"]
+                self._booster.backward(loss * weight, self._optimizer)
+            total += float(loss.detach())
+        return total
+
+    def _pipeline(self, batches: Sequence[WindowBatch], weight: float) -> float:
+        """All micro-batches through the stages, one forward and one backward at a time (1F1B). Colossal-AI divides by
+        their number.
+        """
+        factor = weight * len(batches)
+        whole = {key: torch.cat([_arguments(b)[key] for b in batches]) for key in _arguments(batches[0])}
+        done = self._booster.execute_pipeline(
+            iter([whole]), self.model, lambda out, _: out["loss"] * factor, self._optimizer, return_loss=True
+        )
+        return float(done["loss"]) / weight if done["loss"] is not None else 0.0
+
+    @contextlib.contextmanager
+    def _unchanged_scale(self, scale: float) -> Iterator[None]:
+        """Colossal-AI lets the loss scale grow and then divides by the new one gradients that have the old one: half a
+        step.
+        """
+        if self._scaler is None:
+            yield
+            return
+        current_scale = self._mixin.get_grad_div_scale
+        self._mixin.get_grad_div_scale = lambda: (current_scale(), scale)[1]
+        yield
+        del self._mixin.get_grad_div_scale
+
+    @torch.no_grad()
+    def evaluate(self, batch: WindowBatch) -> float:
+        self.model.eval()
+        if self._evaluation_schedule is None:
+            return float(self.model(**_arguments(batch))["loss"])
+        criterion = lambda out, _: out["loss"]  # noqa: E731
+        done = self._evaluation_schedule.forward_backward_step(
+            self.model, iter([_arguments(batch)]), criterion, return_loss=True
+        )
+        return float(done["loss"]) if done["loss"] is not None else 0.0
+
+    def finish_evaluation(self) -> None:
+        self.model.train()
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"scaler": scaler_state(self._scaler)}
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        return self._shards.save(folder)
+
+    def load(self, folder: Path, state: Mapping[str, Any], updates: int) -> None:
+        set_scaler_state(self._scaler, state["scaler"])
+        self._shards.load(folder, updates)
+
+    def export(self) -> Mapping[str, Tensor]:
+        return self._shards.export()
+
+
+def _arguments(batch: WindowBatch) -> dict[str, Tensor]:
+    """What a `Part` is called with."""
+    named = {"ids": batch.ids, "documents": batch.documents, "sequences": batch.sequences}
+    return {key: value for key, value in named.items() if value is not None}

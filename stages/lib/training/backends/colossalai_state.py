@@ -1,0 +1,242 @@
+"""Weights and moments of engine `colossalai` as whole float32 tensors by name, from and to any of its topologies.
+
+A tensor may be cut twice: by tensor parallelism along a dimension, and what is left of it by ZeRO, flat and padded,
+over the processes that share the batch. A checkpoint has it whole (in pieces that know their place), so that any other
+topology can read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from colossalai.tensor.d_tensor import is_distributed_tensor  # pyright: ignore[reportMissingImports]
+from colossalai.tensor.d_tensor.api import get_shard_dim_1d  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from stages.lib.modeling.decoder import MoxinLM
+from stages.lib.training.checkpointer import read_tensors, write_tensors
+from stages.lib.training.optimizer import MOMENTS, moments_of
+from stages.lib.training.parallel_dims import ParallelDims
+
+SCALER = ("_scale", "_growth_step", "_hysteresis_step")
+"""What a step changes in Colossal-AI's DynamicGradScaler. Its own state_dict has the first alone."""
+READ_BYTES = 1 << 30
+"""Of a checkpoint, read at a time."""
+
+
+def scaler_state(scaler: Any) -> dict[str, float]:
+    """The state of the loss scale as numbers; {} without one."""
+    return {} if scaler is None else {name: float(getattr(scaler, name)) for name in SCALER}
+
+
+def set_scaler_state(scaler: Any, state: Mapping[str, float]) -> None:
+    """Put it back."""
+    if scaler is not None:
+        scaler._scale.fill_(state["_scale"])
+        scaler._growth_step, scaler._hysteresis_step = int(state["_growth_step"]), int(state["_hysteresis_step"])
+
+
+class ParameterShards:
+    """The tensors that this process has a part of."""
+
+    def __init__(self, lm: MoxinLM, optimizer: Any, plugin: Any, dims: ParallelDims) -> None:
+        self._optimizer, self._dims = optimizer, dims
+        self._parameters = dict(lm.named_parameters())
+        self._shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        self._masters: Mapping[int, Tensor] = optimizer.get_working_to_master_map() or {}
+        self._data: Any = getattr(plugin, "dp_group", None) or dist.group.WORLD
+        self._tensor: Any = getattr(plugin, "tp_group", None)
+        self._mesh = (
+            DeviceMesh.from_group(self._tensor, "cpu") if self._tensor is not None and self._tensor.size() > 1 else None
+        )
+
+    def _master(self, parameter: Tensor) -> Tensor:
+        return self._masters.get(id(parameter), parameter)
+
+    def _tensors(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What is kept of a parameter, as it lies here."""
+        master = self._master(parameter)
+        moments = moments_of(self._optimizer.optim, master)
+        return {"model": master.detach(), **{key: moments[key] for key in MOMENTS}}
+
+    @staticmethod
+    def _cut(parameter: Tensor) -> int | None:
+        """Dimension along which tensor parallelism cut it."""
+        return get_shard_dim_1d(parameter) % parameter.ndim if is_distributed_tensor(parameter) else None
+
+    def _gathered(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """Undo ZeRO's cut: as tensor parallelism left it."""
+        if tensor.shape == parameter.shape:
+            return tensor
+        flat = tensor.to(parameter.device).flatten()
+        every = flat.new_empty(flat.numel() * self._data.size())
+        dist.all_gather_into_tensor(every, flat, group=self._data)
+        return every[: parameter.numel()].view(parameter.shape)
+
+    def _put(self, value: Tensor, key: str, parameter: Tensor) -> None:
+        """Fill in what this process keeps of a tensor that has the parameter's shape."""
+        if key == "model":
+            parameter.data.copy_(value)
+        target = self._tensors(parameter)[key]
+        if target.data_ptr() == parameter.data_ptr():
+            return
+        if target.shape != parameter.shape:
+            parts = self._data.size()
+            flat = F.pad(value.flatten(), (0, target.numel() * parts - value.numel()))
+            value = flat.chunk(parts)[self._data.rank()].view(target.shape)
+        target.copy_(value)
+
+    # --- a fresh or a parent's model ------------------------------------------------------------------------------
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Set the float32 weights, unrounded."""
+        for name, parameter in self._parameters.items():
+            value, cut = weights[name], self._cut(parameter)
+            self._put(
+                value if cut is None else value.chunk(self._tensor.size(), cut)[self._tensor.rank()], "model", parameter
+            )
+        self._refresh()
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _named(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor with its place in the whole."""
+        cut = self._cut(parameter)
+        return value if cut is None else DTensor.from_local(value, self._mesh, [Shard(cut)], run_check=False)
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Each of the processes that could write the same tensor writes every n-th."""
+        state: dict[str, Tensor] = {}
+        for number, (name, parameter) in enumerate(self._parameters.items()):
+            for key, tensor in self._tensors(parameter).items():
+                value = self._gathered(tensor, parameter)
+                if number % self._data.size() != self._data.rank():
+                    continue
+                if self._mesh is None or self._tensor.rank() == 0 or self._cut(parameter) is not None:
+                    state[_key(name, key)] = self._named(value.cpu(), parameter)
+        return write_tensors(state, folder, self._dims)
+
+    def load(self, folder: Path, updates: int) -> None:
+        """From a checkpoint of any topology, of this engine or of `torch`."""
+        for names in self._groups():
+            values = {(name, key): torch.empty(self._shapes[name]) for name in names for key in ("model", *MOMENTS)}
+            read_tensors(
+                {_key(*at): self._named(value, self._parameters[at[0]]) for at, value in values.items()}, folder
+            )
+            for (name, key), value in values.items():
+                self._put(value, key, self._parameters[name])
+        for moments in self._optimizer.optim.state.values():
+            moments["step"].fill_(updates)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """The float32 weights have changed."""
+
+    def _groups(self) -> Iterator[list[str]]:
+        """Names in groups of about READ_BYTES."""
+        group: list[str] = []
+        size = 0
+        for name, shape in self._shapes.items():
+            group.append(name)
+            size += 3 * 4 * shape.numel()
+            if size > READ_BYTES:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    # --- the trained model ----------------------------------------------------------------------------------------
+
+    def export(self) -> dict[str, Tensor]:
+        """Whole float32 weights by name on the first process; {} on the others. One tensor at a time is in flight."""
+        held = self._dims.gather_to_first(
+            {name: self._shape(name, parameter) for name, parameter in self._parameters.items()}
+        )
+        out: dict[str, Tensor] = {}
+        speaks = self._data.rank() == 0 and (self._mesh is None or self._tensor.rank() == 0)
+        for name, parameter in self._parameters.items():
+            value = self._whole(parameter)
+            if self._dims.rank == 0:
+                out[name] = value
+            elif speaks:
+                dist.send(value.contiguous(), 0, group=self._dims.checkpoint_group)
+        for rank, shapes in enumerate(held):
+            for name, shape in shapes.items():
+                if rank and name not in out:
+                    out[name] = torch.empty(shape)
+                    dist.recv(out[name], rank, group=self._dims.checkpoint_group)
+        return out
+
+    def _shape(self, name: str, parameter: Tensor) -> tuple[int, ...]:
+        cut = self._cut(parameter)
+        return tuple(n * self._tensor.size() if d == cut else n for d, n in enumerate(self._shapes[name]))
+
+    def _whole(self, parameter: Tensor) -> Tensor:
+        value, cut = self._gathered(self._tensors(parameter)["model"], parameter), self._cut(parameter)
+        if cut is None:
+            return value.cpu()
+        parts = [torch.empty_like(value) for _ in range(self._tensor.size())]
+        dist.all_gather(parts, value.contiguous(), group=self._tensor)
+        return torch.cat(parts, cut).cpu()
+
+
+class ChunkParameterShards(ParameterShards):
+    """Gemini's: parameters lie in chunks, and a process has a stretch of some of them, which a parameter may begin or
+    end within.
+    """
+
+    def __init__(self, shapes: Mapping[str, torch.Size], model: Any, optimizer: Any, dims: ParallelDims) -> None:
+        self._optimizer, self._dims, self._shapes = optimizer, dims, dict(shapes)
+        prefix = "lm."
+        self._parameters = {name: model.name2param[prefix + name] for name in shapes}
+        self._mesh = self._tensor = None
+        self._data = model.zero_group
+        numbers = {parameter: number for number, parameter in optimizer.id_to_real_params.items()}
+        self._places = {
+            parameter: (shapes[name], numbers[parameter], model.chunk_manager.get_chunk(parameter))
+            for name, parameter in self._parameters.items()
+        }
+
+    def _tensors(self, parameter: Tensor) -> dict[str, Tensor]:
+        _, number, chunk = self._places[parameter]
+        if number not in self._optimizer.id_to_fake_params:
+            return {key: torch.empty(0, device=self._dims.device) for key in ("model", *MOMENTS)}
+        fake = self._optimizer.id_to_fake_params[number]
+        begin, _, size = self._optimizer.get_offsets(number)
+        weights = chunk.paired_chunk.payload[begin : begin + size]
+        moments = self._optimizer.optim.state[fake]
+        if not moments:
+            moments["step"] = torch.zeros((), device=weights.device if weights.is_cuda else "cpu")
+            moments |= {key: torch.zeros_like(weights) for key in MOMENTS}
+        return {"model": weights, **{key: moments[key] for key in MOMENTS}}
+
+    def _stretch(self, parameter: Tensor) -> slice:
+        """What of a flat parameter lies here."""
+        _, start, size = self._optimizer.get_offsets(self._places[parameter][1])
+        return slice(start, start + size) if size > 0 else slice(0, 0)
+
+    def _gathered(self, tensor: Tensor, parameter: Tensor) -> Tensor:
+        shape, _, chunk = self._places[parameter]
+        whole = torch.zeros(shape.numel(), device=self._dims.device)
+        whole[self._stretch(parameter)] = tensor.to(whole.device)
+        if not chunk.keep_gathered:
+            dist.all_reduce(whole, group=self._data)
+        return whole.view(shape)
+
+    def _put(self, value: Tensor, key: str, parameter: Tensor) -> None:
+        self._tensors(parameter)[key].copy_(value.flatten()[self._stretch(parameter)])
+
+    def _refresh(self) -> None:
+        for chunk in self._optimizer.chunk16_set:
+            chunk.optim_update()
+
+
+def _key(name: str, key: str) -> str:
+    return f"model.{name}" if key == "model" else f"optimizer.{name}.{key}"

@@ -1,0 +1,184 @@
+"""Engine `torch`: FSDP2, optionally times tensor parallel through DTensor; autocast with PyTorch's loss scaling in half
+precision.
+
+Data parallel with sharded weights, gradients and moments. With one process everything here steps aside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from stages.lib.training.backends.base import INITIAL_SCALE, Trainable, Update
+from stages.lib.training.backends.tensor_parallel import apply_tensor_parallel
+from stages.lib.training.checkpointer import read_tensors, write_tensors
+from stages.lib.training.config import BackendConfig
+from stages.lib.training.gradient_threads import GradientThreads
+from stages.lib.training.optimizer import MOMENTS, make_optimizer, moments_of, set_learning_rate
+from stages.lib.training.parallel_dims import ParallelDims
+
+PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def shard(trainable: Trainable, dims: ParallelDims, policy: MixedPrecisionPolicy) -> None:
+    """Cut the model's weights over the processes, in place."""
+    if dims.world_size == 1:
+        return
+    model: Any = trainable.module
+    sizes = (dims.data_parallel_size, dims.model_parallel_size)
+    mesh = init_device_mesh(dims.device.type, sizes, mesh_dim_names=("data", "tensor"))
+    if dims.model_parallel_size > 1:
+        model.tensor_group = mesh["tensor"]
+        apply_tensor_parallel(model, mesh["tensor"])
+    if dims.data_parallel_size > 1:
+        for block in trainable.blocks:
+            fully_shard(block, mesh=mesh["data"], mp_policy=policy)
+        fully_shard(model, mesh=mesh["data"], mp_policy=policy)
+        for name in trainable.methods:
+            register_fsdp_forward_method(model, name)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor with all its parts, on every process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class TorchBackend:
+    """`Backend` by PyTorch alone."""
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        config: BackendConfig,
+        dims: ParallelDims,
+        gradient_threads: int = 1,
+        cast_weights: bool = False,
+    ) -> None:
+        """gradient_threads: of a single process on a CPU, whose batches can be split.
+
+        cast_weights: several processes gather weights in the configuration's precision, and compute in it throughout,
+        and exchange gradients after each micro-batch, so that no process holds whole ones; else they gather float32,
+        and autocast casts what goes into a product.
+        """
+        self._cast_weights = cast_weights
+        self.model, self._trainable, self._config, self._dims = trainable.module, trainable, config, dims
+        self.model.to(dims.device)
+        dtype = PRECISION[config.precision]
+        casts = cast_weights and dtype != torch.float32 and dims.data_parallel_size > 1
+        policy = (
+            MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if casts else MixedPrecisionPolicy()
+        )
+        shard(trainable, dims, policy)
+        self._autocast = None if casts or dtype == torch.float32 else dtype
+        self.model.train()
+        alone = dims.world_size == 1 and dims.device.type == "cpu"
+        self._threads = GradientThreads(gradient_threads) if alone and gradient_threads > 1 else None
+        self._optimizer = make_optimizer(self.model, config)
+        self._scaler = torch.amp.GradScaler(
+            dims.device.type, init_scale=INITIAL_SCALE, enabled=config.precision == "fp16"
+        )
+
+    def _loss(self, batch: Any) -> Tensor:
+        with torch.autocast(self._dims.device.type, self._autocast, enabled=self._autocast is not None):
+            return self._trainable.loss_sum(batch)
+
+    def step(self, batches: Sequence[Any], learning_rate: float, predicted: float) -> Update:
+        set_learning_rate(self._optimizer, learning_rate)
+        # FSDP takes the mean of the gradients over the parts of the batch
+        total = self._accumulate_gradients(batches, self._dims.data_parallel_size / predicted)
+        self._scaler.unscale_(self._optimizer)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(trained, self._config.grad_clip)))
+        overflow = self._scaler.is_enabled() and not math.isfinite(norm) and self._scaler.get_scale() > 1.0
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return Update(float(total), norm, overflow)
+
+    def _accumulate_gradients(self, batches: Sequence[Any], scale: float) -> Tensor:
+        """Add scale x the gradients of all batches; returns the sum of their losses."""
+        if self._threads is not None:
+            pieces = [piece for batch in batches for piece in self._pieces(batch)]
+            return self._threads.gradients(self._loss, list(self.model.parameters()), pieces, scale)
+        total = torch.zeros((), device=self._dims.device)
+        for batch in batches:
+            self._set_gradient_sync(self._cast_weights or batch is batches[-1])
+            loss = self._loss(batch)
+            self._scaler.scale(loss * scale).backward()
+            total += loss.detach()
+        return total
+
+    def _pieces(self, batch: Any) -> list[Any]:
+        """What the threads take of a batch at a time: together no more than a micro-batch, if that has enough
+        sequences.
+        """
+        assert self._threads is not None
+        return batch.split(max(1, self._config.micro_batch_size // self._threads.threads))
+
+    def _set_gradient_sync(self, exchanged: bool) -> None:
+        """Whether the next backward pass exchanges its gradients, or adds to whole ones."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(exchanged)
+            self.model.set_is_last_backward(exchanged)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Any) -> float:
+        self.model.eval()
+        if self._threads is not None:
+            return float(self._threads.total(self._loss, self._pieces(batch)))
+        return float(self._loss(batch))
+
+    def finish_evaluation(self) -> None:
+        """Cut the weights again: no backward pass followed (FSDP keeps the outermost whole, and, where one failed, a
+        block).
+        """
+        self.model.train()
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        if self._dims.device.type == "cuda":
+            # a forward pass that failed leaves memory, and streams that nobody waits for
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"scaler": self._scaler.state_dict(), "optimizer_steps": self._optimizer_steps()}
+
+    def _optimizer_steps(self) -> dict[str, int]:
+        """AdamW's count of steps by name, of parameters that had no gradient in some step: fewer than the trainer's."""
+        counts = {
+            name: int(moments_of(self._optimizer, parameter)["step"])
+            for name, parameter in self.model.named_parameters()
+        }
+        return {name: count for name, count in counts.items() if count < max(counts.values())}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Weights and moments by name, each as this process holds it."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.model.named_parameters():
+            tensors[f"model.{name}"] = parameter.detach()
+            moments = moments_of(self._optimizer, parameter)
+            tensors |= {f"optimizer.{name}.{key}": moments[key] for key in MOMENTS}
+        return tensors
+
+    def save(self, folder: Path) -> Callable[[], None]:
+        return write_tensors(self._tensors(), folder, self._dims)
+
+    def load(self, folder: Path, state: Mapping[str, Any], updates: int) -> None:
+        self._scaler.load_state_dict(state["scaler"])
+        read_tensors(self._tensors(), folder, self._dims)
+        fewer = state.get("optimizer_steps", {})  # not in a checkpoint of the other backend
+        for name, parameter in self.model.named_parameters():
+            moments_of(self._optimizer, parameter)["step"].fill_(fewer.get(name, updates))
+
+    def export(self) -> Mapping[str, Tensor]:
+        gathered = ((name, full_tensor(tensor.detach()).cpu()) for name, tensor in self.model.state_dict().items())
+        return {name: tensor for name, tensor in gathered if self._dims.rank == 0}

@@ -1,0 +1,148 @@
+"""A vision-language model as a folder: built from a base model, written, read. Nothing in a folder is ever run.
+
+The folder is an ordinary Hugging Face one (config.json, safetensors, tokenizer, preprocessor_config.json, card). For
+people without this repository a copy of `modeling_moxin_vlm.py` lies in it (`auto_map`); `load` uses the module
+instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched, whatever a folder's configuration names
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import AddedToken, Tokenizer
+from transformers import MistralForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from stages.core.errors import InputError
+from stages.lib.formats import vocabulary
+from stages.lib.modeling.loading import refuse_incomplete
+from stages.lib.vision import modeling_moxin_vlm as modeling
+from stages.lib.vision.modeling_moxin_vlm import MoxinVLM, MoxinVLMConfig
+
+PAD, IMAGE = "<PAD>", "<image>"
+MODULE = Path(modeling.__file__)
+SHARD_SIZE = "5GB"
+
+
+def quiet() -> None:
+    """No progress bars and no advice of transformers among the log lines."""
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def build(base: Path, dino: Any, siglip: Any, rows: int, seed: int) -> MoxinVLM:
+    """A model around a base model's decoder, without its towers, ready to be trained. float32, on the CPU.
+
+    dino, siglip: configurations of the towers. rows: of the embedding; those beyond the base's are its mean row, so
+    they are neither likely nor unlikely. The projector is drawn by the seed, as PyTorch initializes linear layers.
+    """
+    quiet()
+    try:
+        decoded: Any = MistralForCausalLM.from_pretrained(
+            base, dtype=torch.float32, local_files_only=True, attention_dropout=0.0, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"the base model cannot be loaded: {str(error).splitlines()[0]}") from error
+    decoder, info = decoded
+    refuse_incomplete(info, "the base model's folder")
+    entries = decoder.config.vocab_size
+    state = decoder.state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = torch.cat([state[name], state[name].mean(0, keepdim=True).expand(rows - entries, -1)])
+    decoder.config.vocab_size = rows
+    dino, siglip = (
+        copy.deepcopy(dino),
+        copy.deepcopy(siglip),
+    )  # transformers changes what it is given, and the towers read theirs
+    config = MoxinVLMConfig(
+        text_config=decoder.config, dino_config=dino, siglip_config=siglip, image_token_id=entries + 1,
+        bos_token_id=vocabulary.BOS_ID, eos_token_id=vocabulary.EOS_ID, pad_token_id=entries,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MoxinVLM(config, towers=False)
+    model.language_model.load_state_dict(state)
+    return model
+
+
+def save_tokenizer(base: Path, folder: Path) -> None:
+    """The base's tokenizer with `<PAD>` and `<image>` as its last entries."""
+    tokenizer = vocabulary.read(base / vocabulary.FILE)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (PAD, IMAGE)])
+    tokenizer.save(str(folder / vocabulary.FILE))
+    try:
+        config = json.loads((base / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer_config.json of the base model cannot be read: {error}") from error
+    config |= {"pad_token": PAD, "padding_side": "left", "extra_special_tokens": {"image_token": IMAGE}}
+    _write(folder / "tokenizer_config.json", config)
+
+
+def save(model: MoxinVLM, folder: Path, base: Path, card: str) -> None:
+    """Write the whole folder. model: with its towers, on the CPU."""
+    name = MODULE.stem
+    model.config.auto_map = {"AutoConfig": f"{name}.MoxinVLMConfig", "AutoModelForImageTextToText": f"{name}.MoxinVLM"}
+    model.config.architectures = ["MoxinVLM"]
+    model.generation_config.pad_token_id = model.config.pad_token_id
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    for file in ("config.json", "generation_config.json"):
+        _write(folder / file, _without_origin(json.loads((folder / file).read_text(encoding="utf-8"))))
+    shutil.copyfile(MODULE, folder / MODULE.name)
+    save_tokenizer(base, folder)
+    towers = {
+        "dino": {"image_mean": modeling.IMAGENET_MEAN, "image_std": modeling.IMAGENET_STD},
+        "siglip": {"image_mean": modeling.SIGLIP_MEAN, "image_std": modeling.SIGLIP_STD},
+    }
+    resize = {
+        "size": model.config.siglip_config.image_size,
+        "strategy": model.config.image_resize_strategy,
+        "resample": "bicubic",
+    }
+    _write(folder / "preprocessor_config.json", {"resize": resize, "normalize": towers})
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _without_origin(config: Any) -> Any:
+    """A configuration without `_name_or_path`: transformers puts there the folder of this machine that a part came
+    from, and the same model would have other bytes elsewhere.
+    """
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_origin(value) for key, value in config.items() if key != "_name_or_path"}
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[MoxinVLM, Tokenizer]:
+    """Model in evaluation mode, and tokenizer (text never becomes a control id). Raises InputError; runs no code of the
+    folder.
+    """
+    quiet()
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"config.json of the model cannot be read: {' '.join(str(error).split())}") from error
+    if kind != MoxinVLMConfig.model_type:
+        raise InputError(
+            f"config.json: model_type is '{kind}', a vision-language model of this pipeline is"
+            f" '{MoxinVLMConfig.model_type}'"
+        )
+    try:
+        loaded: Any = MoxinVLM.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+        model, found = loaded
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"the model cannot be loaded: {str(error).splitlines()[0]}") from error
+    refuse_incomplete(found, "the vision-language model's folder")
+    return model.eval(), vocabulary.load(folder)

@@ -1,0 +1,130 @@
+"""The house rules, measured: sizes, names that must not come back, what lies at the top of stages/, and that nothing
+cites a document outside the repository.
+
+What still breaks a rule is listed in remaining.toml, exactly: whoever mends an entry removes it, and nothing is added.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+FILE, MEDIAN, FUNCTION, PARAMETERS = 400, 200, 60, 7
+"""The longest file, the median file, the longest function (lines), the longest list of parameters."""
+REMAINING = Path(__file__).with_name("remaining.toml")
+NAMES = ("Ask", "Look", "Noise", "Saver", "Sight", "Stretch", "Team", "Visibility", "World")
+NAMES += ("batch_rows", "batch_windows", "dialects", "lessons", "micro_rows", "stay_behind")
+"""Left for the field's words: attention context, dropout, context phase, checkpointer, ParallelDims,
+global_batch_size, ...
+"""
+VAGUE = ("found", "made", "own", "told", "wanted")
+"""Variables that do not say what they hold. Fewer of them in each step."""
+CITES = re.compile(r"\bfacts/|\bRECIPE(?:\.md)?\s+\d|\bDESIGN\b|\bfindings/|\.\./shared|\b[Ff]indings? \d")
+TEXT = {"", ".cfg", ".css", ".example", ".html", ".in", ".js", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
+
+
+def sources() -> list[Path]:
+    """Python files that rules on size and names hold for: all but tests."""
+    return [p for top in ("flows", "stages", "benchmarks") for p in sorted((ROOT / top).rglob("*.py"))]
+
+
+def place(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def compiled(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether numba compiles it: a kernel takes arrays one by one."""
+    return any("njit" in ast.unparse(d) or "compiled" in ast.unparse(d) for d in node.decorator_list)
+
+
+def too_large(path: Path) -> Iterator[str]:
+    """What of a file is over a measure: the file, `function` for its lines, `function()` for its parameters."""
+    text = path.read_text(encoding="utf-8")
+    if text.count("\n") > FILE:
+        yield place(path)
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+        assert node.end_lineno is not None
+        if node.end_lineno - node.lineno + 1 > FUNCTION:
+            yield f"{place(path)} {node.name}"
+        if len([a for a in arguments if a not in ("self", "cls")]) > PARAMETERS and not compiled(node):
+            yield f"{place(path)} {node.name}()"
+
+
+def identifiers(path: Path) -> Iterator[str]:
+    """Names that a file gives: classes, functions, parameters, variables, fields."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def measures() -> list[str]:
+    return sorted(line for path in sources() for line in too_large(path))
+
+
+def names() -> list[str]:
+    return sorted({f"{place(p)} {name}" for p in sources() for name in identifiers(p) if name in NAMES})
+
+
+def vague() -> dict[str, int]:
+    counted = Counter(name for p in sources() for name in identifiers(p) if name in VAGUE)
+    return {name: counted[name] for name in VAGUE}
+
+
+def citations() -> list[str]:
+    """Files that cite what is not in the repository."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    cited = []
+    for name in tracked:
+        path = ROOT / name
+        if path.suffix not in TEXT or not path.is_file() or name == place(Path(__file__)):
+            continue
+        if CITES.search(path.read_text(encoding="utf-8", errors="replace")):
+            cited.append(name)
+    return sorted(cited)
+
+
+def remaining() -> dict[str, list[str]]:
+    return tomllib.loads(REMAINING.read_text(encoding="utf-8"))
+
+
+def test_files_functions_and_parameter_lists_are_short() -> None:
+    assert measures() == remaining()["measures"]
+
+
+def test_the_median_file_is_short() -> None:
+    assert statistics.median(p.read_text(encoding="utf-8").count("\n") for p in sources()) < MEDIAN
+
+
+def test_names_that_were_left_do_not_come_back() -> None:
+    assert names() == remaining()["names"]
+
+
+def test_variables_that_say_nothing_become_fewer() -> None:
+    most = tomllib.loads(REMAINING.read_text(encoding="utf-8"))["vague"]
+    assert {name: count for name, count in vague().items() if count > most[name]} == {}
+
+
+def test_nothing_cites_a_document_outside_the_repository() -> None:
+    assert citations() == remaining()["citations"]
+
+
+def test_stages_shows_the_stages_alone() -> None:
+    folders = {p.name for p in (ROOT / "stages").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert {p.parent.name for p in (ROOT / "stages").glob("*/spec.py")} == folders - {"core", "lib"}
+    files = {p.name for p in (ROOT / "stages").iterdir() if p.is_file()}
+    assert files == {"__init__.py", "pipeline.py", "py.typed"}

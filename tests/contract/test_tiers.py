@@ -1,0 +1,49 @@
+"""The bounds of the fast tier hold: a test that steps over one fails, and says where it belongs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.limits import HANG
+from tests.support.paths import ROOT
+
+CASES = {
+    "def test_x(ledger):\n    pass\n": "tests/unit has no object store",
+    "import subprocess\n\ndef test_x():\n    subprocess.run(['weed', 'version'])\n": "starts weed",
+    "import subprocess, sys\n\ndef test_x():\n    subprocess.run([sys.executable, '-m', 'torch.distributed.run'])\n": (
+        "starts torch.distributed.run"
+    ),
+    "import socket\n\ndef test_x():\n    try:\n        socket.create_connection(('192.0.2.1', 9), 0.1)\n"
+    "    except BaseException:\n        pass\n": "connects to 192.0.2.1",
+    "import torch\n\ndef test_x():\n    weight = torch.nn.Parameter(torch.ones(2))\n"
+    "    optimizer = torch.optim.SGD([weight])\n    for _ in range(100):\n        weight.sum().backward()\n"
+    "        optimizer.step()\n": "100 optimizer steps",
+}
+
+
+def test_what_belongs_elsewhere_fails_in_the_fast_tier(tmp_path: Path) -> None:
+    """Each case in a folder beside this tier's own conftest.py, as if it lay in tests/unit."""
+    folder = tmp_path / "tests" / "unit"
+    folder.mkdir(parents=True)
+    for source in ("tests/conftest.py", "tests/unit/conftest.py"):
+        (tmp_path / source).write_text((ROOT / source).read_text(encoding="utf-8"), encoding="utf-8")
+    for number, text in enumerate(CASES):
+        (folder / f"test_case_{number}.py").write_text(text, encoding="utf-8")
+    (folder / "test_within.py").write_text("def test_x():\n    pass\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
+    for number, said in enumerate(CASES.values()):
+        assert said in done.stdout, f"case {number}: {done.stdout[-3000:]}"
+    last = done.stdout.splitlines()[-1]
+    assert f"{len(CASES)} errors" in last, done.stdout[-3000:]
+    assert "test_within" not in done.stdout
+
+
+@pytest.mark.parametrize("target", ["test", "test-fast"])
+def test_the_makefile_has_both_tiers(target: str) -> None:
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    assert any(line.startswith(f"{target}: ") for line in lines)

@@ -1,0 +1,214 @@
+"""The Prefect pages ask this machine alone, and runs that nobody works on any more are closed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.installation import Installation, kill, wait_for
+from tests.support.limits import HANG
+
+pytestmark = pytest.mark.e2e
+
+
+def page(installation: Installation, path: str, accept: str = "text/html") -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of a page, redirects followed."""
+    from flows.settings import Settings
+
+    request = urllib.request.Request(Settings.load(installation.home).prefect_ui_url + path, headers={"Accept": accept})
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=HANG) as answer:
+            return answer.status, {k.lower(): v for k, v in answer.headers.items()}, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+
+
+def test_the_second_page_is_neither_offered_nor_there(installation: Installation) -> None:
+    found = json.loads(page(installation, "/ui-settings", "application/json")[2])
+    assert (found["available_uis"], found["default_ui"], found["v2_base_url"]) == (["v1"], "v1", None)
+    for path in ("/v2", "/v2/", "/v2/dashboard", "/v2/assets/index.js"):
+        for accept in ("text/html", "*/*"):
+            assert page(installation, path, accept)[0] == 404
+    status, headers, body = page(installation, "/dashboard")
+    assert status == 200
+    assert b"amplitude" not in body.lower()
+    policy = headers["content-security-policy"]
+    sources = {word for part in policy.split(";") for word in part.split()[1:]}
+    assert {urlsplit(word).hostname for word in sources if "://" in word} == {"127.0.0.1", "localhost"}
+    assert not [word for word in sources if word in ("*", "https:", "http:")]
+
+
+class Browser:
+    """A headless Chromium, by the WebDriver protocol. It can reach no host but this one, and says what it wanted to
+    reach.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._driver = subprocess.Popen(
+            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self._driver.stdout is not None
+        line = next(row for row in self._driver.stdout if "successfully on port " in row)
+        self._base = f"http://127.0.0.1:{line.rpartition('on port ')[2].strip().rstrip('.')}"
+        arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-dev-shm-usage",
+            "--disable-gpu",
+            f"--user-data-dir={folder}",
+        ]
+        arguments += [
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--window-size=1400,1000",
+            "--no-proxy-server",
+        ]
+        options = {"args": arguments, "binary": shutil.which("chromium")}
+        wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"performance": "ALL"}}}
+        self._session = "/session/" + self.call("POST", "/session", {"capabilities": wanted})["sessionId"]
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        request = urllib.request.Request(
+            self._base + path, method=method, data=None if body is None else json.dumps(body).encode()
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=HANG) as answer:
+            return json.loads(answer.read())["value"]
+
+    def do(self, method: str, path: str, body: Any = None) -> Any:
+        return self.call(method, self._session + path, body)
+
+    def script(self, text: str) -> Any:
+        return self.do("POST", "/execute/sync", {"script": text, "args": []})
+
+    def hosts(self) -> set[str]:
+        """Every host that the pages asked since the last call, whether it could be reached or not."""
+        rows = [json.loads(row["message"])["message"] for row in self.do("POST", "/se/log", {"type": "performance"})]
+        sent = [row["params"]["request"]["url"] for row in rows if row["method"] == "Network.requestWillBeSent"]
+        sent += [row["params"]["url"] for row in rows if row["method"] == "Network.webSocketCreated"]
+        return {urlsplit(url).hostname or "" for url in sent if urlsplit(url).scheme in ("http", "https", "ws", "wss")}
+
+    def close(self) -> None:
+        try:
+            self.do("DELETE", "")
+        finally:
+            self._driver.kill()
+            self._driver.wait()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
+    found = Browser(tmp_path / "profile")
+    yield found
+    found.close()
+
+
+def test_a_browser_that_clicks_through_the_pages_asks_nobody_else(installation: Installation, browser: Browser) -> None:
+    from flows import local_services
+    from flows.settings import Settings
+
+    settings = Settings.load(installation.home)
+    browser.do("POST", "/url", {"url": settings.prefect_ui_url + "/"})
+    wait_for(lambda: browser.script("return document.querySelectorAll('a, button, input').length"), "the first page")
+    secret = json.dumps(local_services.password(installation.home))
+    login = f"""
+        const field = document.querySelector('input[type=password]');
+        if (!field) return false;
+        Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, {secret});
+        field.dispatchEvent(new Event('input', {{bubbles: true}}));
+        document.querySelector('form')?.requestSubmit();
+        return true;
+    """
+    wait_for(
+        lambda: browser.script(login) or browser.script("return !!document.querySelector('a[href*=deployments]')"),
+        "the login",
+    )
+    wait_for(lambda: browser.script("return !!document.querySelector('a[href*=deployments]')"), "the dashboard")
+    asked, seen = browser.hosts(), 0
+    pages = browser.script(
+        "return [...new Set([...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href')))]"
+    )
+    for path in [found for found in pages if found.startswith("/")]:
+        browser.do("POST", "/url", {"url": settings.prefect_ui_url + path})
+        wait_for(
+            lambda: browser.script("return document.readyState === 'complete' && document.body.innerText.length > 0"),
+            f"page {path}",
+        )
+        labels = browser.script("return [...document.querySelectorAll('button')].map(b => b.innerText)")
+        assert not [label for label in labels if "v2" in label.lower()]
+        browser.script(
+            "document.querySelectorAll('button').forEach(b => { if (/new|try|upgrade|learn/i.test(b.innerText))"
+            " b.click(); })"
+        )
+        time.sleep(0.5)
+        asked |= browser.hosts()
+        seen += 1
+    assert seen >= 4, "it did not get into the pages"
+    assert asked == {"127.0.0.1"}
+    browser.script(
+        "fetch('https://api2.amplitude.com/2/httpapi').catch(() => 0); new Image().src ="
+        " 'https://example.org/pixel.png'"
+    )
+    blocked = browser.script(
+        "return (async () => { try { await fetch('https://example.org/'); return 'sent'; } catch (e) { return"
+        " 'refused'; } })()"
+    )
+    assert blocked == "refused"
+
+
+def test_runs_that_nobody_works_on_any_more_are_closed(installation: Installation) -> None:
+    """Their worker was killed between claiming them and their first heartbeat; one was to be cancelled after that."""
+    services = json.loads((installation.home / "services.json").read_text())
+    kill(int(services["worker"].partition(":")[0]), signal.SIGKILL)
+    found = installation.prefect("GET", "/deployments/name/moxin/collect")
+
+    def claimed(*states: str) -> str:
+        body = {
+            "parameters": {"select": "collect"},
+            "state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2099-01-01T00:00:00Z"}},
+        }
+        run_id = installation.prefect("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
+        for state in states:
+            installation.prefect("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": state}, "force": True})
+        return run_id
+
+    begun, cancelled, waits = claimed("PENDING"), claimed("PENDING", "CANCELLING"), claimed()
+    time.sleep(1.1)  # the start of a process is known to a hundredth, and the boot to a second
+    out = installation.start("up").communicate(timeout=HANG)
+    states = {run: installation.prefect("GET", f"/flow_runs/{run}")["state"] for run in (begun, cancelled, waits)}
+    assert [states[run]["type"] for run in (begun, cancelled, waits)] == ["CRASHED", "CANCELLED", "SCHEDULED"], out
+    assert states[begun]["message"] == "its worker ended before the run began"
+    assert "is closed as crashed: its worker ended before the run began" in out[1]
+
+
+def test_nothing_of_this_machine_is_asked_for_through_a_proxy(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy that answers nothing, as one of a company that knows no loopback: plan, Prefect's client, the stage and
+    its store.
+    """
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    installation.json("plan", "--select", "collect")
+    values = [
+        "--set",
+        "collect.text_bytes=310000",
+        "--set",
+        "collect.web_bytes=300000",
+        "--set",
+        "collect.code_bytes=100000",
+    ]
+    assert installation.json("run", "--select", "collect", *values)["ok"]

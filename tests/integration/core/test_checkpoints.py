@@ -1,0 +1,124 @@
+"""Checkpoints in the ledger: whole or invisible, two of them, and only from whoever holds the lease."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.core.errors import InfraError
+from stages.core.leases import LeaseLost
+from stages.core.ledger import Ledger
+from stages.core.store_errors import Damaged
+from tests.support.checkpoints import save_checkpoint
+from tests.support.probe_pipeline import folder_with
+
+KEY = "ab" * 32
+
+
+def test_a_checkpoint_comes_back_as_it_was(ledger: Ledger, tmp_path: Path) -> None:
+    lease = ledger.acquire(KEY, "one")
+    save_checkpoint(ledger, lease, 7, folder_with(tmp_path / "in", weights="1", state__optimizer="2"))
+    assert ledger.checkpoint_steps(KEY) == [7]
+    ledger.load_checkpoint(KEY, 7, tmp_path / "out")
+    assert {
+        p.relative_to(tmp_path / "out").as_posix(): p.read_text() for p in (tmp_path / "out").rglob("*") if p.is_file()
+    } == {
+        "weights": "1",
+        "state/optimizer": "2",
+    }
+
+
+def test_a_torn_checkpoint_is_invisible(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = ledger.acquire(KEY, "one")
+    folder = folder_with(tmp_path, weights="1")
+    save_checkpoint(ledger, lease, 1, folder)
+    put = ledger.store.put
+
+    def dies(key: str, data: bytes, **condition: Any) -> str:
+        if key.endswith("COMMIT.json"):
+            raise SystemExit(137)
+        return put(key, data, **condition)
+
+    monkeypatch.setattr(ledger.store, "put", dies)
+    with pytest.raises(SystemExit):
+        save_checkpoint(ledger, lease, 2, folder)
+    assert [o.key for o in ledger.store.list(f"checkpoints/{KEY}/{2:012d}/")], "its files are there"
+    assert ledger.checkpoint_steps(KEY) == [1]
+
+
+def test_only_the_last_two_checkpoints_are_kept(ledger: Ledger, tmp_path: Path) -> None:
+    lease = ledger.acquire(KEY, "one")
+    for step in (5, 100, 20):
+        save_checkpoint(ledger, lease, step, folder_with(tmp_path, weights=str(step)))
+    assert ledger.checkpoint_steps(KEY) == [20, 100]
+    assert {o.key.split("/")[2] for o in ledger.store.list(f"checkpoints/{KEY}/")} == {f"{20:012d}", f"{100:012d}"}
+
+
+def test_a_lease_that_is_lost_during_the_upload_commits_nothing(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = ledger.acquire(KEY, "old", seconds=-1)
+    upload = ledger.store.upload
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        Ledger(ledger.store).acquire(KEY, "rival")
+        return upload(*arguments, **options)
+
+    monkeypatch.setattr(ledger.store, "upload", slow)
+    with pytest.raises(LeaseLost):
+        save_checkpoint(ledger, old, 1, folder_with(tmp_path, weights="1"))
+    assert ledger.checkpoint_steps(KEY) == []
+
+
+def test_a_step_saved_again_by_a_later_attempt_is_that_attempts(ledger: Ledger, tmp_path: Path) -> None:
+    first = ledger.acquire(KEY, "one", seconds=-1)
+    save_checkpoint(ledger, first, 1, folder_with(tmp_path / "a", weights="first"))
+    second = ledger.acquire(KEY, "two")
+    save_checkpoint(ledger, second, 1, folder_with(tmp_path / "b", weights="second"))
+    ledger.load_checkpoint(KEY, 1, tmp_path / "out")
+    assert (tmp_path / "out/weights").read_text() == "second"
+    assert ledger.checkpoint_steps(KEY) == [1]
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(ledger: Ledger, tmp_path: Path) -> None:
+    save_checkpoint(ledger, ledger.acquire(KEY, "one"), 7, folder_with(tmp_path / "in", weights="12345"))
+    row = next(o.key for o in ledger.store.list(f"checkpoints/{KEY}/") if o.key.endswith("weights"))
+    ledger.store.put(row, b"123x5")
+    with pytest.raises(Damaged, match=r"s3://.*/weights is damaged: SHA-256"):
+        ledger.load_checkpoint(KEY, 7, tmp_path / "out")
+    assert not (tmp_path / "out/weights").exists()
+
+
+def test_a_checkpoint_that_vanished_is_said_so(ledger: Ledger, tmp_path: Path) -> None:
+    with pytest.raises(Damaged, match=f"checkpoint 7 of key {KEY[:12]} has vanished"):
+        ledger.load_checkpoint(KEY, 7, tmp_path)
+
+
+def test_dropping_removes_all_of_a_key_and_nothing_of_another(ledger: Ledger, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, weights="1", b="2")
+    other = "cd" * 32
+    save_checkpoint(ledger, ledger.acquire(KEY, "one"), 1, folder)
+    save_checkpoint(ledger, ledger.acquire(other, "one"), 1, folder)
+    ledger.drop_checkpoints(KEY)
+    assert list(ledger.store.list(f"checkpoints/{KEY}")) == []
+    assert ledger.checkpoint_steps(other) == [1]
+
+
+def test_what_is_half_dropped_is_invisible(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(ledger, ledger.acquire(KEY, "one"), 1, folder_with(tmp_path, a="1", b="2"))
+    delete, calls = ledger.store.delete, []
+
+    def dies(keys: Iterable[str]) -> int:
+        calls.append(1)
+        if len(calls) == 2:
+            raise InfraError("the store is gone")
+        return delete(keys)
+
+    monkeypatch.setattr(ledger.store, "delete", dies)
+    with pytest.raises(InfraError):
+        ledger.drop_checkpoints(KEY)
+    assert ledger.checkpoint_steps(KEY) == []
+    assert len(list(ledger.store.list(f"checkpoints/{KEY}/"))) == 2

@@ -1,0 +1,77 @@
+"""What the Prefect server shows of runs that did not end well, and of runs that were lost: a real server."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import lost_runs
+from flows.local_services import lifecycle, prefect, state_file
+from flows.settings import Settings
+from stages.core.processes import process_identity
+from stages.core.store import Store
+from tests.support.limits import HANG
+from tests.support.prefect_runs import Run, prefect_server, task_states
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(store_server: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    with prefect_server(tmp_path_factory.mktemp("prefect"), store_server) as settings:
+        yield settings
+
+
+def newest_run(server: Settings) -> dict:
+    body = {"sort": "START_TIME_DESC", "limit": 1}
+    return prefect.call_api(server, "POST", "/flow_runs/filter", body)[0]
+
+
+def test_what_follows_a_failed_node_is_skipped(server: Settings, store: Store, tmp_path: Path) -> None:
+    run = Run(server, tmp_path, store.address.prefix, "source_a.act=input")
+    end = run.end()
+    assert (end["type"], end["message"]) == ("FAILED", "source_a failed (input): asked for input"), end
+    shown = newest_run(server)
+    assert (shown["state"]["type"], shown["state"]["message"]) == ("FAILED", end["message"])
+    states = task_states(server, shown["id"])
+    assert states == {"source_a": "Failed", "source_b": "Completed"} | dict.fromkeys(
+        ("vocabulary", "shards", "train_1", "train_2"), "Skipped"
+    )
+
+
+def test_an_interrupted_run_is_cancelled_and_so_is_what_had_not_begun(
+    server: Settings, store: Store, tmp_path: Path
+) -> None:
+    run = Run(server, tmp_path, store.address.prefix, "train_1.steps=10000", "train_1.step_seconds=0.2")
+    run.until("train_1", "running")
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.end()["type"] == "CANCELLED", (tmp_path / "stderr").read_text()[-2000:]
+    shown = newest_run(server)
+    assert shown["state"]["type"] == "CANCELLED"
+    states = task_states(server, shown["id"])
+    assert {states[name] for name in ("source_a", "source_b", "vocabulary", "shards")} == {"Completed"}
+    assert states["train_1"] == "Cancelled"
+    assert states["train_2"] == "NotReady", "Prefect's word for a task that waits: its run is cancelled"
+
+
+def test_a_run_whose_terminal_was_killed_is_closed(server: Settings, store: Store, tmp_path: Path) -> None:
+    """By `moxin status`, as by the next start."""
+    run = Run(server, tmp_path, store.address.prefix, "train_1.steps=10000", "train_1.step_seconds=0.2")
+    run.until("train_1", "running")
+    call = functools.partial(prefect.call_api, server)
+    name = newest_run(server)["name"]
+    assert lost_runs.close(call, "moxin", process_identity()) == [], "it lives"
+    os.killpg(run.process.pid, signal.SIGKILL)
+    run.process.wait(HANG)
+    port = int(server.prefect_api_url.split(":")[2].partition("/")[0])
+    services = {"prefect": process_identity(), "worker": process_identity(), "prefect_port": port, "s3_port": 1}
+    state_file.save(server.home, services)
+    (line,) = lifecycle.close_lost_runs(server.home)
+    assert line == f"run {name} (running) is closed as crashed: the terminal that it ran in is gone"
+    assert newest_run(server)["state"]["type"] == "CRASHED"
+    assert lost_runs.close(call, "moxin", process_identity()) == []

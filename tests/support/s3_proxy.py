@@ -1,0 +1,99 @@
+"""A store that misbehaves: a proxy on loopback before the real one, which answers 503, cuts bodies short, or hangs
+up.
+"""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+Rule = Callable[[str, str], str | None]
+"""Given method and path: None to pass the request on, "503", "cut" (half of the body, then the connection ends) or
+"drop".
+"""
+
+
+class Proxy(http.server.ThreadingHTTPServer):
+    """Passes requests on. `rule` may be changed at any time; `log` has (method, path, what was done)."""
+
+    daemon_threads = True
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream, self.rule, self.log = urlsplit(upstream).netloc, _pass, []  # type: ignore[var-annotated]
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    rule: Rule
+    log: list[tuple[str, str, str]]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is no news."""
+
+
+def _pass(method: str, path: str) -> None:
+    return None
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy
+
+    def do_any(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        what = self.server.rule(self.command, self.path)
+        self.server.log.append((self.command, self.path, what or "pass"))
+        if what == "drop":
+            self.close_connection = True
+            return
+        if what == "503":
+            self._answer(503, b"<Error><Code>SlowDown</Code></Error>", [])
+            return
+        upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)
+        headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}  # Host stays: it is signed
+        upstream.request(self.command, self.path, body or None, headers)
+        found = upstream.getresponse()
+        data = found.read()
+        kept = [
+            (k, v)
+            for k, v in found.getheaders()
+            if k.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server")
+        ]
+        self._answer(found.status, data, kept, cut=what == "cut", length=found.getheader("Content-Length"))
+
+    def _answer(
+        self, status: int, body: bytes, headers: list[tuple[str, str]], cut: bool = False, length: str | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", length or str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.close_connection = cut
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any
+
+    def log_message(self, *args: object) -> None:
+        """Nothing to say."""
+
+
+@contextmanager
+def proxied(upstream: str) -> Iterator[Proxy]:
+    """A proxy before `upstream`, for as long as the block lasts."""
+    server = Proxy(upstream)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,107 @@
+"""What the tests of the vision stages share: a tiny base model, tiny towers, a handful of scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+
+from stages.core.artifacts import ImageConversations, ImageFeatures, ImageSuite, Model, VisionTowers
+from stages.core.context import LocalArtifact
+from stages.core.testing import LocalContext, local_artifact
+from stages.image_data.run import run as make_data
+from stages.image_data.spec import ImageDataConfig
+from stages.image_features.run import run as see
+from stages.image_features.spec import ImageFeaturesConfig
+from stages.lib.formats import vocabulary
+from stages.lib.modeling.decoder import MoxinLM
+from stages.lib.modeling.hf_checkpoint import save_model
+from stages.lib.modeling.shape import ModelShape
+from stages.lib.vision.shape import TowerShape
+
+SHAPE = ModelShape(layers=2, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8, window=48, max_positions=256)
+DINO = TowerShape(hidden=16, layers=3, heads=2, intermediate=32, patch=8)
+SIGLIP = TowerShape(hidden=24, layers=3, heads=2, intermediate=40, patch=8)
+SIZE, PATCHES = 16, 4
+FACETS = {
+    "architecture": "MistralForCausalLM", "context_length": 256, "dtype": "float32", "chat_template_digest": "none",
+    "tokenizer_digest": "d",
+}  # fmt: skip
+
+
+def tokenizer(folder: Path) -> int:
+    """Write a tokenizer of characters and a few words; returns its size."""
+    words = ["red", "green", "blue", "circle", "square", "the", "True", "False", "Yes", "No", *"ABCDEFGHIJKLMNOP"]
+    pieces = [*map(chr, range(32, 127)), "\n", vocabulary.SPACE]
+    entries = dict.fromkeys([*vocabulary.SPECIAL, *vocabulary.byte_tokens(), *pieces])
+    merges = []
+    for word in words:
+        text = vocabulary.SPACE + word
+        for end in range(2, len(text) + 1):
+            entries[text[:end]] = None
+            merges.append((text[: end - 1], text[end - 1]))
+    ids = {piece: number for number, piece in enumerate(entries)}
+    made = Tokenizer(models.BPE(vocab=ids, merges=list(dict.fromkeys(merges)), byte_fallback=True, unk_token="<unk>"))
+    made.normalizer, made.decoder = vocabulary.metaspace_parts()
+    vocabulary.save(made, folder)
+    return made.get_vocab_size()
+
+
+def base_model(root: Path, seed: int = 0) -> LocalArtifact:
+    """A base model with drawn weights."""
+    (root / "tokenizer").mkdir(parents=True)
+    (root / "base").mkdir()
+    entries = tokenizer(root / "tokenizer")
+    model = MoxinLM(SHAPE, entries)
+    model.initialize(torch.Generator().manual_seed(seed))
+    save_model(model, root / "base", root / "tokenizer", "card")
+    return local_artifact(
+        Model, root / "base", {**FACETS, "vocab_size": entries}, {"parameters": SHAPE.parameters(entries)}
+    )
+
+
+def data_config(**changes: Any) -> ImageDataConfig:
+    """A few small scenes."""
+    values: dict[str, Any] = {"origin": "machine", "scenes": 24, "test_scenes": 20, "test_questions": 12, "size": 32}
+    return ImageDataConfig(**(values | changes))
+
+
+def scenes(root: Path, **changes: Any) -> tuple[LocalArtifact, LocalArtifact]:
+    """Training rows and suite."""
+    ctx = LocalContext(root, data_config(**changes))
+    make_data(ctx)
+    return (
+        local_artifact(ImageConversations, ctx.output("train"), {}, ctx.meta["train"]),
+        local_artifact(ImageSuite, ctx.output("suite"), {}, ctx.meta["suite"]),
+    )
+
+
+def features_config(**changes: Any) -> ImageFeaturesConfig:
+    """Drawn towers of this module's shapes."""
+    values: dict[str, Any] = {
+        "origin": "drawn",
+        "dino": DINO,
+        "siglip": SIGLIP,
+        "image_size": SIZE,
+        "dtype": "fp32",
+        "precision": "fp32",
+    }
+    return ImageFeaturesConfig(**(values | {"threads": 1, "batch_size": 7} | changes))
+
+
+def features(root: Path, train: LocalArtifact, **changes: Any) -> tuple[LocalArtifact, LocalArtifact]:
+    """Towers, and the features of the training images."""
+    ctx = LocalContext(root, features_config(**changes), {"images": [train]})
+    see(ctx)
+    return (
+        local_artifact(VisionTowers, ctx.output("towers"), ctx.facets["towers"], ctx.meta["towers"]),
+        local_artifact(ImageFeatures, ctx.output("features"), ctx.facets["features"]),
+    )
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """The rows of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

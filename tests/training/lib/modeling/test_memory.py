@@ -1,0 +1,118 @@
+"""The memory formula against steps that ran: PyTorch's own tracker of live tensors, on this processor, at two
+widths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from stages.lib.modeling import decoder, kernels
+from stages.lib.modeling.decoder import MoxinLM
+from stages.lib.modeling.hf_checkpoint import config_json
+from stages.lib.modeling.memory import HALF, activations, block_parameters, copied_parameters, with_copies
+from stages.lib.modeling.shape import ModelShape
+
+VOCABULARY, ROWS, LENGTH = 2000, 2, 512
+NARROW = {"hidden": 256, "intermediate": 896, "heads": 4, "kv_heads": 2, "head_dim": 64}
+WIDE = {"hidden": 512, "intermediate": 1792, "heads": 8, "kv_heads": 2, "head_dim": 64}
+TOLERANCE = 0.10
+
+
+def shape_of(width: dict[str, int], layers: int) -> ModelShape:
+    return ModelShape(layers=layers, **width)
+
+
+def moxin(shape: ModelShape, policy: Any) -> tuple[torch.nn.Module, Any]:
+    model = MoxinLM(shape, VOCABULARY, 0.0, policy)
+    model.initialize(torch.Generator().manual_seed(0))
+    return model, lambda ids: model.loss_sum(ids)[0]
+
+
+def theirs(shape: ModelShape, policy: Any) -> tuple[torch.nn.Module, Any]:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    kept = {
+        k: v for k, v in config_json(shape, VOCABULARY, "float32").items() if k not in ("architectures", "model_type")
+    }
+    model: Any = MistralForCausalLM(MistralConfig(**kept | {"use_cache": False, "attn_implementation": "sdpa"}))
+    if policy == "full":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model, lambda ids: model(input_ids=ids, labels=ids).loss
+
+
+def most_bytes(model: torch.nn.Module, loss_of: Any, autocast: bool) -> int:
+    """The most bytes of tensors alive during a step of two micro-batches after a first one, as PyTorch counts them."""
+    if not autocast:
+        model.to(torch.bfloat16)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    ids = torch.randint(3, VOCABULARY, (ROWS, LENGTH))
+    tracker = MemTracker()
+    tracker.track_external(model, optimizer)
+    with tracker:
+        for micro in range(3):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = loss_of(ids)
+            loss.backward()
+            del loss
+            if micro == 0:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            tracker.reset_mod_stats()  # of its modules: it counts each once
+    return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
+
+
+def predicted(shape: ModelShape, policy: Any, autocast: bool, chunk: int | None) -> float:
+    """States with whole gradients, autocast's copies, activations."""
+    states = (4 + 4 + 8 if autocast else 2 + 2 + 4) * shape.parameters(
+        VOCABULARY
+    )  # AdamW's moments are as wide as the weights
+    copies = HALF * copied_parameters(shape, VOCABULARY) if autocast else 0
+    found = activations(shape, VOCABULARY, ROWS * LENGTH, policy, autocast=autocast, chunk=chunk)
+    return states + with_copies(found, copies, policy)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own operators instead of this project's for processors, and its flash attention."""
+    monkeypatch.setattr(decoder, "fused", lambda x: False)
+    monkeypatch.setattr(kernels, "fused", lambda x: False)
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "half"])
+@pytest.mark.parametrize("policy", ["none", "selective", "full"])
+@pytest.mark.parametrize("width", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_a_steps_memory_is_what_the_formula_says(width: dict[str, int], policy: str, autocast: bool) -> None:
+    for layers in (2, 6):
+        shape = shape_of(width, layers)
+        found, wanted = most_bytes(*moxin(shape, policy), autocast), predicted(shape, policy, autocast, None)
+        assert wanted == pytest.approx(found, rel=TOLERANCE), (layers, found / 1e6, wanted / 1e6)
+
+
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "half"])
+@pytest.mark.parametrize("policy", ["none", "full"])
+@pytest.mark.parametrize("width", [NARROW, WIDE], ids=["narrow", "wide"])
+def test_transformers_mistral_takes_the_same(width: dict[str, int], policy: str, autocast: bool) -> None:
+    for layers in (2, 6):
+        shape = shape_of(width, layers)
+        found, wanted = most_bytes(*theirs(shape, policy), autocast), predicted(shape, policy, autocast, None)
+        assert wanted == pytest.approx(found, rel=TOLERANCE), (layers, found / 1e6, wanted / 1e6)
+
+
+def test_logits_of_a_chunk_exist_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LOSS_CHUNK", 128)
+    shape = shape_of(NARROW, 2)
+    found, wanted = most_bytes(*moxin(shape, "full"), False), predicted(shape, "full", False, 128)
+    assert wanted == pytest.approx(found, rel=TOLERANCE)
+    assert wanted < 0.9 * predicted(shape, "full", False, None)
+
+
+def test_the_parts_of_the_7b() -> None:
+    shape = ModelShape()
+    blocks = shape.layers * block_parameters(shape)
+    assert blocks + 2 * 32_000 * shape.hidden + shape.hidden == shape.parameters(32_000) == 8_114_180_096
+    assert copied_parameters(shape, 32_000) == 8_114_180_096 - 32_000 * 4096 - 73 * 4096

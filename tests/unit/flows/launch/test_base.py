@@ -1,0 +1,31 @@
+"""What launchers share: the settings of the place where stages run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from flows.launch.base import load_site
+from stages.core.errors import ConfigError
+
+
+class Site(BaseModel):
+    partition: str
+
+
+def test_a_site_that_cannot_be_read_is_one_line_with_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes('partition = "gr\xfcn"'.encode("latin-1"))
+    lock = tmp_path / "a-file" / "site.toml"
+    lock.parent.write_text("")
+    for path, reason in ((tmp_path, "Is a directory"), (latin, "it is not UTF-8"), (lock, "Not a directory")):
+        monkeypatch.setenv("MOXIN_X_SITE", str(path))
+        with pytest.raises(ConfigError) as caught:
+            load_site(Site, "MOXIN_X_SITE", tmp_path / "default.toml", "cluster")
+        message = str(caught.value)
+        assert f"{path} cannot be read ({reason}): MOXIN_X_SITE must name" in message
+        assert "\n" not in message

@@ -1,0 +1,279 @@
+"""Kubernetes objects against the API's own schema (the official client's models), and how a Job's end is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.launch import kubernetes as module
+from flows.launch import kubernetes_manifests as manifests
+from flows.launch.base import Job, secrets_of
+from flows.launch.kubernetes import KubernetesHandle, outcome
+from flows.launch.kubernetes_manifests import Site
+from stages.core.errors import ConfigError, ExitClass, InfraError
+from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
+from stages.core.resources import Processes, Resources
+from tests.support.kubernetes_api import CREDENTIALS, Cluster, against, launcher, pod
+
+
+def job(endpoint: str | None = "https://s3.example.org", **resources: Any) -> Job:
+    request = StageRequest(
+        run_id="4f3a1c9e-run",
+        node="tokenize_capability_long",
+        stage="pretrain",
+        revision=1,
+        key="a" * 64,
+        lease=Lease(key="a" * 64, epoch=12, holder="h"),
+        config={},
+        inputs={},
+        outputs={},
+        code=CodeRef(source_digest="0" * 64),
+        store=StoreAddress(bucket="b", endpoint=endpoint),
+    )
+    return Job(request, Resources(**resources), "train", Processes.TORCHRUN)
+
+
+# --- the schema -------------------------------------------------------------------------------------------------------
+
+
+def test_the_check_itself_finds_mistakes() -> None:
+    good = manifests.batch_job(job(), Site(), "mark")
+    for path, value, complaint in (
+        (("spec", "backofLimit"), 0, "no such field"),
+        (("spec", "backoffLimit"), "0", "is not int"),
+        (("spec", "template", "spec", "containers"), [{"image": "i"}], "must not be `None`"),
+    ):
+        bad = json.loads(json.dumps(good))
+        inner = bad
+        for key in path[:-1]:
+            inner = inner[key]
+        inner[path[-1]] = value
+        assert any(complaint in line for line in against(bad, "V1Job", "job")), path
+
+
+SITE = Site(
+    node_selector={"gpu": "h100"},
+    tolerations=({"key": "gpu", "operator": "Exists", "effect": "NoSchedule"},),
+    pull_secrets=("registry",),
+    priority_class="high",
+)
+
+
+@pytest.mark.parametrize("site", [Site(), SITE])
+@pytest.mark.parametrize("resources", [{}, {"gpus": 8}, {"nodes": 4, "gpus": 8, "cpus": 96.5, "memory_gib": 900.25}])
+def test_every_object_agrees_with_the_apis_schema(site: Site, resources: dict[str, Any]) -> None:
+    given = job(**resources)
+    assert against(manifests.batch_job(given, site, "mark"), "V1Job", "job") == []
+    assert against(manifests.secret(given, secrets_of(given, CREDENTIALS), "mark"), "V1Secret", "secret") == []
+    body = manifests.service(given, "mark")
+    assert (body is None) is ("nodes" not in resources)
+    assert body is None or against(body, "V1Service", "service") == []
+
+
+def test_names_and_labels_are_what_the_api_takes() -> None:
+    given = job(nodes=100)
+    name = manifests.name_of(given)
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
+    assert len(f"{name}-99") <= 63
+    for value in manifests.labels_of(given, "mark").values():
+        assert re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?", value)
+        assert len(value) <= 63
+
+
+# --- what a pod may do ------------------------------------------------------------------------------------------------
+
+
+def pod_of(given: Job, site: Site | None = None) -> dict[str, Any]:
+    return manifests.batch_job(given, site or Site(), "mark")["spec"]["template"]["spec"]
+
+
+def test_a_pod_meets_the_restricted_pod_security_standard() -> None:
+    pod = pod_of(job())
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert pod["automountServiceAccountToken"] is False
+    assert all("hostPath" not in volume for volume in pod["volumes"])
+    assert pod["restartPolicy"] == "Never"
+
+
+def test_secrets_are_in_the_secret_alone() -> None:
+    given = job(nodes=2)
+    shown = json.dumps([manifests.batch_job(given, Site(), "mark"), manifests.service(given, "mark")])
+    assert "the-secret" not in shown
+    assert "the-id" not in shown
+    data = manifests.secret(given, secrets_of(given, CREDENTIALS), "mark")["stringData"]
+    assert json.loads(data["secrets.json"])["environment"] == CREDENTIALS
+    assert StageRequest.model_validate_json(data["request.json"]) == given.request
+
+
+def test_a_value_that_looks_like_a_variable_stays_as_it_is() -> None:
+    """Kubernetes puts a variable's value where `$(NAME)` stands, and `$(NAME)` where `$$(NAME)` does (its
+    documentation, "EnvVar").
+    """
+    given = job()
+    odd = replace(given, request=given.request.model_copy(update={"run_id": "$(MOXIN_RUN) 'x' \"y\"\n"}))
+    (container,) = pod_of(odd)["containers"]
+    value = next(row["value"] for row in container["env"] if row["name"] == "MOXIN_RUN")
+    assert value == "$$(MOXIN_RUN) 'x' \"y\"\n"
+
+
+def test_memory_and_gpus_are_limits_as_well_as_requests() -> None:
+    (container,) = pod_of(job(gpus=4, memory_gib=2.5, cpus=3))["containers"]
+    assert container["resources"]["limits"] == {"memory": "2560Mi", "nvidia.com/gpu": "4"}
+    assert container["resources"]["requests"]["cpu"] == "3"
+
+
+def test_several_nodes_are_an_indexed_job_whose_pods_find_the_first_by_name() -> None:
+    given = job(nodes=4, gpus=8)
+    spec, name = manifests.batch_job(given, Site(), "mark")["spec"], manifests.name_of(given)
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"], spec["backoffLimit"]) == (
+        "Indexed",
+        4,
+        4,
+        0,
+    )
+    assert spec["template"]["spec"]["subdomain"] == name
+    service = manifests.service(given, "mark")
+    assert service is not None
+    assert (service["metadata"]["name"], service["spec"]["clusterIP"]) == (name, "None")
+    line = spec["template"]["spec"]["containers"][0]["command"]
+    assert {
+        "--nnodes=4",
+        "--nproc-per-node=8",
+        "--node-rank=$(JOB_COMPLETION_INDEX)",
+        f"--master-addr={name}-0.{name}",
+    } <= set(line)
+    assert manifests.command(job()) == [
+        "python",
+        "-m",
+        "stages.core.runtime",
+        "/secrets/request.json",
+        "--secrets",
+        "/secrets/secrets.json",
+    ]
+
+
+def test_a_request_that_no_secret_holds_is_an_error_before_anything_is_made() -> None:
+    given = job()
+    large = Job(given.request.model_copy(update={"config": {"text": "x" * (1 << 20)}}), given.resources, given.env)
+    with pytest.raises(ConfigError, match="its request is over 1 MiB"):
+        manifests.secret(large, secrets_of(large, {}), "mark")
+
+
+def test_a_clusters_file_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Site.load().namespace == "moxin", "the one in the repository"
+    monkeypatch.setenv("MOXIN_K8S_SITE", str(tmp_path / "site.toml"))
+    with pytest.raises(ConfigError, match="MOXIN_K8S_SITE must name"):
+        Site.load()
+    (tmp_path / "site.toml").write_text("keep_seconds = -1")
+    with pytest.raises(ConfigError, match=r"site\.toml: keep_seconds = -1"):
+        Site.load()
+
+
+# --- how a Job ends ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pods", "reason", "expected", "says"),
+    [
+        ([pod(137, "OOMKilled")], "BackoffLimitExceeded", "oom", "out of memory: raise resources.n.memory_gib"),
+        ([pod(64)], "BackoffLimitExceeded", "config", None),
+        ([pod(0), pod(75)], "BackoffLimitExceeded", "preempted", None),
+        ([pod(137)], "BackoffLimitExceeded", "preempted", None),
+        (
+            [pod(137, conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}])],
+            "BackoffLimitExceeded", "preempted", "pod p-0: PreemptionByScheduler",
+        ),
+        ([pod(137)], "DeadlineExceeded", "preempted", "the Job ended: DeadlineExceeded"),
+        ([], "BackoffLimitExceeded", "preempted", "the Job ended: BackoffLimitExceeded"),
+        ([pod(1)], "BackoffLimitExceeded", "bug", None),
+    ],
+)  # fmt: skip
+def test_a_failed_job_has_the_class_of_its_cause(pods: list[Any], reason: str, expected: str, says: str | None) -> None:
+    code, event = outcome(pods, reason, "n")
+    assert ExitClass.from_code(code) == expected
+    assert (event["message"] if event else None) == says
+
+
+COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
+
+
+def test_a_job_owns_its_secret_and_service(tmp_path: Path) -> None:
+    cluster = Cluster()
+    launcher(cluster, tmp_path).start(job(nodes=2))
+    assert [body["kind"] for body in cluster.made] == ["Job", "Secret", "Service"]
+    for body in cluster.made[1:]:
+        assert body["metadata"]["ownerReferences"] == [
+            {"apiVersion": "batch/v1", "kind": "Job", "name": body["metadata"]["name"], "uid": "uid-1"}
+        ]
+
+
+def test_a_job_whose_secret_is_refused_does_not_stay(tmp_path: Path) -> None:
+    cluster = Cluster()
+    cluster.fail = "Secret"
+    with pytest.raises(
+        InfraError, match=r"Kubernetes cannot create job moxin-tokenize-capability-long-.*: 403 Forbidden"
+    ):
+        launcher(cluster, tmp_path).start(job())
+    assert cluster.deleted[-1] == (manifests.name_of(job()), "Background")
+
+
+def test_events_are_read_once_although_the_log_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    cluster = Cluster()
+    cluster.log = b'{"event": "progress", "done": 1}\nplain\n{"event": "done", "exit": "ok", "message": ""}\n'
+    cluster.status = [{}, {}, COMPLETE]
+    handle = launcher(cluster, tmp_path).start(job())
+    first, *events = handle.events()
+    assert first["message"].startswith("Kubernetes runs image ")
+    assert [e["event"] for e in events] == ["progress", "log", "done"]
+    assert handle.wait() == 0
+    assert cluster.deleted[-1][1] == "Background"
+
+
+def test_a_job_that_somebody_deleted_was_preempted(tmp_path: Path) -> None:
+    cluster = Cluster()
+    cluster.status = []
+    handle = launcher(cluster, tmp_path).start(job())
+    assert [e["message"] for e in handle.events() if e["event"] == "done"] == ["the Job was deleted"]
+    assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
+
+
+def test_stopping_gives_the_pods_their_grace(tmp_path: Path) -> None:
+    cluster = Cluster()
+    module.delete(cluster, cluster, "moxin", "j", 25)
+    assert cluster.deleted == [("batch.kubernetes.io/job-name=j", 25), ("j", "Background")]
+
+
+def test_only_a_live_job_is_adopted(tmp_path: Path) -> None:
+    cluster = Cluster()
+    assert isinstance(launcher(cluster, tmp_path).adopt("j", job()), KubernetesHandle)
+    cluster.status = [COMPLETE]
+    assert launcher(cluster, tmp_path).adopt("j", job()) is None
+    cluster.status = []
+    assert launcher(cluster, tmp_path).adopt("j", job()) is None
+
+
+def test_reap_deletes_a_runs_jobs_and_leaves_what_can_be_adopted(tmp_path: Path) -> None:
+    cluster = Cluster()
+    assert launcher(cluster, tmp_path).reap() == []
+    assert launcher(cluster, tmp_path).reap("run-1") == ["j"]
+    assert launcher(cluster, tmp_path).reap("run-2") == []
+
+
+def test_what_a_cluster_cannot_have_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    cluster = Cluster()
+    with pytest.raises(ConfigError, match="pods cannot reach the object store at http://127"):
+        launcher(cluster, tmp_path).start(job("http://127.0.0.1:8333"))
+    with pytest.raises(ConfigError, match="reads material of this machine"):
+        launcher(cluster, tmp_path).start(job(material=True))
+    assert cluster.made == []

@@ -1,0 +1,151 @@
+"""`stages.lib.data.job_array`: what the stage asks for, and what it makes of the answers. A real cluster:
+tests/launch/test_slurm_arrays.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.core.artifacts import Documents
+from stages.core.errors import ConfigError, InfraError, InputError
+from stages.core.testing import LocalContext, local_artifact
+from stages.lib.data import job_array
+from stages.lib.data.task import ATTEMPTS
+from stages.lib.data.workers import Pool
+from stages.lib.formats.documents import write_documents
+from tests.support.array_cluster import Cluster
+from tests.support.deduplication import dedup, planted
+from tests.support.worker_pool import parts, runs, tasks
+from tests.support.worker_tasks import refuse, square, stumble
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_array, "SECONDS", 0.001)
+    monkeypatch.setattr(job_array, "PATIENCE", 0.001)
+
+
+def test_every_task_runs_once_and_a_second_time_for_nothing(tmp_path: Path) -> None:
+    cluster, seen = Cluster(), []
+    for _ in range(2):
+        with Pool(tmp_path / "work", "slurm", cluster.ask) as pool:
+            results = pool.map(
+                "squares", square, tasks(tmp_path / "log"), lambda done, total, unit: seen.append((done, total))
+            )
+        assert [r.value for r in results] == [0, 1, 4, 9, 16]
+    assert runs(tmp_path / "log") == [1] * 5
+    assert cluster.asked == [5]
+    assert seen == [(n, 5) for n in range(1, 6)]
+    assert not list((tmp_path / "work" / "arrays").iterdir())
+
+
+def test_a_lost_element_costs_its_tasks(tmp_path: Path) -> None:
+    """Element 1 of three has the tasks 1 and 4."""
+    cluster = Cluster(lost=lambda array, element: (array, element) == (0, 1))
+    results = Pool(tmp_path / "work", "slurm", cluster.ask).map("squares", square, tasks(tmp_path / "log"))
+    assert [r.value for r in results] == [0, 1, 4, 9, 16]
+    assert cluster.asked == [5, 2]
+    assert runs(tmp_path / "log") == [1] * 5
+
+
+def test_torn_results_and_old_errors_are_in_nobodys_way(tmp_path: Path) -> None:
+    base = tmp_path / "work" / "squares"
+    (base / "000001").mkdir(parents=True)
+    (base / "000001" / "receipt.json").write_text("{")
+    (tmp_path / "work" / "arrays").mkdir()
+    (tmp_path / "work" / "arrays" / "squares-00000000_0.error").write_text(
+        json.dumps({"exit": "input", "message": "of an earlier attempt"})
+    )
+    cluster = Cluster()
+    assert [
+        r.value for r in Pool(tmp_path / "work", "slurm", cluster.ask).map("squares", square, tasks(tmp_path / "log"))
+    ] == [0, 1, 4, 9, 16]
+    assert cluster.asked == [5]
+
+
+def test_a_tasks_own_error_is_the_stages_and_is_not_tried_again(tmp_path: Path) -> None:
+    cluster = Cluster()
+    with pytest.raises(InputError, match=r"^shard 3 cannot be used$"):
+        Pool(tmp_path / "work", "slurm", cluster.ask).map("squares", refuse, tasks(tmp_path / "log"))
+    assert cluster.asked == [5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "message"),
+    [
+        ("memory", MemoryError, "^no room$"),
+        ("bug", job_array.TaskFailed, r"^KeyError: 'a key' \(worker_tasks\.py:\d+\)$"),
+        ("config", ConfigError, "^cannot work$"),
+    ],
+)
+def test_errors_keep_their_class(tmp_path: Path, kind: str, expected: type[Exception], message: str) -> None:
+    with pytest.raises(expected, match=message):
+        Pool(tmp_path / "work", "slurm", Cluster().ask).map("x", stumble, [{"kind": kind}, {"kind": kind}])
+
+
+def test_tasks_that_are_lost_every_time_end(tmp_path: Path) -> None:
+    cluster = Cluster(lost=lambda array, element: element == 0)
+    with pytest.raises(
+        InfraError,
+        match=r"1 shards \(squares\) are left after 4 arrays: their jobs ended 2 COMPLETED, 1 NODE_FAIL; .*squares-",
+    ):
+        Pool(tmp_path / "work", "slurm", cluster.ask).map("squares", square, tasks(tmp_path / "log"))
+    assert len(cluster.asked) == ATTEMPTS
+
+
+def test_a_launcher_that_cannot_submit_is_quoted(tmp_path: Path) -> None:
+    asked = []
+
+    def ask(path: Path, count: int) -> None:
+        asked.append(count)
+        path.with_suffix(".over").write_text(json.dumps({"states": {}, "error": "sbatch: invalid partition"}))
+
+    with pytest.raises(InfraError, match=r"5 shards .* after 4 arrays: sbatch: invalid partition;"):
+        Pool(tmp_path / "work", "slurm", ask).map("squares", square, tasks(tmp_path / "log"))
+    assert asked == [5] * ATTEMPTS
+
+
+def test_elements_share_the_jobs_whatever_their_number(tmp_path: Path) -> None:
+    jobs: list[Any] = [("m", "f", str(n), {"long": "x" * n}, "") for n in range(10)]
+    path = job_array.write_jobs(tmp_path, "step", jobs)
+    for elements in (1, 3, 10, 20):
+        found = [list(job_array.read_jobs(path, n, elements)) for n in range(elements)]
+        assert sorted((job for part in found for job in part), key=lambda job: int(job[2])) == jobs
+        assert found[0] == jobs[::elements]
+
+
+def test_dedup_through_arrays_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole stage: arguments pass through JSON, elements are lost, and no byte differs."""
+    from stages.dedup.run import run
+    from stages.dedup.spec import DedupConfig
+
+    texts = planted(3, size=90, copies=60)
+    dedup(tmp_path / "one", *[texts[n::4] for n in range(4)], recipe="the-stack")
+    monkeypatch.setenv("MOXIN_ARRAYS", "1")
+    inputs = []
+    for n in range(4):
+        (tmp_path / f"in-{n}").mkdir()
+        write_documents(
+            tmp_path / f"in-{n}", ({"id": f"{n}-{i}", "text": t, "source": f"s{n}"} for i, t in enumerate(texts[n::4]))
+        )
+        inputs.append(local_artifact(Documents, tmp_path / f"in-{n}"))
+    ctx = LocalContext(
+        tmp_path / "two",
+        DedupConfig(recipe="the-stack", workers="slurm", work=str(tmp_path / "work")),
+        {"sources": inputs},
+    )
+    cluster = Cluster(2, lost=lambda array, element: (array, element) == (0, 0))
+    monkeypatch.setattr(ctx, "array", lambda jobs, tasks, cpus, memory_gib: cluster.ask(jobs, tasks))
+    run(ctx)
+    assert parts(tmp_path / "one") == parts(tmp_path / "two")
+    assert cluster.asked[:2] == [4, 2]
+
+
+def test_without_a_launcher_that_answers_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOXIN_ARRAYS", raising=False)
+    with pytest.raises(ConfigError, match=r"test\.workers = 'slurm' needs the slurm launcher .* and test\.work"):
+        dedup(tmp_path, ["a text"], workers="slurm", work=str(tmp_path / "work"))

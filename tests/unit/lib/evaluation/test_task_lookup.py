@@ -1,0 +1,94 @@
+"""Tasks as the harness's own index has them: what is found is what its task object would read."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.core.errors import ConfigError
+from stages.lib.evaluation import task_lookup
+from stages.lib.evaluation.suite_file import TaskEntry, load, shipped
+
+
+def test_a_task_with_what_its_own_file_says() -> None:
+    (found,) = task_lookup.describe("gsm8k")
+    import lm_eval.tasks
+
+    file = Path(lm_eval.tasks.__file__).parent / "gsm8k" / "gsm8k.yaml"
+    own: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert found["data_set"] == own["dataset_path"] == "openai/gsm8k"
+    assert found["config"] == own["dataset_name"]
+    assert found["splits"] == [own["training_split"], own["test_split"]]
+    assert found["metric"] == own["metric_list"][0]["metric"]
+    assert found["filter"] == own["filter_list"][0]["name"]
+    assert found["num_fewshot"] == own["num_fewshot"]
+    assert found["version"] == str(own["metadata"]["version"])
+    assert found["execute"] is False
+
+
+def test_settings_that_come_through_an_include() -> None:
+    (found,) = task_lookup.describe("bbh_cot_fewshot_navigate")
+    assert (found["data_set"], found["config"], found["num_fewshot"]) == ("SaylorTwift/bbh", "navigate", 3)
+    (plus,) = task_lookup.describe("humaneval_plus")
+    assert plus["data_set"] == "evalplus/humanevalplus"
+    assert plus["metric"] == "pass_at_k"
+    assert plus["execute"] is True
+
+
+@pytest.mark.parametrize(
+    ("group", "count", "data_set"),
+    [
+        ("bbh_cot_fewshot", 27, "SaylorTwift/bbh"),
+        ("minerva_math", 7, "EleutherAI/hendrycks_math"),
+        ("mmlu", 57, "cais/mmlu"),
+        ("truthfulqa", 3, "truthfulqa/truthful_qa"),
+    ],
+)
+def test_groups_and_tags_become_their_members(group: str, count: int, data_set: str) -> None:
+    members = task_lookup.describe(group)
+    assert len({member["task"] for member in members}) == len(members) == count
+    assert {member["data_set"] for member in members} == {data_set}
+    fields = ("task", "metric", "filter", "num_fewshot", "version", "execute")
+    assert all(TaskEntry.model_validate({key: member[key] for key in fields}) for member in members)
+
+
+def test_every_name_of_the_index_is_answered_or_refused_in_one_line() -> None:
+    refused = []
+    for name in task_lookup.index():
+        try:
+            assert task_lookup.describe(name), name
+        except ConfigError as error:
+            refused.append(str(error))
+    assert 0 < len(refused) < len(task_lookup.index()) / 50
+    assert not [line for line in refused if "\n" in line]
+
+
+def test_unknown_names_get_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"has no task 'gsm8kk'; did you mean 'gsm8k' or "):
+        task_lookup.describe("gsm8kk")
+    with pytest.raises(ConfigError, match=r"has no task 'zzzzqqqq'$"):
+        task_lookup.describe("zzzzqqqq")
+
+
+def test_without_the_harness_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *rest: Any) -> Any:
+        if name.startswith("lm_eval"):
+            raise ImportError(f"No module named '{name}'")
+        return real(name, *rest)
+
+    task_lookup._index.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be imported here .*pip install 'moxin\[eval\]'$"):
+        task_lookup.describe("gsm8k")
+
+
+@pytest.mark.parametrize("name", [n for n in shipped() if load(n).harness == "lm-evaluation-harness"])
+def test_the_harness_knows_the_tasks_of_the_shipped_suites(name: str) -> None:
+    known = set(task_lookup.index()) | {"popqa", "amc23", "minerva_math_272", "olympiadbench"}
+    assert {entry.task for entry in load(name).tasks} <= known

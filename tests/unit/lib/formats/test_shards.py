@@ -1,0 +1,135 @@
+"""`stages.lib.formats.shards`: windows on disk come back as they went in, and damage is named."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from stages.core.errors import InputError
+from stages.lib.formats.shards import INDEX, Shards, ShardWriter, dtype_for
+
+EOS = 2
+
+
+@st.composite
+def window_batches(draw: st.DrawFn) -> tuple[int, list[np.ndarray]]:
+    vocab_size = draw(st.sampled_from([3, 300, 65_536, 65_537, 200_000]))
+    length = draw(st.integers(1, 9))
+    shapes = st.tuples(st.integers(0, 7), st.just(length))
+    batch = shapes.flatmap(lambda shape: arrays(np.int64, shape, elements=st.integers(0, vocab_size - 1)))
+    return vocab_size, draw(st.lists(batch, min_size=1, max_size=4))
+
+
+def write(folder: Path, vocab_size: int, batches: list[np.ndarray], rows_per_shard: int = 1 << 16) -> None:
+    with ShardWriter(folder, batches[0].shape[1], vocab_size, EOS, "digest", rows_per_shard) as writer:
+        for batch in batches:
+            writer.add(batch)
+
+
+@settings(max_examples=80)
+@given(window_batches(), st.integers(1, 5))
+def test_any_windows_come_back(case: tuple[int, list[np.ndarray]], rows_per_shard: int) -> None:
+    vocab_size, batches = case
+    wanted = np.concatenate(batches)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), vocab_size, batches, rows_per_shard)
+        shards = Shards.open(Path(folder))
+        assert len(shards) == len(wanted)
+        assert shards.index["dtype"] == dtype_for(vocab_size)
+        assert all(rows <= rows_per_shard for rows in shards.index["rows"])
+        for row, window in enumerate(wanted):
+            assert np.array_equal(shards[row], window)
+        if len(wanted):
+            rows = list(range(len(wanted)))[::-1]
+            assert np.array_equal(shards.batch(rows)[0], wanted[::-1])
+
+
+def naive_document_ids(window: list[int]) -> list[int]:
+    """Count the ends before each token."""
+    ids, current = [], 0
+    for token in window:
+        ids.append(current)
+        if token == EOS:
+            current += 1
+    return ids
+
+
+@settings(max_examples=80)
+@given(arrays(np.int64, st.tuples(st.integers(1, 4), st.integers(1, 30)), elements=st.integers(0, 4)))
+def test_document_ids_count_the_ends_before_each_token(windows: np.ndarray) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), 5, [windows])
+        ids, documents = Shards.open(Path(folder)).batch(range(len(windows)))
+    assert ids.dtype == np.int64
+    assert documents.dtype == np.int32
+    assert documents.tolist() == [naive_document_ids(window.tolist()) for window in windows]
+
+
+def test_ids_outside_the_vocabulary_never_wrap(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, 2, 300, EOS, "d") as writer:
+        with pytest.raises(ValueError, match="ids run from 5 to 65540, the vocabulary has 300"):
+            writer.add(np.array([[5, 65_540]]))
+        with pytest.raises(ValueError, match="ids run from -1"):
+            writer.add(np.array([[5, -1]]))
+        with pytest.raises(ValueError, match=r"windows must be \[n, 2\]"):
+            writer.add(np.array([[5, 6, 7]]))
+        writer.add(np.array([[5, 6]]))
+    assert Shards.open(tmp_path)[0].tolist() == [5, 6]
+
+
+def test_a_window_that_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path, 10, [np.arange(6).reshape(3, 2)])
+    shards = Shards.open(tmp_path)
+    assert [window.tolist() for window in shards] == [[0, 1], [2, 3], [4, 5]]  # type: ignore[attr-defined]
+    for row in (-1, 3):
+        with pytest.raises(IndexError, match=f"window {row} of 3"):
+            shards[row]
+
+
+def test_a_failed_writer_leaves_no_index(tmp_path: Path) -> None:
+    def broken() -> None:
+        with ShardWriter(tmp_path, 2, 10, EOS, "d") as writer:
+            writer.add(np.array([[1, 2]]))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
+    with pytest.raises(InputError, match=r"index\.json cannot be read"):
+        Shards.open(tmp_path)
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    write(tmp_path, 10, [np.arange(6).reshape(3, 2)], rows_per_shard=2)
+    index = json.loads((tmp_path / INDEX).read_text())
+    part = tmp_path / "shard-00001.bin"
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(
+        InputError, match=r"shard-00001\.bin has 3 bytes, but index\.json says 4: the shards are damaged"
+    ):
+        Shards.open(tmp_path)
+    part.unlink()
+    with pytest.raises(InputError, match=r"shard-00001\.bin has no bytes"):
+        Shards.open(tmp_path)
+    for content, says in (
+        ("{", "cannot be read"),
+        ("[]", "version None, this code reads 1"),
+        (json.dumps(index | {"version": 9}), "version 9, this code reads 1"),
+        (json.dumps({"version": 1}), "incomplete or damaged: 'sequence_length'"),
+        (json.dumps(index | {"dtype": "nonsense"}), "incomplete or damaged"),
+    ):
+        (tmp_path / INDEX).write_text(content)
+        with pytest.raises(InputError, match=says):
+            Shards.open(tmp_path)
+
+
+def test_no_windows_are_an_empty_folder(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, 4, 10, EOS, "d"):
+        pass
+    assert len(Shards.open(tmp_path)) == 0

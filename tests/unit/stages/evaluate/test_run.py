@@ -1,0 +1,577 @@
+"""The `evaluate` stage against lm-evaluation-harness itself: the same prompts, the same scores, and mistakes in one
+line.
+
+The harness is called directly from inside the mirror's folder: `datasets` then finds `allenai/ai2_arc` there, and every
+task is as it was shipped. What the stage sets (the path of the mirror, the shots) is thus compared with what it should
+not change.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flows import paper
+from stages.capability.benchmarks import DATA_SETS, render
+from stages.core.artifacts import Documents, EvalSuite, Model
+from stages.core.errors import ConfigError, InputError
+from stages.core.testing import LocalContext, local_artifact
+from stages.evaluate.run import offline, run
+from stages.evaluate.spec import COLUMNS, PAPER_SUITES, TABLES, EvaluateConfig, Task
+from stages.lib.formats import vocabulary
+from stages.lib.formats.documents import write_documents
+from stages.lib.formats.reports import FILE, Report, Score, parse_report, write_report
+from stages.tokenizer.run import run as train_tokenizer
+from stages.tokenizer.spec import TokenizerConfig
+from tests.support import benchmark_rows as bench
+
+ROWS = 12
+MMLU = [f"mmlu_{subject}" for subject in bench.SUBJECTS]
+TASKS = ["arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", *MMLU]
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The only module that imports the harness (8 CPU seconds), in the environment that the stage makes for it."""
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    offline(tmp_path_factory.mktemp("scratch"))
+    from torch.utils import collect_env
+
+    from stages.evaluate import harness
+
+    describe = collect_env.get_pretty_env_info
+    collect_env.get_pretty_env_info = lambda: ""  # a direct call ends with `pip list`: seconds, and no part of a score
+    yield harness
+    collect_env.get_pretty_env_info = describe
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("suite")
+    data = {id: bench.configs(id, ROWS) for id in DATA_SETS.values()}
+    data["cais/mmlu"].pop("auxiliary_train")
+    bench.write_mirror(folder, data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Mistral of random weights, large enough ones that answers differ clearly, with a tokenizer trained on
+    prompts.
+    """
+    from transformers import MistralConfig, MistralForCausalLM
+
+    root = tmp_path_factory.mktemp("model")
+    (root / "in").mkdir()
+    texts = [render(id, row) for id in DATA_SETS.values() for row in bench.rows(id, 200, seed=5)]
+    write_documents(root / "in", ({"id": str(n), "text": text, "source": "prompts"} for n, text in enumerate(texts)))
+    ctx = LocalContext(root, TokenizerConfig(vocab_size=420), {"documents": [local_artifact(Documents, root / "in")]})
+    train_tokenizer(ctx)
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    config = MistralConfig(
+        vocab_size=420,
+        max_position_embeddings=512,
+        sliding_window=48,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+        **shape,
+    )
+    MistralForCausalLM(config).save_pretrained(ctx.output("tokenizer"))
+    return ctx.output("tokenizer")
+
+
+@pytest.fixture(scope="module")
+def loaded(harness: ModuleType, model: Path) -> Any:
+    return harness.load(model, EvaluateConfig(threads=1))
+
+
+@pytest.fixture(scope="module")
+def index(harness: ModuleType) -> Any:
+    return harness.TaskIndex()
+
+
+def direct(
+    index: Any,
+    model: Path,
+    suite: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *tasks: str,
+    max_length: int | None = None,
+    **given: Any,
+) -> Any:
+    """What the harness says when a person calls it, with its own defaults, on its own tasks."""
+    import lm_eval
+
+    monkeypatch.chdir(suite)
+    arguments = {"pretrained": str(model), "dtype": "float32", "max_length": max_length}
+    return lm_eval.simple_evaluate(  # type: ignore[operator]
+        model="hf",
+        model_args=arguments,
+        tasks=list(tasks),
+        task_manager=index.manager,
+        device="cpu",
+        batch_size=1,
+        bootstrap_iters=1000,
+        **given,
+    )
+
+
+def stage(
+    root: Path, model: Path, suite: Path, node: str = "evaluate", meta: Any = None, **config: Any
+) -> LocalContext[EvaluateConfig]:
+    inputs = {"model": [local_artifact(Model, model, meta=meta)], "suite": [local_artifact(EvalSuite, suite)]}
+    ctx = LocalContext(root, EvaluateConfig(**{"threads": 1, **config}), inputs, node=node)
+    run(ctx)
+    return ctx
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def gold(id: str, row: dict[str, Any]) -> int:
+    """The place of the right answer."""
+    if id == "allenai/ai2_arc":
+        return row["choices"]["label"].index(row["answerKey"])
+    return {"Rowan/hellaswag": lambda: int(row["label"]), "allenai/winogrande": lambda: int(row["answer"]) - 1}.get(
+        id, lambda: row.get("answer", row.get("label"))
+    )()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_documents_are_the_prompts_of_the_harness(
+    task: str, index: Any, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every row that is scored: the context and the continuation of the right answer, joined."""
+    monkeypatch.chdir(suite)
+    id, config = index.data_set(task)
+    found = index.manager.load([task])["tasks"][task]
+    found.set_config("num_fewshot", 0)
+    found.build_all_requests(limit=None, rank=0, world_size=1)
+    split = "test" if id in ("allenai/ai2_arc", "cais/mmlu") else "validation"
+    rows = bench.configs(id, ROWS)[config or "default"][split].to_pylist()
+    prompts = {(i.doc_id, i.idx): "".join(i.arguments) for i in found.instances}
+    assert len(rows) == len({doc for doc, _ in prompts}) == ROWS
+    for number, row in enumerate(rows):
+        assert render(id, row) == prompts[number, gold(id, row)]
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "shots", "limit", "max_length"),
+    [
+        ("arc_easy", 0, None, None),
+        ("arc_challenge", 3, None, None),
+        ("hellaswag", 0, None, 24),
+        ("hellaswag", 2, 5, None),
+        ("piqa", 1, 7, 40),
+        ("winogrande", 5, None, None),
+        ("mmlu", 2, None, None),
+        ("mmlu", 0, 4, None),
+    ],
+)
+def test_scores_are_those_of_the_harness(
+    harness: ModuleType,
+    index: Any,
+    model: Path,
+    suite: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    shots: int,
+    limit: int | None,
+    max_length: int | None,
+) -> None:
+    members = MMLU if task == "mmlu" else [task]
+    config = EvaluateConfig(threads=1, batch_size=4, max_length=max_length)
+    loaded = harness.load(model, config)
+    plan = harness.Plan("s", Task(task=task, num_fewshot=shots, limit=limit), tuple(members), suite)
+    ours = harness.score(loaded, index, plan, config)
+    theirs = direct(index, model, suite, monkeypatch, *members, max_length=max_length, num_fewshot=shots, limit=limit)
+    assert ours.n == (limit or ROWS) * len(members)
+    assert ours.n_total == ROWS * len(members)
+    names = ("acc",) if task in ("mmlu", "winogrande") else ("acc", "acc_norm")
+    assert set(ours.metrics) == set(names)
+    for name in names:
+        values = [theirs["results"][member][f"{name},none"] for member in members]
+        assert ours.metrics[name][0] == pytest.approx(sum(values) / len(members), abs=1e-12)
+        if len(members) == 1:
+            assert ours.metrics[name][1] == pytest.approx(theirs["results"][task][f"{name}_stderr,none"], abs=1e-12)
+    expected = [row for member in members for row in sorted(theirs["samples"][member], key=lambda row: row["doc_id"])]
+    for sample, row in zip(ours.samples, expected, strict=True):
+        assert sample["requests"] == harness._sample("", row)["requests"]
+        assert [s[1] for s in sample["scores"]] == [bool(r[1]) for r in row["filtered_resps"]]
+        assert [s[0] for s in sample["scores"]] == pytest.approx([float(r[0]) for r in row["filtered_resps"]], rel=1e-4)
+    assert len({round(score, 3) for sample in ours.samples for score, _ in sample["scores"]}) > ours.n, (
+        "equal scores would show nothing"
+    )
+
+
+def test_shots_change_the_prompt_and_are_worked_examples(
+    harness: ModuleType, loaded: Any, index: Any, suite: Path
+) -> None:
+    config = EvaluateConfig(threads=1)
+    samples = {
+        shots: (
+            harness.score(
+                loaded,
+                index,
+                harness.Plan("s", Task(task="arc_easy", num_fewshot=shots, limit=2), ("arc_easy",), suite),
+                config,
+            ).samples
+        )
+        for shots in (0, 3)
+    }
+    for bare, worked in zip(samples[0], samples[3], strict=True):
+        assert worked["requests"][0][0].endswith(bare["requests"][0][0])
+        assert worked["requests"][0][0].count("\nAnswer:") >= 4
+        assert bare["target"] == worked["target"]
+
+
+@pytest.mark.parametrize("max_length", [16, 24, 28, 512])
+def test_requests_that_lose_their_beginning_are_counted(
+    harness: ModuleType, index: Any, model: Path, suite: Path, max_length: int
+) -> None:
+    config = EvaluateConfig(threads=1, max_length=max_length)
+    loaded = harness.load(model, config)
+    given: list[int] = []
+    encode = loaded.lm._encode_pair
+
+    def watched(context: str, continuation: str) -> Any:
+        one, two = encode(context, continuation)
+        given.append(len(one) + len(two))
+        return one, two
+
+    loaded.lm._encode_pair = watched
+    scored = harness.score(loaded, index, harness.Plan("s", Task(task="piqa"), ("piqa",), suite), config)
+    assert len(given) == 2 * ROWS
+    assert scored.truncated == sum(length > max_length + 1 for length in given)
+    assert (scored.truncated > 0) == (max_length < 512)
+
+
+# --- any other task of the harness
+# ---------------------------------------------------------------------------------------
+
+
+def given_task(name: str, text: str, suite: Path, monkeypatch: pytest.MonkeyPatch, harness: ModuleType) -> Any:
+    """An index that knows one more task, of a definition as the harness's own are written."""
+    (suite / "tasks").mkdir(exist_ok=True)
+    (suite / "tasks" / f"{name}.yaml").write_text(text)
+    found = harness.TaskIndex()
+    found.manager = harness.TaskManager(include_defaults=False, include_path=[str(suite / "tasks")])
+    return found
+
+
+GENERATIVE = """
+task: written_piqa
+dataset_path: baber/piqa
+validation_split: validation
+output_type: generate_until
+doc_to_text: "Goal: {{goal}}\\nAnswer:"
+doc_to_target: "{{[sol1, sol2][label]}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 8, do_sample: false}
+repeats: 1
+filter_list:
+  - name: strict-match
+    filter: [{function: regex, regex_pattern: "the (\\\\w+)"}, {function: take_first}]
+  - name: flexible-extract
+    filter: [{function: regex, regex_pattern: "(\\\\w+)"}, {function: take_first}]
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+
+
+def test_a_filtered_generative_task_is_scored_as_the_harness_does(
+    harness: ModuleType, model: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GSM8K and its like have no filter called "none", and answers that are texts, not log-likelihoods."""
+    index = given_task("written_piqa", GENERATIVE, suite, monkeypatch, harness)
+    config = EvaluateConfig(threads=1, batch_size=4)
+    ours = harness.score(
+        harness.load(model, config),
+        index,
+        harness.Plan("s", Task(task="written_piqa"), ("written_piqa",), suite),
+        config,
+    )
+    theirs = direct(index, model, suite, monkeypatch, "written_piqa")
+    results = theirs["results"]["written_piqa"]
+    assert set(ours.metrics) == {"exact_match,strict-match", "exact_match,flexible-extract"}
+    for name, (value, error) in ours.metrics.items():
+        metric, _, chosen = name.partition(",")
+        assert value == results[name]
+        assert error == results[f"{metric}_stderr,{chosen}"]
+    assert (ours.n, ours.truncated) == (ROWS, 0)
+    assert {(row["doc_id"], row["filter"], tuple(row["scores"])) for row in ours.samples} == {
+        (row["doc_id"], row["filter"], tuple(row["filtered_resps"])) for row in theirs["samples"]["written_piqa"]
+    }
+    assert all(isinstance(text, str) for row in ours.samples for text in row["scores"])
+    json.dumps(ours.samples)
+
+
+def test_a_written_answer_counts_with_the_room_it_may_take(
+    harness: ModuleType, model: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = given_task("written_piqa", GENERATIVE, suite, monkeypatch, harness)
+    config = EvaluateConfig(threads=1, max_length=20)
+    scored = harness.score(
+        harness.load(model, config),
+        index,
+        harness.Plan("s", Task(task="written_piqa"), ("written_piqa",), suite),
+        config,
+    )
+    assert scored.truncated > 0
+
+
+def test_a_task_without_a_number_is_said(harness: ModuleType) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^task 'x' gives no number that could be reported, only alias, seen,none: leave it out$"
+    ):
+        harness._metrics({"x": {"alias": "x", "seen,none": "text"}}, ("x",), [3])
+
+
+def test_a_piece_that_spans_question_and_answer_is_scored_and_told(
+    harness: ModuleType, model: Path, suite: Path, tmp_path: Path
+) -> None:
+    """An adopted vocabulary may have 'Answer: A' as one piece: the harness then finds the answer without a token, and
+    fails an assertion.
+    """
+    wide = tmp_path / "wide"
+    shutil.copytree(model, wide)
+    value = json.loads((wide / vocabulary.FILE).read_text(encoding="utf-8"))
+    vocab, merges = value["model"]["vocab"], value["model"]["merges"]
+    last = vocabulary.load(model).encode("Answer:", add_special_tokens=False).tokens[-1]
+    spare = [
+        piece
+        for piece in vocab
+        if len(piece) > 1 and not piece.startswith("<") and piece not in {part for pair in merges for part in pair}
+    ]
+    for letter in "ABCD":
+        pairs = [(vocabulary.SPACE, letter), (last, vocabulary.SPACE + letter)]
+        for pair in pairs:
+            if (piece := "".join(pair)) not in vocab:
+                vocab[piece] = vocab.pop(old := spare.pop())  # the embedding keeps its size
+                value["model"]["merges"] = merges = [m for m in merges if "".join(m) != old]
+                merges.append(list(pair))
+    (wide / vocabulary.FILE).write_text(json.dumps(value), encoding="utf-8")
+    ids = [len(vocabulary.load(wide).encode(text, add_special_tokens=False).ids) for text in ("Answer:", "Answer: A")]
+    assert ids[0] == ids[1], "the answer must have no token of its own, or nothing is tested"
+    ctx = stage(tmp_path / "out", wide, suite, suites={"s": [{"task": "mmlu", "limit": 3}]})
+    (score,) = report_of(ctx).results
+    assert (
+        "24 answers were encoded apart from their questions" in score.note
+    )  # two subjects, three questions, four letters
+    assert not score.comparable_to_paper
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+SMALL: dict[str, Any] = {
+    "zero": [{"task": "piqa"}, {"task": "winogrande"}],
+    "few": [{"task": "mmlu", "num_fewshot": 2, "limit": 5}],
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    harness: ModuleType, model: Path, suite: Path, tmp_path_factory: pytest.TempPathFactory
+) -> LocalContext[EvaluateConfig]:
+    return stage(
+        tmp_path_factory.mktemp("evaluated"), model, suite, meta={"benchmarks": ["piqa", "mmlu"]}, suites=SMALL
+    )
+
+
+def report_of(ctx: LocalContext[EvaluateConfig]) -> Report:
+    return parse_report((ctx.output("report") / FILE).read_bytes(), "here")
+
+
+def test_a_report_says_what_was_scored_and_how(evaluated: LocalContext[EvaluateConfig]) -> None:
+    report = report_of(evaluated)
+    rows = {(s.suite, s.task, s.metric): s for s in report.results}
+    assert set(rows) == {
+        ("zero", "piqa", "acc"),
+        ("zero", "piqa", "acc_norm"),
+        ("zero", "winogrande", "acc"),
+        ("few", "mmlu", "acc"),
+    }
+    assert [key[1:] for key, s in rows.items() if s.headline] == [
+        ("piqa", "acc_norm"),
+        ("winogrande", "acc"),
+        ("mmlu", "acc"),
+    ]
+    assert {s.task: s.in_domain for s in report.results} == {"piqa": True, "winogrande": False, "mmlu": True}
+    mmlu = rows["few", "mmlu", "acc"]
+    assert (mmlu.n, mmlu.n_total, mmlu.num_fewshot, mmlu.split, mmlu.data_set) == (10, 24, 2, "test", "cais/mmlu")
+    assert (mmlu.comparable_to_paper, mmlu.note) == (False, "10 of 24 documents; 2 of 57 subjects")
+    assert rows["zero", "piqa", "acc"].comparable_to_paper
+    assert {(s.table, s.column) for s in report.results} == {(None, None)}  # suites of one's own
+    zero, few = report.aggregates
+    assert zero.value == pytest.approx(
+        (rows["zero", "piqa", "acc_norm"].value + rows["zero", "winogrande", "acc"].value) / 2
+    )
+    assert zero.stderr == pytest.approx(
+        math.hypot(*(s.stderr or 0 for s in report.results if s.suite == "zero" and s.headline)) / 2
+    )
+    assert (few.value, few.tasks) == (mmlu.value, 1)
+    assert report.model.trained_on == ("piqa", "mmlu")
+    assert evaluated.stats["comparable_to_paper"] is False
+
+
+def test_samples_hold_every_question(evaluated: LocalContext[EvaluateConfig]) -> None:
+    folder = evaluated.output("report") / "samples"
+    counts = {p.name: len(p.read_text().splitlines()) for p in folder.iterdir()}
+    assert counts == {"zero.piqa.jsonl": ROWS, "zero.winogrande.jsonl": ROWS, "few.mmlu.jsonl": 10}
+    rows = [json.loads(line) for line in (folder / "zero.piqa.jsonl").read_text().splitlines()]
+    right = sum(row["acc"] for row in rows) / len(rows)
+    assert right == pytest.approx(
+        next(s.value for s in report_of(evaluated).results if (s.task, s.metric) == ("piqa", "acc"))
+    )
+
+
+def test_the_same_model_gives_the_same_bytes(
+    evaluated: LocalContext[EvaluateConfig], model: Path, suite: Path, tmp_path: Path
+) -> None:
+    again = stage(tmp_path, model, suite, meta={"benchmarks": ["piqa", "mmlu"]}, suites=SMALL)
+    for path in sorted(p for p in evaluated.output("report").rglob("*") if p.is_file()):
+        assert path.read_bytes() == (again.output("report") / path.relative_to(evaluated.output("report"))).read_bytes()
+
+
+def test_scores_on_made_questions_are_not_comparable(harness: ModuleType, model: Path, tmp_path: Path) -> None:
+    bench.write_mirror(tmp_path / "suite", {"baber/piqa": bench.configs("baber/piqa", 4)}, origin="machine")
+    report = report_of(stage(tmp_path / "out", model, tmp_path / "suite", suites={"s": [{"task": "piqa"}]}))
+    assert {(s.comparable_to_paper, s.note) for s in report.results} == {
+        (False, "the data set was made from this run's own documents")
+    }
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_task_gets_the_nearest_name(
+    harness: ModuleType, index: Any, model: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness.TaskIndex, "everything", lambda self: self.manager)  # all 13,000 names: 12 CPU seconds
+    message = r"^evaluate\.suites\.mine: lm-evaluation-harness has no task 'hellaswags'; did you mean 'hellaswag'\?$"
+    with pytest.raises(ConfigError, match=message):
+        stage(tmp_path, model, suite, suites={"mine": [{"task": "hellaswags"}]})
+
+
+def test_a_group_is_no_task(harness: ModuleType, index: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^task 'mmlu_stem' is no single task with a data set: name its members$"):
+        index.data_set("mmlu_stem")
+
+
+@pytest.mark.parametrize(
+    ("held", "task", "message"),
+    [
+        (
+            "baber/piqa",
+            "winogrande",
+            (
+                "task winogrande needs data set allenai/winogrande, configuration winogrande_xl, which the suite does"
+                " not hold; it has baber/piqa"
+            ),
+        ),
+        ("baber/piqa", "mmlu", "task mmlu needs data set cais/mmlu, which the suite does not hold"),
+        (
+            "allenai/ai2_arc",
+            "arc_challenge",
+            (
+                "task arc_challenge needs data set allenai/ai2_arc, configuration ARC-Challenge, which the suite does"
+                " not hold"
+            ),
+        ),
+    ],
+)
+def test_a_missing_data_set_is_named(
+    harness: ModuleType, model: Path, tmp_path: Path, held: str, task: str, message: str
+) -> None:
+    data = bench.configs(held, 3)
+    data.pop("ARC-Challenge", None)
+    bench.write_mirror(tmp_path / "suite", {held: data})
+    with pytest.raises(InputError) as error:
+        stage(tmp_path / "out", model, tmp_path / "suite", suites={"s": [{"task": task}]})
+    assert str(error.value).startswith(f"evaluate: {message}")
+
+
+def test_an_answer_longer_than_the_context_is_said(
+    harness: ModuleType, model: Path, suite: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"^a context of 4 tokens cannot hold an answer of \d+: raise max_length"):
+        stage(tmp_path, model, suite, suites={"s": [{"task": "piqa"}]}, max_length=4)
+
+
+def test_a_folder_that_is_no_model_is_one_line(harness: ModuleType, suite: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "mistral"}')
+    with pytest.raises(InputError, match=r"^the model folder cannot be loaded: ") as error:
+        stage(tmp_path / "out", tmp_path / "model", suite, suites={"s": [{"task": "piqa"}]})
+    assert "\n" not in str(error.value)
+
+
+def test_a_head_that_is_missing_is_not_drawn(harness: ModuleType, model: Path, suite: Path, tmp_path: Path) -> None:
+    """transformers would draw it by chance, and print a table."""
+    shutil.copytree(model, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights.pop("lm_head.weight")
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InputError, match=r"^the model folder has no weight lm_head\.weight: nothing is drawn in its place"
+    ):
+        stage(tmp_path / "out", tmp_path / "model", suite, suites={"s": [{"task": "piqa"}]})
+
+
+def test_a_gpu_that_is_not_there_is_said(harness: ModuleType, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device = 'cuda', but this machine has no GPU"):
+        harness.load(model, EvaluateConfig(device="cuda"))
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_task_of_the_papers_suites_names_its_table_and_column() -> None:
+    for suite, tasks in PAPER_SUITES.items():
+        assert {COLUMNS[task.task] for task in tasks} == set(paper.tables()[TABLES[suite]].columns)
+
+
+def test_a_report_survives_the_disk(evaluated: LocalContext[EvaluateConfig], tmp_path: Path) -> None:
+    report = report_of(evaluated)
+    write_report(tmp_path, report)
+    assert parse_report((tmp_path / FILE).read_bytes(), "there") == report
+    assert all(isinstance(score, Score) for score in report.results)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b'{"schema_version": 2, "extra": 2}', b"\xff"])
+def test_a_damaged_report_is_named(damage: bytes) -> None:
+    with pytest.raises(InputError, match=r"^object x is no evaluation report of version 2: "):
+        parse_report(damage, "object x")
+
+
+def test_the_default_suites_are_the_papers() -> None:
+    shots = {name: {t.task: t.num_fewshot for t in tasks} for name, tasks in PAPER_SUITES.items()}
+    assert shots == {
+        "zero_shot": {"hellaswag": 0, "winogrande": 0, "piqa": 0, "arc_easy": 0, "arc_challenge": 0},
+        "few_shot": {"arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "winogrande": 5},
+    }
+    assert all(task.limit is None for tasks in PAPER_SUITES.values() for task in tasks)

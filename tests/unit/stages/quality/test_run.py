@@ -1,0 +1,270 @@
+"""The `quality` stage: the best tenth by score, the same one every time."""
+
+from __future__ import annotations
+
+import gc
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from stages.core.artifacts import Documents
+from stages.core.errors import ConfigError, InputError
+from stages.core.testing import LocalContext, local_artifact
+from stages.lib.formats.documents import read_documents, write_documents
+from stages.quality import run as quality
+from stages.quality.fasttext_scorer import Scorer
+from stages.quality.run import line, run
+from stages.quality.selection import best
+from stages.quality.spec import QualityConfig
+
+SMALL: dict[str, Any] = {"dim": 8, "buckets": 2000, "epochs": 10, "learning_rate": 0.5}
+GOOD = ["because", "therefore", "explain", "example", "theorem", "question", "answer", "reason", "derive", "method"]
+JUNK = ["click", "buy", "now", "cheap", "login", "cart", "offer", "free", "winner", "casino"]
+
+
+def texts(rng: random.Random, words: list[str], count: int) -> list[str]:
+    common = ["the", "a", "of", "and", "to", "in", "is", "it"]
+    return [" ".join(rng.choices(words + common, k=rng.randint(20, 60))) for _ in range(count)]
+
+
+def corpus(seed: int = 0, good: int = 40, junk: int = 360) -> tuple[list[str], set[str], list[str]]:
+    """A web of `good` useful documents among junk, which ones those are, and a reference."""
+    rng = random.Random(seed)
+    useful = texts(rng, GOOD, good)
+    web = useful + texts(rng, JUNK, junk)
+    rng.shuffle(web)
+    return web, set(useful), texts(rng, GOOD, 150)
+
+
+def write(folder: Path, content: list[str]) -> Path:
+    folder.mkdir(parents=True)
+    write_documents(folder, ({"id": str(n), "text": t, "source": "web"} for n, t in enumerate(content)))
+    return folder
+
+
+def filtered(root: Path, web: list[str], reference: list[str], **config: Any) -> LocalContext[QualityConfig]:
+    inputs = {
+        "documents": [local_artifact(Documents, write(root / "web", web))],
+        "positives": [local_artifact(Documents, write(root / "reference", reference))],
+    }
+    ctx = LocalContext(root, QualityConfig(**{**SMALL, **config}), inputs)
+    run(ctx)
+    return ctx
+
+
+def kept(ctx: LocalContext[QualityConfig]) -> list[str]:
+    return [d["text"] for d in read_documents(ctx.output("kept"))]
+
+
+def test_the_best_tenth_is_what_looks_like_the_reference(tmp_path: Path) -> None:
+    web, useful, reference = corpus()
+    ctx = filtered(tmp_path, web, reference)
+    chosen = kept(ctx)
+    assert len(chosen) == 40 == ctx.stats["documents"]
+    assert len(set(chosen) & useful) >= 38
+    assert [t for t in web if t in set(chosen)] == chosen, "input order"
+    assert ctx.stats["test_accuracy"] >= 0.85  # a tenth of the negatives is useful too
+    assert sum(row["documents"] for row in ctx.stats["histogram"]) == len(web) == ctx.stats["scored"]
+    assert ctx.meta["kept"] == {"documents": 40, "text_bytes": sum(len(t.encode()) for t in chosen)}
+
+
+def test_training_is_the_same_whatever_the_memory_held_before(tmp_path: Path) -> None:
+    """fastText leaves nine tenths of its matrix uninitialized: on a used heap, results differed or were NaN."""
+    web, _, reference = corpus()
+    runs = []
+    for n in range(4):
+        litter = [np.random.default_rng(n).random(size) for size in (10, 100, 1000, 4000, 8000, 9000, 100_000) * 4]
+        del litter
+        gc.collect()
+        ctx = filtered(tmp_path / str(n), web, reference)
+        runs.append(((ctx.output("kept") / "part-00000.parquet").read_bytes(), ctx.stats))
+    assert all(other == runs[0] for other in runs[1:])
+
+
+def test_a_c_library_without_mallopt_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality.ctypes, "CDLL", lambda name: object())
+    ctx = LocalContext(tmp_path, QualityConfig(**SMALL))
+    with quality.zeroed_memory(ctx):
+        pass
+    assert ctx.logs == [
+        "warning: this C library has no mallopt: the classifier may differ from one training to the next"
+    ]
+
+
+def written(folder: Path, values: np.ndarray, cuts: list[int]) -> list[Path]:
+    """Scores in files, as shards leave them."""
+    folder.mkdir(exist_ok=True)
+    files = []
+    for n, part in enumerate(np.split(values, cuts)):
+        part.tofile(folder / f"{n}")
+        files.append(folder / f"{n}")
+    return files
+
+
+@pytest.mark.parametrize(
+    ("documents", "fraction", "wanted"), [(10, 0.1, 1), (19, 0.1, 1), (100, 0.29, 29), (7, 1.0, 7)]
+)
+def test_the_share_is_exact_and_ties_go_to_the_earlier(
+    tmp_path: Path, documents: int, fraction: float, wanted: int
+) -> None:
+    ctx = LocalContext(tmp_path, QualityConfig(keep_fraction=fraction))
+    keep = np.concatenate(list(quality._chosen(ctx, written(tmp_path / "s", np.full(documents, 0.5), [3, 5]))))
+    assert_array_equal(np.flatnonzero(keep), np.arange(wanted))
+
+
+@given(
+    st.lists(st.floats(-1e-5, 1.00001) | st.sampled_from([0.0, -0.0, 0.25, 1e-5]), min_size=10, max_size=60), st.data()
+)
+def test_the_best_are_those_of_a_sort(
+    tmp_path_factory: pytest.TempPathFactory, scores: list[float], data: st.DataObject
+) -> None:
+    """The radix selection over files keeps exactly what a stable sort of all scores would."""
+    values = np.array(scores)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(scores)), max_size=3)))
+    keep = data.draw(st.integers(0, len(scores)))
+    wanted = np.zeros(len(values), bool)
+    wanted[np.argsort(-values, kind="stable")[:keep]] = True
+    found = np.concatenate(list(best(written(tmp_path_factory.getbasetemp() / "scores", values, cuts), keep)))
+    assert_array_equal(found, wanted)
+
+
+def test_a_threshold_replaces_the_share(tmp_path: Path) -> None:
+    web, useful, reference = corpus()
+    ctx = filtered(tmp_path, web, reference, threshold=0.3)
+    assert ctx.stats["threshold"] > 0.3
+    assert len(set(kept(ctx)) & useful) >= 38
+
+
+def test_labels_in_a_text_are_words(tmp_path: Path) -> None:
+    """A page about fastText must not teach the classifier a third label."""
+    assert line(" a\nb\r\nc\u2028d ") == "a b c d"
+    assert line("see __label__spam and __label__hq") == "see labelspam and labelhq"
+    web, _, reference = corpus()
+    ctx = filtered(tmp_path, [t + " __label__other __label__hq" for t in web], reference)
+    model, _ = quality._train(ctx)
+    assert sorted(model.labels) == ["__label__cc", "__label__hq"]
+    assert not any("label" in word for word in model.words if word not in ("labelother", "labelhq", "</s>"))
+
+
+ODD = [
+    "</s> ",
+    "\u3000",
+    "\u2028",
+    "\u0085",
+    "\x00",
+    "\x1c",
+    "\x1f",
+    "\x0b",
+    "__label__hq ",
+    "naïve ",
+    "日本 ",
+    "🙂",
+    "because ",
+    "buy ",
+    "\n",
+    " ",
+]
+
+
+@pytest.mark.parametrize("ngrams", [1, 2, 4])
+def test_the_collapsed_scorer_is_fasttext(tmp_path: Path, ngrams: int) -> None:
+    """Equal within 1e-6 on texts of known and unknown words, odd separators, and words that mean something to
+    fastText.
+    """
+    web, _, reference = corpus()
+    rng = random.Random(1)
+    web = [t if n % 3 else t + " " + "".join(rng.choices(ODD, k=8)) for n, t in enumerate(web)]
+    model, _ = quality._train(filtered(tmp_path, web, reference, word_ngrams=ngrams, buckets=500))
+    scorer = Scorer.of(model)
+    assert scorer is not None
+    tests = [
+        *web[:100],
+        *reference[:50],
+        "",
+        " ",
+        "unknown words alone",
+        *("".join(rng.choices([*ODD, *GOOD, *JUNK], k=12)) for _ in range(400)),
+    ]
+    data = [t.encode() for t in tests]
+    found = scorer.score(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
+    wanted = quality.scores(model, tests)
+    even = np.abs(wanted - 0.5) < 2e-5  # rounding decides which label fastText adds its 1e-5 to
+    assert np.abs(found - wanted)[~even].max() < 1e-6
+    assert np.abs(found - wanted).max() < 2.1e-5
+    assert even.mean() < 0.5
+    assert found.min() < 0.2 < 0.8 < found.max()
+
+
+def test_a_classifier_that_does_not_fit_is_left_to_fasttext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    web, _, reference = corpus()
+    plain = filtered(tmp_path / "collapsed", web, reference)
+    model, _ = quality._train(plain)
+    arguments = type("Arguments", (), {"loss": "loss_name.hs", "maxn": 0, "wordNgrams": 1})
+    assert Scorer.of(type("Model", (), {"f": type("F", (), {"getArgs": staticmethod(lambda: arguments)})})) is None
+    monkeypatch.setattr(Scorer, "of", classmethod(lambda cls, model: None))
+    slow = filtered(tmp_path / "plain", web, reference)
+    assert kept(slow) == kept(plain)
+    assert slow.logs == [
+        "warning: this classifier cannot be collapsed: fastText scores the documents itself, on one core"
+    ]
+    model.save_model(str(tmp_path / "model.bin"))
+    adopted = filtered(tmp_path / "adopted", web, reference, model=str(tmp_path / "model.bin"))
+    assert kept(adopted) == kept(plain)
+    assert adopted.stats["classifier"] == "model.bin"
+
+
+def test_a_model_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    web, _, reference = corpus(good=5, junk=40)
+    with pytest.raises(ConfigError, match=r"test\.model = .*none\.bin: no such file"):
+        filtered(tmp_path / "none", web, reference, model=str(tmp_path / "none.bin"))
+    (tmp_path / "bad.bin").write_bytes(b"no model at all")
+    with pytest.raises(ConfigError, match=r"bad\.bin: no fastText model"):
+        filtered(tmp_path / "bad", web, reference, model=str(tmp_path / "bad.bin"))
+
+
+def test_two_workers_keep_the_same(tmp_path: Path) -> None:
+    web, _, reference = corpus()
+    one, two = (filtered(tmp_path / str(n), web, reference, workers=n) for n in (1, 2))
+    assert (one.output("kept") / "part-00000.parquet").read_bytes() == (
+        two.output("kept") / "part-00000.parquet"
+    ).read_bytes()
+    assert one.stats == two.stats
+
+
+def test_scores_are_the_probability_of_the_positive_label(tmp_path: Path) -> None:
+    web, _, reference = corpus()
+    model, _ = quality._train(filtered(tmp_path, web, reference))
+    good, junk, empty = quality.scores(model, [" ".join(GOOD), " ".join(JUNK), ""])
+    assert good > 0.8 > 0.5 > 0.2 > junk
+    assert 0 <= empty <= 1.0001
+
+
+def test_what_cannot_be_trained_or_kept_is_named(tmp_path: Path) -> None:
+    web, _, reference = corpus(good=5, junk=40)
+    for name, documents, positives, says in (
+        ("no-web", [], reference, "no documents from test: nothing to score or to learn from"),
+        ("no-reference", web, [], "no documents from test: nothing to score or to learn from"),
+        ("few", web, reference[:1], "1 documents of each label are too few to train a classifier on"),
+    ):
+        with pytest.raises(InputError, match=says):
+            filtered(tmp_path / name, documents, positives)
+    with pytest.raises(InputError, match=r"keep_fraction 0\.001 keeps none of 45 documents: lower the bar"):
+        filtered(tmp_path / "share", web, reference, keep_fraction=0.001)
+    with pytest.raises(InputError, match=r"threshold 1\.0 keeps none of 45 documents"):
+        filtered(tmp_path / "bar", web, reference, threshold=1.0)
+
+
+def test_a_classifier_that_diverges_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nan(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("Encountered NaN.")
+
+    monkeypatch.setattr(quality.fasttext, "train_supervised", nan)
+    web, _, reference = corpus(good=5, junk=40)
+    with pytest.raises(ConfigError, match=r"test\.learning_rate = 0\.5: the classifier diverged; lower it"):
+        filtered(tmp_path, web, reference)
