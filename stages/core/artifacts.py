@@ -102,6 +102,18 @@ class EvalReport(Artifact):
     """`report.json` (`stages.lib.formats.reports.EvalReport`) and the samples of every task."""
 
 
+class Completions(Artifact):
+    """Programs that a model wrote and nobody has run: `completions.json` and a JSON Lines file for each task
+    (`stages.lib.formats.completions`).
+    """
+
+
+class Overlap(Artifact):
+    """N-gram overlap of evaluation items with training data: `overlap.json` and the items by data set
+    (`stages.lib.formats.overlap`).
+    """
+
+
 class FileEntry(BaseModel):
     """One file of a published artifact."""
 
