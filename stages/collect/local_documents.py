@@ -87,8 +87,9 @@ def package_modules(name: str, dist: Distribution) -> list[Module]:
 def packages() -> dict[str, Distribution]:
     """The installed distributions by name, in name order."""
     mounted = os.environ.get("MOXIN_MATERIAL")
-    search = distributions(path=[str(Path(mounted, "packages"))]) if mounted else distributions()
-    found = {d.name.lower(): d for d in search if d.name}
+    # The environment's own folder, never sys.path: what a PYTHONPATH adds to one process is not this machine's.
+    folder = str(Path(mounted, "packages")) if mounted else sysconfig.get_paths()["purelib"]
+    found = {d.name.lower(): d for d in distributions(path=[folder]) if d.name}
     found.pop("moxin", None)
     return {name: found[name] for name in sorted(found)}
 

@@ -123,6 +123,16 @@ def test_the_repository_itself_is_no_material() -> None:
     assert local_documents.split("NumPy") == local_documents.split("numpy")
 
 
+def test_what_one_process_adds_to_its_path_is_no_material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing setuptools adds its vendored packages to sys.path: one process would find more than the next."""
+    before = list(local_documents.packages())
+    record = tmp_path / "vendored_thing-1.0.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: vendored-thing\nVersion: 1.0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert list(local_documents.packages()) == before
+
+
 def test_ingest_reads_all_three(tmp_path: Path, gathered: LocalContext[CollectConfig]) -> None:
     text, web, code = (documents(gathered, port, tmp_path) for port in PORTS)
     assert (len(text), len(web), len(code)) == tuple(
