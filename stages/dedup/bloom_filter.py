@@ -81,7 +81,7 @@ def contains(bits, value, probes):
 
 @njit
 def insert(bits, value, probes):
-    """Put a hash into the filter."""
+    """Put a hash (uint64) into the filter `bits`, with as many `probes` as `contains` is asked with."""
     block = bits[np.int64((value >> np.uint64(32)) * np.uint64(bits.shape[0]) >> np.uint64(32))]
     state = value
     for start in range(0, probes, 7):
@@ -103,7 +103,11 @@ def _copy(source, start, end, out, filled):
 def filter_texts(source, ends, classes, bits, probes, width, threshold, marks, words, ngrams, out, out_ends, counts):
     """Write what is left of each text into `out`, and where it ends; a text that goes as a whole is empty.
 
-    `counts`: paragraphs removed, bytes removed with them, n-grams, n-grams seen before.
+    source: [bytes] uint8, texts one after another; ends: [texts + 1] int64, where they begin and end; classes: uint16,
+    `word_boundaries.properties`; bits, probes: see `contains`; width: words in an n-gram; threshold: 0 to 1.
+    Worked in: marks [longest paragraph] uint8, words and ngrams [one more] uint64.
+    Written: out [bytes] uint8, out_ends [texts + 1] int64 (its first is the caller's), and added to:
+    counts [4] int64: paragraphs removed, bytes removed with them, n-grams, n-grams seen before.
     """
     filled = 0
     for d in range(ends.shape[0] - 1):

@@ -23,7 +23,10 @@ MOST_HASHES = 1 << 21
 
 @njit
 def slot(slots, mask, value):
-    """Where a value is among the slots, or the empty one (0) to put it into."""
+    """Where a value is among the slots, or the empty one (0) to put it into.
+
+    slots: [a power of two] uint64; mask: their number less one; value: uint64, not 0. Returns uint64.
+    """
     place = value & mask
     while slots[place] != 0 and slots[place] != value:
         place = (place + np.uint64(1)) & mask
@@ -32,7 +35,10 @@ def slot(slots, mask, value):
 
 @njit
 def slots_of(most):
-    """How many slots so many values have: at most half of them are full."""
+    """How many slots so many values have: at most half of them are full.
+
+    int64 in, a power of two out.
+    """
     size = 128
     while size < 2 * most:
         size *= 2
@@ -49,7 +55,10 @@ def _emptied(slots, most):
 
 @njit
 def next_values(kind, width, mapping, source, end, state, codes, words, hashes):
-    """The next mixed hashes of a document, none of them 0, into `hashes`; how many."""
+    """The next mixed hashes of a document, none of them 0, into `hashes`; how many.
+
+    hashes: uint64, mixed; the rest: see `shingles.next_hashes`.
+    """
     made = next_hashes(kind, width, mapping, source, end, state, codes, words, hashes)
     for i in range(made):
         hashes[i] = max(fmix64(hashes[i]), np.uint64(1))
@@ -79,7 +88,10 @@ def prepare(kind, width, mapping, source, ends, codes, words, hashes, state, slo
 
 @njit
 def reaches(common, one, other, threshold):
-    """Whether sets of these sizes and so much in common reach the threshold; two empty sets are equal."""
+    """Whether sets of these sizes and so much in common reach the threshold; two empty sets are equal.
+
+    common, one, other: elements, int64; threshold: 0 to 1.
+    """
     return one + other == 0 or common / (one + other - common) >= threshold
 
 

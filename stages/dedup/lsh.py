@@ -36,7 +36,10 @@ KEPT, NEAR, SHORT, EXACT = range(4)
 
 @njit
 def group(keys, partitions, order, offsets):
-    """A stable counting sort of `keys` by their upper bits: the order, and where each of `partitions` begins."""
+    """A stable counting sort of `keys` by their upper bits: the order, and where each of `partitions` begins.
+
+    keys: [records] uint64; partitions: a power of two. Written: order [records] int64; offsets [partitions + 1] int64.
+    """
     shift = np.uint64(64)
     while (1 << (64 - np.int64(shift))) < partitions:
         shift -= np.uint64(1)

@@ -38,13 +38,19 @@ def permutations(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @njit
 def fold(value):
-    """32 bits of a raw 64-bit hash: what datasketch would be handed as the hash of the shingle."""
+    """32 bits of a raw 64-bit hash: what datasketch would be handed as the hash of the shingle.
+
+    uint64 in, uint32 out.
+    """
     return np.uint32(value ^ (value >> np.uint64(32)))
 
 
 @njit
 def fmix32(value):
-    """datasketch's pre-mix of a 32-bit hash (MurmurHash3's fmix32)."""
+    """datasketch's pre-mix of a 32-bit hash (MurmurHash3's fmix32).
+
+    uint32 in, uint32 out.
+    """
     value ^= value >> np.uint32(16)
     value = np.uint32(value * np.uint32(0x85EBCA6B))
     value ^= value >> np.uint32(13)
@@ -56,6 +62,8 @@ def fmix32(value):
 def lower_minima(hashes, count, multipliers, offsets, minima):
     """Lower each minimum to those of `count` more raw hashes. Eight hashes at a time: the minima are loaded once for
     them.
+
+    hashes: [at least count] uint64; multipliers, offsets, minima: [permutations] uint32.
     """
     i = 0
     while i + 8 <= count:
@@ -88,7 +96,10 @@ def lower_minima(hashes, count, multipliers, offsets, minima):
 
 @njit
 def band_keys(minima, bands, rows, out):
-    """One 64-bit key for each band, from its rows and its number; equal bands, equal keys."""
+    """One 64-bit key for each band, from its rows and its number; equal bands, equal keys.
+
+    minima: [bands * rows or more] uint32. Written: out [bands] uint64.
+    """
     for band in range(bands):
         key = np.uint64(band + 1)
         for row in range(rows):
@@ -116,7 +127,12 @@ def sign_texts(
     counts,
 ):
     """Sign the texts `source[ends[d]:ends[d + 1]]`: `minima` [documents, permutations], `keys` [documents, bands], and
-    `counts` [documents, 3]: characters of the normalized text, spaces among them, shingles (-1: left to Python)."""
+    `counts` [documents, 3]: characters of the normalized text, spaces among them, shingles (-1: left to Python).
+
+    kind: `KINDS`; source: [bytes] uint8; ends: [documents + 1] int64; multipliers, offsets: [permutations] uint32;
+    mapping, codes, words, hashes, state: see `shingles.next_hashes`. Written: minima, uint32 (with one row alone, the
+    last document's); keys, uint64; counts, int64.
+    """
     for d in range(ends.shape[0] - 1):
         begin(state, ends[d])
         row = minima[d % minima.shape[0]]

@@ -61,7 +61,10 @@ def table() -> np.ndarray:
 
 @njit
 def decode(source, position):
-    """The code point at `position` of valid UTF-8, and the position after it."""
+    """The code point at `position` of valid UTF-8, and the position after it.
+
+    source: [bytes] uint8. Returns (uint32, int64).
+    """
     first = np.uint32(source[position])
     if first < 0x80:
         return first, position + 1
@@ -82,6 +85,8 @@ def fill(source, position, end, mapping, out, count, after_space):
 
     `out` gets table entries, appended at `count`; `after_space` says that the last one was a space, or that there is
     none yet. The caller takes a space at the very end of a text off.
+
+    source: [bytes] uint8; mapping: [0x110000] uint32 (`table`); out: [room] uint32.
     """
     room = out.shape[0]
     while position < end and count < room:

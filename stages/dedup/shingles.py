@@ -46,7 +46,10 @@ def new_state() -> np.ndarray:
 
 @njit
 def begin(state, position):
-    """Ready for a document that begins at `position`."""
+    """Ready for a document that begins at `position`.
+
+    state: [10] int64 (`new_state`); position: bytes.
+    """
     state[:] = 0
     state[POSITION] = position
     state[AFTER_SPACE] = 1
@@ -210,7 +213,12 @@ def _token_hashes(state, source, end, out):
 
 @njit
 def next_hashes(kind, width, mapping, source, end, state, codes, words, out):
-    """Raw hashes of the next chunk of a document, into `out`; how many. The document is over when `state[DONE]`."""
+    """Raw hashes of the next chunk of a document, into `out`; how many. The document is over when `state[DONE]`.
+
+    kind: `KINDS`; width: of an n-gram; mapping: [0x110000] uint32 (`normalization.table`); source: [bytes] uint8,
+    read up to `end`; state: [10] int64. codes [CHUNK] uint32, words and out [2 * CHUNK] uint64: of `buffers`,
+    handed on unchanged between the chunks of a document.
+    """
     if kind == 0:
         made = _character_hashes(state, source, end, width, mapping, codes, out)
     elif kind == 1:
@@ -246,7 +254,10 @@ def shingles(kind: ShingleKind, text: str, width: int) -> np.ndarray:
 
 @njit
 def mixed(values):
-    """Every value mixed: uint64."""
+    """Every value mixed: uint64.
+
+    values, and what is returned: [values] uint64.
+    """
     out = np.empty(values.shape[0], np.uint64)
     for i in range(values.shape[0]):
         out[i] = fmix64(values[i])

@@ -14,7 +14,10 @@ from stages.lib.data.numba_jit import njit
 
 @njit
 def find(parent, node):
-    """The root of a node; paths are halved on the way."""
+    """The root of a node; paths are halved on the way.
+
+    parent: [documents], any integers; every parent is at most its child.
+    """
     while parent[node] != node:
         parent[node] = parent[parent[node]]
         node = parent[node]
@@ -23,7 +26,10 @@ def find(parent, node):
 
 @njit
 def unite_two(parent, first, second):
-    """Join two trees; the root of a tree is its lowest member."""
+    """Join two trees; the root of a tree is its lowest member.
+
+    parent: see `find`.
+    """
     one, other = find(parent, first), find(parent, second)
     if one < other:
         parent[other] = one
@@ -33,7 +39,10 @@ def unite_two(parent, first, second):
 
 @njit
 def unite(parent, firsts, seconds):
-    """Join the trees of every pair."""
+    """Join the trees of every pair.
+
+    parent: see `find`; firsts, seconds: [pairs], integers.
+    """
     for i in range(firsts.shape[0]):
         unite_two(parent, firsts[i], seconds[i])
 
@@ -42,6 +51,8 @@ def unite(parent, firsts, seconds):
 def splice(parent, following, firsts, seconds):
     """As `unite`; and `following` leads around the documents of each tree, where those that were joined early are
     neighbours.
+
+    parent: see `find`; following: [documents], integers, each its own at first; firsts, seconds: [pairs], integers.
     """
     for i in range(firsts.shape[0]):
         one, other = firsts[i], seconds[i]
@@ -52,7 +63,10 @@ def splice(parent, following, firsts, seconds):
 
 @njit
 def around(parent, following):
-    """The documents of all trees of more than one, tree by tree, each once around: uint32."""
+    """The documents of all trees of more than one, tree by tree, each once around: uint32.
+
+    parent, following: see `splice`, after it.
+    """
     count = 0
     for d in range(parent.shape[0]):
         count += int(following[d] != d)

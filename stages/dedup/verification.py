@@ -169,6 +169,9 @@ def next_pairs(places, lengths, start, most, parent, local, members, chosen):
     """From `start` on the next pairs that are not connected yet, of texts that come to `most` bytes (or one pair): how
     many documents, how many pairs, and where the next begin. `members` gets the documents, `chosen` the pairs as places
     among them.
+
+    places: [2, pairs] int64, documents; lengths: [documents] int64, bytes; most: bytes; parent: see `union_find.find`;
+    local: [2, documents] int64, worked in. Written: members [documents] int64; chosen [2, pairs] int64.
     """
     size = made = held = 0
     for i in range(start, places.shape[1]):

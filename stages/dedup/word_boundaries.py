@@ -116,7 +116,10 @@ def properties() -> np.ndarray:
 
 @njit
 def within(value, classes):
-    """Whether a class is one of a set."""
+    """Whether a class (of `properties`) is one of a set.
+
+    value: uint16; classes: a bit for each, int64.
+    """
     return classes >> np.int64(value) & 1 != 0
 
 
@@ -168,7 +171,11 @@ def _joined(before, last, value, source, position, end, classes, regional):
 
 @njit
 def word_hashes(source, position, end, classes, out):
-    """One mixed hash for each word of `source[position:end]` that is not white space alone, in order; how many."""
+    """One mixed hash for each word of `source[position:end]` that is not white space alone, in order; how many.
+
+    source: [bytes] uint8; classes: [0x110000] uint16 (`properties`). Written: out uint64, room for as many
+    words as bytes.
+    """
     made, part, solid = 0, np.uint64(0), False
     before, last, raw, regional = np.uint16(OTHER), np.uint16(OTHER), np.uint16(OTHER), 0
     started = False
@@ -260,6 +267,8 @@ def paragraph_words(source, position, end, classes, marks, out):
     """Hashes of the words of the paragraph that begins at `position` (before `end`): (how many, the paragraph's end).
 
     It ends before the next line feed. `marks` and `out` have room for as many bytes, `out` for one more.
+
+    source: [bytes] uint8; classes: [0x110000] uint16; marks: uint8; out: uint64.
     """
     stop = _joins(source, position, end, classes, marks)
     if stop < 0:

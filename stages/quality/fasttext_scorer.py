@@ -112,7 +112,11 @@ def _separator(source, position, kinds):
 
 @njit
 def fill_table(source, ends, values, keys, rows):
-    """Put words into the open-addressed table `keys`, with their projected rows."""
+    """Put words into the open-addressed table `keys`, with their projected rows.
+
+    source: [bytes] uint8, the words one after another; ends: [words + 1] int64; values: [words] float32. Written: keys
+    [a power of two] uint64, 0 where free; rows, float32, beside them.
+    """
     mask = np.int64(keys.shape[0] - 1)
     for i in range(ends.shape[0] - 1):
         key = OFFSET
@@ -151,7 +155,12 @@ def _longer_ngrams(buckets, ngrams, ring, seen):
 
 @njit
 def score_texts(source, ends, kinds, keys, rows, buckets, ngrams, eos_key, eos_hash, out):
-    """The difference of the two logits of each text."""
+    """The difference of the two logits of each text.
+
+    source: [bytes] uint8; ends: [texts + 1] int64; kinds: [256] uint8 (`classes`); keys, rows: see `fill_table`;
+    buckets: [buckets] float32, projected rows of n-grams; ngrams: words in the longest; eos_key uint64,
+    eos_hash uint32: of the word that ends a line. Written: out [texts] float64.
+    """
     ring = np.zeros(ngrams, np.uint64)
     size = np.uint64(buckets.shape[0])
     for d in range(ends.shape[0] - 1):

@@ -45,6 +45,21 @@ def compiled(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any("njit" in ast.unparse(d) or "compiled" in ast.unparse(d) for d in node.decorator_list)
 
 
+def test_a_compiled_kernel_says_of_what_type_its_values_are() -> None:
+    """numba's functions have no annotations: their docstrings give types and shapes, or name the one that does."""
+    silent = []
+    for path in sources():
+        text = path.read_text(encoding="utf-8")
+        if "njit" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and compiled(node) and not node.name.startswith("_"):
+                said = ast.get_docstring(node) or ""
+                if not re.search(r"\b(u?int(8|16|32|64)|float(32|64)|integers)\b|: see `", said):
+                    silent.append(f"{place(path)} {node.name}")
+    assert silent == []
+
+
 def too_large(path: Path) -> Iterator[str]:
     """What of a file is over a measure: the file, `function` for its lines, `function()` for its parameters."""
     text = path.read_text(encoding="utf-8")

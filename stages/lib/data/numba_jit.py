@@ -52,7 +52,10 @@ def _configure() -> None:
 
 @njit
 def fmix64(value):
-    """A bijection of uint64 whose every output bit depends on every input bit (MurmurHash3's fmix64)."""
+    """A bijection of uint64 whose every output bit depends on every input bit (MurmurHash3's fmix64).
+
+    uint64 in, uint64 out.
+    """
     value ^= value >> np.uint64(33)
     value *= np.uint64(0xFF51AFD7ED558CCD)
     value ^= value >> np.uint64(33)
