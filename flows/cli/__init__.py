@@ -22,6 +22,7 @@ from flows.cli.results import lineage, logs, ls, report, show
 from flows.cli.running import run
 from flows.cli.services import down, status, up
 from flows.cli.tables import tables
+from flows.cli.verify import verify
 from flows.repair import repair
 from flows.terminal_text import line
 from stages.core.errors import ConfigError, StageError
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.",
 )
-for _command in (repair, up, down, status, plan, why, run, ls, show, logs, lineage, report, tables, check):
+for _command in (repair, up, down, status, plan, why, run, ls, show, logs, lineage, report, tables, verify, check):
     app.command()(_command)
 app.add_typer(images.app, name="images")
 app.add_typer(suite.app, name="suite")

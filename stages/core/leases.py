@@ -9,7 +9,7 @@ import time
 from stages.core.errors import ExitClass, InfraError
 from stages.core.messages import Lease
 from stages.core.processes import host_identity, process_identity
-from stages.core.records import LEASE_SECONDS, AttemptRecord, DamagedRecord, LeaseRecord, RecordStore, now
+from stages.core.records import LEASE_SECONDS, AttemptRecord, DamagedRecord, LeaseRecord, RecordStore, now, sealed
 from stages.core.store_errors import Conflict
 
 LEASE_ENDURANCE = 900.0
@@ -172,7 +172,7 @@ class LeaseStore(RecordStore):
 
     def record_attempt(self, record: AttemptRecord) -> None:
         """Write or overwrite the record of an attempt."""
-        self.store.put(f"attempts/{record.key}/{record.epoch:06d}.json", record.model_dump_json().encode())
+        self.store.put(f"attempts/{record.key}/{record.epoch:06d}.json", sealed(record))
 
     def attempts(self, key: str) -> list[AttemptRecord]:
         """Every attempt at a key, oldest first. Raises DamagedRecord."""

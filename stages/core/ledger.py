@@ -9,6 +9,8 @@
     nodes/<profile>/<node>.json               the key that a node last had in a profile
     damaged/<object>.<time>                   what could not be read and was moved out of the way; never deleted by us
 
+Records of nodes and attempts end in a seal, the SHA-256 of the rest (`stages.core.records.sealed`).
+
 A record that cannot be read is `DamagedRecord`, which names it; `moxin repair` mends what can be mended. An object
 whose bytes are not those of its manifest is told in `objects/<stage>/<key>/<epoch>/DAMAGED.json`, and counts as lost
 from then on.
@@ -24,7 +26,7 @@ from stages.core.checkpoints import CheckpointStore
 from stages.core.keys import canonical_json, sha256
 from stages.core.leases import LeaseLost
 from stages.core.messages import Lease, StageResult
-from stages.core.records import DamagedRecord, NodeRecord
+from stages.core.records import DamagedRecord, NodeRecord, sealed
 from stages.core.store_errors import Conflict
 
 DAMAGED_MARK = "DAMAGED.json"
@@ -47,6 +49,11 @@ class Ledger(CheckpointStore):
         name = f"manifests/{key}.json"
         found = self.store.get(name)
         return None if found is None else (self._parse(StageResult, name, *found), found[1])
+
+    def manifest_digest(self, key: str) -> str | None:
+        """The SHA-256 of a key's manifest as it lies in the store, or None."""
+        stored = self.store.get(f"manifests/{key}.json")
+        return None if stored is None else sha256(stored[0])
 
     def published(self, key: str) -> bool:
         """Whether a key has a manifest that can be read."""
@@ -128,7 +135,7 @@ class Ledger(CheckpointStore):
 
     def set_node(self, profile: str, record: NodeRecord) -> None:
         """Remember the key that a node has now."""
-        self.store.put(f"nodes/{profile}/{record.node}.json", record.model_dump_json().encode())
+        self.store.put(f"nodes/{profile}/{record.node}.json", sealed(record))
 
     def node(self, profile: str, name: str) -> NodeRecord | None:
         """The last known key of one node. Raises DamagedRecord."""

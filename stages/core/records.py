@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
+from stages.core.keys import canonical_json, sha256
 from stages.core.messages import StageResult
 from stages.core.processes import host_identity, process_alive
 from stages.core.store import Store
@@ -18,6 +20,12 @@ from stages.core.store_errors import Damaged
 
 LEASE_SECONDS = 60.0
 """A lease that is not renewed for this long may be taken over. Heartbeats come three times as often."""
+
+
+SEAL = "seal"
+"""The field of a stored record that holds the SHA-256 of the others: a byte that rots in one does not pass for another
+value. `moxin verify` compares it; records of before have none.
+"""
 
 
 class DamagedRecord(InputError):
@@ -59,7 +67,31 @@ class LeaseRecord(BaseModel):
         return not (self.host == host_identity() and self.process and not process_alive(self.process))
 
 
-class NodeRecord(BaseModel):
+class SealedRecord(BaseModel):
+    """A record that is stored with a seal (`sealed`), which is no field of its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_seal(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if key != SEAL} if isinstance(data, dict) else data
+
+
+def sealed(record: SealedRecord) -> bytes:
+    """A record as it is stored: canonical JSON, with the SHA-256 of the same without it as its seal."""
+    rows = record.model_dump(mode="json")
+    return canonical_json(rows | {SEAL: sha256(canonical_json(rows))})
+
+
+def seal_holds(body: bytes) -> bool | None:
+    """Whether a stored record's seal is that of its other fields; None: it has none. body: a record that can be
+    read.
+    """
+    rows = dict(json.loads(body))
+    seal = rows.pop(SEAL, None)
+    return None if seal is None else seal == sha256(canonical_json(rows))
+
+
+class NodeRecord(SealedRecord):
     """Which key a node had when it last ran in a profile: what `moxin why` and the report start from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,7 +102,7 @@ class NodeRecord(BaseModel):
     at: str
 
 
-class AttemptRecord(BaseModel):
+class AttemptRecord(SealedRecord):
     """How one attempt went."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

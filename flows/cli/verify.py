@@ -1,0 +1,81 @@
+"""`moxin verify`: every digest of a model's chain again, in the store or in a released folder."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.common import JsonOption, ProfileOption, err, find_node, load_profile, open_ledger, out, print_json, say
+from flows.settings import Settings
+from flows.terminal_text import line
+
+
+def verify(
+    model: Annotated[str, typer.Argument(help="a node, or the folder of a released model")],
+    profile: ProfileOption = "tiny",
+    deep: Annotated[
+        bool, typer.Option("--deep/--quick", help="read every file; --quick: its presence and size alone")
+    ] = True,
+    rerun: Annotated[
+        str | None, typer.Option("--rerun", metavar="NODE", help="make this node's result again, and compare")
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Check every link between a model and its raw sources; the exit status is 1 where one does not hold."""
+    row = _verify_node(find_node(model).name, profile, deep, rerun)
+    if json_:
+        print_json(row)
+    else:
+        _tell(row)
+    if not row["ok"]:
+        raise typer.Exit(1)
+
+
+def _verify_node(node: str, profile: str, deep: bool, again: str | None) -> dict[str, Any]:
+    """What `moxin verify NODE` says, as JSON values."""
+    from flows.release import checks
+
+    settings, began = Settings.load(), time.monotonic()
+    with open_ledger(settings) as ledger:
+        verdict = checks.verify(ledger, profile, node, deep)
+        row = verdict.row() | {"deep": deep, "seconds": round(time.monotonic() - began, 3)}
+        if again is not None:
+            link = checks.require_node(verdict.chain, find_node(again).name)
+            row["rerun"] = _rerun(ledger, link, profile, settings)
+            row["ok"] = row["ok"] and row["rerun"]["kept"]
+    return row
+
+
+def _rerun(ledger: Any, link: Any, profile: str, settings: Settings) -> dict[str, Any]:
+    from flows.launch import launcher
+    from flows.release.rerun import rerun
+
+    pipeline, values = load_profile(profile, [])
+    node = pipeline[link.node]
+    done = rerun(
+        ledger,
+        link,
+        node,
+        values.resources[node.name],
+        launcher(values.launchers[node.name], settings),
+        lambda text: err.print(line((text, "dim")), soft_wrap=True),
+    )
+    return done.row() | {"line": done.line}
+
+
+def _tell(row: dict[str, Any]) -> None:
+    """A verdict for people."""
+    for fault in row["faults"]:
+        out.print(line(("broken:", "red"), f" {fault['node']}: {fault['link']}: {fault['what']}"), soft_wrap=True)
+    for note in row["notes"]:
+        out.print(line(("note:", "dim"), f" {note}"), soft_wrap=True)
+    contents = f"{row['bytes_read']:,} bytes read" if row["deep"] else "names and sizes alone: --deep reads them"
+    scope = f"{row['results']} results, {row['files']} files ({contents}) in {row['seconds']:.1f} s"
+    if row["faults"]:
+        say((row["node"], "bold"), f": {scope}: {len(row['faults'])} links are broken")
+    else:
+        say((row["node"], "bold"), f": {scope}: every link holds")
+    if "rerun" in row:
+        out.print(line(row["rerun"]["line"]), soft_wrap=True)

@@ -1,0 +1,70 @@
+"""`moxin verify`: what the terminal and the exit status say."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+
+from flows import launch
+from flows.cli import app, verify
+from stages.core.ledger import Ledger
+from tests.support.bench import PIPE, Bench
+from tests.support.probe_pipeline import InlineLauncher, copy_ledger, profile_of
+
+
+@pytest.fixture
+def bench(finished_run: Ledger, ledger: Ledger, tmp_path: Any, settings: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Everything of the small pipeline has run once; the command works on it."""
+    copy_ledger(finished_run, ledger)
+
+    @contextlib.contextmanager
+    def opened(_: Any) -> Iterator[Ledger]:
+        yield ledger
+
+    module = verify.__globals__
+    monkeypatch.setitem(module, "open_ledger", opened)
+    monkeypatch.setitem(module, "find_node", lambda name: PIPE[name])
+    monkeypatch.setitem(module, "load_profile", lambda name, overrides: (PIPE, profile_of(PIPE, tmp_path)))
+    monkeypatch.setattr(module["Settings"], "load", lambda: settings)
+    monkeypatch.setattr(launch, "launcher", lambda name, settings: InlineLauncher(tmp_path))
+    return Bench(ledger, tmp_path)
+
+
+def verified(*words: str) -> int:
+    """The exit status."""
+    try:
+        return int(app(["verify", *words, "--profile", "test"], standalone_mode=False) or 0)
+    except typer.Exit as ended:
+        return ended.exit_code
+
+
+def test_a_chain_that_holds(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verified("train_2") == 0
+    said = capsys.readouterr().out
+    assert "train_2: 6 results, 6 files (" in said
+    assert "every link holds" in said
+
+
+def test_a_broken_link_is_named_and_the_status_is_1(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = bench.results()["vocabulary"].outputs["tokenizer"].files[0]
+    bench.ledger.store.put(entry.object, b"X" * entry.size)
+    assert verified("train_2", "--quick") == 0
+    assert "names and sizes alone: --deep reads them" in capsys.readouterr().out
+    assert verified("train_2") == 1
+    said = capsys.readouterr().out
+    assert "broken: vocabulary: output tokenizer, file tokenizer.json: " in said
+    assert "1 links are broken" in said
+    assert verified("train_2", "--json") == 1
+    row = json.loads(capsys.readouterr().out)
+    assert (row["ok"], row["results"], [fault["node"] for fault in row["faults"]]) == (False, 6, ["vocabulary"])
+
+
+def test_a_rerun(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verified("train_2", "--rerun", "shards", "--json") == 0
+    row = json.loads(capsys.readouterr().out)["rerun"]
+    assert (row["node"], row["promise"], row["same_bits"], row["kept"]) == ("shards", "no", True, True)
