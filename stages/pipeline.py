@@ -56,8 +56,8 @@ pretrain_3 = Pretrain(
 )
 
 # The ablation of the paper: both models on the same suite.
-evaluate_original = Evaluate(name="evaluate_original", model=pretrain_2.model, suite=capability.suite)
-evaluate_enhanced = Evaluate(name="evaluate_enhanced", model=pretrain_3.model, suite=capability.suite)
+evaluate_original = Evaluate(name="evaluate_original", model=pretrain_2.model, suites=[capability.suite])
+evaluate_enhanced = Evaluate(name="evaluate_enhanced", model=pretrain_3.model, suites=[capability.suite])
 
 # What post-training learns from: two branches of instructions and preferences (paper 4), problems and reasoning traces
 # (5).

@@ -1,56 +1,60 @@
-"""lm-evaluation-harness in this process: its task index, the model, one task scored. The only module that
-imports it.
-"""
+"""lm-evaluation-harness in this process: the model, and one entry of a suite scored."""
 
 from __future__ import annotations
 
-import logging
+import json
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, cast
 
 import lm_eval
-import lm_eval.tasks
 import numpy
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
+from safetensors import safe_open
 
 from stages.core.errors import ConfigError, InputError
-from stages.evaluate.spec import EvaluateConfig, Task
+from stages.evaluate import answers
+from stages.evaluate.spec import EvaluateConfig
+from stages.evaluate.tasks import Bound
+from stages.lib.evaluation.suite_file import TaskEntry
+from stages.lib.formats.completions import Candidate
 from stages.lib.modeling.loading import refuse_incomplete
 
-FOLDERS = ("arc", "hellaswag", "piqa", "winogrande", "mmlu/default")
-"""Where the paper's tasks are defined. Reading all of the harness's 13,000 definitions takes 12 CPU seconds more."""
 DTYPE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One task of a suite: which of the harness's tasks it is made of, and the mirror to read."""
+class Metric:
+    """One metric under one filter ("none": the answers as they are)."""
 
-    suite: str
-    task: Task
-    members: tuple[str, ...]
-    mirror: Path
+    name: str
+    filter: str
+    value: float
+    stderr: float | None
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the harness said of one plan. metrics: {name: (value, standard error)}."""
+    """What the harness said of one entry. generation: the settings with which answers were written, None where none
+    were; programs: of an entry that another stage executes, instead of metrics.
+    """
 
-    metrics: dict[str, tuple[float, float | None]]
+    metrics: tuple[Metric, ...]
     n: int
     n_total: int
-    split: str
-    data_set: tuple[str, str | None]
+    splits: dict[str, str]
     version: str
     truncated: int
     joined: int
+    repeats: int
+    generation: dict[str, Any] | None
     samples: list[dict[str, Any]]
+    programs: tuple[Candidate, ...] = ()
 
 
 class _Complete:
@@ -102,63 +106,11 @@ class LM(cast(Any, HFLM)):  # its registry's decorator hides the class from a ty
 
 @dataclass
 class Loaded:
-    """The model inside the harness."""
+    """The model inside the harness. stored: the dtype that its folder says the weights have."""
 
-    lm: LM
+    lm: Any
     parameters: int
-
-
-def version() -> str:
-    """The harness's version."""
-    return package_version("lm_eval")
-
-
-class TaskIndex:
-    """The harness's task definitions, by name. Those outside the paper's folders are read only when one is
-    asked for.
-    """
-
-    def __init__(self) -> None:
-        root = Path(lm_eval.tasks.__file__).parent
-        logging.getLogger("lm_eval").setLevel(logging.WARNING)
-        self.manager = TaskManager(include_defaults=False, include_path=[str(root / f) for f in FOLDERS])
-        self._all: TaskManager | None = None
-
-    @property
-    def names(self) -> _Names:
-        """The names of all tasks."""
-        return _Names(self)
-
-    def everything(self) -> TaskManager:
-        """Every definition that the harness ships."""
-        if self._all is None:
-            self._all = TaskManager()
-        return self._all
-
-    def manager_for(self, task: str) -> TaskManager:
-        """The manager that knows a task."""
-        return self.manager if task in self.manager.task_index else self.everything()
-
-    def data_set(self, task: str) -> tuple[str, str | None]:
-        """The hub name and configuration of a task's data set."""
-        loaded = self.manager_for(task)._entry(task)
-        config = (loaded.cfg if loaded else None) or {}
-        if not config.get("dataset_path"):
-            raise ConfigError(f"task '{task}' is no single task with a data set: name its members")
-        return str(config["dataset_path"]), config.get("dataset_name")
-
-
-class _Names:
-    """Membership first in the paper's folders, then in all; iterates over all (for the nearest name)."""
-
-    def __init__(self, index: TaskIndex) -> None:
-        self._index = index
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._index.manager.task_index or name in self._index.everything().task_index
-
-    def __iter__(self) -> Any:
-        return iter(self._index.everything().all_subtasks)
+    stored: str | None
 
 
 def load(folder: Path, config: EvaluateConfig) -> Loaded:
@@ -167,132 +119,153 @@ def load(folder: Path, config: EvaluateConfig) -> Loaded:
     if config.device == "cuda" and not gpu:
         raise ConfigError("device = 'cuda', but this machine has no GPU: set 'auto' or 'cpu'")
     torch.set_num_threads(config.threads)
+    given = {
+        "pretrained": str(folder),
+        "dtype": DTYPE[config.precision],
+        "batch_size": config.batch_size,
+        "trust_remote_code": False,
+    }
     try:
-        lm = LM(
-            pretrained=str(folder),
-            device="cuda" if gpu and config.device != "cpu" else "cpu",
-            dtype=DTYPE[config.precision],
-            batch_size=config.batch_size,
-            max_length=config.max_length,
-            trust_remote_code=False,
-        )
+        if config.engine == "vllm":
+            lm, parameters = _vllm(given, config), _weights(folder)
+        else:
+            device = "cuda" if gpu and config.device != "cpu" else "cpu"
+            lm = LM(**given, device=device, max_length=config.max_length)
+            parameters = sum(p.numel() for p in lm.model.parameters())
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"the model folder cannot be loaded: {str(error).splitlines()[0]}") from error
-    return Loaded(lm, sum(p.numel() for p in lm.model.parameters()))
+    return Loaded(lm, parameters, _stored(folder))
 
 
-def score(model: Loaded, index: TaskIndex, plan: Plan, config: EvaluateConfig) -> Scored:
-    """Score one plan."""
-    members = [
-        {"task": name, "dataset_path": str(plan.mirror / index.data_set(name)[0]), "num_fewshot": plan.task.num_fewshot}
-        for name in plan.members
-    ]
-    loaded = index.manager_for(plan.members[0]).load(
-        [{"group": f"{plan.suite}_{plan.task.task}_group", "task": members}]
-    )
-    for task in loaded["tasks"].values():
-        task.set_fewshot_seed(seed=config.seed)
-    random.seed(config.seed)  # of the bootstrap
-    numpy.random.seed(config.seed)
+def _vllm(given: dict[str, Any], config: EvaluateConfig) -> Any:
+    """The harness's model that vLLM runs. Raises ConfigError where it is not installed."""
+    try:
+        import vllm  # noqa: F401  # type: ignore[import-not-found]
+        from lm_eval.models.vllm_causallms import VLLM
+    except ImportError as error:
+        raise ConfigError(
+            f"engine = 'vllm' cannot be used where this runs ({error}): install lm-eval[vllm], or set engine ="
+            " 'transformers'"
+        ) from error
+    lm = cast(Any, VLLM)(**given, max_length=config.max_length, seed=config.seed)
+    lm.joined = 0
+    return lm
+
+
+def _weights(folder: Path) -> int:
+    """Numbers in a folder's safetensors, of whose headers alone are read."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            total += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return total
+
+
+def _stored(folder: Path) -> str | None:
+    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return said.get("dtype") or said.get("torch_dtype")
+
+
+def has_chat_template(model: Loaded) -> bool:
+    """Whether the model's tokenizer has one."""
+    return bool(getattr(model.lm.tokenizer, "chat_template", None))
+
+
+def score(model: Loaded, bound: Bound, entry: TaskEntry, config: EvaluateConfig) -> Scored:
+    """Score one entry, or have its programs written. Raises ConfigError for what the model or the task cannot do."""
+    _refuse_what_cannot_be(model, bound, entry)
+    for seed in (random.seed, numpy.random.seed, torch.manual_seed):  # of the bootstrap, and of drawn answers
+        seed(config.seed)
     model.lm.joined = 0
     # `simple_evaluate` does the same, and then runs `pip list` and a dozen other programs to describe the machine
     output = cast(Any, lm_eval).evaluate(
-        lm=model.lm, task_dict=loaded, limit=plan.task.limit, bootstrap_iters=config.bootstrap_iters, log_samples=True
+        lm=model.lm,
+        task_dict=bound.loaded,
+        limit=entry.limit,
+        bootstrap_iters=config.bootstrap_iters,
+        log_samples=True,
+        apply_chat_template=entry.chat_template,
+        system_instruction=entry.system,
+        fewshot_as_multiturn=entry.chat_template,  # as the harness's command line does with a chat template
     )
-    counts = [output["n-samples"][name] for name in plan.members]
-    samples = [_sample(name, row) for name in plan.members for row in output["samples"][name]]
-    first = output["configs"][plan.members[0]]
+    counts = [output["n-samples"][name] for name in bound.tasks]
+    rows = [(name, row) for name in bound.tasks for row in _ordered(output["samples"][name])]
+    first = next(iter(bound.tasks.values())).config
     return Scored(
-        metrics=_metrics(output["results"], plan.members, [c["effective"] for c in counts]),
+        metrics=() if entry.execute else (*_metrics(output, bound.name), *_passes(output, bound, entry)),
         n=sum(c["effective"] for c in counts),
         n_total=sum(c["original"] for c in counts),
-        split=str(first.get("test_split") or first.get("validation_split")),
-        data_set=index.data_set(plan.members[0]),
-        version=str(output["versions"].get(plan.members[0], "")),
-        truncated=_truncated(model.lm, output["samples"], plan.members),
+        splits={name: _split(task) for name, task in bound.tasks.items()},
+        version=str(output["versions"].get(bound.name, "")),
+        truncated=sum(answers.truncated(model.lm, output["samples"][name]) for name in bound.tasks),
         joined=model.lm.joined,
-        samples=samples,
+        repeats=int(first.repeats),
+        generation=dict(first.generation_kwargs) if first.output_type == "generate_until" else None,
+        samples=[answers.sample(name, row) for name, row in rows],
+        programs=tuple(answers.candidates(entry, (row for _, row in rows))) if entry.execute else (),
     )
 
 
-def _metrics(
-    results: dict[str, Any], members: tuple[str, ...], sizes: list[int]
-) -> dict[str, tuple[float, float | None]]:
-    """Means over the members' documents; the standard error is that of the pooled documents.
+def _ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """In the data set's order, whatever the filter."""
+    return sorted(rows, key=lambda row: row["doc_id"])
 
-    The harness's keys are `metric,filter`; without a filter ("none") the metric's name is enough. Raises ConfigError
-    when there is none.
+
+def _split(task: Any) -> str:
+    return str(task.config.test_split or task.config.validation_split)
+
+
+def _refuse_what_cannot_be(model: Loaded, bound: Bound, entry: TaskEntry) -> None:
+    if entry.chat_template and not has_chat_template(model):
+        raise InputError(
+            f"task {entry.task} is asked through a chat template, and the model has none: evaluate a tuned model, or"
+            " set chat_template = false"
+        )
+    for task in bound.tasks.values():
+        settings = task.config.generation_kwargs
+        if task.config.output_type != "generate_until":
+            continue
+        longest = answers.longest_answer(settings, model.lm.max_gen_toks)
+        if longest >= model.lm.max_length:
+            raise ConfigError(
+                f"task {task.task_name} may write {longest} tokens, and the context has {model.lm.max_length}: set"
+                " max_new_tokens lower, or max_length higher"
+            )
+        if entry.repeats > 1 and not settings.get("do_sample"):
+            raise ConfigError(
+                f"task {task.task_name} writes {entry.repeats} answers that are all the same: set temperature above 0"
+            )
+
+
+def _metrics(output: dict[str, Any], name: str) -> Iterator[Metric]:
+    """Every metric under every filter, in the harness's order; its keys are `metric,filter`. Raises ConfigError when
+    there is no number.
     """
-    out: dict[str, tuple[float, float | None]] = {}
-    first = results[members[0]]
+    results = output["results"][name]
+    better = output["higher_is_better"].get(name) or {}
     keys = [
-        key for key, value in first.items() if "," in key and "_stderr," not in key and isinstance(value, int | float)
+        key for key, value in results.items() if "," in key and "_stderr," not in key and isinstance(value, int | float)
     ]
     if not keys:
         raise ConfigError(
-            f"task '{members[0]}' gives no number that could be reported, only {', '.join(sorted(first))}: leave it out"
+            f"task '{name}' gives no number that could be reported, only {', '.join(sorted(results))}: leave it out"
         )
-    total = sum(sizes)
     for key in keys:
         metric, _, chosen = key.partition(",")
-        name = metric if chosen == "none" else key
-        values = [float(results[m][key]) for m in members]
-        errors = [results[m].get(f"{metric}_stderr,{chosen}") for m in members]
-        known = [float(e) for e in errors if isinstance(e, int | float) and math.isfinite(e)]
-        error = (
-            math.sqrt(sum((n * e) ** 2 for n, e in zip(sizes, known, strict=True))) / total
-            if len(known) == len(members)
-            else None
-        )
-        out[name] = (sum(n * v for n, v in zip(sizes, values, strict=True)) / total, error)
-    return out
+        error = results.get(f"{metric}_stderr,{chosen}")
+        known = isinstance(error, int | float) and math.isfinite(error)
+        up = better.get(metric) is not False
+        yield Metric(metric, chosen, float(results[key]), float(error) if known else None, up)
 
 
-def _sample(task: str, row: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of one document: the question, what the model was given, how it scored each answer or what
-    it wrote.
-    """
-    answers = [[str(part) for part in request] for request in _requests(row)]
-    scores = [_response(response) for response in row["filtered_resps"]]
-    kept = {name: row[name] for name in row.get("metrics", ()) if isinstance(row.get(name), int | float)}
-    chosen = {"filter": row["filter"]} if row.get("filter", "none") != "none" else {}
-    doc = {"doc_id": row["doc_id"], "doc": row["doc"], "target": row["target"]}
-    return {"task": task, **doc, "requests": answers, "scores": scores, **chosen, **kept}
-
-
-def _response(response: Any) -> Any:
-    """A response as JSON: (log-likelihood, whether greedy decoding says it), one number, or a text."""
-    if isinstance(response, tuple | list) and len(response) == 2 and isinstance(response[0], int | float):
-        return [float(response[0]), bool(response[1])]
-    return float(response) if isinstance(response, int | float) else str(response)
-
-
-def _requests(row: dict[str, Any]) -> list[Any]:
-    """The (context, continuation) or (context, settings of generation) of a logged sample, whichever way the harness
-    lays them out.
-    """
-    arguments = row["arguments"]
-    if isinstance(arguments, dict):
-        ordered = sorted(arguments.items(), key=lambda item: int(item[0].rpartition("_")[2]))
-        return [[value[name] for name in sorted(value)] for _, value in ordered]
-    return [list(request) for request in arguments]
-
-
-def _truncated(lm: LM, samples: dict[str, Any], members: tuple[str, ...]) -> int:
-    """Requests that do not fit: the harness then drops tokens from their beginning."""
-    count = 0
-    for name in members:
-        for row in samples[name]:
-            for request in _requests(row):
-                count += _tokens(lm, request) > lm.max_length + 1
-    return count
-
-
-def _tokens(lm: LM, request: list[Any]) -> int:
-    """Tokens that a request wants to have in view: a text alone, with its answer, or with what may be written
-    after it.
-    """
-    context, rest = request[0], request[1] if len(request) > 1 else ""
-    if isinstance(rest, dict):
-        return len(lm.tok_encode(context)) + int(rest.get("max_gen_toks", lm.max_gen_toks))
-    return len(lm.tok_encode(context + str(rest)))
+def _passes(output: dict[str, Any], bound: Bound, entry: TaskEntry) -> Iterator[Metric]:
+    """pass@k of the answers to each document, under the entry's filter and metric (unset: the harness's first)."""
+    if not entry.k:
+        return
+    filtered = [m for m in _metrics(output, bound.name) if entry.filter in (None, m.filter)]
+    named = [m for m in filtered if m.name == entry.metric]
+    base = (named or filtered)[0]
+    counts = [pair for task in bound.tasks.values() for pair in answers.passed(task, base.filter, base.name)]
+    for k in entry.k:
+        value, stderr = answers.pass_at(k, counts)
+        yield Metric(f"pass@{k}", base.filter, value, stderr)

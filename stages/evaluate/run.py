@@ -1,52 +1,53 @@
-"""Run `evaluate`: point the harness's own tasks at the suite's mirror, score, write report and samples.
-
-A task is used as the harness defines it; only `dataset_path` (to the mirror) and the number of shots are set, through
-an inline group, which merges over the task's YAML.
-"""
+"""Run `evaluate`: point the harness's own tasks at the mirrors, score, write report, samples and programs."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from stages.core.context import Context
 from stages.core.errors import ConfigError, InputError
-from stages.evaluate.spec import COLUMNS, TABLES, EvaluateConfig, Task
+from stages.evaluate.comparing import Facts, reasons
+from stages.evaluate.mirrors import Mirrors, joint_fingerprint
+from stages.evaluate.spec import HARNESS, EvaluateConfig
+from stages.lib.evaluation.suite_file import Suite, TaskEntry
+from stages.lib.formats.completions import CodeTask, Completions, write_completions
 from stages.lib.formats.reports import TOY, Aggregate, EvaluatedModel, Harness, Report, Score, write_report
-from stages.lib.formats.suites import Suite, read_suite
 
-HEADLINE = {"winogrande": "acc", "mmlu": "acc"}
-"""The metric that the paper's tables print: acc_norm, but acc for these (paper 7)."""
 TORCH_DTYPE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def run(ctx: Context[EvaluateConfig]) -> None:
-    """Write the report."""
+    """Write `report` and `completions`."""
     offline(ctx.scratch)
-    suite_folder = Path(ctx.input("suite").path)
-    suite = read_suite(suite_folder)
-    from stages.evaluate import harness  # imports torch and transformers: after the environment is set
+    mirrors = Mirrors(Path(each.path) for each in ctx.inputs("suites"))
+    from stages.evaluate import harness, tasks  # import torch and transformers: after the environment is set
 
-    index = harness.TaskIndex()
-    plans = [
-        plan
-        for name, tasks in ctx.config.suites.items()
-        for plan in _plans(ctx, index, suite, suite_folder, name, tasks)
-    ]
-    model = harness.load(ctx.input("model").path, ctx.config)
-    results: list[Score] = []
-    for number, plan in enumerate(plans):
-        ctx.progress(number, len(plans), "tasks")
-        scored = harness.score(model, index, plan, ctx.config)
-        results.extend(_scores(ctx, plan, scored, suite))
-        _write_samples(ctx, plan, scored)
-        headline = next(s for s in results[::-1] if s.headline)
-        ctx.log(f"{plan.suite}/{headline.name}, {plan.task.num_fewshot}-shot: {headline.metric} {headline.value:.4f}")
+    index = tasks.TaskIndex()
+    entries = [(suite, entry) for suite in ctx.config.suites for entry in suite.tasks]
+    bounds = []
+    for suite, entry in entries:  # a mistake in the last one is told before the first is scored
+        with _named(ctx, suite):
+            bounds.append(tasks.bind(index, entry, mirrors, ctx.config.seed))
     artifact = ctx.input("model")
+    model = harness.load(artifact.path, ctx.config)
+    results: list[Score] = []
+    programs: list[tuple[CodeTask, Any]] = []
+    for number, ((suite, entry), bound) in enumerate(zip(entries, bounds, strict=True)):
+        ctx.progress(number, len(entries), "tasks")
+        with _named(ctx, suite):
+            scored = harness.score(model, bound, entry, ctx.config)
+            about = _about(ctx, suite, entry, bound, scored, model, tasks.version())
+            if entry.execute:
+                programs.append((_code_task(entry, about), scored.programs))
+            else:
+                results.extend(_scores(entry, about, scored))
+        _write_samples(ctx, suite, entry, scored)
+        ctx.log(f"{suite.name}/{entry.task}, {entry.num_fewshot}-shot: {_said(entry, scored, results)}")
     report = Report(
         model=EvaluatedModel(
             node=artifact.node,
@@ -55,16 +56,17 @@ def run(ctx: Context[EvaluateConfig]) -> None:
             dtype=TORCH_DTYPE[ctx.config.precision],
             trained_on=tuple(artifact.meta.get("benchmarks", ())),
         ),
-        harness=Harness(name="lm-evaluation-harness", version=harness.version()),
+        harness=Harness(name=HARNESS, version=tasks.version()),
         seed=ctx.config.seed,
         results=tuple(results),
-        aggregates=tuple(_aggregate(name, results) for name in ctx.config.suites),
+        aggregates=tuple(_aggregates(ctx.config.suites, results)),
     )
     write_report(ctx.output("report"), report)
-    ctx.stat(**{f"{s.suite}/{s.name}": round(s.value, 4) for s in results if s.headline})
-    ctx.stat(**{f"{a.suite} average": round(a.value, 4) for a in report.aggregates})
-    ctx.stat(comparable_to_paper=all(s.comparable_to_paper for s in results))
-    ctx.describe("report", meta={"tasks": len(plans)})
+    listing = Completions(
+        model=report.model, harness=report.harness, seed=report.seed, tasks=tuple(task for task, _ in programs)
+    )
+    write_completions(Path(ctx.output("completions")), listing, (rows for _, rows in programs))
+    _tell(ctx, report, programs, len(entries))
 
 
 def offline(scratch: Any) -> None:
@@ -79,92 +81,128 @@ def offline(scratch: Any) -> None:
     )
 
 
-def _plans(
-    ctx: Context[EvaluateConfig], index: Any, suite: Suite, folder: Path, name: str, tasks: tuple[Task, ...]
-) -> list[Any]:
-    """The tasks of a suite, bound to the mirror; MMLU stands for those of its subjects that the mirror has."""
-    from stages.evaluate.harness import Plan
+class _named:
+    """Puts the node and the suite before what is wrong with an entry."""
 
-    plans = []
-    for task in tasks:
-        members = [task.task] if task.task != "mmlu" else None
-        if members is None:
-            data_set = suite.find("cais/mmlu")
-            members = sorted(f"mmlu_{subject}" for subject in (data_set.rows if data_set else {}))
-            if not members:
-                raise InputError(f"{ctx.node}: task mmlu needs data set cais/mmlu, which the suite does not hold")
-        for member in members:
-            if member not in index.names:
-                close = difflib.get_close_matches(member, index.names, n=1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                raise ConfigError(f"{ctx.node}.suites.{name}: lm-evaluation-harness has no task '{member}'{hint}")
-            path, config = index.data_set(member)
-            data_set = suite.find(path)
-            if data_set is None or (config or "default") not in data_set.rows:
-                raise InputError(
-                    f"{ctx.node}: task {member} needs data set {path}, configuration {config or 'default'}, which the"
-                    f" suite does not hold; it has {', '.join(d.id for d in suite.data_sets)}"
-                )
-        plans.append(Plan(name, task, tuple(members), folder))
-    return plans
+    def __init__(self, ctx: Context[EvaluateConfig], suite: Suite) -> None:
+        self.place = f"{ctx.node}.suites.{suite.name}"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ConfigError | InputError):
+            raise type(error)(f"{self.place}: {error}") from error
 
 
-def _scores(ctx: Context[EvaluateConfig], plan: Any, scored: Any, suite: Suite) -> list[Score]:
-    """The metrics of one task; those of a group are means over its members' documents."""
-    path = scored.data_set[0]
-    data_set = suite.find(path)
-    assert data_set is not None
-    limited, synthetic = scored.n < scored.n_total, data_set.origin == "machine"
-    notes = [
-        *(["the data set was made from this run's own documents"] if synthetic else []),
-        *([f"{scored.n} of {scored.n_total} documents"] if limited else []),
-        *(
-            [f"{scored.joined} answers were encoded apart from their questions: a piece of the vocabulary spans both"]
-            if scored.joined
-            else []
-        ),
-        *([f"{len(plan.members)} of 57 subjects"] if plan.task.task == "mmlu" and len(plan.members) != 57 else []),
-    ]
-    name = path.partition("/")[2]
-    in_domain = (f"{TOY}{name}" if synthetic else name) in ctx.input("model").meta.get("benchmarks", ())
-    preferred = HEADLINE.get(plan.task.task, "acc_norm")
-    headline = preferred if preferred in scored.metrics else next(iter(scored.metrics))
+def _about(
+    ctx: Context[EvaluateConfig], suite: Suite, entry: TaskEntry, bound: Any, scored: Any, model: Any, version: str
+) -> dict[str, Any]:
+    """What a score and a task of programs say alike."""
+    sources = list(bound.data.values())
+    fingerprint = joint_fingerprint((one, scored.splits[name]) for name, one in bound.data.items())
+    synthetic = any(one.synthetic for one in sources)
+    facts = Facts(
+        harness_version=version,
+        task_version=scored.version,
+        n=scored.n,
+        n_total=scored.n_total,
+        synthetic=synthetic,
+        truncated=scored.truncated,
+        joined=scored.joined,
+        absent=(len(bound.absent), len(bound.absent) + len(sources)),
+        fingerprint=fingerprint,
+        stored=model.stored,
+        dtype=TORCH_DTYPE[ctx.config.precision],
+    )
+    why = reasons(suite, entry, facts)
+    ids = sorted({one.data_set.id for one in sources})
+    names = {f"{TOY}{id.partition('/')[2]}" if synthetic else id.partition("/")[2] for id in ids}
+    return {
+        "suite": suite.name,
+        "task": entry.task,
+        "n_total": scored.n_total,
+        "num_fewshot": entry.num_fewshot,
+        "data_set": ", ".join(ids),
+        "data_config": sources[0].config if len(sources) == 1 else None,
+        "data_fingerprint": fingerprint,
+        "split": ", ".join(sorted(set(scored.splits.values()))),
+        "task_version": scored.version,
+        "truncated": scored.truncated,
+        "in_domain": bool(names & set(ctx.input("model").meta.get("benchmarks", ()))),
+        "repeats": scored.repeats,
+        "chat_template": entry.chat_template,
+        "generation": scored.generation,
+        "comparable_to_paper": not why,
+        "note": "; ".join(why),
+        "toy": synthetic,
+        "table": suite.table,
+        "column": entry.column if suite.table else None,
+    }
+
+
+def _scores(entry: TaskEntry, about: dict[str, Any], scored: Any) -> list[Score]:
+    """Every metric under every filter. Raises ConfigError when the entry's own is not among them."""
+    headlines = [m for m in scored.metrics if entry.metric in (None, m.name) and entry.filter in (None, m.filter)]
+    if not headlines:
+        asked = ", ".join(f"{key} '{value}'" for key in ("metric", "filter") if (value := getattr(entry, key)))
+        given = ", ".join(f"{m.name} (filter {m.filter})" for m in scored.metrics)
+        raise ConfigError(f"task {entry.task} has no {asked}: the harness gives {given}")
     return [
         Score(
-            suite=plan.suite,
-            task=plan.task.task,
-            metric=metric,
-            headline=metric == headline,
-            value=value,
-            stderr=stderr,
+            metric=metric.name,
+            filter=metric.filter,
+            headline=metric is headlines[0],
+            value=metric.value,
+            stderr=metric.stderr,
+            higher_is_better=metric.higher_is_better,
             n=scored.n,
-            n_total=scored.n_total,
-            num_fewshot=plan.task.num_fewshot,
-            data_set=path,
-            split=scored.split,
-            task_version=scored.version,
-            truncated=scored.truncated,
-            in_domain=in_domain,
-            comparable_to_paper=not notes,
-            note="; ".join(notes),
-            toy=synthetic,
-            table=TABLES.get(plan.suite),
-            column=COLUMNS.get(plan.task.task) if plan.suite in TABLES else None,
+            **about,
         )
-        for metric, (value, stderr) in scored.metrics.items()
+        for metric in scored.metrics
     ]
 
 
-def _aggregate(suite: str, results: list[Score]) -> Aggregate:
-    rows = [s for s in results if s.suite == suite and s.headline]
-    errors = [s.stderr for s in rows if s.stderr is not None]
-    error = math.sqrt(sum(e * e for e in errors)) / len(rows) if len(errors) == len(rows) else None
-    return Aggregate(suite=suite, value=sum(s.value for s in rows) / len(rows), stderr=error, tasks=len(rows))
+def _code_task(entry: TaskEntry, about: dict[str, Any]) -> CodeTask:
+    k = entry.k or (1,)
+    return CodeTask(k=k, headline=entry.metric or f"pass@{k[0]}", **about)
 
 
-def _write_samples(ctx: Context[EvaluateConfig], plan: Any, scored: Any) -> None:
+def _aggregates(suites: Iterable[Suite], results: list[Score]) -> Iterable[Aggregate]:
+    """The mean of each suite's headline metrics; none of a suite whose tasks are all programs."""
+    for suite in suites:
+        rows = [s for s in results if s.suite == suite.name and s.headline]
+        if rows:
+            errors = [s.stderr for s in rows if s.stderr is not None]
+            error = math.hypot(*errors) / len(rows) if len(errors) == len(rows) else None
+            mean = sum(s.value for s in rows) / len(rows)
+            yield Aggregate(suite=suite.name, value=mean, stderr=error, tasks=len(rows))
+
+
+def _said(entry: TaskEntry, scored: Any, results: list[Score]) -> str:
+    if entry.execute:
+        return f"programs for {len(scored.programs)} documents"
+    headline = next(s for s in results[::-1] if s.headline)
+    return f"{headline.metric} {headline.value:.4f}"
+
+
+def _tell(ctx: Context[EvaluateConfig], report: Report, programs: list[tuple[CodeTask, Any]], count: int) -> None:
+    ctx.stat(**{f"{s.suite}/{s.name}": round(s.value, 4) for s in report.results if s.headline})
+    ctx.stat(**{f"{a.suite} average": round(a.value, 4) for a in report.aggregates})
+    written: list[Score | CodeTask] = [*report.results, *(task for task, _ in programs)]
+    ctx.stat(comparable_to_paper=all(each.comparable_to_paper for each in written))
+    ctx.describe("report", meta={"tasks": count - len(programs)})
+    ctx.describe("completions", meta={"tasks": len(programs)})
+
+
+def _write_samples(ctx: Context[EvaluateConfig], suite: Suite, entry: TaskEntry, scored: Any) -> None:
     folder = Path(ctx.output("report")) / "samples"
     folder.mkdir(exist_ok=True)
-    with open(folder / f"{plan.suite}.{plan.task.task}.jsonl", "w", encoding="utf-8") as stream:
+    with open(folder / f"{suite.name}.{entry.task}.jsonl", "w", encoding="utf-8") as stream:
         for row in scored.samples:
-            stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n")
+            stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no form for: a picture's bytes as their count, times and the like as text."""
+    return f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)

@@ -1,74 +1,79 @@
-"""The `evaluate` stage: lm-evaluation-harness, its own task definitions, on local data."""
+"""The `evaluate` stage: suites of lm-evaluation-harness, with its own task definitions, on local data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
-from stages.core.artifacts import ArtifactManifest, EvalReport, EvalSuite, Model
+from stages.core.artifacts import ArtifactManifest, Completions, EvalReport, EvalSuite, Model
 from stages.core.config import Operational, StageConfig
+from stages.core.preflight import PreflightContext, Problem
 from stages.core.resources import Resources, Work
 from stages.core.stage import Input, Output, Stage, output
+from stages.lib.evaluation.suite_file import Suite, load
 
-
-class Task(BaseModel):
-    """One task of lm-evaluation-harness."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    task: str = Field(min_length=1, description="its name there")
-    num_fewshot: int = Field(default=0, ge=0, description="worked examples before the question")
-    limit: int | None = Field(default=None, gt=0, description="documents to score at most, first ones; unset: all")
-
-
-def _tasks(**shots: int) -> tuple[Task, ...]:
-    return tuple(Task(task=name, num_fewshot=count) for name, count in shots.items())
-
-
-#: Paper 7, Tables 2 and 3: the tasks and their shots.
-PAPER_SUITES: Mapping[str, tuple[Task, ...]] = {
-    "zero_shot": _tasks(hellaswag=0, winogrande=0, piqa=0, arc_easy=0, arc_challenge=0),
-    "few_shot": _tasks(arc_challenge=25, hellaswag=10, mmlu=5, winogrande=5),
-}
-#: Which of the paper's tables a suite fills, and the column of each task.
-TABLES: Mapping[str, str] = {"zero_shot": "table_2", "few_shot": "table_3"}
-COLUMNS: Mapping[str, str] = {
-    "hellaswag": "HellaSwag",
-    "winogrande": "WinoGrande",
-    "piqa": "PIQA",
-    "arc_easy": "ARC-E",
-    "arc_challenge": "ARC-C",
-    "mmlu": "MMLU",
-}
+HARNESS = "lm-evaluation-harness"
 
 
 class EvaluateConfig(StageConfig):
     """Suites of tasks and how the model is run."""
 
-    suites: Mapping[str, tuple[Task, ...]] = Field(
-        default=PAPER_SUITES, min_length=1, description="named lists of tasks (Tables 2, 3)"
+    suites: tuple[Suite, ...] = Field(
+        default=(load("table_2"), load("table_3")),
+        min_length=1,
+        description=(
+            "shipped suites by name ('table_2'), files of your own ('mine.toml'), or changed ones ({ base = 'table_3',"
+            " limit = 60, only = ['mmlu'], tasks = { mmlu = { num_fewshot = 2 } } })"
+        ),
     )
     max_length: int | None = Field(
         default=None, gt=1, description="context in tokens; longer prompts lose their beginning; unset: the model's"
     )
     bootstrap_iters: int = Field(default=1000, ge=0, description="for standard errors of metrics that have no formula")
-    seed: int = Field(default=1234, description="few-shot sampling (the harness's default)")
+    seed: int = Field(default=1234, description="few-shot sampling (the harness's default), and drawn answers")
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the weights while scoring")
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="who runs the model; part of the key: draws and last digits differ"
+    )
     batch_size: Operational[int] = Field(default=16, gt=0, description="requests in a forward pass")
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads")
     device: Operational[Literal["auto", "cpu", "cuda"]] = Field(
         default="auto", description="auto: a GPU if there is one"
     )
 
+    @model_validator(mode="after")
+    def _suites_of_this_harness(self) -> EvaluateConfig:
+        for suite in self.suites:
+            if suite.harness != HARNESS:
+                raise ValueError(
+                    f"suite '{suite.name}' is of {suite.harness}, this stage runs {HARNESS}: give it to that harness's"
+                    " stage, or take another suite"
+                )
+            if again := [name for name, count in Counter(t.task for t in suite.tasks).items() if count > 1]:
+                raise ValueError(f"suite '{suite.name}' names task {again[0]} twice: make it two suites")
+        if again := [name for name, count in Counter(suite.name for suite in self.suites).items() if count > 1]:
+            raise ValueError(f"two suites are called '{again[0]}': give one of them a name")
+        return self
 
-class Evaluate(Stage[EvaluateConfig], env="eval", revision=3, reproducible="same hardware"):
-    """Score a model on the paper's suites with lm-evaluation-harness's unmodified task definitions."""
+
+class Evaluate(Stage[EvaluateConfig], env="eval", revision=4, reproducible="same hardware"):
+    """Score a model on suites of lm-evaluation-harness's tasks; programs are written for another stage to run."""
 
     model: Input[Model]
-    suite: Input[EvalSuite]
+    suites: Sequence[Input[EvalSuite]]
     report: Output[EvalReport] = output()
+    completions: Output[Completions] = output()
+
+    def preflight(self, config: EvaluateConfig, context: PreflightContext) -> Iterable[Problem]:
+        if config.engine == "vllm" and config.device == "cpu":
+            yield Problem("device", "cpu", "engine = 'vllm' needs a GPU", "set 'auto', or engine = 'transformers'")
+
+    @classmethod
+    def interpreter(cls, config: EvaluateConfig) -> str | None:
+        return "vllm" if config.engine == "vllm" else None
 
     @classmethod
     def resources(cls, config: EvaluateConfig) -> Resources:

@@ -168,7 +168,7 @@ def json_copy(job: Job) -> Any:
         (
             "tiny",
             "resources.evaluate_original.nproc_per_node=2",
-            r"nproc_per_node = 2, but stage 'evaluate' is one process: set 1",
+            r"nproc_per_node = 2, but stage 'evaluate' with engine 'transformers' is one process: set 1",
         ),
     ],
 )

@@ -40,7 +40,7 @@ def test_one_run_goes_from_raw_pages_to_evaluated_models(installation: Installat
     assert losses[0][-1]["loss"] < losses[0][0]["loss"]
     for name in ("evaluate_original", "evaluate_enhanced"):
         stats = installation.json("show", name)["stats"]
-        assert {"zero_shot average", "few_shot average", "zero_shot/toy-piqa", "few_shot/toy-mmlu"} <= set(stats)
+        assert {"table_2 average", "table_3 average", "table_2/toy-piqa", "table_3/toy-mmlu"} <= set(stats)
         assert all(0 <= value <= 1 for key, value in stats.items() if "/" in key or key.endswith("average"))
         assert stats["comparable_to_paper"] is False
     assert installation.json("show", "capability")["stats"]["train_test_overlap"] == 0

@@ -41,6 +41,17 @@ class TaskEntry(BaseModel):
     max_new_tokens: int | None = Field(default=None, gt=0, description="unset: as the harness's task says")
     execute: bool = Field(default=False, description="answers are programs, which another stage runs and scores")
     limit: int | None = Field(default=None, gt=0, description="documents to score at most, first ones; unset: all")
+    fingerprint: str | None = Field(
+        default=None, description="SHA-256 of the split that the table was scored on; unset: not known"
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TaskEntry:
+        if self.k and max(self.k) > self.repeats:
+            raise ValueError(f"pass@{max(self.k)} needs {max(self.k)} answers, and repeats is {self.repeats}")
+        if self.system is not None and not self.chat_template:
+            raise ValueError("system is given with a chat template alone: set chat_template = true, or leave it out")
+        return self
 
 
 class Suite(BaseModel):
@@ -48,13 +59,16 @@ class Suite(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")
-    title: str = ""
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="what reports call it")
+    title: str = Field(default="", description="what it is, for people")
     table: str | None = Field(default=None, description="the paper's table that it repeats (infra/paper_tables.json)")
-    harness: HarnessName = "lm-evaluation-harness"
+    harness: HarnessName = Field(default="lm-evaluation-harness", description="whose tasks these are")
+    paper_harness: HarnessName | None = Field(
+        default=None, description="the harness that scored the paper's table, where it is another"
+    )
     harness_version: str | None = Field(default=None, description="the version whose tasks these are; unset: not known")
     source: str = Field(default="", description="where these settings come from")
-    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1, description="in the order of the table's columns")
 
     @model_validator(mode="before")
     @classmethod

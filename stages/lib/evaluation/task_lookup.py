@@ -10,13 +10,14 @@ import difflib
 import functools
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from stages.core.errors import ConfigError
 from stages.core.probing import serve
+from stages.lib.evaluation.task_tree import grow
 
 OURS = Path(__file__).parent / "tasks"
 """Definitions of this project, for what the harness lacks."""
@@ -53,41 +54,7 @@ def describe(name: str) -> list[dict[str, Any]]:
         close = difflib.get_close_matches(name, entries, n=3)
         hint = f"; did you mean {' or '.join(repr(other) for other in close)}?" if close else ""
         raise ConfigError(f"lm-evaluation-harness {version('lm_eval')} has no task '{name}'{hint}")
-    members = {entry["task"]: entry for entry in _members(name, {}, entries)}
-    return list(members.values())
-
-
-def _members(name: str, changes: Mapping[str, Any], entries: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The tasks of a name. changes: what the groups around it set."""
-    if name not in entries:
-        raise ConfigError(f"task '{name}' is defined inside a group of lm-evaluation-harness: it cannot be named alone")
-    entry = entries[name]
-    config = entry.cfg or {}
-    if entry.kind.name == "TAG":
-        yield from _listed(name, sorted(entry.tags), changes, entries)
-    elif entry.kind.name == "GROUP":
-        yield from _listed(name, config.get("task"), {**_settings(config), **changes}, entries)
-    else:
-        yield _described(name, {**config, **changes})
-
-
-def _listed(group: str, items: Any, changes: Mapping[str, Any], entries: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The tasks of a group's list: names, or tables that change settings or list further ones."""
-    for item in items if isinstance(items, list) else [items]:
-        inner = item if isinstance(item, Mapping) else {"task": item}
-        merged = {**changes, **_settings(inner)}
-        name = inner.get("group") if inner.get("group") in entries else inner.get("task")
-        if isinstance(name, list):
-            yield from _listed(group, name, merged, entries)
-        elif isinstance(name, str):
-            yield from _members(name, merged, entries)
-        else:
-            raise ConfigError(f"group '{group}' of lm-evaluation-harness has a member without a name: add its tasks")
-
-
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a group sets for its tasks, of what is asked here."""
-    return {key: config[key] for key in ("num_fewshot", "dataset_name", "dataset_path") if key in config}
+    return [_described(leaf.name, leaf.settings) for leaf in grow(name, entries).leaves()]
 
 
 def _described(name: str, config: Mapping[str, Any]) -> dict[str, Any]:

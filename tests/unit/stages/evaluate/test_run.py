@@ -21,13 +21,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flows import paper
 from stages.capability.benchmarks import DATA_SETS, render
 from stages.core.artifacts import Documents, EvalSuite, Model
 from stages.core.errors import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
+from stages.evaluate.mirrors import Mirrors
 from stages.evaluate.run import offline, run
-from stages.evaluate.spec import COLUMNS, PAPER_SUITES, TABLES, EvaluateConfig, Task
+from stages.evaluate.spec import EvaluateConfig
+from stages.lib.evaluation.suite_file import TaskEntry
 from stages.lib.formats import vocabulary
 from stages.lib.formats.documents import write_documents
 from stages.lib.formats.reports import FILE, Report, Score, parse_report, write_report
@@ -108,7 +109,21 @@ def loaded(harness: ModuleType, model: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def index(harness: ModuleType) -> Any:
-    return harness.TaskIndex()
+    from stages.evaluate.tasks import TaskIndex
+
+    return TaskIndex()
+
+
+def scored(harness: ModuleType, loaded: Any, index: Any, suite: Path, config: EvaluateConfig, **entry: Any) -> Any:
+    """One entry of a suite, as the stage scores it."""
+    from stages.evaluate.tasks import bind
+
+    asked = TaskEntry(**entry)
+    return harness.score(loaded, bind(index, asked, Mirrors([suite]), config.seed), asked, config)
+
+
+def values(found: Any) -> dict[str, tuple[float, float | None]]:
+    return {f"{metric.name},{metric.filter}": (metric.value, metric.stderr) for metric in found.metrics}
 
 
 def direct(
@@ -140,7 +155,7 @@ def direct(
 def stage(
     root: Path, model: Path, suite: Path, node: str = "evaluate", meta: Any = None, **config: Any
 ) -> LocalContext[EvaluateConfig]:
-    inputs = {"model": [local_artifact(Model, model, meta=meta)], "suite": [local_artifact(EvalSuite, suite)]}
+    inputs = {"model": [local_artifact(Model, model, meta=meta)], "suites": [local_artifact(EvalSuite, suite)]}
     ctx = LocalContext(root, EvaluateConfig(**{"threads": 1, **config}), inputs, node=node)
     run(ctx)
     return ctx
@@ -164,7 +179,8 @@ def test_training_documents_are_the_prompts_of_the_harness(
 ) -> None:
     """Of every row that is scored: the context and the continuation of the right answer, joined."""
     monkeypatch.chdir(suite)
-    id, config = index.data_set(task)
+    found = next(index.tree(task).leaves()).settings
+    id, config = found["dataset_path"], found.get("dataset_name")
     found = index.manager.load([task])["tasks"][task]
     found.set_config("num_fewshot", 0)
     found.build_all_requests(limit=None, rank=0, world_size=1)
@@ -206,21 +222,21 @@ def test_scores_are_those_of_the_harness(
     members = MMLU if task == "mmlu" else [task]
     config = EvaluateConfig(threads=1, batch_size=4, max_length=max_length)
     loaded = harness.load(model, config)
-    plan = harness.Plan("s", Task(task=task, num_fewshot=shots, limit=limit), tuple(members), suite)
-    ours = harness.score(loaded, index, plan, config)
+    ours = scored(harness, loaded, index, suite, config, task=task, num_fewshot=shots, limit=limit)
     theirs = direct(index, model, suite, monkeypatch, *members, max_length=max_length, num_fewshot=shots, limit=limit)
     assert ours.n == (limit or ROWS) * len(members)
     assert ours.n_total == ROWS * len(members)
     names = ("acc",) if task in ("mmlu", "winogrande") else ("acc", "acc_norm")
-    assert set(ours.metrics) == set(names)
+    found = values(ours)
+    assert set(found) == {f"{name},none" for name in names}
     for name in names:
-        values = [theirs["results"][member][f"{name},none"] for member in members]
-        assert ours.metrics[name][0] == pytest.approx(sum(values) / len(members), abs=1e-12)
+        of_members = [theirs["results"][member][f"{name},none"] for member in members]
+        assert found[f"{name},none"][0] == pytest.approx(sum(of_members) / len(members), abs=1e-12)
         if len(members) == 1:
-            assert ours.metrics[name][1] == pytest.approx(theirs["results"][task][f"{name}_stderr,none"], abs=1e-12)
+            assert found[f"{name},none"][1] == pytest.approx(theirs["results"][task][f"{name}_stderr,none"], abs=1e-12)
     expected = [row for member in members for row in sorted(theirs["samples"][member], key=lambda row: row["doc_id"])]
     for sample, row in zip(ours.samples, expected, strict=True):
-        assert sample["requests"] == harness._sample("", row)["requests"]
+        assert sample["requests"] == harness.answers.sample("", row)["requests"]
         assert [s[1] for s in sample["scores"]] == [bool(r[1]) for r in row["filtered_resps"]]
         assert [s[0] for s in sample["scores"]] == pytest.approx([float(r[0]) for r in row["filtered_resps"]], rel=1e-4)
     assert len({round(score, 3) for sample in ours.samples for score, _ in sample["scores"]}) > ours.n, (
@@ -233,14 +249,7 @@ def test_shots_change_the_prompt_and_are_worked_examples(
 ) -> None:
     config = EvaluateConfig(threads=1)
     samples = {
-        shots: (
-            harness.score(
-                loaded,
-                index,
-                harness.Plan("s", Task(task="arc_easy", num_fewshot=shots, limit=2), ("arc_easy",), suite),
-                config,
-            ).samples
-        )
+        shots: scored(harness, loaded, index, suite, config, task="arc_easy", num_fewshot=shots, limit=2).samples
         for shots in (0, 3)
     }
     for bare, worked in zip(samples[0], samples[3], strict=True):
@@ -264,22 +273,23 @@ def test_requests_that_lose_their_beginning_are_counted(
         return one, two
 
     loaded.lm._encode_pair = watched
-    scored = harness.score(loaded, index, harness.Plan("s", Task(task="piqa"), ("piqa",), suite), config)
+    found = scored(harness, loaded, index, suite, config, task="piqa")
     assert len(given) == 2 * ROWS
-    assert scored.truncated == sum(length > max_length + 1 for length in given)
-    assert (scored.truncated > 0) == (max_length < 512)
+    assert found.truncated == sum(length > max_length + 1 for length in given)
+    assert (found.truncated > 0) == (max_length < 512)
 
 
 # --- any other task of the harness
 # ---------------------------------------------------------------------------------------
 
 
-def given_task(name: str, text: str, suite: Path, monkeypatch: pytest.MonkeyPatch, harness: ModuleType) -> Any:
+def given_task(text: str, folder: Path) -> Any:
     """An index that knows one more task, of a definition as the harness's own are written."""
-    (suite / "tasks").mkdir(exist_ok=True)
-    (suite / "tasks" / f"{name}.yaml").write_text(text)
-    found = harness.TaskIndex()
-    found.manager = harness.TaskManager(include_defaults=False, include_path=[str(suite / "tasks")])
+    from stages.evaluate.tasks import TaskIndex, TaskManager
+
+    (folder / "given.yaml").write_text(text)
+    found = TaskIndex()
+    found.manager = TaskManager(include_defaults=False, include_path=[str(folder)])
     return found
 
 
@@ -303,21 +313,17 @@ metric_list:
 
 
 def test_a_filtered_generative_task_is_scored_as_the_harness_does(
-    harness: ModuleType, model: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
+    harness: ModuleType, model: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GSM8K and its like have no filter called "none", and answers that are texts, not log-likelihoods."""
-    index = given_task("written_piqa", GENERATIVE, suite, monkeypatch, harness)
+    index = given_task(GENERATIVE, tmp_path)
     config = EvaluateConfig(threads=1, batch_size=4)
-    ours = harness.score(
-        harness.load(model, config),
-        index,
-        harness.Plan("s", Task(task="written_piqa"), ("written_piqa",), suite),
-        config,
-    )
+    ours = scored(harness, harness.load(model, config), index, suite, config, task="written_piqa")
     theirs = direct(index, model, suite, monkeypatch, "written_piqa")
     results = theirs["results"]["written_piqa"]
-    assert set(ours.metrics) == {"exact_match,strict-match", "exact_match,flexible-extract"}
-    for name, (value, error) in ours.metrics.items():
+    found = values(ours)
+    assert set(found) == {"exact_match,strict-match", "exact_match,flexible-extract"}
+    for name, (value, error) in found.items():
         metric, _, chosen = name.partition(",")
         assert value == results[name]
         assert error == results[f"{metric}_stderr,{chosen}"]
@@ -330,24 +336,18 @@ def test_a_filtered_generative_task_is_scored_as_the_harness_does(
 
 
 def test_a_written_answer_counts_with_the_room_it_may_take(
-    harness: ModuleType, model: Path, suite: Path, monkeypatch: pytest.MonkeyPatch
+    harness: ModuleType, model: Path, suite: Path, tmp_path: Path
 ) -> None:
-    index = given_task("written_piqa", GENERATIVE, suite, monkeypatch, harness)
     config = EvaluateConfig(threads=1, max_length=20)
-    scored = harness.score(
-        harness.load(model, config),
-        index,
-        harness.Plan("s", Task(task="written_piqa"), ("written_piqa",), suite),
-        config,
-    )
-    assert scored.truncated > 0
+    index = given_task(GENERATIVE, tmp_path)
+    assert scored(harness, harness.load(model, config), index, suite, config, task="written_piqa").truncated > 0
 
 
 def test_a_task_without_a_number_is_said(harness: ModuleType) -> None:
     with pytest.raises(
         ConfigError, match=r"^task 'x' gives no number that could be reported, only alias, seen,none: leave it out$"
     ):
-        harness._metrics({"x": {"alias": "x", "seen,none": "text"}}, ("x",), [3])
+        list(harness._metrics({"results": {"x": {"alias": "x", "seen,none": "text"}}, "higher_is_better": {}}, "x"))
 
 
 def test_a_piece_that_spans_question_and_answer_is_scored_and_told(
@@ -376,7 +376,7 @@ def test_a_piece_that_spans_question_and_answer_is_scored_and_told(
     (wide / vocabulary.FILE).write_text(json.dumps(value), encoding="utf-8")
     ids = [len(vocabulary.load(wide).encode(text, add_special_tokens=False).ids) for text in ("Answer:", "Answer: A")]
     assert ids[0] == ids[1], "the answer must have no token of its own, or nothing is tested"
-    ctx = stage(tmp_path / "out", wide, suite, suites={"s": [{"task": "mmlu", "limit": 3}]})
+    ctx = stage(tmp_path / "out", wide, suite, suites=[own("s", {"task": "mmlu", "limit": 3})])
     (score,) = report_of(ctx).results
     assert (
         "24 answers were encoded apart from their questions" in score.note
@@ -386,10 +386,16 @@ def test_a_piece_that_spans_question_and_answer_is_scored_and_told(
 
 # --- the stage --------------------------------------------------------------------------------------------------------
 
-SMALL: dict[str, Any] = {
-    "zero": [{"task": "piqa"}, {"task": "winogrande"}],
-    "few": [{"task": "mmlu", "num_fewshot": 2, "limit": 5}],
-}
+
+def own(name: str, *tasks: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A suite of one's own."""
+    return {"name": name, "tasks": list(tasks), **more}
+
+
+SMALL = [
+    own("zero", {"task": "piqa", "metric": "acc_norm"}, {"task": "winogrande"}),
+    own("few", {"task": "mmlu", "num_fewshot": 2, "limit": 5}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -422,8 +428,11 @@ def test_a_report_says_what_was_scored_and_how(evaluated: LocalContext[EvaluateC
     assert {s.task: s.in_domain for s in report.results} == {"piqa": True, "winogrande": False, "mmlu": True}
     mmlu = rows["few", "mmlu", "acc"]
     assert (mmlu.n, mmlu.n_total, mmlu.num_fewshot, mmlu.split, mmlu.data_set) == (10, 24, 2, "test", "cais/mmlu")
-    assert (mmlu.comparable_to_paper, mmlu.note) == (False, "10 of 24 documents; 2 of 57 subjects")
-    assert rows["zero", "piqa", "acc"].comparable_to_paper
+    no_table = "the suite repeats no table of the paper"
+    assert (mmlu.comparable_to_paper, mmlu.note) == (
+        False, f"10 of 24 documents; 2 of 57 tasks of the group; {no_table}",
+    )  # fmt: skip
+    assert rows["zero", "piqa", "acc"].note == no_table
     assert {(s.table, s.column) for s in report.results} == {(None, None)}  # suites of one's own
     zero, few = report.aggregates
     assert zero.value == pytest.approx(
@@ -458,27 +467,26 @@ def test_the_same_model_gives_the_same_bytes(
 
 def test_scores_on_made_questions_are_not_comparable(harness: ModuleType, model: Path, tmp_path: Path) -> None:
     bench.write_mirror(tmp_path / "suite", {"baber/piqa": bench.configs("baber/piqa", 4)}, origin="machine")
-    report = report_of(stage(tmp_path / "out", model, tmp_path / "suite", suites={"s": [{"task": "piqa"}]}))
-    assert {(s.comparable_to_paper, s.note) for s in report.results} == {
-        (False, "the data set was made from this run's own documents")
-    }
+    report = report_of(stage(tmp_path / "out", model, tmp_path / "suite", suites=[own("s", {"task": "piqa"})]))
+    assert {s.comparable_to_paper for s in report.results} == {False}
+    assert all(s.note.startswith("the data set was made from this run's own documents; ") for s in report.results)
+    assert {s.toy for s in report.results} == {True}
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_task_gets_the_nearest_name(
-    harness: ModuleType, index: Any, model: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: ModuleType, model: Path, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness.TaskIndex, "everything", lambda self: self.manager)  # all 13,000 names: 12 CPU seconds
-    message = r"^evaluate\.suites\.mine: lm-evaluation-harness has no task 'hellaswags'; did you mean 'hellaswag'\?$"
+    from stages.evaluate.tasks import TaskIndex
+
+    monkeypatch.setattr(TaskIndex, "everything", lambda self: self.manager)  # all 13,000 names: 12 CPU seconds
+    message = (
+        r"^evaluate\.suites\.mine: lm-evaluation-harness [\d.]+ has no task 'hellaswags'; did you mean 'hellaswag'\?$"
+    )
     with pytest.raises(ConfigError, match=message):
-        stage(tmp_path, model, suite, suites={"mine": [{"task": "hellaswags"}]})
-
-
-def test_a_group_is_no_task(harness: ModuleType, index: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^task 'mmlu_stem' is no single task with a data set: name its members$"):
-        index.data_set("mmlu_stem")
+        stage(tmp_path, model, suite, suites=[own("mine", {"task": "piqa"}, {"task": "hellaswags"})])
 
 
 @pytest.mark.parametrize(
@@ -488,18 +496,15 @@ def test_a_group_is_no_task(harness: ModuleType, index: Any) -> None:
             "baber/piqa",
             "winogrande",
             (
-                "task winogrande needs data set allenai/winogrande, configuration winogrande_xl, which the suite does"
-                " not hold; it has baber/piqa"
+                "task winogrande needs data set allenai/winogrande, configuration winogrande_xl, which no suite"
+                " holds; they have baber/piqa"
             ),
         ),
-        ("baber/piqa", "mmlu", "task mmlu needs data set cais/mmlu, which the suite does not hold"),
+        ("baber/piqa", "mmlu", "task mmlu needs data set cais/mmlu, configuration "),
         (
             "allenai/ai2_arc",
             "arc_challenge",
-            (
-                "task arc_challenge needs data set allenai/ai2_arc, configuration ARC-Challenge, which the suite does"
-                " not hold"
-            ),
+            ("task arc_challenge needs data set allenai/ai2_arc, configuration ARC-Challenge, which no suite holds"),
         ),
     ],
 )
@@ -510,22 +515,24 @@ def test_a_missing_data_set_is_named(
     data.pop("ARC-Challenge", None)
     bench.write_mirror(tmp_path / "suite", {held: data})
     with pytest.raises(InputError) as error:
-        stage(tmp_path / "out", model, tmp_path / "suite", suites={"s": [{"task": task}]})
-    assert str(error.value).startswith(f"evaluate: {message}")
+        stage(tmp_path / "out", model, tmp_path / "suite", suites=[own("s", {"task": task})])
+    assert str(error.value).startswith(f"evaluate.suites.s: {message}")
 
 
 def test_an_answer_longer_than_the_context_is_said(
     harness: ModuleType, model: Path, suite: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"^a context of 4 tokens cannot hold an answer of \d+: raise max_length"):
-        stage(tmp_path, model, suite, suites={"s": [{"task": "piqa"}]}, max_length=4)
+    with pytest.raises(
+        ConfigError, match=r"^evaluate\.suites\.s: a context of 4 tokens cannot hold an answer of \d+: raise max_length"
+    ):
+        stage(tmp_path, model, suite, suites=[own("s", {"task": "piqa"})], max_length=4)
 
 
 def test_a_folder_that_is_no_model_is_one_line(harness: ModuleType, suite: Path, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "mistral"}')
     with pytest.raises(InputError, match=r"^the model folder cannot be loaded: ") as error:
-        stage(tmp_path / "out", tmp_path / "model", suite, suites={"s": [{"task": "piqa"}]})
+        stage(tmp_path / "out", tmp_path / "model", suite, suites=[own("s", {"task": "piqa"})])
     assert "\n" not in str(error.value)
 
 
@@ -538,7 +545,7 @@ def test_a_head_that_is_missing_is_not_drawn(harness: ModuleType, model: Path, s
     with pytest.raises(
         InputError, match=r"^the model folder has no weight lm_head\.weight: nothing is drawn in its place"
     ):
-        stage(tmp_path / "out", tmp_path / "model", suite, suites={"s": [{"task": "piqa"}]})
+        stage(tmp_path / "out", tmp_path / "model", suite, suites=[own("s", {"task": "piqa"})])
 
 
 def test_a_gpu_that_is_not_there_is_said(harness: ModuleType, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,11 +555,6 @@ def test_a_gpu_that_is_not_there_is_said(harness: ModuleType, model: Path, monke
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
-
-
-def test_every_task_of_the_papers_suites_names_its_table_and_column() -> None:
-    for suite, tasks in PAPER_SUITES.items():
-        assert {COLUMNS[task.task] for task in tasks} == set(paper.tables()[TABLES[suite]].columns)
 
 
 def test_a_report_survives_the_disk(evaluated: LocalContext[EvaluateConfig], tmp_path: Path) -> None:
@@ -569,9 +571,8 @@ def test_a_damaged_report_is_named(damage: bytes) -> None:
 
 
 def test_the_default_suites_are_the_papers() -> None:
-    shots = {name: {t.task: t.num_fewshot for t in tasks} for name, tasks in PAPER_SUITES.items()}
-    assert shots == {
-        "zero_shot": {"hellaswag": 0, "winogrande": 0, "piqa": 0, "arc_easy": 0, "arc_challenge": 0},
-        "few_shot": {"arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "winogrande": 5},
-    }
-    assert all(task.limit is None for tasks in PAPER_SUITES.values() for task in tasks)
+    assert [(suite.name, suite.table) for suite in EvaluateConfig().suites] == [
+        ("table_2", "table_2"),
+        ("table_3", "table_3"),
+    ]
+    assert all(entry.limit is None for suite in EvaluateConfig().suites for entry in suite.tasks)
