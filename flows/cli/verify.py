@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from flows.cli.common import JsonOption, ProfileOption, err, find_node, load_profile, open_ledger, out, print_json, say
 from flows.settings import Settings
 from flows.terminal_text import line
+from stages.core.errors import ConfigError
 
 
 def verify(
@@ -21,16 +23,43 @@ def verify(
     rerun: Annotated[
         str | None, typer.Option("--rerun", metavar="NODE", help="make this node's result again, and compare")
     ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option("--public-key", metavar="PUB.pem", help="of a folder: check its signature with this")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Check every link between a model and its raw sources; the exit status is 1 where one does not hold."""
-    row = _verify_node(find_node(model).name, profile, deep, rerun)
+    if model not in _nodes() and (Path(model).is_dir() or "/" in model):
+        if not Path(model).is_dir():
+            raise ConfigError(f"there is no folder {model}")
+        if rerun is not None or not deep:
+            raise ConfigError(f"{model} is a folder: --rerun and --quick are for nodes of a run")
+        row = _verify_folder(Path(model), public_key)
+    else:
+        if public_key is not None:
+            raise ConfigError(f"--public-key goes with the folder of a release, and there is no folder {model}")
+        row = _verify_node(find_node(model).name, profile, deep, rerun)
     if json_:
         print_json(row)
     else:
         _tell(row)
     if not row["ok"]:
         raise typer.Exit(1)
+
+
+def _nodes() -> set[str]:
+    from stages.pipeline import PIPELINE
+
+    return set(PIPELINE.nodes)
+
+
+def _verify_folder(folder: Path, public_key: Path | None) -> dict[str, Any]:
+    """What `moxin verify FOLDER` says, as JSON values."""
+    from flows.release import folder_checks
+
+    began = time.monotonic()
+    verdict = folder_checks.verify(folder, public_key)
+    return verdict.row() | {"deep": True, "seconds": round(time.monotonic() - began, 3)}
 
 
 def _verify_node(node: str, profile: str, deep: bool, again: str | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,14 @@ import typer
 
 from flows import launch
 from flows.cli import app, verify
+from flows.release import signing
+from flows.release.chain import read
+from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
 from tests.support.bench import PIPE, Bench
 from tests.support.probe_pipeline import InlineLauncher, copy_ledger, profile_of
+from tests.support.released_model import released
+from tests.support.signing_keys import key_pair
 
 
 @pytest.fixture
@@ -68,3 +74,32 @@ def test_a_rerun(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     assert verified("train_2", "--rerun", "shards", "--json") == 0
     row = json.loads(capsys.readouterr().out)["rerun"]
     assert (row["node"], row["promise"], row["same_bits"], row["kept"]) == ("shards", "no", True, True)
+
+
+def test_a_released_folder(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private, public = key_pair(tmp_path / "keys")
+    folder = released(bench.ledger, read(bench.ledger, "test", "train_2"), tmp_path / "Moxin-LLM", private)
+    signing.sign(folder, private)
+    assert verified(str(folder), "--public-key", str(public)) == 0
+    assert "Moxin-LLM: 6 results, 6 files (" in capsys.readouterr().out
+    (folder / "README.md").write_text("# Another model\n")
+    assert verified(str(folder), "--public-key", str(public), "--json") == 1
+    row = json.loads(capsys.readouterr().out)
+    assert {(fault["node"], fault["link"]) for fault in row["faults"]} == {
+        (paper, "file README.md") for paper in ("release.json", "provenance.intoto.json", "model.sig")
+    }
+    monkeypatch.chdir(tmp_path)
+    assert verified("Moxin-LLM", "--json") == 1, "a folder of this place"
+    assert len(json.loads(capsys.readouterr().out)["faults"]) == 2
+
+
+def test_options_that_do_not_go_together(bench: Bench, tmp_path: Path) -> None:
+    for words, why in (
+        ((str(tmp_path), "--rerun", "shards"), "is a folder: --rerun and --quick are for nodes"),
+        ((str(tmp_path / "none"),), "there is no folder"),
+        (("train_2", "--public-key", "x.pem"), "--public-key goes with the folder of a release"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            verified(*words)
