@@ -1,0 +1,1 @@
+"""Run the programs that a model wrote, each apart from everything, and score them."""
