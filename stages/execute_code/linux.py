@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import signal
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
@@ -68,7 +67,7 @@ def restrict_mount(target: str, flags: int, *, recursive: bool) -> None:
 def pivot_root(folder: str) -> None:
     """Make a mount the root, and let go of the former root (pivot_root(2), its last example). Raises OSError."""
     os.chdir(folder)
-    syscall(PIVOT_ROOT[platform.machine()], "pivot_root", b".", b".")
+    syscall(PIVOT_ROOT[os.uname().machine], "pivot_root", b".", b".")
     call("umount2", b".", MNT_DETACH)
     os.chdir("/")
 

@@ -56,8 +56,8 @@ def run(ctx: Context[ExecuteCodeConfig]) -> None:
     done = 0
     if listing.tasks:
         with (
+            ThreadPoolExecutor(config.workers) as threads,  # waits for its threads: last, after the sandbox was closed
             Sandbox(ctx.node, limits, config.packages, Path(ctx.scratch), modes) as sandbox,
-            ThreadPoolExecutor(config.workers) as threads,
         ):
             ctx.log(f"programs are held by {sandbox.mode}")
             ctx.stat(isolation=sandbox.mode)
@@ -117,7 +117,6 @@ def _test(
     except BaseException:
         for future in (f for futures in waiting for f in futures):
             future.cancel()
-        sandbox.close()  # what runs is ended now: nobody wants it
         raise
 
 

@@ -31,6 +31,7 @@ from stages.execute_code.supervisor import PASSED
 ROOT = Path(__file__).parents[2]
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 """What the interpreter's extension modules need."""
+START = "from stages.execute_code.supervisor import main; main()"
 GRACE = 60
 """Seconds that a supervisor may take beyond its program's, before it counts as broken."""
 ATTEMPTS = 3
@@ -152,7 +153,7 @@ class Sandbox:
             if self._closed:
                 raise Stopped
             process = subprocess.Popen(
-                [sys.executable, "-P", "-S", "-s", "-m", "stages.execute_code.supervisor", str(os.getpid())],
+                [sys.executable, "-P", "-S", "-s", "-c", START, str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

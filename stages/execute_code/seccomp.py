@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterator
 
@@ -78,7 +77,7 @@ Instruction = tuple[int, int, int, int]
 
 
 def program(machine: str, alone: int | None) -> list[Instruction]:
-    """The filter for a machine (`platform.machine()`). alone: the process's id where it has no namespaces, and so may
+    """The filter for a machine (`os.uname().machine`). alone: the process's id where it has no namespaces, and so may
     neither start a process nor name another one; None: it has namespaces. Raises KeyError for an unknown machine.
     """
     column = list(ARCHITECTURES).index(machine)
@@ -131,7 +130,7 @@ class _Program(ctypes.Structure):
 
 def install(*, alone: bool) -> None:
     """Filter this process and all that it starts, for good. Needs PR_SET_NO_NEW_PRIVS. Raises OSError."""
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine not in ARCHITECTURES:
         raise OSError(errno.ENOSYS, f"seccomp: no filter for {machine}")
     instructions = program(machine, os.getpid() if alone else None)

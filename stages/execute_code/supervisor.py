@@ -1,4 +1,4 @@
-"""The process that runs one program: `python -P -S -s -m stages.execute_code.supervisor`, a job on its standard input,
+"""The process that runs one program: `main()` in an interpreter of its own, a job on its standard input,
 the outcome on its standard output, both JSON. Standard library alone, and an empty environment.
 
     supervisor        sees the machine; sets the limits of time, memory in all, output; says the verdict
@@ -13,8 +13,6 @@ reach holds it.
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import functools
 import gc
 import json
@@ -310,7 +308,7 @@ def _run(program: str, verdict: int, number: int) -> None:
         os.write(verdict, _described(error, SYNTAX))
         os._exit(1)
     try:
-        collections.deque(_steps(code, verdict, number), maxlen=0)
+        any(_steps(code, verdict, number))
         ended = 0
     except MemoryError as error:
         os.write(verdict, _described(error, MEMORY))
@@ -321,15 +319,13 @@ def _run(program: str, verdict: int, number: int) -> None:
     except BaseException as error:
         os.write(verdict, _described(error, ERROR))
     finally:
-        with contextlib.suppress(BaseException):  # the program may have put anything in their place
-            sys.stdout.flush()
-            sys.stderr.flush()
+        _flush()
         os._exit(ended)
 
 
 def _steps(code: types.CodeType, verdict: int, number: int) -> Iterator[object]:
-    """An iterator whose first item is the program's run and whose second is the number's way back. It is a value on
-    the interpreter's stack, which no frame object shows, and out of the garbage collector's lists.
+    """An iterator whose first item is the program's run and whose second is the number's way back. While `any` goes
+    over it, it is a value on the interpreter's stack, which no frame shows, and out of the garbage collector's lists.
     """
     write = functools.partial(os.write, verdict, os.read(number, NUMBER_BYTES))
     os.close(number)
@@ -341,6 +337,14 @@ def _steps(code: types.CodeType, verdict: int, number: int) -> Iterator[object]:
     return steps
 
 
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # the program may have put anything in their place
+        return
+
+
 def _described(error: BaseException, reason: str) -> bytes:
     """The reason and the exception in a line. Its text is the program's code, and may do anything."""
     try:
@@ -348,7 +352,3 @@ def _described(error: BaseException, reason: str) -> bytes:
     except BaseException:
         text = type(error).__name__
     return f"{reason}\n{text[:DETAIL]}\n".encode("utf-8", "replace")
-
-
-if __name__ == "__main__":
-    main()
