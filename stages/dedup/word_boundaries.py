@@ -13,8 +13,7 @@ import functools
 import numpy as np
 import regex
 
-from stages.dedup.normalization import decode
-from stages.lib.data.numba_jit import fmix64, njit
+from stages.lib.data.numba_jit import decode, fmix64, njit
 
 (
     OTHER,

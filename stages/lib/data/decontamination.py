@@ -1,21 +1,39 @@
-"""Decontamination by n-grams: whether a text holds a test text, or shares a run of thirteen words with one."""
+"""Decontamination by n-grams: whether a text holds a test text, or shares a run of thirteen words with one.
+
+`words` is what the project calls the words of a text where training and test are compared: here, and compiled, in
+`stages.lib.data.word_hashes`, which `contamination` scans whole corpora with.
+"""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 from stages.lib.formats.examples import fingerprint
 
 RUN = 13
 """Words in a run that train and test must not share (GPT-3's decontamination)."""
+SIGNS = "-+*/=<>^"
+"""Signs of arithmetic, which are words: 3 + 4 is not 3 - 4."""
+_WORDS = re.compile(rf"\w+|[{re.escape(SIGNS)}]")
+
+
+def folded(text: str) -> str:
+    """Text in which words are compared: Unicode's compatibility form, no case."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def words(text: str) -> list[str]:
+    """Words of a text, without case and punctuation (GPT-3, appendix C). Signs of arithmetic are words."""
+    return _WORDS.findall(folded(text))
 
 
 def marks(text: str) -> Iterator[bytes]:
-    """Fingerprints of all runs of thirteen words; of a shorter text, of the whole. Signs of arithmetic are words."""
-    words = re.findall(r"\w+|[-+*/=<>^]", text.lower())
-    for at in range(max(1, len(words) - RUN + 1)):
-        yield fingerprint(" ".join(words[at : at + RUN]))
+    """Fingerprints of all runs of thirteen words; of a shorter text, of the whole."""
+    found = words(text)
+    for at in range(max(1, len(found) - RUN + 1)):
+        yield fingerprint(" ".join(found[at : at + RUN]))
 
 
 class ContaminationIndex:

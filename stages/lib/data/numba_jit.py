@@ -62,3 +62,23 @@ def fmix64(value):
     value *= np.uint64(0xC4CEB9FE1A85EC53)
     value ^= value >> np.uint64(33)
     return value
+
+
+@njit
+def decode(source, position):
+    """The code point at `position` of valid UTF-8, and the position after it.
+
+    source: [bytes] uint8. Returns (uint32, int64).
+    """
+    first = np.uint32(source[position])
+    if first < 0x80:
+        return first, position + 1
+    second = np.uint32(source[position + 1]) & np.uint32(0x3F)
+    if first < 0xE0:
+        return (first & np.uint32(0x1F)) << np.uint32(6) | second, position + 2
+    third = np.uint32(source[position + 2]) & np.uint32(0x3F)
+    if first < 0xF0:
+        return (first & np.uint32(0xF)) << np.uint32(12) | second << np.uint32(6) | third, position + 3
+    fourth = np.uint32(source[position + 3]) & np.uint32(0x3F)
+    high = (first & np.uint32(7)) << np.uint32(18) | second << np.uint32(12)
+    return high | third << np.uint32(6) | fourth, position + 4

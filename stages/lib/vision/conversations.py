@@ -102,12 +102,17 @@ def write_rows(folder: Path, rows: Iterable[Conversation]) -> int:
 def read_rows(folder: Path) -> Iterator[Conversation]:
     """The rows in order. Raises InputError naming file and line: what a stage wrote must be right."""
     for path in sorted(folder.glob("part-*.jsonl")):
-        with open(path, encoding="utf-8") as stream:
-            for number, line in enumerate(stream, 1):
-                try:
-                    yield parse(json.loads(line))
-                except (ValueError, RowProblem) as error:
-                    raise InputError(f"{path.name}, line {number} is no conversation: {error}") from error
+        yield from read_rows_of(path)
+
+
+def read_rows_of(path: Path) -> Iterator[Conversation]:
+    """The rows of one part, as `read_rows`."""
+    with open(path, encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                yield parse(json.loads(line))
+            except (ValueError, RowProblem) as error:
+                raise InputError(f"{path.name}, line {number} is no conversation: {error}") from error
 
 
 class ImageWriter:

@@ -1,0 +1,1 @@
+"""Contamination: which evaluation items the training data holds."""
