@@ -135,7 +135,14 @@ def same_run(source, starts, ends, at, table, words, place, length, plain):
     """Whether `length` words of a text, from word `at` on, are those of the items from `place` on."""
     for i in range(length):
         if not same_word(
-            source, starts[at + i], ends[at + i], table, words.text, words.starts[place + i], words.ends[place + i], plain
+            source,
+            starts[at + i],
+            ends[at + i],
+            table,
+            words.text,
+            words.starts[place + i],
+            words.ends[place + i],
+            plain,
         ):
             return False
     return True

@@ -81,7 +81,7 @@ def _answer(how: str | Mapping[str, Any], row: Mapping[str, Any]) -> Any:
         labels = _inside(row, how["labels"])
         place = labels.index(at) if isinstance(labels, list) and at in labels else -1
     else:
-        place = int(at) - how.get("first", 0) if str(at).lstrip("-").isdigit() else -1
+        place = int(str(at)) - how.get("first", 0) if str(at).isdecimal() else -1
     return choices[place] if 0 <= place < len(choices) else None
 
 

@@ -90,12 +90,8 @@ def _splits(ctx: Context[ContaminationConfig]) -> list[Split]:
 
 def _rule(config: ContaminationConfig) -> OverlapRule:
     if config.rule == "llama2":
-        return OverlapRule(
-            name="llama2", run=config.length, min_words=config.length, common=None, skips=config.skips
-        )
-    return OverlapRule(
-        name="gpt3", run=config.length, min_words=config.min_words, common=config.common, skips=0
-    )
+        return OverlapRule(name="llama2", run=config.length, min_words=config.length, common=None, skips=config.skips)
+    return OverlapRule(name="gpt3", run=config.length, min_words=config.min_words, common=config.common, skips=0)
 
 
 def _tables(config: ContaminationConfig, words: Words) -> tuple[tuple[Table, Table], tuple[int, int]]:
@@ -161,9 +157,14 @@ def _write(
                 flagged.update(match.node for match in found)
                 mine.append(
                     ItemOverlap(
-                        config=split.config, split=split.split, item=number, words=sizes[item],
-                        skipped=skipped, only_common=item in hidden, matches=found,
-                    )  # fmt: skip
+                        config=split.config,
+                        split=split.split,
+                        item=number,
+                        words=sizes[item],
+                        skipped=skipped,
+                        only_common=item in hidden,
+                        matches=found,
+                    )
                 )
         first += len(split.texts)
         rows[split.data_set] += mine

@@ -85,6 +85,12 @@ def _count_runs(runs, found, document, docs, first, last):
 
 
 @njit
+def _same(source, starts, ends, at, mapping, words, place, plain):
+    """Whether word `at` of a document is the one at a place."""
+    return same_word(source, starts[at], ends[at], mapping, words.text, words.starts[place], words.ends[place], plain)
+
+
+@njit
 def _spans(source, starts, ends, count, mapping, words, plain, table, runs, ats, found, document, rule, out):
     """Extend every anchor to its longest span, and mark the words in it that are the same.
 
@@ -100,40 +106,21 @@ def _spans(source, starts, ends, count, mapping, words, plain, table, runs, ats,
             item = words.item[place]
             room = min(words.items[item + 1] - place, count - at)
             missed, length, i = 0, np.int64(anchor), np.int64(anchor)
-            while i < room:
-                if same_word(
-                    source,
-                    starts[at + i],
-                    ends[at + i],
-                    mapping,
-                    words.text,
-                    words.starts[place + i],
-                    words.ends[place + i],
-                    plain,
-                ):
+            while i < room and missed <= skips:
+                if _same(source, starts, ends, at + i, mapping, words, place + i, plain):
                     length = i + 1
                 else:
                     missed += 1
-                    if missed > skips:
-                        break
                 i += 1
             if length < least:
                 continue
             if length > longest[item]:
                 longest[item], where[item] = length, document
             for i in range(length):
-                if i < anchor or not covered[place + i]:
-                    if i < anchor or same_word(
-                        source,
-                        starts[at + i],
-                        ends[at + i],
-                        mapping,
-                        words.text,
-                        words.starts[place + i],
-                        words.ends[place + i],
-                        plain,
-                    ):
-                        covered[place + i] = True
+                if not covered[place + i]:
+                    covered[place + i] = i < anchor or _same(
+                        source, starts, ends, at + i, mapping, words, place + i, plain
+                    )
 
 
 @njit
@@ -189,7 +176,11 @@ class Scanner:
         self.anchors, self.rule = anchors, (least, -1 if skips is None else skips)
         runs = sum(len(table.hashes) for table in self.tables) if skips is None else 0
         places, items = (0, 0) if skips is None else (len(self.words.hashes), len(self.words.items) - 1)
-        self.docs, self.first, self.last = np.zeros(runs, np.int32), np.zeros(runs, np.int64), np.full(runs, -1, np.int64)
+        self.docs, self.first, self.last = (
+            np.zeros(runs, np.int32),
+            np.zeros(runs, np.int64),
+            np.full(runs, -1, np.int64),
+        )
         self.covered = np.zeros(places, np.bool_)
         self.longest, self.where = np.zeros(items, np.int32), np.zeros(items, np.int64)
         self.tally = np.zeros(2, np.int64)
@@ -227,7 +218,7 @@ class Scanner:
             out[d] = alone[0]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _index(folder: str) -> tuple[Words, tuple[Table, Table]]:
     """The index, once a process."""
     path = Path(folder)

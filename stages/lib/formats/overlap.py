@@ -3,7 +3,7 @@
 | file | what |
 | --- | --- |
 | `overlap.json` | the rule, what was scanned, and of every split how many items are flagged by each training node |
-| `items/<owner>/<name>.jsonl` | `ItemOverlap` rows of a data set: items that overlap, or that the rule skips; no others |
+| `items/<owner>/<name>.jsonl` | `ItemOverlap` rows of a data set: those that overlap or are skipped, no others |
 
 An item is its number in its split. Which of the training nodes a model learned from is for the reader to know.
 """
