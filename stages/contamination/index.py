@@ -58,18 +58,18 @@ class Table(NamedTuple):
 def read_words(texts: Iterable[str]) -> Words:
     """The words of all items, in order."""
     plain = tables()[1]
-    parts, found, offset = [], [], 0
+    parts, words_by_item, offset = [], [], 0
     for text in texts:
         data = reread(text)
         source = np.frombuffer(data, np.uint8)
         hashes, starts, ends = buffers(len(data))
         count, _ = hash_words(source, 0, len(source), plain, hashes, starts, ends)
         parts.append(source)
-        found.append((hashes[:count].copy(), starts[:count] + offset, ends[:count] + offset))
+        words_by_item.append((hashes[:count].copy(), starts[:count] + offset, ends[:count] + offset))
         offset += len(source)
-    counts = np.array([len(hashes) for hashes, _, _ in found], np.int64)
+    counts = np.array([len(hashes) for hashes, _, _ in words_by_item], np.int64)
     hashes, starts, ends = (
-        np.concatenate([each[n] for each in found]) if found else np.empty(0, kind)
+        np.concatenate([each[n] for each in words_by_item]) if words_by_item else np.empty(0, kind)
         for n, kind in enumerate((np.uint64, np.int64, np.int64))
     )
     arrays = (

@@ -34,8 +34,8 @@ def gather(folders: Sequence[Path]) -> NodeFinds:
     runs, docs, documents, places = [], [], [], []
     longest: dict[int, tuple[int, str]] = {}
     for folder in folders:
-        with np.load(folder / "found.npz") as found:
-            shard = {name: found[name] for name in found.files}
+        with np.load(folder / "found.npz") as archive:
+            shard = {name: archive[name] for name in archive.files}
         ids = json.loads((folder / IDS).read_text(encoding="utf-8"))
         runs.append(shard["runs"])
         docs.append(shard["docs"])
@@ -63,7 +63,7 @@ def common_runs(finds: Mapping[str, NodeFinds], most: int | None) -> np.ndarray:
 
 def places_of(runs: np.ndarray, tables: tuple[Table, Table]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every place where one of the runs begins: (place, words, which of `runs`)."""
-    found = [(np.empty(0, np.int64),) * 3]
+    rows = [(np.empty(0, np.int64),) * 3]
     offset = 0
     for table in tables:
         which = np.flatnonzero((runs >= offset) & (runs < offset + len(table.hashes)))
@@ -71,9 +71,9 @@ def places_of(runs: np.ndarray, tables: tuple[Table, Table]) -> tuple[np.ndarray
         counts = table.offsets[run + 1] - table.offsets[run]
         inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         places = table.places[np.repeat(table.offsets[run], counts) + inside]
-        found.append((places, np.repeat(table.lengths[run], counts).astype(np.int64), np.repeat(which, counts)))
+        rows.append((places, np.repeat(table.lengths[run], counts).astype(np.int64), np.repeat(which, counts)))
         offset += len(table.hashes)
-    return tuple(np.concatenate(column) for column in zip(*found, strict=True))  # type: ignore[return-value]
+    return tuple(np.concatenate(column) for column in zip(*rows, strict=True))  # type: ignore[return-value]
 
 
 def run_matches(

@@ -44,11 +44,11 @@ def run(ctx: Context[ContaminationConfig]) -> None:
         training, finds, equal = _scan(ctx, pool, words, tables, anchors, rule)
     common = merging.common_runs(finds, rule.common)
     matches: dict[int, list[Match]] = defaultdict(list)
-    for node, found in finds.items():
+    for node, held in finds.items():
         for item, match in (
-            merging.run_matches(node, found, common, words, tables)
+            merging.run_matches(node, held, common, words, tables)
             if rule.name == "gpt3"
-            else merging.span_matches(node, found, words)
+            else merging.span_matches(node, held, words)
         ):
             matches[item].append(match)
     hidden = set(words.item[merging.places_of(common, tables)[0]].tolist()) - matches.keys()
@@ -66,20 +66,20 @@ def run(ctx: Context[ContaminationConfig]) -> None:
 
 def _splits(ctx: Context[ContaminationConfig]) -> list[Split]:
     """The splits of all suites, each once: suites may share a data set, whose items then are the same."""
-    found: dict[tuple[str, str, str], Split] = {}
+    by_place: dict[tuple[str, str, str], Split] = {}
     for suite in ctx.inputs("suites"):
         for split in read_splits(Path(suite.path), ctx.config.left_out_splits):
             place = (split.data_set, split.config, split.split)
-            if place in found and found[place].texts != split.texts:
+            if place in by_place and by_place[place].texts != split.texts:
                 raise InputError(
                     f"{ctx.node}: two suites hold different items as {'/'.join(place)} (one of them from"
                     f" {suite.node}): wire one of them"
                 )
-            found.setdefault(place, split)
+            by_place.setdefault(place, split)
     for suite in ctx.inputs("image_suites"):
         for split in read_image_splits(Path(suite.path)):
-            found.setdefault((split.data_set, split.config, split.split), split)
-    splits = [found[place] for place in sorted(found)]
+            by_place.setdefault((split.data_set, split.config, split.split), split)
+    splits = [by_place[place] for place in sorted(by_place)]
     if not any(split.texts for split in splits):
         raise InputError(
             f"{ctx.node}: the suites hold no item outside of {', '.join(ctx.config.left_out_splits)}: wire a suite"
@@ -153,8 +153,8 @@ def _write(
             item = first + number
             skipped = sizes[item] < rule.min_words
             if skipped or item in hidden or item in matches:
-                found = tuple(matches.get(item, ()))
-                flagged.update(match.node for match in found)
+                held = tuple(matches.get(item, ()))
+                flagged.update(match.node for match in held)
                 mine.append(
                     ItemOverlap(
                         config=split.config,
@@ -163,7 +163,7 @@ def _write(
                         words=sizes[item],
                         skipped=skipped,
                         only_common=item in hidden,
-                        matches=found,
+                        matches=held,
                     )
                 )
         first += len(split.texts)

@@ -38,9 +38,9 @@ def _look_up(source, starts, ends, hashes, count, mapping, words, plain, table, 
     """Runs of the table that a document holds, and the word that each begins with; returns how many. tally[1] counts
     equal hashes of texts that differ. `runs` and `ats` may be too short: then -1 (lengthen them, and look up again).
     """
-    found = 0
+    hits = 0
     if count < anchor or table.hashes.shape[0] == 0:
-        return found
+        return hits
     power, shift = _power(anchor), slot_shift(table.slots.shape[0])
     filter_shift = slot_shift(table.filter.shape[0]) - np.uint64(6)
     value = np.uint64(0)
@@ -62,20 +62,20 @@ def _look_up(source, starts, ends, hashes, count, mapping, words, plain, table, 
             if at + length <= count:
                 place = table.places[table.offsets[run]]
                 if same_run(source, starts, ends, at, mapping, words, place, length, plain):
-                    if found == runs.shape[0]:
+                    if hits == runs.shape[0]:
                         return -1
-                    runs[found], ats[found] = run, at
-                    found += 1
+                    runs[hits], ats[hits] = run, at
+                    hits += 1
                 elif length == anchor:
                     tally[1] += 1
             run += 1
-    return found
+    return hits
 
 
 @njit
-def _count_runs(runs, found, document, docs, first, last):
+def _count_runs(runs, hits, document, docs, first, last):
     """Count each run once for the document."""
-    for n in range(found):
+    for n in range(hits):
         run = runs[n]
         if last[run] != document:
             last[run] = document
@@ -91,14 +91,14 @@ def _same(source, starts, ends, at, mapping, words, place, plain):
 
 
 @njit
-def _spans(source, starts, ends, count, mapping, words, plain, table, runs, ats, found, document, rule, out):
+def _spans(source, starts, ends, count, mapping, words, plain, table, runs, ats, hits, document, rule, out):
     """Extend every anchor to its longest span, and mark the words in it that are the same.
 
     rule: (words of a span at least, words that may differ). out: (covered [places], longest [items], where [items]).
     """
     covered, longest, where = out
     least, skips = rule
-    for n in range(found):
+    for n in range(hits):
         run = runs[n]
         anchor = table.lengths[run]
         for p in range(table.offsets[run], table.offsets[run + 1]):
@@ -142,21 +142,21 @@ def scan_batch(text, begins, first_number, mapping, words, plain, tables_of, anc
         number, offset, any_found = first_number + d, 0, False
         for n in range(2):
             table = tables_of[n]
-            found = _look_up(
+            hits = _look_up(
                 text, starts, ends, hashes, count, mapping, words, plain, table, anchors[n], runs, ats, tally
             )
-            if found < 0:
+            if hits < 0:
                 out[d] = MORE
                 break
-            if found > 0:
+            if hits > 0:
                 any_found = True
                 if rule[1] < 0:
-                    for k in range(found):
+                    for k in range(hits):
                         runs[k] += offset
-                    _count_runs(runs, found, number, docs, first, last)
+                    _count_runs(runs, hits, number, docs, first, last)
                 else:
                     _spans(
-                        text, starts, ends, count, mapping, words, plain, table, runs, ats, found, number, rule,
+                        text, starts, ends, count, mapping, words, plain, table, runs, ats, hits, number, rule,
                         (covered, longest, where),
                     )  # fmt: skip
             offset += table.hashes.shape[0]

@@ -31,9 +31,9 @@ def words(text: str) -> list[str]:
 
 def marks(text: str) -> Iterator[bytes]:
     """Fingerprints of all runs of thirteen words; of a shorter text, of the whole."""
-    found = words(text)
-    for at in range(max(1, len(found) - RUN + 1)):
-        yield fingerprint(" ".join(found[at : at + RUN]))
+    sequence = words(text)
+    for at in range(max(1, len(sequence) - RUN + 1)):
+        yield fingerprint(" ".join(sequence[at : at + RUN]))
 
 
 class ContaminationIndex:

@@ -52,12 +52,14 @@ def _entry(character: str) -> int:
 
 def _joining() -> set[str]:
     """Code points without a combining class that nonetheless join the one before them."""
-    found = {chr(p) for p in [*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)]}  # Hangul vowels and trailing consonants
+    joining = {
+        chr(p) for p in [*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)]
+    }  # Hangul vowels and trailing consonants
     for point in range(LETTERED_PLANES):
         parts = unicodedata.decomposition(chr(point)).split()
         if len(parts) == 2 and not parts[0].startswith("<"):
-            found.add(chr(int(parts[1], 16)))
-    return found
+            joining.add(chr(int(parts[1], 16)))
+    return joining
 
 
 def reread(text: str) -> bytes:
