@@ -122,7 +122,10 @@ def make_table(words: Words, anchor: int, shortest: int, longest: int | None) ->
 
 @njit
 def run_hashes(words, places, length, out):
-    """Polynomial hash of the `length` words from each place on."""
+    """Polynomial hash of the `length` words from each place on.
+
+    words: [places of all items] uint64; places: [n] int64; out: [n] uint64.
+    """
     for n in range(places.shape[0]):
         value = np.uint64(0)
         for i in range(places[n], places[n] + length):
@@ -132,7 +135,10 @@ def run_hashes(words, places, length, out):
 
 @njit
 def same_run(source, starts, ends, at, table, words, place, length, plain):
-    """Whether `length` words of a text, from word `at` on, are those of the items from `place` on."""
+    """Whether `length` words of a text, from word `at` on, are those of the items from `place` on.
+
+    source: [bytes] uint8; starts, ends: [words of the text] int64; table, plain: [0x110000] uint32 (`tables`).
+    """
     for i in range(length):
         if not same_word(
             source,
@@ -150,7 +156,10 @@ def same_run(source, starts, ends, at, table, words, place, length, plain):
 
 @njit
 def number_runs(hashes, lengths, places, words, plain, run):
-    """Give every place the number of its text, by order of hash and length; returns how many texts there are."""
+    """Give every place the number of its text, by order of hash and length; returns how many texts there are.
+
+    hashes: [n] uint64 and lengths: [n] int32, ascending; places, run: [n] int64; plain: [0x110000] uint32.
+    """
     runs = 0
     begin = 0
     while begin < places.shape[0]:
@@ -174,7 +183,7 @@ def number_runs(hashes, lengths, places, words, plain, run):
 
 @njit
 def slot_shift(slots):
-    """What a hash is shifted by to give its place among so many (a power of two, 2 or more)."""
+    """What a uint64 hash is shifted by to give its place among so many (a power of two, 2 or more)."""
     shift, size = np.uint64(64), slots
     while size > 1:
         shift, size = shift - np.uint64(1), size >> 1
@@ -198,7 +207,7 @@ def _fill(hashes, bits, slots):
 
 @njit
 def find(value, table, shift):
-    """Number of the first run with this hash; -1: there is none."""
+    """Number of the first run with this uint64 hash; -1: there is none. shift: `slot_shift` of the slots."""
     mask = table.slots.shape[0] - 1
     slot = np.int64(value >> shift)
     while table.slots[slot] >= 0:

@@ -70,6 +70,8 @@ def reread(text: str) -> bytes:
 @njit
 def hash_words(source, begin, end, table, hashes, starts, ends):
     """Words of `source[begin:end]`: hash, first byte and end of each, into arrays with room for end - begin + 1.
+
+    source: [bytes] uint8; table: [0x110000] uint32 (`tables`); hashes: [room] uint64; starts, ends: [room] int64.
     Returns how many, and whether the text needs Python (then they are worth nothing).
     """
     position, count, start = begin, 0, np.int64(-1)
@@ -103,7 +105,10 @@ def hash_words(source, begin, end, table, hashes, starts, ends):
 
 @njit
 def same_word(source, start, end, table, other, other_start, other_end, other_table):
-    """Whether two words, as they stand in two texts, are the same one: their code points are compared."""
+    """Whether two words, as they stand in two texts, are the same one: their code points are compared.
+
+    source, other: [bytes] uint8; table, other_table: [0x110000] uint32 (`tables`).
+    """
     while start < end and other_start < other_end:
         if source[start] < 0x80:
             left, start = table[source[start]], start + 1
