@@ -28,7 +28,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class Guard:
+class ServerMiddleware:
     """ASGI middleware around the whole server."""
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
@@ -65,8 +65,8 @@ def guarding(make: Callable[..., Any]) -> Callable[..., Any]:
 
     def create_app(*arguments: Any, **options: Any) -> Any:
         app = make(*arguments, **options)
-        if not any(middleware.cls is Guard for middleware in app.user_middleware):
-            app.add_middleware(Guard)
+        if not any(middleware.cls is ServerMiddleware for middleware in app.user_middleware):
+            app.add_middleware(ServerMiddleware)
         return app
 
     return create_app

@@ -19,12 +19,12 @@ from stages.dpo.spec import DpoConfig
 from stages.lib.engines import open_instruct
 from stages.lib.finetuning import model_loading, trained_model
 from stages.lib.finetuning.encoding import Row, encode_prompts, selected
-from stages.lib.finetuning.evaluated_model import Subject
+from stages.lib.finetuning.evaluated_model import LazyModel
 from stages.lib.finetuning.generation import texts
-from stages.lib.finetuning.heldout_evaluation import Measured, Part, compared, measure
+from stages.lib.finetuning.heldout_evaluation import Measurement, Measurements, compared, measure
 from stages.lib.finetuning.log_probs import label_log_probs
 from stages.lib.finetuning.model_card import tuning_card, write_samples
-from stages.lib.finetuning.trl_trainer import Bridge, common_arguments, train
+from stages.lib.finetuning.trl_trainer import ContextCallback, common_arguments, train
 from stages.lib.formats.examples import Preference, read_preferences
 from stages.lib.formats.paired_eval import Effect, as_stats, effect
 
@@ -105,16 +105,16 @@ def run(ctx: Context[DpoConfig]) -> None:
     ctx.stat(**stats, **as_stats(effects), samples=write_samples(folder, rows))
 
 
-def _parts(ctx: Context[DpoConfig], tokenizer: Any, heldout: Pairs, shown: Sequence[Preference]) -> list[Part]:
+def _parts(ctx: Context[DpoConfig], tokenizer: Any, heldout: Pairs, shown: Sequence[Preference]) -> list[Measurement]:
     """What is measured: which answers are preferred, and sampled answers."""
     return [
-        Part(
+        Measurement(
             "preferences",
             lambda subject: preferred(subject.log_probs, heldout),
             ("eval_rows", "max_length", "turns"),
             ("heldout",),
         ),
-        Part(
+        Measurement(
             "samples",
             lambda subject: _answers(ctx, subject, tokenizer, shown),
             ("samples", "max_length", "max_new_tokens"),
@@ -170,7 +170,7 @@ def tune(
         processing_class=tokenizer,
         data_collator=PairCollator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
     )
-    train(ctx, trainer, Bridge(ctx, METRICS), checkpoint[1] if checkpoint else None)
+    train(ctx, trainer, ContextCallback(ctx, METRICS), checkpoint[1] if checkpoint else None)
 
 
 def reference(ctx: Context[DpoConfig], model: Any, pairs: Pairs, device: torch.device) -> list[list[float]]:
@@ -202,7 +202,7 @@ def preferred(log_probs: Callable[[list[Row]], tuple[list[float], list[int]]], p
     return {"right": [float(m > 0) for m in margins], "margin": margins}
 
 
-def compare(ctx: Context[DpoConfig], measured: Measured) -> list[Effect]:
+def compare(ctx: Context[DpoConfig], measured: Measurements) -> list[Effect]:
     """Parent against child, as far as both were measured."""
     if (both := measured.both("preferences")) is None:
         return []
@@ -224,7 +224,7 @@ def _shown(ctx: Context[DpoConfig]) -> list[Preference]:
     return list(islice(read_preferences(ctx.input("heldout").path), ctx.config.samples))
 
 
-def _answers(ctx: Context[DpoConfig], subject: Subject, tokenizer: Any, shown: Sequence[Preference]) -> list[str]:
+def _answers(ctx: Context[DpoConfig], subject: LazyModel, tokenizer: Any, shown: Sequence[Preference]) -> list[str]:
     """Greedy answers."""
     config = ctx.config
     ids = [

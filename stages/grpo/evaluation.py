@@ -13,9 +13,9 @@ from stages.core.context import Context
 from stages.core.errors import InputError
 from stages.grpo.spec import GrpoConfig
 from stages.lib.finetuning.encoding import batched, encode_prompts, spells_control
-from stages.lib.finetuning.evaluated_model import Subject
+from stages.lib.finetuning.evaluated_model import LazyModel
 from stages.lib.finetuning.generation import texts
-from stages.lib.finetuning.heldout_evaluation import Part
+from stages.lib.finetuning.heldout_evaluation import Measurement
 from stages.lib.formats import vocabulary
 from stages.lib.formats.examples import Message, problem_prompt, read_problems, user
 from stages.lib.formats.paired_eval import Effect, effect
@@ -72,7 +72,7 @@ class Heldout:
     def __init__(self, ctx: Context[GrpoConfig], tokenizer: Any, questions: Questions) -> None:
         self.config, self.tokenizer, self.questions = ctx.config, tokenizer, questions
 
-    def part(self) -> Part:
+    def part(self) -> Measurement:
         """What is measured: answers, checked."""
         names = (
             "eval_problems",
@@ -84,9 +84,9 @@ class Heldout:
             "temperature",
             "verifier_rule",
         )
-        return Part("problems", lambda subject: asdict(self.measure(subject)), names, ("heldout",))
+        return Measurement("problems", lambda subject: asdict(self.measure(subject)), names, ("heldout",))
 
-    def measure(self, subject: Subject) -> Answered:
+    def measure(self, subject: LazyModel) -> Answered:
         """Answer and check."""
         config, trials = self.config, self.config.eval_samples
         prompts = [ids for ids in self.questions.ids for _ in range(trials)]

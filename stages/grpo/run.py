@@ -27,7 +27,7 @@ from stages.lib.engines import areal, verl
 from stages.lib.finetuning import model_loading, trained_model
 from stages.lib.finetuning.heldout_evaluation import compared, measure
 from stages.lib.finetuning.model_card import tuning_card, write_samples
-from stages.lib.finetuning.trl_trainer import Bridge, common_arguments, train
+from stages.lib.finetuning.trl_trainer import ContextCallback, common_arguments, train
 from stages.lib.formats.paired_eval import as_stats
 from stages.lib.modeling.hf_checkpoint import read_shape, save_child
 from stages.lib.verifier import Verifier
@@ -181,7 +181,7 @@ class TrlPhases:
                     (folder / START / path.name).write_bytes(path.read_bytes())
 
         total, offset = _steps(config, len(config.context_phases)), _steps(config, number)
-        bridge = Bridge(ctx, METRICS, offset=offset, total=total, period=config.num_mini_batches, on_save=mark)
+        bridge = ContextCallback(ctx, METRICS, offset=offset, total=total, period=config.num_mini_batches, on_save=mark)
         train(ctx, trainer, bridge, resume)
 
 

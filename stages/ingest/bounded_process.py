@@ -1,6 +1,6 @@
 """Work on one record that cannot hold up a shard: done in a process beside this one, with bounds of time and memory.
 
-    with Guard() as guard:
+    with BoundedProcess() as guard:
         text, reason = guard.call("page", body, content_type="text/html", main_content=True)
 
 What no check beforehand can rule out, a parser that does not end or that ends its process, is ended from outside,
@@ -48,7 +48,7 @@ SECRETS = ("AWS_", "MOXIN_SOURCE_", "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ht
 SLOW, MEMORY_OUT, DIED = "took too long", "took too much memory", "ended its reader"
 
 
-class Guard:
+class BoundedProcess:
     """The process beside, started when it is needed."""
 
     def __init__(self, seconds: float = SECONDS, memory: int = MEMORY) -> None:
@@ -143,14 +143,14 @@ class Guard:
         self.close()
 
 
-_shared: tuple[int, Guard] | None = None
+_shared: tuple[int, BoundedProcess] | None = None
 
 
-def shared() -> Guard:
+def shared() -> BoundedProcess:
     """The guard of this process: a forked one has its own."""
     global _shared
     if _shared is None or _shared[0] != os.getpid():
-        _shared = (os.getpid(), Guard())
+        _shared = (os.getpid(), BoundedProcess())
     return _shared[1]
 
 

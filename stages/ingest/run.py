@@ -58,7 +58,7 @@ def run(ctx: Context[IngestConfig]) -> None:
     )
 
 
-def _task(config: IngestConfig, share: work_units.Share, raw: Path) -> dict[str, Any]:
+def _task(config: IngestConfig, share: work_units.WorkUnit, raw: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         "files": [_value(file) for file in share.files],
         "raw": str(raw),
@@ -97,7 +97,7 @@ def _sampled(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], r
     rounds = work_units.sample(files, ctx.config.limit)
     wanted = next(rounds, None)
     while wanted is not None:
-        tasks = [_task(ctx.config, work_units.Share((files[number],), records=most), raw) for number, most in wanted]
+        tasks = [_task(ctx.config, work_units.WorkUnit((files[number],), records=most), raw) for number, most in wanted]
         results = pool.map(f"sample-{len(found)}", read_task.read, tasks, ctx.progress)
         found |= dict(zip((number for number, _ in wanted), results, strict=True))
         try:

@@ -29,7 +29,7 @@ from stages.core.preflight import require_digest
 
 
 @dataclass(frozen=True)
-class Banned:
+class UrlBlocklist:
     """The lists, ready to be asked."""
 
     domains: frozenset[str] = frozenset()
@@ -58,7 +58,7 @@ def _host(url: str) -> str:
         return ""
 
 
-def banned(paths: Mapping[str, str], digests: Mapping[str, str], where: str) -> Banned:
+def banned(paths: Mapping[str, str], digests: Mapping[str, str], where: str) -> UrlBlocklist:
     """Read the lists once for each process. Raises ConfigError or InputError naming the list that is missing or
     another.
     """
@@ -66,7 +66,7 @@ def banned(paths: Mapping[str, str], digests: Mapping[str, str], where: str) -> 
 
 
 @functools.cache
-def _read(paths: tuple[tuple[str, str], ...], digests: tuple[tuple[str, str], ...], where: str) -> Banned:
+def _read(paths: tuple[tuple[str, str], ...], digests: tuple[tuple[str, str], ...], where: str) -> UrlBlocklist:
     found: dict[str, list[str]] = {}
     for name, path in paths:
         if not Path(path).is_file():
@@ -75,7 +75,7 @@ def _read(paths: tuple[tuple[str, str], ...], digests: tuple[tuple[str, str], ..
         found[name] = sorted(
             {line.strip().lower() for line in Path(path).read_text("utf-8", "replace").splitlines()} - {""}
         )
-    return Banned(
+    return UrlBlocklist(
         frozenset(found.get("domains", ())),
         _pattern(found.get("strict"), ""),
         _pattern(found.get("hard"), r"\b"),

@@ -32,7 +32,7 @@ SAMPLE = 10_000
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkUnit:
     """Files to be read by one task; one file alone may be read in part, or its first records only."""
 
     files: tuple[RawFile, ...]
@@ -68,24 +68,24 @@ def local(file: RawFile) -> bool:
     return "://" not in file.uri or file.uri.startswith("file://")
 
 
-def cut(files: Sequence[RawFile], sizes: Sequence[int | None]) -> list[Share]:
+def cut(files: Sequence[RawFile], sizes: Sequence[int | None]) -> list[WorkUnit]:
     """All files as pieces of work, in their order."""
-    found: list[Share] = []
+    found: list[WorkUnit] = []
     held: list[RawFile] = []
     weight = 0
     for file, size in zip(files, sizes, strict=True):
         weighs = TOGETHER_BYTES if size is None and file.format != "code" else size or 0
         if held and (weight + weighs > TOGETHER_BYTES or len(held) >= TOGETHER_FILES):
-            found.append(Share(tuple(held)))
+            found.append(WorkUnit(tuple(held)))
             held, weight = [], 0
         if size is not None and size > PART_BYTES and parted(file):
             count = -(-size // PART_BYTES)
             edges = [size * n // count for n in range(count)] + [size]
-            found += [Share((file,), (edges[n], edges[n + 1]), size) for n in range(count)]
+            found += [WorkUnit((file,), (edges[n], edges[n + 1]), size) for n in range(count)]
             continue
         held.append(file)
         weight += weighs
-    return [*found, Share(tuple(held))] if held else found
+    return [*found, WorkUnit(tuple(held))] if held else found
 
 
 def sample(files: Sequence[RawFile], limit: int) -> Generator[list[tuple[int, int]], int, None]:

@@ -22,11 +22,11 @@ from stages.lib.finetuning.encoding import (
     spells_control,
     tidy,
 )
-from stages.lib.finetuning.evaluated_model import Subject
+from stages.lib.finetuning.evaluated_model import LazyModel
 from stages.lib.finetuning.generation import texts
-from stages.lib.finetuning.heldout_evaluation import Measured, Part, compared, measure
+from stages.lib.finetuning.heldout_evaluation import Measurement, Measurements, compared, measure
 from stages.lib.finetuning.model_card import tuning_card, write_samples
-from stages.lib.finetuning.trl_trainer import Bridge, common_arguments, train
+from stages.lib.finetuning.trl_trainer import ContextCallback, common_arguments, train
 from stages.lib.formats.examples import Message, problem_prompt, read_conversations, read_problems, user
 from stages.lib.formats.paired_eval import Effect, as_stats, effect
 from stages.lib.verifier import Verifier, in_format
@@ -61,30 +61,32 @@ class Heldout:
             if not spells_control([user(p["problem"])])
         ][: config.eval_problems]
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Measurement]:
         """What is measured: probabilities of the answers; sampled answers; solved problems."""
         written = ("samples", "max_length", "max_new_tokens")
         parts = [
-            Part("answers", self._probabilities, ("eval_rows", "max_length"), ("heldout",)),
-            Part("samples", lambda subject: self.answer(subject, [p for p, _ in self.shown]), written, ("heldout",)),
+            Measurement("answers", self._probabilities, ("eval_rows", "max_length"), ("heldout",)),
+            Measurement(
+                "samples", lambda subject: self.answer(subject, [p for p, _ in self.shown]), written, ("heldout",)
+            ),
         ]
         if self.problems:
             asked = [[user(prompt)] for prompt, _ in self.problems]
             settings = ("instruction", "eval_problems", *written)
-            parts.append(Part("problems", lambda subject: self.answer(subject, asked), settings, ("problems",)))
+            parts.append(Measurement("problems", lambda subject: self.answer(subject, asked), settings, ("problems",)))
         return parts
 
-    def _probabilities(self, subject: Subject) -> dict[str, Any]:
+    def _probabilities(self, subject: LazyModel) -> dict[str, Any]:
         sums, counts = subject.log_probs(self.rows.rows)
         return {"nll": [-s for s in sums], "tokens": counts}
 
-    def answer(self, subject: Subject, prompts: Sequence[Sequence[Message]]) -> list[str]:
+    def answer(self, subject: LazyModel, prompts: Sequence[Sequence[Message]]) -> list[str]:
         """Greedy answers."""
         limit = self.config.max_length - self.config.max_new_tokens
         ids = [p[-limit:] for p in encode_prompts(self.tokenizer, prompts)]
         return texts(self.tokenizer, subject.answers(ids, max_new_tokens=self.config.max_new_tokens, temperature=0.0))
 
-    def samples(self, measured: Measured) -> list[dict[str, Any]]:
+    def samples(self, measured: Measurements) -> list[dict[str, Any]]:
         """Prompts with the answers of the data, of the parent and of the child."""
         if (both := measured.both("samples")) is None:
             return []
@@ -177,10 +179,10 @@ def fine_tune(
         processing_class=tokenizer,
         smoothing=config.label_smoothing,
     )
-    train(ctx, trainer, Bridge(ctx, METRICS), checkpoint[1] if checkpoint else None)
+    train(ctx, trainer, ContextCallback(ctx, METRICS), checkpoint[1] if checkpoint else None)
 
 
-def compare(ctx: Context[SftConfig], heldout: Heldout, measured: Measured) -> list[Effect]:
+def compare(ctx: Context[SftConfig], heldout: Heldout, measured: Measurements) -> list[Effect]:
     """Parent against child, as far as both were measured."""
     effects: list[Effect] = []
     if answers := measured.both("answers"):

@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 T = TypeVar("T")
 
 
-class Subject:
+class LazyModel:
     """One model. Its weights are loaded when they are first needed, and let go when an engine needs the GPU."""
 
     def __init__(self, ctx: Context[Any], folder: Path, device: torch.device, what: str) -> None:
@@ -36,7 +36,7 @@ class Subject:
         self._model: Any = None
         self._done = 0
 
-    def __enter__(self) -> Subject:
+    def __enter__(self) -> LazyModel:
         return self
 
     def __exit__(self, *error: object) -> None:

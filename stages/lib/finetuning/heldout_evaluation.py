@@ -1,7 +1,7 @@
 """Parent and child, measured alike after training: what fails is a gap with its reason, never the end of a trained
 model.
 
-A `Part` is one thing that is measured (probabilities of answers, solved problems, ...). Of the parent each part is
+A `Measurement` is one thing that is measured (probabilities of answers, solved problems, ...). Of the parent each is
 measured once: it is remembered under a name that says what it depends on (the parent's weights, the held-out data, the
 settings, the code), and recalled by every attempt and every other child with the same name.
 
@@ -23,25 +23,25 @@ import torch
 from stages.core.context import Context
 from stages.core.errors import Preempted
 from stages.core.keys import canonical_json, sha256, source_digest
-from stages.lib.finetuning.evaluated_model import Subject
+from stages.lib.finetuning.evaluated_model import LazyModel
 from stages.lib.formats.paired_eval import Effect
 
 
 @dataclass(frozen=True)
-class Part:
+class Measurement:
     """One measurement. settings: fields of the configuration that it depends on; ports: the inputs with its held-out
     data.
     """
 
     name: str
-    measure: Callable[[Subject], Any]
+    measure: Callable[[LazyModel], Any]
     """Returns a JSON value."""
     settings: Sequence[str]
     ports: Sequence[str]
 
 
 @dataclass
-class Measured:
+class Measurements:
     """What was measured of parent and child, part by part, and why a part is missing."""
 
     before: dict[str, Any] = field(default_factory=dict)
@@ -68,19 +68,21 @@ WATCH_SECONDS = 0.2
 """Between looks whether the stage is asked to stop."""
 
 
-def measure(ctx: Context[Any], stage: str, child: Path, device: torch.device, parts: Sequence[Part]) -> Measured:
+def measure(
+    ctx: Context[Any], stage: str, child: Path, device: torch.device, parts: Sequence[Measurement]
+) -> Measurements:
     """Measure the parent, as far as it is not remembered, and the child in `child`. Raises Preempted, and
     nothing else.
     """
-    measured = Measured()
+    measured = Measurements()
     names = {part.name: memory_name(ctx, stage, part) for part in parts}
     missing = [part for part in parts if not _recall_parent(ctx, measured, part.name, names[part.name])]
     if missing:
-        with Subject(ctx, Path(ctx.input("parent").path), device, "parent") as subject:
+        with LazyModel(ctx, Path(ctx.input("parent").path), device, "parent") as subject:
             for part in missing:
                 if _measure_part(ctx, stage, measured, part, subject, "parent"):
                     _remember(ctx, names[part.name], measured.before[part.name])
-    with Subject(ctx, child, device, "child") as subject:
+    with LazyModel(ctx, child, device, "child") as subject:
         for part in parts:
             _measure_part(ctx, stage, measured, part, subject, "child")
     for mark in [_mark_name(ctx, stage, part, model) for part in parts for model in ("parent", "child")]:
@@ -89,7 +91,7 @@ def measure(ctx: Context[Any], stage: str, child: Path, device: torch.device, pa
     return measured
 
 
-def compared(ctx: Context[Any], measured: Measured, compare: Callable[[], list[Effect]]) -> list[Effect]:
+def compared(ctx: Context[Any], measured: Measurements, compare: Callable[[], list[Effect]]) -> list[Effect]:
     """What `compare` makes of the measured parts. One that fails is a gap, too: the model is trained, and published."""
     try:
         return compare()
@@ -98,7 +100,7 @@ def compared(ctx: Context[Any], measured: Measured, compare: Callable[[], list[E
         return []
 
 
-def memory_name(ctx: Context[Any], stage: str, part: Part) -> str:
+def memory_name(ctx: Context[Any], stage: str, part: Measurement) -> str:
     """The name under which a part of the parent's is remembered: a digest of all that it depends on."""
     config = ctx.config.model_dump(mode="json")
     value = {
@@ -111,13 +113,15 @@ def memory_name(ctx: Context[Any], stage: str, part: Part) -> str:
     return f"measured-{sha256(canonical_json(value))}"
 
 
-def _mark_name(ctx: Context[Any], stage: str, part: Part, model: str) -> str:
+def _mark_name(ctx: Context[Any], stage: str, part: Measurement, model: str) -> str:
     """The name of the mark with the deaths at a part: of this node's result alone, so by all its settings."""
     value = {"part": memory_name(ctx, stage, part), "settings": ctx.config.identity(), "node": ctx.node, "model": model}
     return f"measuring-{sha256(canonical_json(value))}"
 
 
-def _measure_part(ctx: Context[Any], stage: str, measured: Measured, part: Part, subject: Subject, model: str) -> bool:
+def _measure_part(
+    ctx: Context[Any], stage: str, measured: Measurements, part: Measurement, subject: LazyModel, model: str
+) -> bool:
     """Measure one part of the parent or the child, or keep the reason why not. model: `parent` or `child`."""
     mark, name = _mark_name(ctx, stage, part, model), f"{model}: {part.name}"
     deaths = int(_recall(ctx, mark) or 0)
@@ -164,14 +168,14 @@ def _death_counted(ctx: Context[Any], mark: str, deaths: int) -> Iterator[None]:
         _remember(ctx, mark, deaths)
 
 
-def _add_gap(ctx: Context[Any], measured: Measured, name: str, error: Exception) -> None:
+def _add_gap(ctx: Context[Any], measured: Measurements, name: str, error: Exception) -> None:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     measured.gaps[name] = reason
     what = "the comparison" if name == "comparison" else "{1} of the {0}".format(*name.split(": ", 1))
     ctx.log(f"{what} could not be measured, and is left out: {reason}", "warning")
 
 
-def _recall_parent(ctx: Context[Any], measured: Measured, part: str, name: str) -> bool:
+def _recall_parent(ctx: Context[Any], measured: Measurements, part: str, name: str) -> bool:
     """Take a part of the parent's from memory, if it is there."""
     if (value := _recall(ctx, name)) is None:
         return False

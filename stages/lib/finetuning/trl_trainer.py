@@ -53,7 +53,7 @@ def common_arguments(ctx: Context[Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-class Bridge(TrainerCallback):
+class ContextCallback(TrainerCallback):
     """Between a trainer and a context. `offset`: steps that earlier trainers of this attempt took."""
 
     def __init__(
@@ -115,7 +115,7 @@ def check(ctx: Context[Any], step: int, row: Mapping[str, float]) -> None:
             )
 
 
-def train(ctx: Context[Any], trainer: Trainer, bridge: Bridge, checkpoint: Path | None) -> None:
+def train(ctx: Context[Any], trainer: Trainer, bridge: ContextCallback, checkpoint: Path | None) -> None:
     """Train to the end. Raises Preempted after a last checkpoint when asked to stop."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(bridge)

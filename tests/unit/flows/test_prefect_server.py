@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from flows.cli import running
 from flows.local_services import prefect
-from flows.prefect_server import POLICY, Guard, guarding
+from flows.prefect_server import POLICY, ServerMiddleware, guarding
 
 
 def test_an_application_that_runs_can_be_asked_for_again() -> None:
@@ -29,7 +29,7 @@ def test_an_application_that_runs_can_be_asked_for_again() -> None:
         assert (answer.text, answer.headers["content-security-policy"]) == ("page", POLICY)
         assert create_app() is app
         assert client.get("/v2/anything").status_code == 404
-    assert [one.cls for one in app.user_middleware] == [Guard]
+    assert [one.cls for one in app.user_middleware] == [ServerMiddleware]
 
 
 def test_a_call_waits_longer_than_the_server_waits_for_its_database(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.training.backends import colossalai_cpu
 from stages.lib.training.backends.base import INITIAL_SCALE, Update, WindowBatch
-from stages.lib.training.backends.colossalai_model import Part, PartPolicy
+from stages.lib.training.backends.colossalai_model import ModelChunk, PartPolicy
 from stages.lib.training.backends.colossalai_state import (
     ChunkParameterShards,
     ParameterShards,
@@ -109,7 +109,7 @@ class ColossalBackend:
         optimizer = make_optimizer(model, config, ChunkAdamW if gemini else torch.optim.AdamW)
         self._plugin = make_plugin(config, dims)
         self._booster = Booster(plugin=self._plugin)
-        self.model, self._optimizer, *_ = self._booster.boost(Part(model, config), optimizer)
+        self.model, self._optimizer, *_ = self._booster.boost(ModelChunk(model, config), optimizer)
         self.model.train()
         if gemini:
             self._shards: ParameterShards = ChunkParameterShards(
@@ -218,6 +218,6 @@ class ColossalBackend:
 
 
 def _arguments(batch: WindowBatch) -> dict[str, Tensor]:
-    """What a `Part` is called with."""
+    """What a `ModelChunk` is called with."""
     named = {"ids": batch.ids, "documents": batch.documents, "sequences": batch.sequences}
     return {key: value for key, value in named.items() if value is not None}

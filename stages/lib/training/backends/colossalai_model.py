@@ -27,7 +27,7 @@ from stages.lib.training.backends.tensor_parallel import COLUMNS, ROWS
 from stages.lib.training.config import DecoderConfig
 
 
-class Part(nn.Module):
+class ModelChunk(nn.Module):
     """A MoxinLM, or the blocks of it that this process has: windows in, and the loss out, or the states for the next
     stage.
     """
@@ -70,7 +70,7 @@ class Part(nn.Module):
 
 
 class PartPolicy(Policy):
-    """What Colossal-AI's sharder does with a `Part`."""
+    """What Colossal-AI's sharder does with a `ModelChunk`."""
 
     def config_sanity_check(self) -> None:
         pass  # stages/lib/training/validation.py did

@@ -28,7 +28,7 @@ from stages.lib.engines import generation, process
 from stages.lib.finetuning import evaluated_model as subjects
 from stages.lib.finetuning import heldout_evaluation, inference_memory, model_loading
 from stages.lib.finetuning.encoding import encode_conversations
-from stages.lib.finetuning.evaluated_model import Subject
+from stages.lib.finetuning.evaluated_model import LazyModel
 from stages.lib.finetuning.generation import generate
 from stages.lib.finetuning.log_probs import by_tokens, label_log_probs
 from stages.lib.formats import chat_template
@@ -66,12 +66,12 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which models a measurement reads rows with."""
     seen: list[str] = []
 
-    def noting(self: Subject, rows: Any) -> Any:
+    def noting(self: LazyModel, rows: Any) -> Any:
         seen.append(self._what)
         return original(self, rows)
 
-    original = Subject.log_probs
-    monkeypatch.setattr(Subject, "log_probs", noting)
+    original = LazyModel.log_probs
+    monkeypatch.setattr(LazyModel, "log_probs", noting)
     return seen
 
 
@@ -79,7 +79,9 @@ def test_a_measurement_that_fails_is_a_gap_and_the_model_is_published(
     tmp_path: Path, artifacts: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        Subject, "answers", lambda *args, **kwargs: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+        LazyModel,
+        "answers",
+        lambda *args, **kwargs: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")),
     )
     ctx = LocalContext(tmp_path, config(), artifacts)
     sft_run.run(ctx)
@@ -119,13 +121,13 @@ class Measuring(LocalContext[SftConfig]):
     def stopping(self) -> bool:
         return self.asked_to_stop
 
-    def attempt(self, deadly: str, after_request: bool = False) -> heldout_evaluation.Measured | None:
+    def attempt(self, deadly: str, after_request: bool = False) -> heldout_evaluation.Measurements | None:
         """None when it died. deadly: letters of parts; after_request: asked to stop, it is cut off later."""
         at_death: dict[str, Any] = {}
         self.asked_to_stop = False
 
-        def part(letter: str) -> heldout_evaluation.Part:
-            def value(subject: Subject) -> int:
+        def part(letter: str) -> heldout_evaluation.Measurement:
+            def value(subject: LazyModel) -> int:
                 if letter in deadly and subject._what == "child":
                     self.asked_to_stop = after_request
                     time.sleep(5 * heldout_evaluation.WATCH_SECONDS)  # its grace
@@ -133,7 +135,7 @@ class Measuring(LocalContext[SftConfig]):
                     raise Cut
                 return 1
 
-            return heldout_evaluation.Part(letter, value, (), ())
+            return heldout_evaluation.Measurement(letter, value, (), ())
 
         try:
             return heldout_evaluation.measure(self, "sft", self.root, torch.device("cpu"), [part(x) for x in "abc"])
@@ -232,7 +234,7 @@ def test_through_the_store_a_killed_measurement_costs_no_training(
             ledger.release(request.lease)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Subject, "answers", lambda *args, **kwargs: (_ for _ in ()).throw(SystemExit(137)))
+        patch.setattr(LazyModel, "answers", lambda *args, **kwargs: (_ for _ in ()).throw(SystemExit(137)))
         with pytest.raises(SystemExit):
             attempt()
     assert looked_at == ["parent"]
@@ -259,7 +261,7 @@ def test_an_engine_that_the_kernel_ends_while_measuring_is_a_gap(
     published.
     """
     killed = process.failure("vllm", -9, [])
-    monkeypatch.setattr(Subject, "answers", lambda *args, **kwargs: (_ for _ in ()).throw(killed))
+    monkeypatch.setattr(LazyModel, "answers", lambda *args, **kwargs: (_ for _ in ()).throw(killed))
     ctx = LocalContext(tmp_path, config(), artifacts)
     sft_run.run(ctx)
     assert ctx.stats["not_measured"].keys() == {"child: samples", "parent: samples"}
@@ -343,7 +345,7 @@ def test_out_of_memory_is_tried_again_with_half_and_the_numbers_stay(
         return label_log_probs(model, rows, tokens, told)
 
     monkeypatch.setattr(subjects, "label_log_probs", small)
-    with Subject(ctx, folder, torch.device("cpu"), "parent") as subject:
+    with LazyModel(ctx, folder, torch.device("cpu"), "parent") as subject:
         sums, counts = subject.log_probs(rows)
     assert tried == [2000, 1000, 500, 250]
     assert counts == expected[1]
@@ -504,7 +506,7 @@ def test_an_environment_that_cannot_write_is_said_and_transformers_writes(
     made = config(engine="open-instruct", label_smoothing=0.0, precision="bf16", device="cuda")
     ctx = LocalContext(tmp_path, made, artifacts)
     folder = artifacts["parent"][0].path
-    with Subject(ctx, folder, torch.device("cuda"), "parent") as subject:
+    with LazyModel(ctx, folder, torch.device("cuda"), "parent") as subject:
         answers = subject.answers([[5, 6, 7]], max_new_tokens=4, temperature=0.0)
     assert answers == generate(
         load(folder, torch.device("cpu")), [[5, 6, 7]], generation.Sampling(4, 0.0, 0), rows=1, tokens=100

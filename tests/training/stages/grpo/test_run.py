@@ -201,7 +201,7 @@ def test_responses_are_written_within_the_budget_of_memory(
                 return generate(model, *args, **kw)
 
             patch.setattr(MistralForCausalLM, "generate", counting)
-            patch.setattr(grpo_run, "measure", lambda *args: heldout_evaluation.Measured())
+            patch.setattr(grpo_run, "measure", lambda *args: heldout_evaluation.Measurements())
             phases = [{"steps": 1, "max_response_length": 4, "num_generations": 4}]
             made = config(context_phases=phases, rollout_cache_gib=gib)
             run(LocalContext(tmp_path / str(gib), made, artifacts))

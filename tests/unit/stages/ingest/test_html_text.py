@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import ConfigError
 from stages.ingest import bounded_process
-from stages.ingest.bounded_process import DIED, MEMORY_OUT, SLOW, Guard
+from stages.ingest.bounded_process import DIED, MEMORY_OUT, SLOW, BoundedProcess
 from stages.ingest.html_text import MAX_ATTRIBUTES, MAX_DEPTH, MAX_OPTIONS, text_of, too_much
 from stages.ingest.http_body import CUT, LONG, Undecodable, decoded
 from stages.ingest.readers import READERS, Bad, Record
@@ -266,13 +266,13 @@ def misdeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_record_that_does_not_end_is_ended_and_the_next_one_is_read(misdeeds: None) -> None:
-    with Guard(seconds=0.5) as beside:
+    with BoundedProcess(seconds=0.5) as beside:
         assert beside.call("misdeeds.spin", b"bad") == ("", SLOW)
         assert beside.call("misdeeds.spin", b"good") == ("still here", "")
 
 
 def test_a_record_that_takes_all_memory(misdeeds: None) -> None:
-    with Guard(memory=300 << 20) as beside:
+    with BoundedProcess(memory=300 << 20) as beside:
         assert beside.call("misdeeds.eat", b"1000") == ("1000", "")
         assert beside.call("misdeeds.eat", str(1 << 30).encode()) == ("", MEMORY_OUT)
         assert beside.call("misdeeds.eat", b"2000") == ("2000", "")
@@ -280,14 +280,14 @@ def test_a_record_that_takes_all_memory(misdeeds: None) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
 def test_a_record_that_ends_its_reader(misdeeds: None, number: signal.Signals) -> None:
-    with Guard() as beside:
+    with BoundedProcess() as beside:
         assert beside.call("misdeeds.die", str(int(number)).encode()) == ("", DIED)
         assert beside.call("misdeeds.eat", b"7") == ("7", "")
 
 
 def test_several_records_in_one_message(misdeeds: None) -> None:
     """The one that goes over a bound is told from the others."""
-    with Guard(seconds=1, memory=300 << 20) as beside:
+    with BoundedProcess(seconds=1, memory=300 << 20) as beside:
         assert beside.call_many("page", []) == []
         numbers = [b"5", b"7", b"9"]
         assert beside.call_many("misdeeds.eat", [(n, {}) for n in numbers]) == [(n.decode(), "") for n in numbers]
@@ -306,7 +306,7 @@ def test_several_records_in_one_message(misdeeds: None) -> None:
 
 
 def test_what_a_library_prints_or_raises_is_no_answer(misdeeds: None) -> None:
-    with Guard() as beside:
+    with BoundedProcess() as beside:
         assert beside.call("misdeeds.talk", b"") == ("talked", "")
         assert beside.call("misdeeds.fail", b"") == ("", "its reader failed (KeyError)")
 
@@ -314,7 +314,7 @@ def test_what_a_library_prints_or_raises_is_no_answer(misdeeds: None) -> None:
 def test_it_works_on_strangers_pages_without_our_keys(misdeeds: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "MOXIN_SOURCE_AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "secret")
-    with Guard() as beside:
+    with BoundedProcess() as beside:
         names = beside.call("misdeeds.environment", b"")[0]
     assert "PYTHONPATH" in names
     left = [name for name in names.split() if any(part in name for part in ("TOKEN", "SECRET", "AWS"))]
@@ -323,12 +323,12 @@ def test_it_works_on_strangers_pages_without_our_keys(misdeeds: None, monkeypatc
 
 def test_a_wrong_setting_is_told_as_one() -> None:
     text = " ".join(["the words and that of a page have to be enough with"] * 12).encode()
-    with Guard() as beside, pytest.raises(ConfigError, match=r"language_model = /no/such\.bin: no such file"):
+    with BoundedProcess() as beside, pytest.raises(ConfigError, match=r"language_model = /no/such\.bin: no such file"):
         beside.call("clean", text, language_model="/no/such.bin")
 
 
 def test_no_process_is_left(misdeeds: None) -> None:
-    with Guard() as beside:
+    with BoundedProcess() as beside:
         beside.call("misdeeds.eat", b"1")
         process = beside._process
         assert process is not None
