@@ -19,6 +19,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr
 START = "from stages.execute_code.supervisor import main; main()"
 GRACE = 60
 """Seconds that a supervisor may take beyond its program's, before it counts as broken."""
-ATTEMPTS = 3
+ATTEMPTS, PAUSE = 3, 1.0
+"""Tries of a sandbox that cannot be made (processes or memory run short for a moment), and seconds between them."""
 Mode = Literal["namespaces", "landlock"]
 MODES: tuple[Mode, ...] = ("namespaces", "landlock")
 
@@ -131,6 +133,7 @@ class Sandbox:
                 return Outcome(**answer)
             if attempt == ATTEMPTS - 1:
                 raise InfraError(f"a program's sandbox failed {ATTEMPTS} times: {answer['trouble']}")
+            time.sleep(PAUSE)
         raise AssertionError
 
     def _start(self, program: str, mode: Mode) -> dict[str, Any]:
@@ -201,7 +204,7 @@ def _read(answer: bytes, complaint: bytes) -> dict[str, Any]:
 def _interpreter() -> list[str]:
     """Files and folders that the interpreter reads: of its own installation and the system's libraries."""
     paths = sysconfig.get_paths()
-    listed = [*LIBRARIES, paths["stdlib"], paths["platstdlib"]]
+    listed = [*LIBRARIES, str(sysconfig.get_config_var("LIBDIR")), paths["stdlib"], paths["platstdlib"]]
     real = [p for path in listed for p in dict.fromkeys((path, os.path.realpath(path)))]
     outermost: list[str] = []
     for path in dict.fromkeys(p for p in real if os.path.lexists(p)):

@@ -87,8 +87,9 @@ class Supervisor:
         first = os.fork()
         if first == 0:
             _first_process(self._job, pipes, os.getppid(), alone=self._alone, own_user=own_user)
-        for name, (reader, writer) in pipes.items():
-            os.close(reader if name == "number" else writer)
+        for name, (_, writer) in pipes.items():
+            if name != "number":
+                os.close(writer)
         secret = os.urandom(NUMBER_BYTES)
         os.write(pipes["number"][1], secret)
         os.close(pipes["number"][1])
@@ -149,16 +150,19 @@ class Supervisor:
     def _over(self, first: int, deadline: float) -> str | None:
         if time.monotonic() > deadline:
             return TIMED_OUT
-        return MEMORY if _resident(first) > self._job["memory"] else None
+        memory, threads = _usage(first)
+        if memory > self._job["memory"]:
+            return MEMORY
+        return KILLED if self._alone and threads > self._job["processes"] else None
 
     def _reason(self, killed: str | None, status: int, seconds: float, verdict: bytes, right: bool) -> tuple[str, str]:
         if killed:
-            return killed, ""
+            return killed, f"more than {self._job['processes']} threads" if killed == KILLED else ""
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
             if number == signal.SIGXCPU or (number == signal.SIGKILL and seconds >= self._job["seconds"]):
                 return TIMED_OUT, ""
-            return KILLED, signal.Signals(number).name
+            return KILLED, f"by signal {number} ({signal.strsignal(number)})"
         if right and os.WEXITSTATUS(status) == 0:
             return PASSED, ""
         reason, detail, *_ = *verdict.decode("utf-8", "replace").split("\n", 2), ""
@@ -174,20 +178,22 @@ def _read_all(descriptor: int) -> bytes:
     return data
 
 
-def _resident(first: int) -> int:
-    """Bytes of memory of a process and all that descend from it."""
-    total, queue = 0, [first]
+def _usage(first: int) -> tuple[int, int]:
+    """Bytes of memory, and number of threads, of a process and all that descend from it."""
+    memory, threads, queue = 0, 0, [first]
     while queue:
         pid = queue.pop()
         try:
             with open(f"/proc/{pid}/statm", encoding="ascii") as stream:
-                total += int(stream.read().split()[1]) * resource.getpagesize()
-            for task in os.listdir(f"/proc/{pid}/task"):
+                memory += int(stream.read().split()[1]) * resource.getpagesize()
+            tasks = os.listdir(f"/proc/{pid}/task")
+            threads += len(tasks)
+            for task in tasks:
                 with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as stream:
                     queue += map(int, stream.read().split())
         except (OSError, ValueError, IndexError):  # it has ended just now, or the kernel does not list children
             continue
-    return total
+    return memory, threads
 
 
 # --- in the program's namespaces --------------------------------------------------------------------------------------

@@ -222,9 +222,25 @@ while True:
 print(started)
 """)
     assert outcome.passed, outcome
-    allowed = LIMITS.processes if sandbox.mode == "namespaces" and os.geteuid() else None
-    assert int(outcome.output) <= LIMITS.processes
-    assert allowed is None or int(outcome.output) == allowed
+    assert int(outcome.output) == (LIMITS.processes if sandbox.mode == "namespaces" else 1)
+
+
+def test_no_more_threads_than_allowed(sandbox: Sandbox) -> None:
+    outcome = sandbox.run("""
+import threading, time
+threading.stack_size(1 << 15)
+for _ in range(2000):
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+time.sleep(600)
+""")
+    assert not outcome.passed
+    said = "can't start new thread" if sandbox.mode == "namespaces" else f"more than {LIMITS.processes} threads"
+    assert said in outcome.detail
+
+
+def test_a_signal_that_has_no_name_is_an_end_like_others(sandbox: Sandbox) -> None:
+    outcome = sandbox.run("import os; os.kill(os.getpid(), 40)")
+    assert (outcome.reason, outcome.detail[:12]) == (KILLED, "by signal 40")
 
 
 def test_daemons_end_with_their_program(sandbox: Sandbox) -> None:
