@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.release.chain import Chain, Link
-from stages.core.errors import ConfigError, InputError
+from stages.core.errors import InputError
 from stages.core.files import file_sha256, write_atomically
 from stages.core.messages import CodeRef
 
@@ -32,6 +32,8 @@ PREDICATE = "https://slsa.dev/provenance/v1"
 PAYLOAD = "application/vnd.in-toto+json"
 BUILD = "urn:moxin:pipeline:1"
 """What `externalParameters` and `internalParameters` mean: this module, first version."""
+LISTS = ("text", "web", "code", "sources")
+"""Settings that list raw files by address."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_REVISION = re.compile(r"^hf://[^@?]+@([0-9a-f]{40})")
 
@@ -51,7 +53,7 @@ def make(chain: Chain, name: str, files: Mapping[str, str]) -> dict[str, Any]:
                 "buildType": BUILD,
                 "externalParameters": {"name": name, "profile": chain.profile, "node": chain.node},
                 "internalParameters": {"results": [link.row() for link in chain.links]},
-                "resolvedDependencies": _unique([*_raw_files(chain), *_hub(chain), *_environment(chain)]),
+                "resolvedDependencies": _unique([*_raw_files(chain), *outside(chain.links), *_environment(chain)]),
             },
             "runDetails": {
                 "builder": {"id": "urn:moxin:runtime", "version": {"moxin": metadata.version("moxin")}},
@@ -118,13 +120,13 @@ def _raw_files(chain: Chain) -> Iterator[dict[str, Any]]:
             yield {"name": f"{link.node}.{port}/{file.path}", "digest": {"sha256": file.sha256}}
 
 
-def _hub(chain: Chain) -> Iterator[dict[str, Any]]:
-    """What nodes read from outside: data sets of the hub by commit, raw files by address."""
-    for link in chain.links:
+def outside(links: Iterable[Link]) -> Iterator[dict[str, Any]]:
+    """What results read from outside, as resource descriptors: data sets of the hub by commit, raw files by address."""
+    for link in links:
         for source in _rows(link.result.stats.get("sources")):
             if name := source.get("data_set"):
                 yield _descriptor(f"{link.node}: {name}", f"hf://{name}", source.get("revision"), source.get("license"))
-        for port in ("text", "web", "code"):
+        for port in LISTS:
             for source in _rows(link.result.config.get(port)):
                 if "://" in (uri := str(source.get("uri", ""))) and not uri.startswith("file:"):
                     revision = _HUB_REVISION.match(uri)
@@ -234,4 +236,4 @@ def opened(path: Path, public_key: Path | None) -> bytes:
     return body
 
 
-__all__ = ["ENVELOPE", "FILE", "ConfigError", "load", "make", "opened", "sign", "validate", "write"]
+__all__ = ["ENVELOPE", "FILE", "load", "make", "opened", "outside", "sign", "validate", "write"]
