@@ -125,7 +125,7 @@ def _repository(paths: Iterable[str]) -> Part:
     base = mof.facts().repository
     located = [f"{base.rstrip('/')}/{path}" if base else path for path in paths]
     about = metadata.metadata("moxin")
-    return Part(", ".join(located), about["License-Expression"] if "License-Expression" in about else "")
+    return Part(", ".join(located), about["License-Expression"] or "")
 
 
 def _architecture(evidence: Evidence) -> Part:
