@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flows.report import (
     ablation,
+    contamination,
     corpus,
     overview,
     page,
@@ -34,6 +35,7 @@ SECTIONS: list[Callable[[Data], Section | None]] = [
     paper_tables.section,
     ablation.ablation,
     vision_tables.section,
+    contamination.section,
     samples.section,
     corpus.funnels,
     corpus.capability,
@@ -50,6 +52,7 @@ SUMMARIES: list[Callable[[Data], list[str]]] = [
     paper_tables.summary,
     ablation.summary,
     vision_tables.summary,
+    contamination.summary,
     corpus.summary,
 ]
 """What the terminal shows of it."""

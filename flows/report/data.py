@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flows import contamination
 from flows.plan import differences
 from flows.profiles import Profile
 from flows.stage_job import git_commit
@@ -46,7 +47,8 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, valu
     """Read the newest result of each node of a profile. The default pipeline is the paper's. With `values`, a result of
     other settings than those is told apart too.
 
-    Returns `{schema_version, profile, made, commit, nodes: [node]}`. A node is `{name, stage, about, parents, state,
+    Returns `{schema_version, profile, made, commit, nodes: [node], contamination}`; the last as
+    `flows.contamination.measure` gives it. A node is `{name, stage, about, parents, state,
     why, at, run_id, result, reports, pictures, problems}`; its `result` is the manifest as JSON with `metrics` (rows)
     beside it, and `reports` maps an output port to the `stages.lib.formats.reports.Report` in it. Raises InfraError,
     and InputError for a damaged manifest.
@@ -59,7 +61,9 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, valu
     for node in pipeline:
         configured = values.configs[node.name].identity() if values else None
         nodes.append(_node(ledger, node, records.get(node.name), results, configured))
-    return {"schema_version": SCHEMA, "profile": profile, "made": now(), "commit": git_commit(), "nodes": nodes}
+    overlaps = contamination.measure(ledger, pipeline, results)
+    about = {"schema_version": SCHEMA, "profile": profile, "made": now(), "commit": git_commit()}
+    return about | {"nodes": nodes, "contamination": overlaps}
 
 
 def _node(

@@ -148,24 +148,20 @@ def _write(
     rows: dict[str, list[ItemOverlap]] = defaultdict(list)
     first = 0
     for split in splits:
-        flagged, mine = Counter[str](), []
-        for number in range(len(split.texts)):
-            item = first + number
-            skipped = sizes[item] < rule.min_words
-            if skipped or item in hidden or item in matches:
-                held = tuple(matches.get(item, ()))
-                flagged.update(match.node for match in held)
-                mine.append(
-                    ItemOverlap(
-                        config=split.config,
-                        split=split.split,
-                        item=number,
-                        words=sizes[item],
-                        skipped=skipped,
-                        only_common=item in hidden,
-                        matches=held,
-                    )
-                )
+        mine = [
+            ItemOverlap(
+                config=split.config,
+                split=split.split,
+                item=number,
+                mark=mark,
+                words=sizes[item],
+                skipped=sizes[item] < rule.min_words,
+                only_common=item in hidden,
+                matches=tuple(matches.get(item, ())),
+            )
+            for number, (item, mark) in enumerate(enumerate(split.marks, first))
+        ]
+        flagged = Counter(match.node for row in mine for match in row.matches)
         first += len(split.texts)
         rows[split.data_set] += mine
         yield SplitOverlap(

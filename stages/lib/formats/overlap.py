@@ -3,7 +3,7 @@
 | file | what |
 | --- | --- |
 | `overlap.json` | the rule, what was scanned, and of every split how many items are flagged by each training node |
-| `items/<owner>/<name>.jsonl` | `ItemOverlap` rows of a data set: those that overlap or are skipped, no others |
+| `items/<owner>/<name>.jsonl` | `ItemOverlap` rows: every item of a data set |
 
 An item is its number in its split. Which of the training nodes a model learned from is for the reader to know.
 """
@@ -93,6 +93,7 @@ class ItemOverlap(_Part):
     config: str
     split: str
     item: int = Field(description="its number in the split, from 0")
+    mark: str = Field(description="what it is recognised by (`stages.lib.evaluation.item_text.item_mark`)")
     words: int
     skipped: bool = False
     only_common: bool = False

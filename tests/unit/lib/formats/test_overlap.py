@@ -28,14 +28,14 @@ def match(node: str, *spans: tuple[int, int]) -> Match:
 
 
 def item(*matches: Match) -> ItemOverlap:
-    return ItemOverlap(config="c", split="test", item=3, words=100, matches=matches)
+    return ItemOverlap(config="c", split="test", item=3, mark="m", words=100, matches=matches)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     overlap = Overlap(rule=GPT3, runs=5, ignored_runs=1, equal_hashes=0, training=(), splits=())
     write_overlap(tmp_path, overlap)
     assert parse_overlap((tmp_path / "overlap.json").read_bytes(), "it") == overlap
-    rows = [item(match("a", (0, 5))), ItemOverlap(config="c", split="s", item=0, words=2, skipped=True)]
+    rows = [item(match("a", (0, 5))), ItemOverlap(config="c", split="s", item=0, mark="n", words=2, skipped=True)]
     write_items(tmp_path, "owner/name", rows)
     assert parse_items((tmp_path / items_path("owner/name")).read_bytes(), "it") == rows
 
@@ -64,6 +64,6 @@ def test_words_that_two_nodes_hold_count_once_and_the_limits_are_llama_2s() -> N
         "not clean",
         "dirty",
     ]
-    skipped = ItemOverlap(config="c", split="s", item=0, words=0, skipped=True)
+    skipped = ItemOverlap(config="c", split="s", item=0, mark="n", words=0, skipped=True)
     assert skipped.share({"a"}) == 0.0
     assert skipped.category(LLAMA2, {"a"}) == "skipped"

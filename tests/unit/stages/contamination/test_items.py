@@ -1,55 +1,16 @@
-"""The text of an item: question and right answer of the data sets we know, all strings of the others."""
+"""The items of suites: which splits are read, and what is damaged."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from stages.contamination.items import item_text, known_fields, read_image_splits, read_splits
+from stages.contamination.items import read_image_splits, read_splits
 from stages.core.errors import InputError
+from stages.lib.evaluation.item_text import item_mark
 from stages.lib.formats.suites import DataSet, Suite, write_data_set, write_suite
-
-ARC = {"question": "Which?", "choices": {"text": ["red", "blue"], "label": ["A", "B"]}, "answerKey": "B", "id": "i7"}
-
-
-@pytest.mark.parametrize(
-    ("data_set", "row", "text"),
-    [
-        ("Rowan/hellaswag", {"ctx": "He", "endings": ["sits.", "runs."], "label": "1", "ind": 4}, "He\nruns."),
-        ("Rowan/hellaswag", {"ctx": "He", "endings": ["sits.", "runs."], "label": ""}, "He"),
-        (
-            "allenai/winogrande",
-            {"sentence": "So _ won.", "option1": "Ann", "option2": "Bob", "answer": "2"},
-            "So Bob won.",
-        ),
-        (
-            "allenai/winogrande",
-            {"sentence": "So _ won.", "option1": "Ann", "option2": "Bob", "answer": ""},
-            "So _ won.",
-        ),
-        ("baber/piqa", {"goal": "Open", "sol1": "pull", "sol2": "push", "label": 0}, "Open\npull"),
-        ("baber/piqa", {"goal": "Open", "sol1": "pull", "sol2": "push", "label": -1}, "Open"),
-        ("allenai/ai2_arc", ARC, "Which?\nblue"),
-        ("allenai/ai2_arc", ARC | {"answerKey": "E"}, "Which?"),
-        ("cais/mmlu", {"question": "Q", "choices": ["a", "b"], "answer": 0, "subject": "law"}, "Q\na"),
-        ("math-ai/olympiadbench", {"context": None, "question": "Q", "solution": ["s1", "s2"]}, "Q\ns1\ns2"),
-        ("truthfulqa/truthful_qa", {"question": "Q", "mc1_targets": {"choices": ["x"], "labels": [1]}}, "Q"),
-        ("some/thing", {"a": "x", "n": 3, "b": ["y", ""], "c": {"d": "z", "e": b"no"}}, "x\ny\nz"),
-        ("openai/gsm8k", {"other": "names", "than": "ours"}, "names\nours"),
-    ],
-)
-def test_the_text_of_an_item(data_set: str, row: dict[str, Any], text: str) -> None:
-    assert item_text(data_set, row) == text
-
-
-def test_fields_are_written_in_one_way() -> None:
-    for name, known in known_fields().items():
-        assert set(known) <= {"question", "answer", "blank"}, name
-        if not isinstance(known["answer"], str):
-            assert set(known["answer"]) <= {"of", "at", "labels", "columns", "first"}, name
 
 
 def suite(folder: Path) -> Path:
@@ -86,6 +47,7 @@ def test_visual_questions_with_their_answers(tmp_path: Path) -> None:
     )
     write_suite(tmp_path, Suite(data_sets=(DataSet(id="vsr", origin="folder", rows={"default": {"test": 1}}),)))
     (split,) = read_image_splits(tmp_path)
+    assert split.marks == [item_mark("0")]
     assert split.texts == ["The cat is on the mat."]
     write_suite(tmp_path, Suite(data_sets=(DataSet(id="coco", origin="folder", rows={}),)))
     with pytest.raises(InputError, match="the visual suite holds coco; known are gqa"):

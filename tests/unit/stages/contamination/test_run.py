@@ -73,7 +73,9 @@ def scanned(root: Path, inputs: Mapping[str, Sequence[Any]], **config: Any) -> L
 
 def rows(ctx: LocalContext[ContaminationConfig], id: str = DATA_SET) -> dict[int, ItemOverlap]:
     data = (ctx.output("overlap") / "items" / f"{id}.jsonl").read_bytes()
-    return {row.item: row for row in parse_items(data, "it")}
+    every = parse_items(data, "it")
+    assert [row.item for row in every] == list(range(len(every)))
+    return {row.item: row for row in every if row.matches or row.skipped or row.only_common}
 
 
 def files(ctx: LocalContext[ContaminationConfig]) -> dict[str, bytes]:
