@@ -18,7 +18,7 @@ from stages.core.errors import ConfigError
 
 FOLDER = Path(__file__).parent / "suites"
 
-HarnessName = Literal["lm-evaluation-harness", "olmes", "opencompass", "qwen25-math", "moxin-visual"]
+HarnessName = Literal["lm-evaluation-harness", "olmes", "opencompass", "qwen25-math", "lmms-eval", "moxin-visual"]
 
 
 class TaskEntry(BaseModel):

@@ -23,7 +23,9 @@ def test_a_shipped_suite_fills_columns_of_the_papers_table_in_its_order(name: st
     columns = [entry.column for entry in suite.tasks]
     assert columns == [column for column in printed.columns if column in columns]
     shots = {entry.column: entry.num_fewshot for entry in suite.tasks}
-    assert not printed.shots or shots == printed.shots
+    whole = suite.harness == "lm-evaluation-harness"  # the other harnesses have some of a table's columns
+    expected = {column: count for column, count in printed.shots.items() if whole or column in shots}
+    assert not expected or shots == expected
 
 
 def test_a_configuration_holds_the_content_of_what_it_names() -> None:
