@@ -201,11 +201,13 @@ def report(
 ) -> None:
     """Write the report of a profile's newest results: loss curves, the ablation table, dedup statistics."""
     from flows import report as reports
+    from flows.release.openness import released
 
     settings = Settings.load()
     pipeline, values = load_profile(profile, [])
     with open_ledger(settings) as ledger:
         data = reports.collect(ledger, profile, pipeline, values)
+    data["releases"] = released(settings.home / "release" / profile)
     if json_:
         print_json(data)
         return

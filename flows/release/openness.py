@@ -188,6 +188,31 @@ def _intermediate(evidence: Evidence) -> Part:
     return Part(", ".join(beside.values()), evidence.model.license)
 
 
+def released(out: Path) -> list[dict[str, Any]]:
+    """The models that are released in a folder, as JSON values: name, node, digest, class, what the next class lacks,
+    and what is there. One whose papers cannot be read has a `problem` instead.
+    """
+    rows = []
+    for path in sorted(out.glob("*/release.json")):
+        if path.parent.name.startswith(".") or not (path.parent / mof.FILE).is_file():
+            continue
+        row: dict[str, Any] = {"name": path.parent.name}
+        try:
+            about = json.loads(path.read_bytes())
+            row |= {"node": str(about["node"]), "digest": str(about["digest"])}
+            value = mof.read(path.parent / mof.FILE)
+            openness = mof.classify(value)
+            row |= {"level": openness.level, "title": openness.title, "missing": dict(openness.missing)}
+            row["components"] = [
+                {key: str(part.get(key, "")) for key in ("name", "component_path", "license")}
+                for part in value["release"]["components"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError, InputError, ModuleNotFoundError) as error:
+            row["problem"] = f"its papers cannot be read ({error})"
+        rows.append(row)
+    return rows
+
+
 def _beside(folder: Path) -> Iterator[tuple[str, str]]:
     """The releases beside a folder: (digest of the model, path from the folder)."""
     for path in sorted(folder.parent.glob("*/release.json")):

@@ -16,6 +16,7 @@ from flows.report import (
     ablation,
     contamination,
     corpus,
+    openness,
     overview,
     page,
     paper_tables,
@@ -42,6 +43,7 @@ SECTIONS: list[Callable[[Data], Section | None]] = [
     corpus.tokens,
     provenance.costs,
     provenance.origins,
+    openness.section,
 ]
 """The page, in reading order."""
 
@@ -54,6 +56,7 @@ SUMMARIES: list[Callable[[Data], list[str]]] = [
     vision_tables.summary,
     contamination.summary,
     corpus.summary,
+    openness.summary,
 ]
 """What the terminal shows of it."""
 
