@@ -15,8 +15,8 @@ def section(data: Data) -> Section | None:
         return None
     note = paragraph(
         "By the Model Openness Framework (17 components, three classes, I the highest), computed from the mof.yml of"
-        " each release as its folder has it: what is not in it or at an address is not open. 'moxin verify' checks a folder"
-        " against its statement of provenance."
+        " each release as its folder has it: what is not in it or at an address is not open. 'moxin verify' checks a"
+        " folder against its statement of provenance."
     )
     rows = [_row(release, data) for release in releases]
     parts = [
