@@ -18,6 +18,7 @@ from flows.cli import images, suite
 from flows.cli.checks import check
 from flows.cli.common import err
 from flows.cli.planning import plan, why
+from flows.cli.release import release
 from flows.cli.results import lineage, logs, ls, report, show
 from flows.cli.running import run
 from flows.cli.services import down, status, up
@@ -33,7 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.",
 )
-for _command in (repair, up, down, status, plan, why, run, ls, show, logs, lineage, report, tables, verify, check):
+for _command in (repair, up, down, status, plan, why, run, ls, show, logs, lineage, report):
+    app.command()(_command)
+for _command in (tables, release, verify, check):
     app.command()(_command)
 app.add_typer(images.app, name="images")
 app.add_typer(suite.app, name="suite")

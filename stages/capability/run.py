@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from stages.capability.benchmarks import DATA_SETS, BenchmarkData, Row, fingerprints, render
 from stages.capability.spec import CapabilityConfig
 from stages.core.context import Context
 from stages.core.errors import InputError
 from stages.lib.formats.documents import DocumentWriter
+from stages.lib.formats.parquet_parts import count_by
 from stages.lib.formats.reports import TOY
 from stages.lib.formats.suites import DataSet, Suite, split_fingerprints, write_data_set, write_suite
 
@@ -57,7 +59,9 @@ def run(ctx: Context[CapabilityConfig]) -> None:
             )
     _write_suite(ctx, gathered, overlap)
     names = sorted(shown(id, config.origin).rpartition("/")[2] for id in train_on)
-    ctx.describe("train", meta={"documents": len(kept), "text_bytes": writer.text_bytes, "benchmarks": names})
+    shares = {f"per_{column}": count_by(Path(ctx.output("train")), column) for column in ("source", "license")}
+    meta = {"documents": len(kept), "text_bytes": writer.text_bytes, "benchmarks": names, **shares}
+    ctx.describe("train", meta=meta)
     ctx.stat(
         train_questions={shown(data.id, config.origin): sum(one is data for one, _ in kept) for data in gathered},
         test_questions={shown(data.id, config.origin): len(data.test) for data in gathered},

@@ -25,6 +25,7 @@ from stages.dedup.spec import Dedup, DedupConfig, Recipe
 from stages.dedup.union_find import around, clusters, splice, unite
 from stages.lib.data.workers import Pool, Result
 from stages.lib.formats.corpus import Shard, gather_parts, shards
+from stages.lib.formats.parquet_parts import count_by
 
 EXAMPLE_CLUSTERS = 5
 RECORD_BYTES = 32
@@ -242,7 +243,9 @@ def _tell(ctx: Context[DedupConfig], funnel: Funnel, groups: np.ndarray, labels:
     shown = _examples(groups)
     of = dict(groups[np.isin(groups[:, 1], shown)][:, ::-1].tolist()) if len(groups) else {}
     out = funnel.rows["out"]
-    ctx.describe("documents", meta={"documents": out["documents"], "text_bytes": out["bytes"]})
+    per_license = count_by(Path(ctx.output("documents")), "license")
+    meta = {"documents": out["documents"], "text_bytes": out["bytes"], "per_license": per_license}
+    ctx.describe("documents", meta=meta)
     ctx.stat(
         recipe=ctx.config.recipe,
         funnel=funnel.rows,

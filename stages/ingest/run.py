@@ -15,6 +15,7 @@ from stages.ingest.read_task import EXAMPLES, Numbers
 from stages.ingest.spec import Ingest, IngestConfig
 from stages.lib.data.workers import Pool, Result
 from stages.lib.formats.corpus import gather_parts
+from stages.lib.formats.parquet_parts import count_by
 from stages.lib.formats.sources import RawFile, read_listing
 from stages.lib.formats.uris import shown
 
@@ -37,7 +38,11 @@ def run(ctx: Context[IngestConfig]) -> None:
     for address, count in sorted(numbers.served.items()):
         ctx.log(f"{count} files were read from {address}, since their own address could not be had", "warning")
     _refuse(ctx, numbers, files)
-    ctx.describe("documents", meta={"documents": numbers.documents, "text_bytes": numbers.text_bytes})
+    per_license = count_by(Path(ctx.output("documents")), "license")
+    ctx.describe(
+        "documents",
+        meta={"documents": numbers.documents, "text_bytes": numbers.text_bytes, "per_license": per_license},
+    )
     ctx.stat(
         files=len(files),
         records=numbers.records,

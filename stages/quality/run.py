@@ -24,6 +24,7 @@ from stages.core.preflight import require_digest
 from stages.lib.data.workers import Pool, Result
 from stages.lib.formats.corpus import Shard, gather_parts, read_shard, shards
 from stages.lib.formats.documents import count, read_documents
+from stages.lib.formats.parquet_parts import count_by
 from stages.quality import selection
 from stages.quality.fasttext_scorer import NEGATIVE, POSITIVE, Scorer, line
 from stages.quality.spec import Quality, QualityConfig
@@ -86,7 +87,8 @@ def run(ctx: Context[QualityConfig]) -> None:
     left, size = (sum(result.value[name] for result in results) for name in ("documents", "bytes"))
     histogram = np.sum([result.value for result in scored], axis=0)
     edges = np.linspace(0.0, 1.0, 11)
-    ctx.describe("kept", meta={"documents": left, "text_bytes": size})
+    shares = {f"per_{column}": count_by(Path(ctx.output("kept")), column) for column in ("source", "license")}
+    ctx.describe("kept", meta={"documents": left, "text_bytes": size, **shares})
     ctx.stat(
         scored=total,
         documents=left,

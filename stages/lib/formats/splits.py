@@ -1,5 +1,5 @@
-"""Writing checked rows into the outputs `train` and `heldout`, with what was kept and removed counted by source and
-reason.
+"""Writing checked rows into the outputs `train` and `heldout`, with what was kept and removed counted by source,
+licence and reason.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ def write_split(
     """
     sieve = Sieve(fault)
     counts: dict[str, Counter[str]] = {port: Counter() for port in PORTS}
+    licenses: dict[str, Counter[str]] = {port: Counter() for port in PORTS}
     with writer(ctx.output("train")) as train, writer(ctx.output("heldout")) as heldout:
         for row in sieve(gather(ctx, sieve.reject)):
             side = is_heldout(row)
             counts[PORTS[side]][row["source"]] += 1
+            licenses[PORTS[side]][row["license"]] += 1
             (heldout if side else train).add(row)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(sieve.removed.items())) or "none was removed"
     for port, out in zip(PORTS, (train, heldout), strict=True):
@@ -42,7 +44,12 @@ def write_split(
             )
         ctx.describe(
             port,
-            meta={"rows": out.rows, "text_bytes": out.text_bytes, "per_source": dict(sorted(counts[port].items()))},
+            meta={
+                "rows": out.rows,
+                "text_bytes": out.text_bytes,
+                "per_source": dict(sorted(counts[port].items())),
+                "per_license": dict(sorted(licenses[port].items())),
+            },
         )
     ctx.stat(
         rows=sieve.kept + sum(sieve.removed.values()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def test_data_sets_are_mixed_checked_and_split(tmp_path: Path, mirror: Path) -> 
     counts = {one["data_set"]: (one["rows"], one["taken"]) for one in ctx.stats["sources"]}
     assert counts == {TULU: (205, 205), f"{INFINITY}/7M": (100, 40)}
     assert sum(ctx.meta["train"]["per_source"].values()) == len(train) == ctx.meta["train"]["rows"]
+    assert ctx.meta["train"]["per_license"] == Counter(row["license"] for row in train)
 
 
 def test_the_sources_are_spread_over_the_whole(tmp_path: Path, mirror: Path) -> None:

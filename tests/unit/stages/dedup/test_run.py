@@ -344,6 +344,7 @@ def test_duplicates_are_found_across_sources_and_the_first_is_kept(tmp_path: Pat
     assert kept(ctx) == [first, second, far]
     assert reasons(ctx) == {"in": 5, "near duplicate": 2, "out": 3}
     assert ctx.stats["per_source"] == {"s0": 2, "s1": 1}
+    assert sum(ctx.meta["documents"]["per_license"].values()) == 3
     assert ctx.stats["cluster_sizes"] == {"2": 2}
     assert ctx.stats["example_clusters"] == [["0-0", "1-1"], ["0-1", "1-0"]]
     assert kept(dedup(tmp_path / "turned", [far, near], [first, second])) == [far, near, second]

@@ -418,7 +418,8 @@ def test_the_same_listing_gives_the_same_bytes(tmp_path: Path) -> None:
     ids = [d["id"] for d in read_documents(ctx.output("documents"))]
     assert len(set(ids)) == 501
     assert ctx.stats["per_source"] == {"a": 500, "b": 1}
-    assert ctx.meta["documents"] == {"documents": 501, "text_bytes": ctx.stats["text_bytes"]}
+    size = ctx.stats["text_bytes"]
+    assert ctx.meta["documents"] == {"documents": 501, "text_bytes": size, "per_license": {"": 501}}
 
 
 def test_too_little_that_is_usable_is_refused(tmp_path: Path) -> None:

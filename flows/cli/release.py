@@ -1,0 +1,86 @@
+"""`moxin release`: the family as folders ready to publish, and a push of them to a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.cli.common import JsonOption, ProfileOption, load_profile, open_ledger, print_json, say
+from flows.settings import Settings
+from stages.core.errors import ConfigError
+
+
+def release(
+    profile: ProfileOption = "tiny",
+    model: Annotated[
+        list[str], typer.Option("--model", "-m", help="node of a model of infra/family.toml (repeat); else Table 9's")
+    ] = [],  # noqa: B006
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="where the folders go; else release/<profile> of the state folder"),
+    ] = None,
+    data: Annotated[bool, typer.Option("--data/--no-data", help="write a card for every corpus too")] = True,
+    push: Annotated[
+        str | None, typer.Option("--push", help="user or organization of the hub (HF_ENDPOINT) that gets the folders")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="with --push: print what would be sent")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="with --push: send it")] = False,
+    private: Annotated[bool, typer.Option("--private", help="with --push: make new repositories private")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Write the family's models as folders ready to publish: weights, tokenizer, licence, card; push them if asked."""
+    from flows import family
+    from flows.release import build, publish
+
+    if push is None and (dry_run or yes or private):
+        raise ConfigError("--dry-run, --yes and --private say how to push: name who gets it with --push OWNER")
+    if push is not None:
+        publish.check_owner(push)
+        if dry_run == yes:
+            raise ConfigError(f"--push {push}: say --dry-run, to see what would be sent, or --yes, to send it")
+    settings = Settings.load()
+    target = (out_dir or settings.home / "release" / profile).resolve()
+    pipeline, values = load_profile(profile, [])
+    models = family.load(pipeline)
+    with open_ledger(settings) as ledger:
+        lineages = build.prepare(ledger, profile, models, model)
+        done = build.write(ledger, values, models, lineages, target, push, data)
+    send = publish.plan if dry_run else lambda folder, name: publish.push(folder, name, private=private)
+    pushed = [send(one.path, f"{push}/{one.name}") for one in done.models] if push else []
+    if json_:
+        print_json(_value(profile, done, pushed))
+        return
+    for one in done.models:
+        say(
+            (one.name, "bold"),
+            f": {one.node} {one.digest[:12]}, {len(one.files)} files, {one.size:,} bytes  {one.path}",
+        )
+    if done.data:
+        say(f"data cards: {', '.join(done.data)}")
+    for one in pushed:
+        _say_push(one)
+
+
+def _say_push(push: Any) -> None:
+    verb = "pushed" if push.commit else "would push"
+    state = f", commit {push.commit[:12]}" if push.commit else "" if push.exists else ", a new repository"
+    say((push.repository, "bold"), f": {verb} {len(push.send)} files, {push.size:,} bytes to {push.endpoint}{state}")
+    for path, size in push.send:
+        say(f"  {size:>15,}  {path}")
+    for path in push.remove:
+        say(f"  {'removed':>15}  {path}")
+
+
+def _value(profile: str, done: Any, pushed: list[Any]) -> dict[str, Any]:
+    return {
+        "profile": profile,
+        "models": [
+            {"name": one.name, "node": one.node, "digest": one.digest, "folder": str(one.path), "bytes": one.size,
+             "files": dict(one.files), "split_anew": one.weights.split_anew}
+            for one in done.models
+        ],
+        "data": {node: str(path) for node, path in done.data.items()},
+        "pushes": [push.row() for push in pushed],
+    }  # fmt: skip

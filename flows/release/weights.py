@@ -1,0 +1,198 @@
+"""Weights as a hub has them: safetensors of at most 5 GB, with an index. Bytes are copied by ranges; no tensor library
+is needed, and no more of a model is in memory at once than one block of a file.
+
+The format: 8 bytes, the length of the header, little endian; the header, JSON `{name: {dtype, shape, data_offsets}}`;
+the tensors' bytes (https://huggingface.co/docs/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stages.core.errors import InputError
+
+MAX_SHARD_BYTES = 5_000_000_000
+"""The hub's own limit for a shard (huggingface_hub's MAX_SHARD_SIZE, '5GB')."""
+INDEX, PATTERN = "model.safetensors.index.json", "model{suffix}.safetensors"
+SUFFIX = ".safetensors"
+_HEADER_BYTES = 100_000_000  # the format's own limit
+_BLOCK = 16 << 20
+_BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
+    "U16": 16, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor lies. start, end: bytes from the beginning of the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+    @property
+    def elements(self) -> int:
+        """Numbers in it."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What lies in a folder. files: names in order; split_anew: whether they hold other shards than the model's."""
+
+    files: tuple[str, ...]
+    tensors: int
+    parameters: int
+    size: int
+    dtypes: tuple[str, ...]
+    split_anew: bool
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, checked against its size. Raises InputError."""
+    size = path.stat().st_size
+    with open(path, "rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 2 <= length <= min(_HEADER_BYTES, size - 8):
+            raise InputError(f"{path.name} is no safetensors file: its header would have {length} bytes")
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        header.pop("__metadata__", None)
+        found = {name: _tensor(path, value, 8 + length) for name, value in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path.name}: its header cannot be read ({error})") from error
+    end = 8 + length
+    for name, tensor in sorted(found.items(), key=lambda row: row[1].start):
+        if tensor.start != end or tensor.size * 8 != tensor.elements * _BITS[tensor.dtype]:
+            raise InputError(f"{path.name}: tensor {name} does not lie where its header says")
+        end = tensor.end
+    if end != size:
+        raise InputError(f"{path.name} has {size:,} bytes, its header tells of {end:,}")
+    return found
+
+
+def _tensor(path: Path, value: Mapping[str, Any], base: int) -> Tensor:
+    start, end = value["data_offsets"]
+    if value["dtype"] not in _BITS:
+        raise ValueError(f"unknown type {value['dtype']}")
+    return Tensor(path, value["dtype"], tuple(map(int, value["shape"])), base + start, base + end)
+
+
+def lay_out(sources: Sequence[Path], folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> Weights:
+    """Bring the weights of a model into a folder as the hub's clients split them. sources: its safetensors, which move
+    there where their split already is such; otherwise they are split anew and stay.
+
+    Raises InputError for files that are damaged or hold a tensor twice; OSError.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    headers = {path: read_header(path) for path in sources}
+    tensors: dict[str, Tensor] = {}
+    for path, header in headers.items():
+        if twice := tensors.keys() & header.keys():
+            raise InputError(f"tensor {min(twice)} is in {path.name} and in {tensors[min(twice)].file.name}")
+        tensors |= header
+    if not tensors:
+        raise InputError("the model has no weights in safetensors")
+    kept = _as_the_hub(headers, max_shard_bytes)
+    if kept:
+        placed = {path.name: list(header) for path, header in headers.items()}
+        for path in sources:
+            os.replace(path, folder / path.name)
+    else:
+        split = split_state_dict_into_shards_factory(
+            {name: tensors[name] for name in sorted(tensors, key=_natural)},
+            get_storage_size=lambda tensor: tensor.size,
+            filename_pattern=PATTERN,
+            max_shard_size=max_shard_bytes,
+        )
+        placed = split.filename_to_tensors
+        for file, names in placed.items():
+            _write_shard(folder / file, {name: tensors[name] for name in names})
+    total = sum(tensor.size for tensor in tensors.values())
+    if len(placed) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": _weight_map(placed)}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return Weights(
+        files=tuple(sorted(placed)),
+        tensors=len(tensors),
+        parameters=sum(tensor.elements for tensor in tensors.values()),
+        size=total,
+        dtypes=tuple(sorted({tensor.dtype for tensor in tensors.values()})),
+        split_anew=not kept,
+    )
+
+
+def _weight_map(placed: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    return {name: file for file, names in placed.items() for name in names}
+
+
+def _as_the_hub(headers: Mapping[Path, Mapping[str, Tensor]], most: int) -> bool:
+    """Whether files already are what a hub's client would have written: names, number, and sizes."""
+    names = sorted(path.name for path in headers)
+    expected = (
+        [PATTERN.format(suffix="")]
+        if len(names) == 1
+        else [PATTERN.format(suffix=f"-{number + 1:05d}-of-{len(names):05d}") for number in range(len(names))]
+    )
+    return names == expected and all(
+        len(header) == 1 or sum(tensor.size for tensor in header.values()) <= most for header in headers.values()
+    )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """By which layers come in the order of their numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One file. The widest types come first, so that all lie aligned, as the format's own library has it."""
+    order = sorted(tensors, key=lambda name: (-_BITS[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in order:
+        tensor = tensors[name]
+        header[name] = {
+            "dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + tensor.size],
+        }  # fmt: skip
+        at += tensor.size
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    with ExitStack() as opened, open(path, "wb") as out:
+        out.write(struct.pack("<Q", len(raw)) + raw)
+        files = {tensor.file for tensor in tensors.values()}
+        streams = {file: opened.enter_context(open(file, "rb")) for file in files}
+        for name in order:
+            _copy(streams[tensors[name].file], out, tensors[name])
+
+
+def _copy(source: BinaryIO, out: BinaryIO, tensor: Tensor) -> None:
+    source.seek(tensor.start)
+    left = tensor.size
+    while left:
+        block = source.read(min(_BLOCK, left))
+        if not block:
+            raise InputError(f"{tensor.file.name} ended {left:,} bytes early")
+        out.write(block)
+        left -= len(block)
