@@ -25,20 +25,20 @@ def release(
     push: Annotated[
         str | None, typer.Option("--push", help="user or organization of the hub (HF_ENDPOINT) that gets the folders")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="with --push: print what would be sent")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="with --push: send it")] = False,
-    private: Annotated[bool, typer.Option("--private", help="with --push: make new repositories private")] = False,
+    yes: Annotated[
+        bool | None, typer.Option("--yes/--dry-run", help="with --push: send it, or print what would be sent")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Write the family's models as folders ready to publish: weights, tokenizer, licence, card; push them if asked."""
     from flows import family
     from flows.release import build, publish
 
-    if push is None and (dry_run or yes or private):
-        raise ConfigError("--dry-run, --yes and --private say how to push: name who gets it with --push OWNER")
+    if push is None and yes is not None:
+        raise ConfigError("--dry-run and --yes say how to push: name who gets it with --push OWNER")
     if push is not None:
         publish.check_owner(push)
-        if dry_run == yes:
+        if yes is None:
             raise ConfigError(f"--push {push}: say --dry-run, to see what would be sent, or --yes, to send it")
     settings = Settings.load()
     target = (out_dir or settings.home / "release" / profile).resolve()
@@ -46,8 +46,8 @@ def release(
     models = family.load(pipeline)
     with open_ledger(settings) as ledger:
         lineages = build.prepare(ledger, profile, models, model)
-        done = build.write(ledger, values, models, lineages, target, push, data)
-    send = publish.plan if dry_run else lambda folder, name: publish.push(folder, name, private=private)
+        done = build.write(ledger, values, models, lineages, build.Target(target, push, data))
+    send = publish.push if yes else publish.plan
     pushed = [send(one.path, f"{push}/{one.name}") for one in done.models] if push else []
     if json_:
         print_json(_value(profile, done, pushed))

@@ -39,6 +39,16 @@ class Release:
     data: Mapping[str, Path]
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where a release goes, and how. owner: whose repositories the cards name."""
+
+    out: Path
+    owner: str | None = None
+    data_cards: bool = True
+    max_shard_bytes: int = MAX_SHARD_BYTES
+
+
 def prepare(ledger: Ledger, profile: str, family: Family, nodes: Sequence[str] = ()) -> list[Lineage]:
     """The models' lineages, all of one family: the same results behind them. Raises ConfigError."""
     lineages = trace_all(ledger, profile, family, list(nodes))
@@ -54,27 +64,16 @@ def prepare(ledger: Ledger, profile: str, family: Family, nodes: Sequence[str] =
     return lineages
 
 
-def write(
-    ledger: Ledger,
-    profile: Profile,
-    family: Family,
-    lineages: Sequence[Lineage],
-    out: Path,
-    owner: str | None = None,
-    data: bool = True,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> Release:
-    """Write a folder for each model, and a card for each corpus behind them. owner: whose repositories the cards name.
+def write(ledger: Ledger, profile: Profile, family: Family, lineages: Sequence[Lineage], target: Target) -> Release:
+    """Write a folder for each model, and a card for each corpus behind them.
 
     Raises ConfigError where a folder is there that this did not write; InputError, InfraError.
     """
     records = ledger.nodes(profile.name)
     for lineage in lineages:
-        folder.refuse_foreign(out / lineage.name)
-    models = tuple(
-        _write_model(ledger, profile, family, lineage, records, out, owner, max_shard_bytes) for lineage in lineages
-    )
-    return Release(models, write_data_cards(ledger, lineages, out) if data else {})
+        folder.refuse_foreign(target.out / lineage.name)
+    models = tuple(_write_model(ledger, profile, family, lineage, records, target) for lineage in lineages)
+    return Release(models, write_data_cards(ledger, lineages, target.out) if target.data_cards else {})
 
 
 def _write_model(
@@ -83,18 +82,16 @@ def _write_model(
     family: Family,
     lineage: Lineage,
     records: Mapping[str, NodeRecord],
-    out: Path,
-    owner: str | None,
-    max_shard_bytes: int,
+    target: Target,
 ) -> folder.Released:
     scores = evaluations.read(ledger, lineage.model, lineage.artifact.digest, records)
     corpora = _learned_from(ledger, lineage)
     prices = cost.prices_of(profile)
 
-    def texts(target: Path, laid: Weights) -> dict[str, str]:
+    def texts(place: Path, laid: Weights) -> dict[str, str]:
         facts = card.Facts(
             lineage=lineage,
-            architecture=_architecture(target, lineage.model.node),
+            architecture=_architecture(place, lineage.model.node),
             dtypes=laid.dtypes,
             parameters=laid.parameters,
             corpora=corpora,
@@ -102,9 +99,9 @@ def _write_model(
             uses=_uses(lineage.results.values(), profile.resources, prices),
             gpu=_price_line(prices),
             base=_base(lineage, family),
-            owner=owner,
+            owner=target.owner,
             languages=_languages(lineage.results.values()),
-            files={path.name: file_sha256(path) for path in sorted(target.glob(f"*{SUFFIX}"))},
+            files={path.name: file_sha256(path) for path in sorted(place.glob(f"*{SUFFIX}"))},
         )
         return {
             folder.CARD: card.render(facts),
@@ -112,7 +109,7 @@ def _write_model(
             licenses.NOTICES: licenses.notices(lineage.name, lineage.model.license, corpora, _adopted(lineage)),
         }
 
-    return folder.write(out, lineage, ledger.store, texts, max_shard_bytes=max_shard_bytes)
+    return folder.write(target.out, lineage, ledger.store, texts, max_shard_bytes=target.max_shard_bytes)
 
 
 def write_data_cards(ledger: Ledger, lineages: Iterable[Lineage], out: Path) -> dict[str, Path]:
@@ -136,12 +133,12 @@ def write_data_cards(ledger: Ledger, lineages: Iterable[Lineage], out: Path) -> 
 def _learned_from(ledger: Ledger, lineage: Lineage) -> list[Corpus]:
     """The data that something behind the model has read; a suite that only evaluations read is none of it."""
     read = {source for result in lineage.results.values() for _, source, _ in inputs(result)}
-    found = []
+    corpora = []
     for result in lineage.corpora:
         corpus = data_card.with_listings(describe(result), data_card.read_listings(ledger, result))
         outputs = tuple(out for out in corpus.outputs if f"{result.node}.{out.port}" in read)
-        found += [replace(corpus, outputs=outputs)] if outputs else []
-    return found
+        corpora += [replace(corpus, outputs=outputs)] if outputs else []
+    return corpora
 
 
 def _listing(node: str, result: StageResult, text: str) -> dict[str, Any]:
@@ -160,9 +157,9 @@ def _refuse_foreign_card(path: Path) -> None:
         raise ConfigError(f"{path} is there already, and is not as 'moxin release' wrote it: move it away")
 
 
-def _architecture(target: Path, node: str) -> str:
+def _architecture(place: Path, node: str) -> str:
     try:
-        return str(json.loads((target / CONFIG).read_text(encoding="utf-8"))["architectures"][0])
+        return str(json.loads((place / CONFIG).read_text(encoding="utf-8"))["architectures"][0])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(f"{node}: its {CONFIG} names no architecture ({error})") from error
 
@@ -205,14 +202,14 @@ def _languages(results: Iterable[StageResult]) -> list[str]:
 
 def _adopted(lineage: Lineage) -> list[tuple[str, str, str]]:
     """What others made: tokenizers, towers and classifiers that a node took as they are."""
-    found = []
+    adopted = []
     for result in lineage.results.values():
         origin = result.config.get("origin")
         digest = next(iter(result.outputs.values())).digest
         if origin == "adopt":
-            found.append((result.node, "a tokenizer", digest))
+            adopted.append((result.node, "a tokenizer", digest))
         elif origin == "weights":
-            found.append((result.node, "vision towers", digest))
+            adopted.append((result.node, "vision towers", digest))
         elif result.config.get("model_sha256"):
-            found.append((result.node, f"a classifier, SHA-256 {result.config['model_sha256']}", digest))
-    return found
+            adopted.append((result.node, f"a classifier, SHA-256 {result.config['model_sha256']}", digest))
+    return adopted

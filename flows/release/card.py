@@ -134,12 +134,12 @@ def _head(facts: Facts) -> list[str]:
             f"> **Not the paper's model.** It has its recipe with other sizes: {_number(count)} parameters.",
         ]
     if lineage.toy:
-        made = ", ".join(f"`{corpus.node}`" for corpus in facts.corpora if corpus.made_here)
+        makers = ", ".join(f"`{corpus.node}`" for corpus in facts.corpora if corpus.made_here)
         lines += [
             "",
             "> **Toy data.** Some of what it learned from or is evaluated on was made by the run itself on one machine,"
-            f" in the formats of the real sets ({made or 'its raw text'}). Such scores are called `toy-...`; they show"
-            " that the machinery works, and say nothing of the benchmarks.",
+            f" in the formats of the real sets ({makers or 'its raw text'}). Such scores are called `toy-...`; they"
+            " show that the machinery works, and say nothing of the benchmarks.",
         ]
     rows = [
         ("architecture", f"`{facts.architecture}`"),
@@ -242,16 +242,16 @@ def _measured(value: Any) -> bool:
 
 def _evaluation(facts: Facts) -> list[str]:
     lines = ["## Evaluation", ""]
-    found = facts.evaluations
-    if not found.results:
+    evaluations = facts.evaluations
+    if not evaluations.results:
         lines += ["No evaluation of this very model has run."]
     else:
         head = ("task", "metric", "score", "n", "shots", "harness", "comparable with the paper", "from")
-        lines += table(head, [_score(result) for result in found.results], numbers=(2, 3, 4))
-        if any(result.score["in_domain"] for result in found.results):
+        lines += table(head, [_score(result) for result in evaluations.results], numbers=(2, 3, 4))
+        if any(result.score["in_domain"] for result in evaluations.results):
             lines += ["", "In-domain: the model was trained on the training split of the same benchmark (paper 3.3.3)."]
-    if found.pending:
-        lines += ["", f"Not evaluated yet: {', '.join(f'`{node}`' for node in found.pending)}."]
+    if evaluations.pending:
+        lines += ["", f"Not evaluated yet: {', '.join(f'`{node}`' for node in evaluations.pending)}."]
     if not facts.lineage.model.evaluations:
         lines += ["", "No node of the pipeline evaluates it for the paper's tables."]
     return lines

@@ -76,25 +76,25 @@ def removed(stats: Mapping[str, Any]) -> dict[str, int]:
     """Rows by the reason why a stage left them out, as its statistics say. Parts that were cut out of rows that stay
     count no row.
     """
-    found: dict[str, int] = {}
+    rows_by_reason: dict[str, int] = {}
     for kind in ("skipped", "dropped", "removed", "left_out"):
         counts = stats.get(kind)
         for reason, count in counts.items() if isinstance(counts, Mapping) else ():
             if isinstance(count, Mapping) and "documents" in count:
-                found[reason] = count["documents"]
+                rows_by_reason[reason] = count["documents"]
             elif isinstance(count, Mapping):
-                found |= {f"{reason}: {why}": number for why, number in count.items() if number}
+                rows_by_reason |= {f"{reason}: {why}": number for why, number in count.items() if number}
             elif isinstance(count, int):
-                found[reason] = count
+                rows_by_reason[reason] = count
     funnel = stats.get("funnel")
     if isinstance(funnel, Mapping) and isinstance(funnel.get("in"), Mapping):
-        found |= {
+        rows_by_reason |= {
             reason: row["documents"] for reason, row in funnel.items()
             if reason not in ("in", "out") and not reason.startswith(PARTIAL) and row.get("documents")
         }  # fmt: skip
     if "scored" in stats and "documents" in stats:
-        found["scored below the threshold"] = stats["scored"] - stats["documents"]
-    return {reason: count for reason, count in found.items() if count}
+        rows_by_reason["scored below the threshold"] = stats["scored"] - stats["documents"]
+    return {reason: count for reason, count in rows_by_reason.items() if count}
 
 
 def data_sets(config: Mapping[str, Any]) -> tuple[str, ...]:

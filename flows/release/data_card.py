@@ -58,12 +58,12 @@ def _metadata(corpus: Corpus, listings: Mapping[str, Mapping[str, Any]]) -> Any:
     from huggingface_hub import DatasetCardData
 
     rows = sum(out.rows or 0 for out in corpus.outputs)
-    found = {name.lower() for out in corpus.outputs for name in _licenses(out, listings.get(out.port)) or {}}
-    simple = {name if " " not in name else "other" for name in found - {UNNAMED}}
+    licenses = {name.lower() for out in corpus.outputs for name in _licenses(out, listings.get(out.port)) or {}}
+    simple = {name if " " not in name else "other" for name in licenses - {UNNAMED}}
     tasks = sorted({task for out in corpus.outputs if (task := KINDS[out.type][1])})
     return DatasetCardData(
         pretty_name=corpus.node,
-        license=sorted(simple | ({"unknown"} if not found or UNNAMED in found else set())),
+        license=sorted(simple | ({"unknown"} if not licenses or UNNAMED in licenses else set())),
         size_categories=next((word for most, word in SIZES if rows < most), "n>1T") if rows else None,
         task_categories=tasks or None,
         annotations_creators="machine-generated" if corpus.made_here else None,
@@ -162,12 +162,12 @@ def _number(value: int | None) -> str:
 
 def read_listings(ledger: Ledger, result: StageResult) -> dict[str, dict[str, Any]]:
     """`suite.json` of the suites of a result, by port. Raises ConfigError for one that is lost or damaged."""
-    found: dict[str, dict[str, Any]] = {}
+    listings: dict[str, dict[str, Any]] = {}
     for port, out in result.outputs.items():
         entries: Sequence[Any] = [file for file in out.files if file.path == SUITE]
         for entry in entries:
             stored = ledger.store.get(entry.object)
             if stored is None or sha256(stored[0]) != entry.sha256:
                 raise ConfigError(f"{result.node}.{port}: its {SUITE} is lost or damaged: run 'moxin repair'")
-            found[port] = json.loads(stored[0])
-    return found
+            listings[port] = json.loads(stored[0])
+    return listings

@@ -92,13 +92,13 @@ def eval_results(results: Iterable[Result], pipeline_tag: str) -> list[Any]:
     """
     from huggingface_hub import EvalResult
 
-    found = []
+    entries = []
     for result in results:
         score = result.score
         if not score["headline"]:
             continue
         toy = score["toy"]
-        found.append(
+        entries.append(
             EvalResult(
                 task_type=pipeline_tag,
                 task_name=TASK_TYPES.get(pipeline_tag),
@@ -118,4 +118,4 @@ def eval_results(results: Iterable[Result], pipeline_tag: str) -> list[Any]:
                 },
             )
         )  # fmt: skip
-    return found
+    return entries

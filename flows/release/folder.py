@@ -94,11 +94,11 @@ def refuse_foreign(target: Path) -> None:
         listed = {str(path): str(sha) for path, sha in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ConfigError(f"{where}, and 'moxin release' did not write it (no {MANIFEST}): {hint}") from None
-    found = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
-    if strange := sorted(found - listed.keys() - AFTERWARDS):
+    present = {path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()}
+    if strange := sorted(present - listed.keys() - AFTERWARDS):
         raise ConfigError(f"{where} and holds {strange[0]}, which 'moxin release' did not write: {hint}")
     for path, sha in listed.items():  # the texts alone: weights take minutes to read, and nobody edits them by hand
-        if not path.endswith(weights.SUFFIX) and path in found and file_sha256(target / path) != sha:
+        if not path.endswith(weights.SUFFIX) and path in present and file_sha256(target / path) != sha:
             raise ConfigError(f"{where} and its {path} was changed by hand: {hint}")
 
 

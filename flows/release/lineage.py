@@ -74,8 +74,8 @@ class Lineage:
 def parameters(result: StageResult) -> int | None:
     """Weights of a model, where its stage counted them."""
     metas = [out.meta for out in result.outputs.values() if out.type == MODEL]
-    found = next((meta["parameters"] for meta in metas if "parameters" in meta), result.stats.get("parameters"))
-    return int(found) if found else None
+    count = next((meta["parameters"] for meta in metas if "parameters" in meta), result.stats.get("parameters"))
+    return int(count) if count else None
 
 
 def sized(name: str, weights: int | None) -> str:

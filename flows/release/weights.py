@@ -79,17 +79,17 @@ def read_header(path: Path) -> dict[str, Tensor]:
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
-        found = {name: _tensor(path, value, 8 + length) for name, value in header.items()}
+        tensors = {name: _tensor(path, value, 8 + length) for name, value in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path.name}: its header cannot be read ({error})") from error
     end = 8 + length
-    for name, tensor in sorted(found.items(), key=lambda row: row[1].start):
+    for name, tensor in sorted(tensors.items(), key=lambda row: row[1].start):
         if tensor.start != end or tensor.size * 8 != tensor.elements * _BITS[tensor.dtype]:
             raise InputError(f"{path.name}: tensor {name} does not lie where its header says")
         end = tensor.end
     if end != size:
         raise InputError(f"{path.name} has {size:,} bytes, its header tells of {end:,}")
-    return found
+    return tensors
 
 
 def _tensor(path: Path, value: Mapping[str, Any], base: int) -> Tensor:

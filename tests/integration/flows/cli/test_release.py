@@ -79,7 +79,6 @@ def test_a_push_is_shown_and_then_done(
         (("--dry-run",), "name who gets it with --push OWNER"),
         (("--yes",), "name who gets it with --push OWNER"),
         (("--push", "us"), "say --dry-run, to see what would be sent, or --yes, to send it"),
-        (("--push", "us", "--dry-run", "--yes"), "say --dry-run, to see what would be sent, or --yes"),
         (("--push", "a/b", "--yes"), "no name of a user or an organization"),
         (("--model", "collect"), "has no model of node 'collect'"),
     ],

@@ -36,8 +36,7 @@ def write(ledger: Ledger, out: Path, **options: Any) -> build.Release:
         profiles.load("tiny", PIPELINE, []),
         models,
         build.prepare(ledger, "tiny", models, NODES),
-        out,
-        **options,
+        build.Target(out, **options),
     )
 
 
@@ -71,7 +70,9 @@ def test_a_base_that_is_not_released_is_not_named(ledger: Ledger, tmp_path: Path
     publish_family(ledger)
     models = released(base=False)
     lineages = build.prepare(ledger, "tiny", models, ["sft_tulu"])
-    done = build.write(ledger, profiles.load("tiny", PIPELINE, []), models, lineages, tmp_path, data=False)
+    done = build.write(
+        ledger, profiles.load("tiny", PIPELINE, []), models, lineages, build.Target(tmp_path, data_cards=False)
+    )
     assert ModelCard.load(done.models[0].path / "README.md").data.base_model is None
     assert done.data == {}
     assert not (tmp_path / "data").exists()
@@ -113,5 +114,5 @@ def test_an_architecture_that_is_not_named_is_one_line(ledger: Ledger, tmp_path:
     models = released()
     lineages = build.prepare(ledger, "tiny", models, ["pretrain_2"])
     with pytest.raises(Exception, match=r"pretrain_2: its config\.json names no architecture"):
-        build.write(ledger, profiles.load("tiny", PIPELINE, []), models, lineages, tmp_path)
+        build.write(ledger, profiles.load("tiny", PIPELINE, []), models, lineages, build.Target(tmp_path))
     assert not (tmp_path / "Moxin-132-Original").exists()
