@@ -16,6 +16,7 @@ from flows.profiles import Profile
 from flows.release import card, data_card, energy, evaluations, folder, licenses
 from flows.release.corpora import Corpus, describe
 from flows.release.lineage import Lineage, inputs, sized, trace_all
+from flows.release.overlap import read as read_overlap
 from flows.release.weights import MAX_SHARD_BYTES, SUFFIX, Weights
 from stages.core.errors import ConfigError, InputError
 from stages.core.files import file_sha256, write_atomically
@@ -86,6 +87,7 @@ def _write_model(
 ) -> folder.Released:
     scores = evaluations.read(ledger, lineage.model, lineage.artifact.digest, records)
     corpora = _learned_from(ledger, lineage)
+    contamination = read_overlap(ledger, lineage, scores.digests, records)
     prices = cost.prices_of(profile)
 
     def texts(place: Path, laid: Weights) -> dict[str, str]:
@@ -100,6 +102,8 @@ def _write_model(
             gpu=_price_line(prices),
             base=_base(lineage, family),
             owner=target.owner,
+            contamination=contamination.lines,
+            overlaps=contamination.digests,
             languages=_languages(lineage.results.values()),
             files={path.name: file_sha256(path) for path in sorted(place.glob(f"*{SUFFIX}"))},
         )

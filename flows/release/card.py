@@ -64,6 +64,8 @@ class Facts:
     base: str | None = None
     owner: str | None = None
     contamination: Sequence[str] = ()
+    overlaps: Mapping[str, str] | None = None
+    """Digests of what contamination was read from, by node."""
     languages: Sequence[str] = ()
     files: Mapping[str, str] | None = None
     """SHA-256 of the weights, by file."""
@@ -322,7 +324,8 @@ def _provenance(facts: Facts) -> list[str]:
         " settings, content of the inputs), the digest what came out, the source digest the code of the stage.", "",
     ]  # fmt: skip
     rows = [row for result in facts.lineage.results.values() for row in _origin(result)]
-    rows += [(f"`{node}`", "", f"`{digest}`", "", "", "") for node, digest in facts.evaluations.digests.items()]
+    measured = {**facts.evaluations.digests, **(facts.overlaps or {})}
+    rows += [(f"`{node}`", "", f"`{digest}`", "", "", "") for node, digest in measured.items()]
     lines += table(("artifact", "stage, revision", "digest", "key", "source digest", "commit"), rows)
     if facts.files:
         lines += ["", *table(("weights", "SHA-256"), [(f"`{file}`", f"`{sha}`") for file, sha in facts.files.items()])]
