@@ -47,7 +47,7 @@ def release(
     with open_ledger(settings) as ledger:
         lineages = build.prepare(ledger, profile, models, model)
         done = build.write(ledger, values, models, lineages, build.Target(target, push, data))
-    send = publish.push if yes else publish.plan
+    send = publish.push if yes else publish.preview
     pushed = [send(one.path, f"{push}/{one.name}") for one in done.models] if push else []
     if json_:
         print_json(_value(profile, done, pushed))
@@ -65,7 +65,8 @@ def release(
 
 def _say_push(push: Any) -> None:
     verb = "pushed" if push.commit else "would push"
-    state = f", commit {push.commit[:12]}" if push.commit else "" if push.exists else ", a new repository"
+    known = {True: "", False: ", a new repository", None: ", which cannot be reached now"}
+    state = f", commit {push.commit[:12]}" if push.commit else known[push.exists]
     say((push.repository, "bold"), f": {verb} {len(push.send)} files, {push.size:,} bytes to {push.endpoint}{state}")
     for path, size in push.send:
         say(f"  {size:>15,}  {path}")

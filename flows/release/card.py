@@ -48,8 +48,8 @@ DISAGREEMENTS = {
 @dataclass(frozen=True)
 class Facts:
     """All that a card is made from. contamination: Markdown lines, empty when nothing was measured; uses: of every
-    node of the lineage; base: name of the released model that this one was trained from; energy_source: what watts
-    and prices are taken from, for the reader.
+    node of the lineage; gpu: the prices and watts that they were reckoned with; base: name of the released model that
+    this one was trained from.
     """
 
     lineage: Lineage
@@ -89,7 +89,7 @@ def metadata(facts: Facts) -> Any:
         language=list(facts.languages) or None,
         library_name="transformers",
         license=lineage.model.license.lower(),
-        model_name=lineage.name,
+        model_name=lineage.name if results else None,
         pipeline_tag=tag,
         tags=["moxin", lineage.result.stage, *(["toy-data"] if lineage.toy else [])],
         **extra,

@@ -9,6 +9,7 @@ from typing import Any
 from flows.release.lineage import CORPORA, made_here
 from flows.report.corpus import PARTIAL
 from stages.core.messages import StageResult
+from stages.lib.formats.reports import TOY
 
 UNNAMED = "no licence stated"
 NOT_COUNTED = "not counted by this result"
@@ -60,7 +61,7 @@ def describe(result: StageResult) -> Corpus:
             text_bytes=out.meta.get("text_bytes"),
             files=len(out.files),
             size=out.size,
-            per_source=_counts(out.meta.get("per_source") or out.meta.get("kinds") or _only(result, "per_source")),
+            per_source=_sources(out.meta, result),
             per_license=_licenses(out.meta, result),
         )
         for port, out in result.outputs.items()
@@ -131,6 +132,14 @@ def _rows(meta: Mapping[str, Any]) -> int | None:
         if isinstance(value, Mapping):
             return sum(value.values())
     return None
+
+
+def _sources(meta: Mapping[str, Any], result: StageResult) -> dict[str, int]:
+    """Rows by source; of images by kind, which is a benchmark's name: made ones never carry it bare."""
+    if kinds := meta.get("kinds"):
+        toy = TOY if made_here(result) else ""
+        return {f"{toy}{name}": count for name, count in kinds.items()}
+    return _counts(meta.get("per_source") or _only(result, "per_source"))
 
 
 def _counts(value: Any) -> dict[str, int]:

@@ -122,7 +122,7 @@ def _fill(folder: Path, lineage: Lineage, store: Store, max_shard_bytes: int) ->
         if "/" not in entry.path and entry.path.endswith(weights.SUFFIX):
             sources.append(fetched / entry.path)
             store.download(entry.object, sources[-1], entry.sha256)
-        elif entry.path not in (CARD, weights.INDEX, "samples.jsonl"):
+        elif entry.path not in (CARD, weights.INDEX):
             store.download(entry.object, folder / entry.path, entry.sha256)
     laid = weights.lay_out(sources, folder, max_shard_bytes)
     shutil.rmtree(fetched)

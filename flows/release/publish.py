@@ -29,7 +29,7 @@ TOKEN = re.compile(r"(?i)\bhf_\w+|\bbearer\s+\S+")
 class Push:
     """What a push sends, or has sent. send: (path, bytes); remove: files of an earlier release that this one has not.
 
-    commit: None as long as nothing was sent.
+    exists: whether the repository is there, None: not known; commit: None as long as nothing was sent.
     """
 
     repository: str
@@ -67,6 +67,15 @@ def plan(folder: Path, repository: str, api: Any = None) -> Push:
     return _plan(folder, repository, str(api.endpoint), exists, there)
 
 
+def preview(folder: Path, repository: str, api: Any = None) -> Push:
+    """As `plan`; where the hub cannot be reached, without what it has (`exists` is None): nothing depends on that."""
+    api = api or _api()
+    try:
+        return plan(folder, repository, api)
+    except InfraError:
+        return _plan(folder, repository, str(api.endpoint), None, [])
+
+
 def push(folder: Path, repository: str, api: Any = None, private: bool = False) -> Push:
     """Make the repository where there is none, and send a folder's files in one commit.
 
@@ -85,7 +94,7 @@ def push(folder: Path, repository: str, api: Any = None, private: bool = False) 
     return Push(planned.repository, planned.endpoint, True, planned.send, planned.remove, str(done.oid))
 
 
-def _plan(folder: Path, repository: str, endpoint: str, exists: bool, there: list[str]) -> Push:
+def _plan(folder: Path, repository: str, endpoint: str, exists: bool | None, there: list[str]) -> Push:
     manifest = folders.read_manifest(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}

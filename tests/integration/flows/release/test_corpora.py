@@ -8,7 +8,8 @@ import pytest
 
 from flows.release import corpora
 from stages.core.ledger import Ledger
-from tests.support.family_ledger import publish_family
+from tests.support.family_ledger import artifact, publish_family
+from tests.support.report_pages import publish
 
 
 def test_counts_of_what_came_in_stayed_and_went(ledger: Ledger) -> None:
@@ -27,6 +28,13 @@ def test_parts_cut_out_of_what_stays_are_no_rows_and_what_nobody_counted_is_unkn
     corpus = corpora.describe(publish_family(ledger)["dedup_text"])
     assert (corpus.read, corpus.removed) == (90, {"near duplicate": 20})
     assert corpus.outputs[0].per_license is None
+
+
+@pytest.mark.parametrize(("origin", "names"), [("machine", ["toy-gqa"]), ("listing", ["gqa"])])
+def test_made_images_never_carry_a_benchmarks_bare_name(ledger: Ledger, origin: str, names: list[str]) -> None:
+    train = artifact(ledger, "scenes", "train", "ImageConversations", {"part-00000.jsonl": b"{}"}, kinds={"gqa": 3})
+    made = publish(ledger, "scenes", outputs={"train": train}, config={"origin": origin})
+    assert list(corpora.describe(made).outputs[0].per_source) == names
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,12 @@ def test_a_hub_that_cannot_be_reached_is_one_line_and_no_verdict_on_the_release(
         publish.plan(released, REPOSITORY, HfApi(endpoint="http://127.0.0.1:9", token="x"))
 
 
+def test_a_dry_run_needs_no_hub(released: Path) -> None:
+    shown = publish.preview(released, REPOSITORY, HfApi(endpoint="http://127.0.0.1:9", token="x"))
+    assert shown.exists is None
+    assert dict(shown.send) == {name: len(data) for name, data in contents(released).items()}
+
+
 def test_no_token_is_shown_or_logged(
     hub: ModelHub, released: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
