@@ -32,7 +32,7 @@ from stages.lib.evaluation.harnesses.outcomes import (
 )
 from stages.lib.evaluation.suite_file import Suite, TaskEntry
 
-NAME, ENGINE = "lmms-eval", "lmms-eval"
+NAME = "lmms-eval"
 PACKAGE, VERSION = "lmms_eval", "0.7.3"
 DATA: Mapping[str, DataNeed] = {
     "pope": DataNeed(("lmms-lab-encoder/POPE", "lmms-lab/POPE"), "test"),

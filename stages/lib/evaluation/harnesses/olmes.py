@@ -33,7 +33,7 @@ from stages.lib.evaluation.harnesses.outcomes import (
 )
 from stages.lib.evaluation.suite_file import Suite, TaskEntry
 
-NAME, ENGINE = "olmes", "olmes"
+NAME = "olmes"
 PACKAGE, VERSION = "ai2-olmes", "0.1.0"
 SUMMARY = "metrics-all.jsonl"
 PRIMARY = "primary_score"

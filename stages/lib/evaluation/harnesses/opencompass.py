@@ -32,7 +32,7 @@ from stages.lib.evaluation.harnesses.outcomes import (
 )
 from stages.lib.evaluation.suite_file import Suite, TaskEntry
 
-NAME, ENGINE = "opencompass", "opencompass"
+NAME = "opencompass"
 PACKAGE, VERSION = "opencompass", "0.5.4"
 MODEL = "model"
 """Name of the folder that it is given the model in; its results lie below `<name>_hf`."""

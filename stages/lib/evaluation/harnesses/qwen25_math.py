@@ -33,7 +33,7 @@ from stages.lib.evaluation.harnesses.outcomes import (
 )
 from stages.lib.evaluation.suite_file import Suite, TaskEntry
 
-NAME, ENGINE = "qwen25-math", "qwen25-math"
+NAME = "qwen25-math"
 COMMIT = "a45202bd16f1ec06f433442dc1152d0074773465"
 FILES_SHA256 = "247a46a26f1e467b7d39ae9f2a21927fc2f955788cb1aa62560c8a5d7c751b39"
 """Of the commit's files (programs/run_math_eval.py)."""

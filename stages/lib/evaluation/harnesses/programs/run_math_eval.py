@@ -1,6 +1,7 @@
 """Run Qwen2.5-Math's evaluation (`math_eval.py`, unchanged) in its own environment, with what is needed around it.
 
     python run_math_eval.py RECORD [its options]
+    python run_math_eval.py RECORD --files              # only say which files it would run
 
 It runs Python that a model wrote whenever an answer ends in a code block. Nothing that a model wrote is run here: such
 an answer gets a note instead, and is counted. It imports vLLM even where `--use_vllm` is not given: where vLLM is not
@@ -37,6 +38,9 @@ def main(record: Path) -> None:
     if module is None or module.origin is None:
         raise SystemExit("ImportError: math_eval is not on the path of this Python: see containers/qwen25-math")
     folder = Path(module.origin).parent
+    if sys.argv[1:] == ["--files"]:
+        record.write_text(json.dumps({"files_sha256": digest(folder)}) + "\n")
+        return
     sys.path.insert(0, str(folder))
     if importlib.util.find_spec("vllm") is None:
         empty: Any = types.ModuleType("vllm")

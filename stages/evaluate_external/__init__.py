@@ -1,0 +1,1 @@
+"""Evaluate a model with another harness, which is installed in an environment of its own."""
