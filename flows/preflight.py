@@ -94,11 +94,11 @@ def _network(node: Node, profile: Profile) -> Iterator[Problem]:
 
 
 def _leads_out(probe: Probe) -> bool:
-    """Whether a source is not on this machine: an address of another scheme than file, or a data set of the hub that is
-    not mirrored.
+    """Whether a source is not on this machine: an address of another scheme than file, or a data set of the hub or an
+    object store that is not mirrored. A package that ships one is installed wherever the stage is.
     """
     if "data_set" in probe.request:
-        return not probe.request.get("mirror")
+        return not probe.request.get("mirror") and probe.request.get("origin", "hub") in ("hub", "store")
     parts = urlsplit(probe.what)
     return bool(parts.netloc) and parts.scheme != "file"
 

@@ -3,14 +3,17 @@
 Everything else is derived from here: Prefect tasks and deployments, `moxin plan`, prefect.yaml, the README's diagram.
 """
 
+from stages.benchmarks.spec import Benchmarks
 from stages.capability.spec import Capability
 from stages.collect.spec import Collect
+from stages.contamination.spec import Contamination
 from stages.conversations.spec import Conversations
 from stages.core.graph import Pipeline
 from stages.dedup.spec import Dedup
 from stages.dpo.spec import Dpo
 from stages.evaluate.spec import Evaluate
 from stages.evaluate_vlm.spec import EvaluateVlm
+from stages.execute_code.spec import ExecuteCode
 from stages.grpo.spec import Grpo
 from stages.image_data.spec import ImageData
 from stages.image_features.spec import SeeImages
@@ -55,7 +58,7 @@ pretrain_3 = Pretrain(
     name="pretrain_3", tokens=tokenize_capability.shards, tokenizer=tokenizer.tokenizer, parent=pretrain_2.model
 )
 
-# The ablation of the paper: both models on the same suite.
+# The ablation of the paper: both models on the same suites (Tables 2, 3).
 evaluate_original = Evaluate(name="evaluate_original", model=pretrain_2.model, suites=[capability.suite])
 evaluate_enhanced = Evaluate(name="evaluate_enhanced", model=pretrain_3.model, suites=[capability.suite])
 
@@ -89,6 +92,20 @@ dpo_infinity = Dpo(
     heldout=preferences_infinity.heldout,
 )
 
+# The same tasks for every model of both branches (Tables 4, 5).
+evaluate_sft_tulu = Evaluate(name="evaluate_sft_tulu", model=sft_tulu.model, suites=[capability.suite])
+evaluate_dpo_tulu = Evaluate(name="evaluate_dpo_tulu", model=dpo_tulu.model, suites=[capability.suite])
+evaluate_sft_infinity = Evaluate(name="evaluate_sft_infinity", model=sft_infinity.model, suites=[capability.suite])
+evaluate_dpo_infinity = Evaluate(name="evaluate_dpo_infinity", model=dpo_infinity.model, suites=[capability.suite])
+
+# What they can do (Table 6). Programs are written by one node, and run by another that has nothing else.
+benchmarks = Benchmarks(name="benchmarks")
+skills = [capability.suite, benchmarks.suite]
+skills_dpo_tulu = Evaluate(name="skills_dpo_tulu", model=dpo_tulu.model, suites=skills)
+code_dpo_tulu = ExecuteCode(name="code_dpo_tulu", completions=skills_dpo_tulu.completions)
+skills_sft_infinity = Evaluate(name="skills_sft_infinity", model=sft_infinity.model, suites=skills)
+code_sft_infinity = ExecuteCode(name="code_sft_infinity", completions=skills_sft_infinity.completions)
+
 # Reasoning (paper 5): the instruct model learns to think aloud.
 sft_reason = Sft(
     name="sft_reason",
@@ -106,6 +123,11 @@ grpo_deepscaler = Grpo(
 )
 grpo_areal = Grpo(name="grpo_areal", parent=sft_reason.model, problems=problems.train, heldout=problems.heldout)
 
+# Mathematics, before and after reinforcement (Table 7).
+math_sft_reason = Evaluate(name="math_sft_reason", model=sft_reason.model, suites=[benchmarks.suite])
+math_grpo_deepscaler = Evaluate(name="math_grpo_deepscaler", model=grpo_deepscaler.model, suites=[benchmarks.suite])
+math_grpo_areal = Evaluate(name="math_grpo_areal", model=grpo_areal.model, suites=[benchmarks.suite])
+
 # The vision-language branch (paper 6, 7.5). Its parent is Base: the paper says so, upstream's code names the Instruct
 # model. The frozen towers look at every image once, whatever is trained on them.
 scenes = ImageData(name="scenes")
@@ -118,6 +140,18 @@ vlm = TrainVlm(
     features=image_features.features,
 )
 evaluate_vlm = EvaluateVlm(name="evaluate_vlm", model=vlm.model, suite=scenes.suite)
+
+# Which evaluation items the training data holds: everything that any of the models learned from, read once.
+contamination = Contamination(
+    name="contamination",
+    suites=skills,
+    image_suites=[scenes.suite],
+    documents=[*corpus, capability.train],
+    conversations=[instructions_tulu.train, instructions_infinity.train, reasoning_traces.train],
+    preferences=[preferences_tulu.train, preferences_infinity.train],
+    problems=[problems.train],
+    images=[scenes.train],
+)
 
 PIPELINE = Pipeline(
     [
@@ -149,12 +183,25 @@ PIPELINE = Pipeline(
         dpo_tulu,
         sft_infinity,
         dpo_infinity,
+        evaluate_sft_tulu,
+        evaluate_dpo_tulu,
+        evaluate_sft_infinity,
+        evaluate_dpo_infinity,
+        benchmarks,
+        skills_dpo_tulu,
+        code_dpo_tulu,
+        skills_sft_infinity,
+        code_sft_infinity,
         sft_reason,
         grpo_deepscaler,
         grpo_areal,
+        math_sft_reason,
+        math_grpo_deepscaler,
+        math_grpo_areal,
         scenes,
         image_features,
         vlm,
         evaluate_vlm,
+        contamination,
     ]
 )

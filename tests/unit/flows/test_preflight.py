@@ -154,7 +154,8 @@ def test_each_kind_is_one_line_with_its_remedy(tmp_path: Path, override: str, no
 
 @pytest.mark.parametrize("profile", ["small", "7b"])
 @pytest.mark.parametrize(
-    "node", ["ingest_text", "ingest_web", "instructions_tulu", "preferences_tulu", "problems", "capability"]
+    "node",
+    ["ingest_text", "ingest_web", "instructions_tulu", "preferences_tulu", "problems", "capability", "benchmarks"],
 )
 def test_what_reads_from_outside_may_reach_it(profile: str, node: str) -> None:
     """A container could not, and a launcher hands the sources' credentials to nobody else."""
@@ -162,6 +163,11 @@ def test_what_reads_from_outside_may_reach_it(profile: str, node: str) -> None:
     (found,) = [line for line in lines(profile, f"resources.{node}.network=store", node=node) if ".network" in line]
     assert found.startswith(f"{node}.network = store: it reads ")
     assert found.endswith(f"from outside: set network = 'internet' in [resources.{node}]")
+
+
+def test_what_a_package_ships_needs_no_way_out() -> None:
+    """HumanEval of the profile tiny: the package lies wherever the stage is installed."""
+    assert not [line for line in lines("tiny", node="benchmarks") if ".network" in line]
 
 
 def test_files_of_this_machine_need_no_way_out(tmp_path: Path) -> None:
