@@ -347,7 +347,7 @@ def test_a_profile_of_real_data_says_what_each_node_needs(name: str, cards: int)
         assert getattr(config, "origin", "") != "machine", node
         assert (resources.gpus > 0) == (trains or node == "image_features"), node
         assert resources.gpus <= cards, node
-        downloads = node.startswith(("collect", "ingest")) or (getattr(config, "origin", "") == "hub")
+        downloads = node.startswith(("collect", "ingest", "benchmarks")) or (getattr(config, "origin", "") == "hub")
         assert (resources.network == "internet") == downloads, node
 
 
