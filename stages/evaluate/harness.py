@@ -242,7 +242,7 @@ def _metrics(output: dict[str, Any], name: str) -> Iterator[Metric]:
     there is no number.
     """
     results = output["results"][name]
-    better = output["higher_is_better"].get(name) or {}
+    better = {metric: up for said in output["higher_is_better"].values() for metric, up in said.items()}  # of all tasks
     keys = [
         key for key, value in results.items() if "," in key and "_stderr," not in key and isinstance(value, int | float)
     ]

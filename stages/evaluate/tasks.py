@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import logging
 import os
+import sys
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any, cast
 
-import evaluate
 import lm_eval.tasks
 from lm_eval.api.group import Group
 from lm_eval.config.group import GroupConfig
@@ -26,8 +28,8 @@ from lm_eval.tasks import TaskManager
 from stages.core.errors import ConfigError, InputError
 from stages.evaluate.mirrors import Found, Mirrors
 from stages.lib.evaluation.suite_file import TaskEntry
-from stages.lib.evaluation.task_lookup import OURS
 from stages.lib.evaluation.task_tree import Branch, grow
+from stages.lib.evaluation.tasks import grading
 
 FOLDERS = (
     *("arc", "hellaswag", "piqa", "winogrande", "mmlu/default", "gsm8k", "minerva_math", "hendrycks_math"),
@@ -36,6 +38,8 @@ FOLDERS = (
 """Where the tasks of the shipped suites are defined. Reading all 13,000 definitions takes 12 CPU seconds more."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """The harness's names of the longest answer."""
+OURS = Path(grading.__file__).parent
+"""Where this project's own tasks are; the module is what their files call."""
 KEEP_ALL = [{"name": "none", "filter": [{"function": "custom", "filter_fn": lambda answers, docs: answers}]}]
 """A filter that keeps every answer, where the harness would take the first."""
 
@@ -68,14 +72,14 @@ class TaskIndex:
     def __init__(self) -> None:
         root = Path(lm_eval.tasks.__file__).parent
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        paths = [str(root / folder) for folder in FOLDERS] + [str(OURS)] * OURS.is_dir()
+        paths = [str(root / folder) for folder in FOLDERS] + [str(OURS)]
         self.manager = TaskManager(include_defaults=False, include_path=list(paths))
         self._all: TaskManager | None = None
 
     def everything(self) -> TaskManager:
         """Every definition that the harness ships, and this project's."""
         if self._all is None:
-            self._all = TaskManager(include_path=[str(OURS)] if OURS.is_dir() else None)
+            self._all = TaskManager(include_path=[str(OURS)])
         return self._all
 
     def manager_for(self, name: str) -> TaskManager:
@@ -114,7 +118,7 @@ def bind(index: TaskIndex, entry: TaskEntry, mirrors: Mirrors, seed: int) -> Bou
             f" have {', '.join(mirrors.names)}"
         )
     manager = index.manager_for(entry.task)
-    with _no_programs(importing=True):
+    with _no_programs():
         built = _build(tree, entry, data, manager)
     groups = [built, *built.get_all_groups()] if isinstance(built, Group) else []
     tasks = {task.task_name: task for task in (built.get_all_tasks() if isinstance(built, Group) else [built])}
@@ -210,28 +214,42 @@ def _generation(entry: TaskEntry) -> dict[str, Any]:
 class _NoRunner:
     """Stands for the library that runs programs. A module that tries it while it is imported finds it well."""
 
-    def __init__(self, importing: bool) -> None:
-        self.importing = importing
+    def __init__(self) -> None:
+        self.tried = False
 
     def compute(self, **given: Any) -> Any:
         """Nothing is run."""
-        if not self.importing:
+        if self.tried:
             raise ConfigError("a task's metric runs programs, which an evaluation never does: leave the task out")
-        self.importing = False
+        self.tried = True
         return {}, {}
 
 
+def _load_metric(name: str, *rest: Any, **more: Any) -> Any:
+    """`evaluate.load`, but for what runs programs."""
+    if name == "code_eval":
+        return _NoRunner()
+    held = sys.modules.pop("evaluate", None)
+    try:
+        return importlib.import_module("evaluate").load(name, *rest, **more)
+    finally:
+        if held is not None:
+            sys.modules["evaluate"] = held
+
+
 @contextlib.contextmanager
-def _no_programs(importing: bool) -> Iterator[None]:
-    """While this lasts, nothing that the harness loads can run a model's program."""
-    load = evaluate.load
+def _no_programs() -> Iterator[None]:
+    """While this lasts, whoever imports `evaluate` gets a library that runs no program. The real one (9 CPU seconds) is
+    imported when another metric of it is asked for.
+    """
     os.environ.pop("HF_ALLOW_CODE_EVAL", None)
-
-    def refuse(name: str, *rest: Any, **more: Any) -> Any:
-        return _NoRunner(importing) if name == "code_eval" else load(name, *rest, **more)
-
-    evaluate.load = refuse
+    real, stand_in = sys.modules.get("evaluate"), types.ModuleType("evaluate")
+    vars(stand_in)["load"] = _load_metric
+    sys.modules["evaluate"] = stand_in
     try:
         yield
     finally:
-        evaluate.load = load
+        if real is None:
+            sys.modules.pop("evaluate", None)
+        else:
+            sys.modules["evaluate"] = real

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,41 +20,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.capability.benchmarks import DATA_SETS, render
-from stages.core.artifacts import Documents, EvalSuite, Model
+from stages.core.artifacts import EvalSuite, Model
 from stages.core.errors import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
-from stages.evaluate.mirrors import Mirrors
-from stages.evaluate.run import offline, run
+from stages.evaluate.run import run
 from stages.evaluate.spec import EvaluateConfig
-from stages.lib.evaluation.suite_file import TaskEntry
 from stages.lib.formats import vocabulary
-from stages.lib.formats.documents import write_documents
 from stages.lib.formats.reports import FILE, Report, Score, parse_report, write_report
-from stages.tokenizer.run import run as train_tokenizer
-from stages.tokenizer.spec import TokenizerConfig
 from tests.support import benchmark_rows as bench
+from tests.support.evaluation import own, scored, values
 
 ROWS = 12
 MMLU = [f"mmlu_{subject}" for subject in bench.SUBJECTS]
 TASKS = ["arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", *MMLU]
-
-
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The only module that imports the harness (8 CPU seconds), in the environment that the stage makes for it."""
-    environment, threads = dict(os.environ), torch.get_num_threads()
-    offline(tmp_path_factory.mktemp("scratch"))
-    from torch.utils import collect_env
-
-    from stages.evaluate import harness
-
-    describe = collect_env.get_pretty_env_info
-    collect_env.get_pretty_env_info = lambda: ""  # a direct call ends with `pip list`: seconds, and no part of a score
-    yield harness
-    collect_env.get_pretty_env_info = describe
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(environment)
 
 
 @pytest.fixture(scope="module")
@@ -69,61 +45,8 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Mistral of random weights, large enough ones that answers differ clearly, with a tokenizer trained on
-    prompts.
-    """
-    from transformers import MistralConfig, MistralForCausalLM
-
-    root = tmp_path_factory.mktemp("model")
-    (root / "in").mkdir()
-    texts = [render(id, row) for id in DATA_SETS.values() for row in bench.rows(id, 200, seed=5)]
-    write_documents(root / "in", ({"id": str(n), "text": text, "source": "prompts"} for n, text in enumerate(texts)))
-    ctx = LocalContext(root, TokenizerConfig(vocab_size=420), {"documents": [local_artifact(Documents, root / "in")]})
-    train_tokenizer(ctx)
-    torch.manual_seed(0)
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    config = MistralConfig(
-        vocab_size=420,
-        max_position_embeddings=512,
-        sliding_window=48,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-        **shape,
-    )
-    MistralForCausalLM(config).save_pretrained(ctx.output("tokenizer"))
-    return ctx.output("tokenizer")
-
-
-@pytest.fixture(scope="module")
 def loaded(harness: ModuleType, model: Path) -> Any:
     return harness.load(model, EvaluateConfig(threads=1))
-
-
-@pytest.fixture(scope="module")
-def index(harness: ModuleType) -> Any:
-    from stages.evaluate.tasks import TaskIndex
-
-    return TaskIndex()
-
-
-def scored(harness: ModuleType, loaded: Any, index: Any, suite: Path, config: EvaluateConfig, **entry: Any) -> Any:
-    """One entry of a suite, as the stage scores it."""
-    from stages.evaluate.tasks import bind
-
-    asked = TaskEntry(**entry)
-    return harness.score(loaded, bind(index, asked, Mirrors([suite]), config.seed), asked, config)
-
-
-def values(found: Any) -> dict[str, tuple[float, float | None]]:
-    return {f"{metric.name},{metric.filter}": (metric.value, metric.stderr) for metric in found.metrics}
 
 
 def direct(
@@ -385,11 +308,6 @@ def test_a_piece_that_spans_question_and_answer_is_scored_and_told(
 
 
 # --- the stage --------------------------------------------------------------------------------------------------------
-
-
-def own(name: str, *tasks: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """A suite of one's own."""
-    return {"name": name, "tasks": list(tasks), **more}
 
 
 SMALL = [

@@ -1,0 +1,1 @@
+"""Tasks in lm-evaluation-harness's form that it lacks: one YAML file each, and what their files call."""
