@@ -28,6 +28,10 @@ def release(
     yes: Annotated[
         bool | None, typer.Option("--yes/--dry-run", help="with --push: send it, or print what would be sent")
     ] = None,
+    sign: Annotated[
+        Path | None,
+        typer.Option("--sign", metavar="KEY.pem", help="sign statements and folders with this private key (EC)"),
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Write the family's models as folders ready to publish: weights, tokenizer, licence, card; push them if asked."""
@@ -46,7 +50,7 @@ def release(
     models = family.load(pipeline)
     with open_ledger(settings) as ledger:
         lineages = build.prepare(ledger, profile, models, model)
-        done = build.write(ledger, values, models, lineages, build.Target(target, push, data))
+        done = build.write(ledger, values, models, lineages, build.Target(target, push, data, key=sign))
     send = publish.push if yes else publish.preview
     pushed = [send(one.path, f"{push}/{one.name}") for one in done.models] if push else []
     if json_:
@@ -57,10 +61,17 @@ def release(
             (one.name, "bold"),
             f": {one.node} {one.digest[:12]}, {len(one.files)} files, {one.size:,} bytes  {one.path}",
         )
+        _say_openness(done.openness[one.name])
     if done.data:
         say(f"data cards: {', '.join(done.data)}")
     for one in pushed:
         _say_push(one)
+
+
+def _say_openness(openness: Any) -> None:
+    say(f"  openness: {openness.title}" + ("; for the next class:" if openness.missing else ""))
+    for component, why in openness.missing.items():
+        say(f"    {component}: {why}")
 
 
 def _say_push(push: Any) -> None:
@@ -79,9 +90,14 @@ def _value(profile: str, done: Any, pushed: list[Any]) -> dict[str, Any]:
         "profile": profile,
         "models": [
             {"name": one.name, "node": one.node, "digest": one.digest, "folder": str(one.path), "bytes": one.size,
-             "files": dict(one.files), "split_anew": one.weights.split_anew}
+             "files": dict(one.files), "split_anew": one.weights.split_anew,
+             "openness": _openness(done.openness[one.name])}
             for one in done.models
         ],
         "data": {node: str(path) for node, path in done.data.items()},
         "pushes": [push.row() for push in pushed],
     }  # fmt: skip
+
+
+def _openness(openness: Any) -> dict[str, Any]:
+    return {"class": openness.level, "title": openness.title, "missing": dict(openness.missing)}

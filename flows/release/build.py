@@ -5,15 +5,17 @@ released.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flows import cost
 from flows.family import Family
 from flows.profiles import Profile
-from flows.release import card, data_card, energy, evaluations, folder, licenses
+from flows.release import card, croissant, data_card, energy, evaluations, folder, licenses, mof, papers, signing
 from flows.release.corpora import Corpus, describe
 from flows.release.lineage import Lineage, inputs, sized, trace_all
 from flows.release.overlap import read as read_overlap
@@ -34,20 +36,24 @@ SHARE = 0.05
 
 @dataclass(frozen=True)
 class Release:
-    """What was written: the models, and the data cards by node."""
+    """What was written: the models, the data cards by node, and the models' classes of openness by name."""
 
     models: tuple[folder.Released, ...]
     data: Mapping[str, Path]
+    openness: Mapping[str, mof.Openness]
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a release goes, and how. owner: whose repositories the cards name."""
+    """Where a release goes, and how. owner: whose repositories the cards name; key: a private key (EC, PEM) that signs
+    statements and folders.
+    """
 
     out: Path
     owner: str | None = None
     data_cards: bool = True
     max_shard_bytes: int = MAX_SHARD_BYTES
+    key: Path | None = None
 
 
 def prepare(ledger: Ledger, profile: str, family: Family, nodes: Sequence[str] = ()) -> list[Lineage]:
@@ -73,8 +79,11 @@ def write(ledger: Ledger, profile: Profile, family: Family, lineages: Sequence[L
     records = ledger.nodes(profile.name)
     for lineage in lineages:
         folder.refuse_foreign(target.out / lineage.name)
-    models = tuple(_write_model(ledger, profile, family, lineage, records, target) for lineage in lineages)
-    return Release(models, write_data_cards(ledger, lineages, target.out) if target.data_cards else {})
+    papers.check(target.key)
+    cards = write_data_cards(ledger, lineages, target.out) if target.data_cards else {}
+    levels: dict[str, mof.Openness] = {}
+    models = tuple(_write_model(ledger, profile, family, lineage, records, target, levels) for lineage in lineages)
+    return Release(models, cards, levels)
 
 
 def _write_model(
@@ -84,7 +93,9 @@ def _write_model(
     lineage: Lineage,
     records: Mapping[str, NodeRecord],
     target: Target,
+    levels: dict[str, mof.Openness],
 ) -> folder.Released:
+    """Write one folder; its class of openness goes into `levels`."""
     scores = evaluations.read(ledger, lineage.model, lineage.artifact.digest, records)
     corpora = _learned_from(ledger, lineage)
     contamination = read_overlap(ledger, lineage, scores.digests, records)
@@ -113,7 +124,11 @@ def _write_model(
             licenses.NOTICES: licenses.notices(lineage.name, lineage.model.license, corpora, _adopted(lineage)),
         }
 
-    return folder.write(target.out, lineage, ledger.store, texts, max_shard_bytes=target.max_shard_bytes)
+    def prove(place: Path) -> None:
+        levels[lineage.name] = papers.write(ledger, place, profile.name, lineage.model, lineage.name, target.key)
+
+    sign = None if target.key is None else partial(signing.sign, key=target.key)
+    return folder.write(target.out, lineage, ledger.store, texts, prove, sign, target.max_shard_bytes)
 
 
 def write_data_cards(ledger: Ledger, lineages: Iterable[Lineage], out: Path) -> dict[str, Path]:
@@ -125,13 +140,24 @@ def write_data_cards(ledger: Ledger, lineages: Iterable[Lineage], out: Path) -> 
     for node, result in results.items():
         path = out / DATA / node / folder.CARD
         listings = data_card.read_listings(ledger, result)
-        text = data_card.render(result, data_card.with_listings(describe(result), listings), listings)
+        corpus = data_card.with_listings(describe(result), listings)
+        text = data_card.render(result, corpus, listings)
         _refuse_foreign_card(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
+        if croissant.outputs(result):
+            croissant.write(path.parent, result, _licenses(corpus))
         write_atomically(path.with_name(folder.MANIFEST), json.dumps(_listing(node, result, text), indent=2) + "\n")
         written[node] = path
     return written
+
+
+def _licenses(corpus: Corpus) -> list[str]:
+    """SPDX identifiers of what is in a corpus, as far as its rows state any."""
+    stated = {mof.spdx(name) for out in corpus.outputs for name in out.per_license or ()}
+    return sorted(
+        {part for name in stated for part in re.findall(r"[A-Za-z0-9][\w.+-]*", name)} - {"AND", "OR", "WITH"}
+    )
 
 
 def _learned_from(ledger: Ledger, lineage: Lineage) -> list[Corpus]:

@@ -9,6 +9,7 @@ column by column: `mlcroissant.Dataset(jsonld="croissant.json").records("train")
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,12 @@ def load(path: Path) -> Any:
     """The data set of a croissant.json, as `mlcroissant.Dataset`. Raises InputError where the library refuses it."""
     import mlcroissant as mlc
 
+    logger = logging.getLogger("absl")  # it warns of what a card need not have: a licence, where none is stated
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return mlc.Dataset(jsonld=str(path))
     except (OSError, ValueError, mlc.ValidationError) as error:
         raise InputError(f"{path} is no Croissant metadata: {str(error).splitlines()[0]}") from error
+    finally:
+        logger.setLevel(level)

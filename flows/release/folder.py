@@ -2,8 +2,9 @@
 never replaced.
 
     <out>/<name>/  model-00001-of-00004.safetensors .. config.json, tokenizer, README.md (the card), LICENSE,
-                   THIRD_PARTY_NOTICES.md, release.json (every file with its SHA-256, and what they are of)
-    <out>/data/<node>/README.md   a card for every corpus
+                   THIRD_PARTY_NOTICES.md, mof.yml, provenance.intoto.json, release.json (every file with its SHA-256,
+                   and what they are of), model.sig
+    <out>/data/<node>/  README.md, a card for every corpus, and croissant.json
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.release import weights
+from flows.release import signing, weights
 from flows.release.lineage import Lineage, safe_path
 from stages.core.disk import disk_full
 from stages.core.errors import ConfigError, InputError
@@ -29,7 +30,7 @@ from stages.core.store import Store
 
 MANIFEST = "release.json"
 SCHEMA = 1
-AFTERWARDS = frozenset({MANIFEST, "model.sig"})
+AFTERWARDS = frozenset({MANIFEST, signing.SIGNATURE})
 """What is written after release.json was: it lists neither itself nor a signature over it."""
 CARD = "README.md"
 _PARTIAL, _OLD = ".partial", ".replaced"
@@ -53,11 +54,13 @@ def write(
     lineage: Lineage,
     store: Store,
     describe: Callable[[Path, weights.Weights], Mapping[str, str]],
-    finish: Callable[[Path], None] | None = None,
+    prove: Callable[[Path], object] | None = None,
+    finish: Callable[[Path], object] | None = None,
     max_shard_bytes: int = weights.MAX_SHARD_BYTES,
 ) -> Released:
     """Write `<out>/<name>`. describe: gets the folder with the weights in it, gives the texts of further files by
-    name, the card among them; finish: what adds signatures, after release.json is there.
+    name, the card among them; prove: writes papers about all of these, before release.json is there; finish: what adds
+    signatures, after it is.
 
     Raises ConfigError where the place is taken by what this did not write; InputError, InfraError, Damaged.
     """
@@ -69,6 +72,8 @@ def write(
             for file, text in describe(folder, laid).items():
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_text(text, encoding="utf-8")
+            if prove is not None:
+                prove(folder)
             files = _digests(folder)
             _write_manifest(folder, lineage, laid, files)
             if finish is not None:

@@ -63,7 +63,7 @@ def test_a_push_is_shown_and_then_done(
     with ModelHub() as hub:
         monkeypatch.setattr(publish, "_api", lambda: HfApi(endpoint=hub.endpoint, token=hub.TOKEN))
         shown = printed(capsys, *common, "--dry-run")
-        assert "us/Moxin-132-SFT: would push 9 files" in shown
+        assert "us/Moxin-132-SFT: would push 11 files" in shown
         assert "a new repository" in shown
         assert hub.repositories == {}
         done = printed(capsys, *common, "--yes")
