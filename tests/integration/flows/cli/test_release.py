@@ -67,7 +67,7 @@ def test_a_push_is_shown_and_then_done(
         assert "a new repository" in shown
         assert hub.repositories == {}
         done = printed(capsys, *common, "--yes")
-        assert "us/Moxin-132-SFT: pushed 9 files" in done
+        assert "us/Moxin-132-SFT: pushed 11 files" in done
         assert set(hub.repositories["us/Moxin-132-SFT"]) == {
             p.name for p in (tmp_path / "x" / "Moxin-132-SFT").iterdir()
         }
