@@ -21,7 +21,6 @@ def release(
         Path | None,
         typer.Option("--out", "-o", help="where the folders go; else release/<profile> of the state folder"),
     ] = None,
-    data: Annotated[bool, typer.Option("--data/--no-data", help="write a card for every corpus too")] = True,
     push: Annotated[
         str | None, typer.Option("--push", help="user or organization of the hub (HF_ENDPOINT) that gets the folders")
     ] = None,
@@ -50,7 +49,7 @@ def release(
     models = family.load(pipeline)
     with open_ledger(settings) as ledger:
         lineages = build.prepare(ledger, profile, models, model)
-        done = build.write(ledger, values, models, lineages, build.Target(target, push, data, key=sign))
+        done = build.write(ledger, values, models, lineages, build.Target(target, push, key=sign))
     send = publish.push if yes else publish.preview
     pushed = [send(one.path, f"{push}/{one.name}") for one in done.models] if push else []
     if json_:

@@ -286,7 +286,7 @@ def _data_card(evidence: Evidence) -> Part:
     nodes = [link.node for link in evidence.chain.links]
     cards = [node for node in nodes if (evidence.folder.parent / "data" / node / "README.md").is_file()]
     if not cards:
-        raise _Absent("the release has no card of the data: 'moxin release --data' writes one for each corpus")
+        raise _Absent("the release has no card of the data: 'moxin release' writes one for each corpus")
     return Part(", ".join(f"../data/{node}/README.md" for node in cards), evidence.model.license)
 
 

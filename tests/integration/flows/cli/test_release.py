@@ -44,9 +44,12 @@ def test_a_release_lies_in_the_state_folder_and_is_told_of(capsys: pytest.Captur
     assert text.startswith("Moxin-132-SFT: sft_tulu ")
     assert str(folder) in text
     assert "data cards: ingest_text, dedup_text, instructions_tulu" in text
-    value = json.loads(printed(capsys, "-m", "sft_tulu", "--no-data", "--out", str(tmp_path / "x"), "--json"))
+    value = json.loads(printed(capsys, "-m", "sft_tulu", "--out", str(tmp_path / "x"), "--json"))
     (model,) = value["models"]
-    assert (model["name"], model["node"], value["data"], value["pushes"]) == ("Moxin-132-SFT", "sft_tulu", {}, [])
+    assert (model["name"], model["node"], value["pushes"]) == ("Moxin-132-SFT", "sft_tulu", [])
+    assert set(value["data"]) == {"ingest_text", "dedup_text", "instructions_tulu"}
+    assert model["openness"]["class"] == 0
+    assert "Technical report" in model["openness"]["missing"]
     assert set(model["files"]) >= {"README.md", "LICENSE", "model.safetensors"}
 
 

@@ -98,7 +98,7 @@ def test_an_empty_folder_is_of_no_class_and_says_what_it_lacks(folder: Path) -> 
     assert opened.missing == {
         "Model parameters (Final)": "the release has no *.safetensors",
         "Model card": "the release has no README.md",
-        "Data card": "the release has no card of the data: 'moxin release --data' writes one for each corpus",
+        "Data card": "the release has no card of the data: 'moxin release' writes one for each corpus",
         "Technical report": "the release has no report: 'moxin report --output report.html' writes one, in the"
         " folder of the models",
         "Evaluation results": "the run has no evaluation of this model",
