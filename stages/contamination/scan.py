@@ -85,29 +85,38 @@ def _count_runs(runs, hits, document, docs, first, last):
 
 
 @njit
-def _same(source, starts, ends, at, mapping, words, place, plain):
+def _same(source, starts, ends, hashes, at, mapping, words, place, plain):
     """Whether word `at` of a document is the one at a place."""
-    return same_word(source, starts[at], ends[at], mapping, words.text, words.starts[place], words.ends[place], plain)
+    return hashes[at] == words.hashes[place] and same_word(
+        source, starts[at], ends[at], mapping, words.text, words.starts[place], words.ends[place], plain
+    )
 
 
 @njit
-def _spans(source, starts, ends, count, mapping, words, plain, table, runs, ats, hits, document, rule, out):
+def _spans(
+    source, starts, ends, hashes, count, mapping, words, plain, table, runs, ats, hits, document, rule, out
+):  # fmt: skip
     """Extend every anchor to its longest span, and mark the words in it that are the same.
 
-    rule: (words of a span at least, words that may differ). out: (covered [places], longest [items], where [items]).
+    An anchor whose word before is the same, too, is left out: the span from there holds this one, since no word that
+    differs lies between. rule: (words of a span at least, words that may differ). out: (covered [places], longest
+    [items], where [items]).
     """
     covered, longest, where = out
     least, skips = rule
     for n in range(hits):
-        run = runs[n]
-        anchor = table.lengths[run]
+        run, at = runs[n], ats[n]
+        anchor = np.int64(table.lengths[run])
         for p in range(table.offsets[run], table.offsets[run + 1]):
-            place, at = table.places[p], ats[n]
+            place = table.places[p]
             item = words.item[place]
+            inside = at > 0 and place > words.items[item]
+            if inside and _same(source, starts, ends, hashes, at - 1, mapping, words, place - 1, plain):
+                continue
             room = min(words.items[item + 1] - place, count - at)
-            missed, length, i = 0, np.int64(anchor), np.int64(anchor)
+            missed, length, i = 0, anchor, anchor
             while i < room and missed <= skips:
-                if _same(source, starts, ends, at + i, mapping, words, place + i, plain):
+                if _same(source, starts, ends, hashes, at + i, mapping, words, place + i, plain):
                     length = i + 1
                 else:
                     missed += 1
@@ -119,7 +128,7 @@ def _spans(source, starts, ends, count, mapping, words, plain, table, runs, ats,
             for i in range(length):
                 if not covered[place + i]:
                     covered[place + i] = i < anchor or _same(
-                        source, starts, ends, at + i, mapping, words, place + i, plain
+                        source, starts, ends, hashes, at + i, mapping, words, place + i, plain
                     )
 
 
@@ -156,7 +165,7 @@ def scan_batch(text, begins, first_number, mapping, words, plain, tables_of, anc
                     _count_runs(runs, hits, number, docs, first, last)
                 else:
                     _spans(
-                        text, starts, ends, count, mapping, words, plain, table, runs, ats, hits, number, rule,
+                        text, starts, ends, hashes, count, mapping, words, plain, table, runs, ats, hits, number, rule,
                         (covered, longest, where),
                     )  # fmt: skip
             offset += table.hashes.shape[0]

@@ -25,8 +25,11 @@ def folded(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Words of a text, without case and punctuation (GPT-3, appendix C). Signs of arithmetic are words."""
-    return _WORDS.findall(folded(text))
+    """Words of a text, without case and punctuation (GPT-3, appendix C). Signs of arithmetic are words; the same one
+    again and again, as in a ruled line, is one word.
+    """
+    every = _WORDS.findall(folded(text))
+    return [word for before, word in zip(["", *every], every, strict=False) if word != before or word not in SIGNS]
 
 
 def marks(text: str) -> Iterator[bytes]:

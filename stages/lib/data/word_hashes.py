@@ -75,7 +75,7 @@ def hash_words(source, begin, end, table, hashes, starts, ends):
     Returns how many, and whether the text needs Python (then they are worth nothing).
     """
     position, count, start = begin, 0, np.int64(-1)
-    part = np.uint64(0)
+    part, sign = np.uint64(0), np.uint32(0)
     while position < end:
         byte = source[position]
         if byte < 0x80:
@@ -90,8 +90,9 @@ def hash_words(source, begin, end, table, hashes, starts, ends):
         else:
             if start >= 0:
                 hashes[count], starts[count], ends[count] = fmix64(part), start, position
-                count, start, part = count + 1, np.int64(-1), np.uint64(0)
-            if entry & SIGN:
+                count, start, part, sign = count + 1, np.int64(-1), np.uint64(0), np.uint32(0)
+            if entry & SIGN and entry != sign:
+                sign = entry
                 hashes[count], starts[count], ends[count] = fmix64(np.uint64(entry & CODE)), position, following
                 count += 1
             elif entry & PYTHON:

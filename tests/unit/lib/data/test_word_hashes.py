@@ -68,6 +68,9 @@ def test_words_are_compared_by_their_letters() -> None:
 def test_signs_of_arithmetic_are_words_and_other_marks_are_none() -> None:
     assert words("(3 + 4), isn't 7!") == ["3", "+", "4", "isn", "t", "7"]
     assert words("  …\n") == []
+    for text in ("a ----- b", "| --- | :--- |", "* * *\n* x", "- a - - b -", "--+--"):
+        check(text)
+    assert words("a ----- * * b ->-") == ["a", "-", "*", "b", "-", ">", "-"]
 
 
 def test_an_index_knows_a_run_of_thirteen_words_and_a_short_text_as_a_whole() -> None:
