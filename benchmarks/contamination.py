@@ -35,8 +35,8 @@ from stages.lib.formats.suites import DataSet, Suite, write_data_set, write_suit
 
 DATA_SET = "benchmark/items"
 WORDS = 60
-PEER_DOCUMENTS = 2000
-"""What takes the peer some ten seconds."""
+PEER_DOCUMENTS = 500
+"""What takes the peer some seconds."""
 
 
 def prepare(corpus: Path, folder: Path) -> tuple[Path, Path, int]:
