@@ -135,7 +135,11 @@ def write_data_cards(ledger: Ledger, lineages: Iterable[Lineage], out: Path) -> 
     """`<out>/data/<node>/README.md` for every corpus behind some models. Raises ConfigError where such a file is not
     one of ours.
     """
-    results = {result.node: result for lineage in lineages for result in lineage.corpora}
+    results = {
+        result.node: result
+        for lineage in lineages
+        for result in (*lineage.corpora, *evaluations.suites(ledger, lineage.model, lineage.profile))
+    }
     written = {}
     for node, result in results.items():
         path = out / DATA / node / folder.CARD

@@ -13,9 +13,12 @@ from flows.report.data import read_evaluation
 from flows.tables import TABLED, not_comparable
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
+from stages.core.messages import StageResult
 from stages.core.records import NodeRecord
 from stages.lib.formats.reports import TOY
 
+SUITES = ("EvalSuite", "ImageSuite")
+"""Artifact types that hold what is asked."""
 TASK_TYPES = {"text-generation": "Text generation", "image-text-to-text": "Image-text to text"}
 """Task types of the hub, by pipeline tag."""
 
@@ -84,6 +87,18 @@ def _result(node: str, digest: str, report: Mapping[str, Any], score: Mapping[st
         value = table.row(row).scores.get(score["column"])
         printed = None if value is None else value / 100
     return Result(node, digest, harness, score, reasons, printed)
+
+
+def suites(ledger: Ledger, model: FamilyModel, profile: str) -> list[StageResult]:
+    """The results that hold what the evaluations of a model asked, each once."""
+    keys: dict[str, str] = {}
+    for node in model.evaluations:
+        record = ledger.node(profile, node)
+        stored = ledger.manifest(record.key) if record else None
+        for refs in stored[0].inputs.values() if stored else ():
+            keys |= {ref.node: ref.key for ref in refs if ref.manifest.type in SUITES}
+    results = [ledger.manifest(key) for key in keys.values()]
+    return [stored[0] for stored in results if stored is not None]
 
 
 def eval_results(results: Iterable[Result], pipeline_tag: str) -> list[Any]:

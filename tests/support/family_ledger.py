@@ -149,4 +149,14 @@ def publish_scores(ledger: Ledger, model: StageResult, toys: bool, digest: str |
     )  # fmt: skip
     files = {"report.json": report.model_dump_json().encode()}
     found = artifact(ledger, "evaluate_original", "report", "EvalReport", files)
-    return publish(ledger, "evaluate_original", inputs={"model": (ref(model, "model"),)}, outputs={"report": found})
+    sets = [{"id": "baber/piqa", "origin": "machine", "license": "MIT", "rows": {"default": {"validation": 100}}}]
+    listing = {"suite.json": json.dumps({"data_sets": sets}).encode()}
+    suite = publish(
+        ledger, "capability", outputs={"suite": artifact(ledger, "capability", "suite", "EvalSuite", listing)}
+    )
+    return publish(
+        ledger,
+        "evaluate_original",
+        inputs={"model": (ref(model, "model"),), "suite": (ref(suite, "suite"),)},
+        outputs={"report": found},
+    )

@@ -54,7 +54,8 @@ def test_folders_with_cards_licences_and_data_cards(ledger: Ledger, tmp_path: Pa
     assert (card.data.language, card.data.datasets) == (["en"], ["owner/chats"])
     assert file_sha256(tuned / "model.safetensors") in card.text
     assert "ingest_text.documents" in card.text
-    assert set(done.data) == {"ingest_text", "dedup_text", "instructions_tulu"}
+    assert set(done.data) == {"ingest_text", "dedup_text", "instructions_tulu", "capability"}
+    assert "toy-piqa" in done.data["capability"].read_text(), "what is asked has a card, too"
     assert "too short" in done.data["ingest_text"].read_text()
 
 
