@@ -50,11 +50,18 @@ def release(
     with open_ledger(settings) as ledger:
         lineages = build.prepare(ledger, profile, models, model)
         done = build.write(ledger, values, models, lineages, build.Target(target, push, key=sign))
+    if not json_:
+        _say_models(done)
     send = publish.push if yes else publish.preview
     pushed = [send(one.path, f"{push}/{one.name}") for one in done.models] if push else []
     if json_:
         print_json(_value(profile, done, pushed))
         return
+    for one in pushed:
+        _say_push(one)
+
+
+def _say_models(done: Any) -> None:
     for one in done.models:
         say(
             (one.name, "bold"),
@@ -63,8 +70,6 @@ def release(
         _say_openness(done.openness[one.name])
     if done.data:
         say(f"data cards: {', '.join(done.data)}")
-    for one in pushed:
-        _say_push(one)
 
 
 def _say_openness(openness: Any) -> None:
