@@ -35,6 +35,11 @@ from stages.lib.data.task import ATTEMPTS, Job, execute, fingerprint, receipt
 
 ARRAYS = "MOXIN_ARRAYS"
 """Set by the launcher that answers when a stage asks for an array."""
+PORTS = (
+    *("sources", "documents", "positives", "tokenizer", "raw"),
+    *("suites", "image_suites", "conversations", "preferences", "problems", "images"),
+)
+"""Input ports of the stages that work through a pool: what lies there is part of a work folder's name."""
 Function = Callable[..., Any]
 Workers = int | Literal["ray", "slurm"]
 
@@ -55,7 +60,7 @@ def work_folder(ctx: Context[Any]) -> Path:
     if getattr(ctx.config, "work", None) is None:
         return Path(ctx.scratch)
     config = ctx.config
-    names = [name for name in ("sources", "documents", "positives", "tokenizer", "raw") if ctx.inputs(name)]
+    names = [name for name in PORTS if ctx.inputs(name)]
     inputs = [[name, [i.manifest.digest for i in ctx.inputs(name)]] for name in names]
     identity = json.dumps([type(config).__module__, config.identity(), inputs], sort_keys=True)
     folder = Path(config.work) / hashlib.sha256(identity.encode()).hexdigest()[:24]

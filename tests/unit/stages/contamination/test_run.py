@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from stages.contamination import index, merging, scan, training_texts
 from stages.contamination.run import run
-from stages.contamination.spec import ContaminationConfig
+from stages.contamination.spec import Contamination, ContaminationConfig
 from stages.core.artifacts import (
     Artifact,
     Conversations,
@@ -33,6 +33,7 @@ from stages.core.artifacts import (
 from stages.core.errors import InputError
 from stages.core.testing import LocalContext, local_artifact
 from stages.lib.data.decontamination import words
+from stages.lib.data.workers import PORTS
 from stages.lib.formats.documents import write_documents
 from stages.lib.formats.examples import ConversationWriter, PreferenceWriter, ProblemWriter, assistant, user
 from stages.lib.formats.overlap import ItemOverlap, parse_items, parse_overlap
@@ -294,6 +295,17 @@ def test_neither_workers_nor_the_cut_of_the_files_change_the_result(tmp_path: Pa
         assert files(one) == files(other)
     two = scanned(tmp_path, {"suites": [questions], "documents": [cut]}, rule="llama2", workers=2)
     assert files(two) == files(other)
+
+
+def test_a_work_folder_that_outlives_an_attempt_is_of_these_items_alone(tmp_path: Path) -> None:
+    web = documents(tmp_path / "web", [ITEMS[0], ITEMS[1]])
+    ports = {port.name for port in Contamination.ports.values() if port.direction == "input"}
+    assert ports <= set(PORTS), "a port that the work folder's name leaves out would mix up two results"
+    first = {"suites": [suite(tmp_path / "first", ITEMS[:1])], "documents": [web]}
+    second = {"suites": [suite(tmp_path / "second", ITEMS[1:3])], "documents": [web]}
+    work = str(tmp_path / "work")
+    for inputs in (first, second, first):
+        assert files(scanned(tmp_path, inputs, work=work)) == files(scanned(tmp_path, inputs))
 
 
 def test_a_document_with_more_matches_than_there_is_room_for(tmp_path: Path) -> None:
