@@ -14,14 +14,18 @@ from typing import Any
 
 import pytest
 
+from stages.benchmarks import toy
+from stages.benchmarks.spec import BenchmarksConfig, DataSetSource
 from stages.evaluate_external.run import run
 from stages.lib.evaluation.harnesses import opencompass, qwen25_math
 from stages.lib.evaluation.harnesses.outcomes import Place
 from stages.lib.evaluation.suite_file import Suite, load
 from stages.lib.formats import chat_template
 from stages.lib.formats.reports import FILE, Report, parse_report
+from stages.lib.formats.suites import DataSet, split_fingerprints, write_data_set, write_suite
+from stages.lib.formats.suites import Suite as MirroredSuite
 from tests.support import tuning
-from tests.support.external_harness import AMC, BLANKS, PIQA, context, mirror
+from tests.support.external_harness import BLANKS, PIQA, context, mirror
 
 pytestmark = [pytest.mark.upstream, pytest.mark.timeout(1200)]
 
@@ -71,13 +75,30 @@ def test_qwens_own_parser_takes_table_7(tmp_path: Path) -> None:
     assert options["use_safetensors"]
 
 
-def test_qwens_evaluation_itself_fills_the_report(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    suite = {"base": "table_7", "only": ["amc23"], "tasks": {"amc23": {"max_new_tokens": 16}}}
-    report = evaluated(tmp_path, model, "qwen25-math", suite, monkeypatch)
-    [score] = report.results
+def test_qwens_evaluation_itself_fills_table_7_with_toy_questions(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On what the stage `benchmarks` makes in the four data sets' schemas."""
+    monkeypatch.setenv("MOXIN_QWEN25_MATH_PYTHON", python_of("qwen25-math"))
+    suite = load("table_7").model_dump()
+    for task in suite["tasks"]:
+        task |= {"max_new_tokens": 16, "limit": 3}
+    folder, sets = tmp_path / "mirror", []
+    for need in qwen25_math.DATA.values():
+        tables = toy.make("", need.ids[0], DataSetSource(origin="machine"), BenchmarksConfig())
+        rows = write_data_set(folder, need.ids[0], tables)
+        prints = split_fingerprints(tables)
+        sets.append(DataSet(id=need.ids[0], origin="machine", rows=rows, fingerprint=prints))
+    write_suite(folder, MirroredSuite(data_sets=tuple(sets)))
+    ctx = context(tmp_path, model, folder, suite=suite)
+    run(ctx)
+    report = parse_report((Path(ctx.output("report")) / FILE).read_bytes(), FILE)
     assert report.harness.version == qwen25_math.COMMIT
-    assert (score.n, score.n_total) == (len(AMC), len(AMC))
-    assert score.value * 4 == int(score.value * 4)
+    assert [score.column for score in report.results] == ["MATH-500", "AMC 2023", "Minerva Math", "OlympiadBench"]
+    for score in report.results:
+        assert (score.n, score.toy, score.comparable_to_paper) == (3, True, False)
+        assert score.value * 3 == pytest.approx(round(score.value * 3))
+        assert f"3 of {score.n_total} documents" in score.note
 
 
 def test_opencompass_own_parser_takes_our_command(tmp_path: Path) -> None:

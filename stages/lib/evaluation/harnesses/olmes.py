@@ -46,7 +46,7 @@ DATA: Mapping[str, DataNeed] = {
     "codex_humanevalplus": DataNeed(("evalplus/humanevalplus",), "test"),
     "mmlu": DataNeed(("cais/mmlu",), "test"),
     "popqa": DataNeed(("akariasai/PopQA",), "test"),
-    "bbh": DataNeed(("lukaemon/bbh",), "test"),
+    "bbh": DataNeed(("lukaemon/bbh", "SaylorTwift/bbh"), "test"),
     "truthfulqa": DataNeed(("truthfulqa/truthful_qa", "truthful_qa"), "validation", "multiple_choice"),
 }
 """Data set of a task, by the part of its name before the first ':'."""

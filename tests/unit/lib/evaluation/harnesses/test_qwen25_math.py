@@ -106,5 +106,7 @@ def test_questions_are_written_in_its_form(tmp_path: Path) -> None:
     text = (tmp_path / "data" / "minerva_math" / "test.jsonl").read_text()
     assert json.loads(text) == {"problem": "How far?", "solution": "$\\boxed{3\\pi}$"}
     assert json.loads((tmp_path / "data" / "amc23" / "test.jsonl").read_text())["answer"] == 4.0
+    shown = {"question": "?", "final_answer": ["2"], "image_1": {"bytes": b"png"}}
+    assert qwen25_math.row("olympiadbench", shown) == {"question": "?", "final_answer": ["2"]}
     with pytest.raises(InputError, match="a row of its data set has no final_answer"):
         qwen25_math.row("olympiadbench", {"question": "?", "final_answer": None})
