@@ -62,8 +62,9 @@ def test_an_empty_ledger_is_all_missing(ledger: Ledger) -> None:
     assert section is not None
     assert "<table>" not in section.body
     assert section.body.count("Missing: ") == 2
-    assert len(report.summary(data)) == 2
+    assert len(report.summary(data)) == 3
     assert "evaluate_enhanced" in report.summary(data)[1]
+    assert report.summary(data)[2].startswith("contamination: not measured")
 
 
 def test_a_record_without_a_manifest_is_missing(trained: Ledger) -> None:
