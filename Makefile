@@ -10,13 +10,14 @@ READY := $(VENV)/.ready
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
 
-demo: $(READY)  ## run the whole DAG at profile tiny here, and write the report
+demo: $(READY)  ## run the whole DAG at profile tiny here, write the report, and release the family into .moxin/release
 	@$(BIN)/moxin run --profile tiny
+	@$(BIN)/moxin release --profile tiny
 	@$(BIN)/moxin report --profile tiny
 	@echo "watch it in the Prefect UI: $(BIN)/moxin status --password; stop the services: $(BIN)/moxin down"
 
-test: $(READY)  ## run all tests but upstream's
-	$(BIN)/pytest
+test: $(READY)  ## run all tests but upstream's, two files at a time
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: $(READY)  ## run the unit and contract tests: no services, no training, no network
 	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/contract

@@ -11,6 +11,9 @@ from flows.cli.common import JsonOption, ProfileOption, load_profile, open_ledge
 from flows.settings import Settings
 from stages.core.errors import ConfigError
 
+REPORT_TITLE = "<title>Moxin: run report"
+"""What a report begins with (flows/report/templates/page.html)."""
+
 
 def release(
     profile: ProfileOption = "tiny",
@@ -35,7 +38,8 @@ def release(
 ) -> None:
     """Write the family's models as folders ready to publish: weights, tokenizer, licence, card; push them if asked."""
     from flows import family
-    from flows.release import build, publish
+    from flows import report as reports
+    from flows.release import build, openness, publish
 
     if push is None and yes is not None:
         raise ConfigError("--dry-run and --yes say how to push: name who gets it with --push OWNER")
@@ -49,6 +53,7 @@ def release(
     models = family.load(pipeline)
     with open_ledger(settings) as ledger:
         lineages = build.prepare(ledger, profile, models, model)
+        _write_report(reports.collect(ledger, profile, pipeline, values), target / openness.REPORTS[0])
         done = build.write(ledger, values, models, lineages, build.Target(target, push, key=sign))
     if not json_:
         _say_models(done)
@@ -59,6 +64,17 @@ def release(
         return
     for one in pushed:
         _say_push(one)
+
+
+def _write_report(data: Any, path: Path) -> None:
+    """The run's report beside the models: the technical report that the Model Openness Framework asks for. Raises
+    ConfigError where a page is there that is no report of ours.
+    """
+    from flows import report as reports
+
+    if path.is_file() and REPORT_TITLE not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise ConfigError(f"{path} is there already, and is no report of 'moxin report': move it away")
+    reports.write(data, path)
 
 
 def _say_models(done: Any) -> None:

@@ -295,9 +295,7 @@ def _report(evidence: Evidence) -> Part:
         for name in REPORTS:
             if (folder / name).is_file():
                 return Part(prefix + name, evidence.model.license)
-    raise _Absent(
-        "the release has no report: 'moxin report --output report.html' writes one, in the folder of the models"
-    )
+    raise _Absent("the release has no report: 'moxin release' and 'moxin report --output report.html' write one")
 
 
 def _paper(evidence: Evidence) -> Part:

@@ -62,7 +62,7 @@ class ConversationsConfig(StageConfig):
     )
 
 
-class Conversations(Stage[ConversationsConfig], env="data", revision=2, reproducible="bits"):
+class Conversations(Stage[ConversationsConfig], env="data", revision=3, reproducible="bits"):
     """Instruction data in one schema; rows that cannot be learned from are counted by reason."""
 
     documents: Sequence[Input[Documents]] | None = None

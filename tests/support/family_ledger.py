@@ -92,8 +92,9 @@ def publish_family(ledger: Ledger, toys: bool = True) -> dict[str, StageResult]:
         ledger, "dedup_text", inputs={"sources": (ref(made["ingest_text"], "documents"),)},
         outputs={"documents": kept}, stats={
             "funnel": {
-                "in": {"documents": 90}, "out": {"documents": 70}, "near duplicate": {"documents": 20},
-                "paragraphs seen before": {"documents": 33},
+                "in": {"documents": 90, "bytes": 9000}, "out": {"documents": 70, "bytes": 7000},
+                "near duplicate": {"documents": 20, "bytes": 1900},
+                "paragraphs seen before": {"documents": 33, "bytes": 100},
             }
         },
     )  # fmt: skip

@@ -49,8 +49,16 @@ def test_a_release_lies_in_the_state_folder_and_is_told_of(capsys: pytest.Captur
     assert (model["name"], model["node"], value["pushes"]) == ("Moxin-132-SFT", "sft_tulu", [])
     assert set(value["data"]) == {"ingest_text", "dedup_text", "instructions_tulu"}
     assert model["openness"]["class"] == 0
-    assert "Technical report" in model["openness"]["missing"]
+    assert "Technical report" not in model["openness"]["missing"]
+    assert "<title>Moxin: run report" in (tmp_path / "x" / "report.html").read_text(encoding="utf-8")
     assert set(model["files"]) >= {"README.md", "LICENSE", "model.safetensors"}
+
+
+def test_a_page_that_is_no_report_of_ours_is_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("<title>My own</title>", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"report\.html is there already, and is no report of 'moxin report'"):
+        printed(capsys, "-m", "sft_tulu", "--out", str(tmp_path))
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "<title>My own</title>"
 
 
 def test_the_whole_family_is_refused_as_long_as_one_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,8 +99,8 @@ def test_an_empty_folder_is_of_no_class_and_says_what_it_lacks(folder: Path) -> 
         "Model parameters (Final)": "the release has no *.safetensors",
         "Model card": "the release has no README.md",
         "Data card": "the release has no card of the data: 'moxin release' writes one for each corpus",
-        "Technical report": "the release has no report: 'moxin report --output report.html' writes one, in the"
-        " folder of the models",
+        "Technical report": "the release has no report: 'moxin release' and 'moxin report --output report.html'"
+        " write one",
         "Evaluation results": "the run has no evaluation of this model",
     }
 
