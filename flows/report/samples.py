@@ -34,6 +34,8 @@ def side_by_side(data: Data) -> list[Prompt]:
     for node in data["nodes"]:
         for row in node.get("samples", ()) if node["name"] in models else ():
             toys = {score["task"] for report in node["reports"].values() for score in report["results"] if score["toy"]}
+            if "doc" not in row:  # a question about an image (`evaluate_vlm`): the page shows those with their pictures
+                continue
             question = _question(row)
             key = (row["task"], sha256(f"{json.dumps(row['doc'], sort_keys=True)} {question['prompt']}".encode()))
             name = shown({"task": row["task"], "toy": row["group"] in toys})

@@ -52,6 +52,11 @@ def test_only_the_same_document_is_set_side_by_side_and_words_come_first() -> No
     assert prompts[1]["answers"] == {"Original": ("choice 1", False), "Enhanced": ("choice 0", False)}
 
 
+def test_questions_about_images_are_not_among_them() -> None:
+    visual = {"benchmark": "toy-gqa", "id": "0", "image": "n0.jpg", "question": "What?", "answer": "a", "score": 1.0}
+    assert samples.side_by_side(data([visual], [visual])) == []
+
+
 def test_choices_that_stand_before_what_is_scored_are_shown_whole() -> None:
     row = chosen("x", [-3.0, -1.0]) | {"requests": [["The cat", " sleeps."], ["The cow", " sleeps."]], "target": 0}
     prompts = samples.side_by_side(data([row], [row]))
