@@ -200,8 +200,8 @@ def _task(
     """
     counts, kept, sums = Counter[str](), Counter[str](), defaultdict[str, float](float)
     for sample in samples:
-        if sample.get("filter", "none") != score["filter"]:
-            continue
+        if sample.get("filter", "none") != score["filter"] or sample.get("sample", 0) > 0:
+            continue  # another filter's, or a further program for the same problem
         category = _category(sample, by_mark, overlap, training)
         counts[category] += 1
         value = sample.get(score["metric"], sample.get("score"))

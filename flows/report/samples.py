@@ -12,17 +12,12 @@ from flows.report.data import Data
 from flows.report.markup import NONE, Markup, Section, badge, join, paragraph, table
 from flows.report.scores import shown
 from stages.core.keys import sha256
+from stages.lib.finetuning.tuning_config import PAPER_PROMPTS
 
 PROMPTS = 6
 """Shown on the page."""
 END, TEXT = 600, 1500
 """Characters of a prompt's end, where its question stands, and of an answer's beginning that are shown."""
-PRINTED = (
-    "Can you explain the concept of regularization in machine learning?",
-    "Can you explain the concept of normalization in machine learning?",
-)
-"""What the paper asks (Tables 10 and 11)."""
-
 Prompt = dict[str, Any]
 """One document: `task`, `prompt`, `target`, `answers` {model: (answer, whether it is right or None)}."""
 
@@ -84,15 +79,31 @@ def _verdict(row: Mapping[str, Any]) -> bool | None:
     return bool(values[0]) if values and values[0] in (0, 1) else None
 
 
+def printed(data: Data) -> list[Prompt]:
+    """The paper's own prompts, with what every tuned model of the family said (`prompts` of `sft` and `dpo`)."""
+    models = family.load()
+    prompts: list[Prompt] = []
+    for text in PAPER_PROMPTS:
+        answers: dict[str, tuple[str, None]] = {}
+        for node in data["nodes"]:
+            rows = (node["result"] or {}).get("stats", {}).get("samples") or ()
+            said = [row["after"] for row in rows if row.get("prompt") == f"user: {text}"]
+            if said and node["name"] in models.models:
+                answers[models[node["name"]].title] = (said[0], None)
+        if answers:
+            prompts.append({"task": "Tables 10, 11", "prompt": text, "target": "", "written": True, "answers": answers})
+    return prompts
+
+
 def section(data: Data) -> Section | None:
-    """The prompts, each with its answers."""
-    prompts = side_by_side(data)
-    if not prompts:
+    """The prompts, each with its answers: the paper's, then the evaluations'."""
+    papers, prompts = printed(data), side_by_side(data)
+    if not papers and not prompts:
         return None
     opening = paragraph(
-        "As in the paper's Tables 10 and 11: the same prompt, answered by several models. The first documents of each"
-        " task, so neither the best nor the worst; of a question with given answers, the one that the model finds most"
-        f" likely. The paper's own prompts ('{PRINTED[0]}', '{PRINTED[1]}') belong to no suite."
+        "As in the paper's Tables 10 and 11: the same prompt, answered by several models. First the paper's own"
+        " prompts; then the first documents of each task, so neither the best nor the worst; of a question with given"
+        " answers, the one that the model finds most likely."
     )
     prompt_of_task: dict[str, Prompt] = {}
     for prompt in prompts:
@@ -100,7 +111,9 @@ def section(data: Data) -> Section | None:
     shown_prompts = list(prompt_of_task.values())[:PROMPTS]
     left_out = [name for node in data["nodes"] for name in node.get("samples_left_out", ())]
     note = paragraph(f"Too large to be read here: {', '.join(left_out)}.", "note") if left_out else None
-    return Section("samples", "Samples side by side", join(opening, *map(_show, shown_prompts), note))
+    return Section(
+        "samples", "Samples side by side", join(opening, *map(_show, papers), *map(_show, shown_prompts), note)
+    )
 
 
 def _show(prompt: Prompt) -> Markup:
@@ -116,7 +129,8 @@ def _show(prompt: Prompt) -> Markup:
     question = ("… " if len(end) < len(prompt["prompt"]) else "") + end
     head = ("Model", "Answer", "")
     title = Markup("<h3>%s</h3><pre>%s</pre>") % (prompt["task"], question)
-    return join(title, table(head, rows), paragraph(f"In the data: {prompt['target'][:TEXT]}", "note"))
+    target = paragraph(f"In the data: {prompt['target'][:TEXT]}", "note") if prompt["target"] else None
+    return join(title, table(head, rows), target)
 
 
 def _text(text: str) -> Markup:

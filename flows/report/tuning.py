@@ -111,9 +111,7 @@ def _samples(node: NodeData) -> Markup | None:
         ]
         for row in rows
     ]
-    return details(
-        f"{node['name']}: {number(len(rows))} held-out prompts, answered before and after", table(head, cells)
-    )
+    return details(f"{node['name']}: {number(len(rows))} prompts, answered before and after", table(head, cells))
 
 
 def _pre(text: str) -> Markup:

@@ -25,7 +25,7 @@ from stages.lib.finetuning.heldout_evaluation import Measurement, Measurements, 
 from stages.lib.finetuning.log_probs import label_log_probs
 from stages.lib.finetuning.model_card import tuning_card, write_samples
 from stages.lib.finetuning.trl_trainer import ContextCallback, common_arguments, train
-from stages.lib.formats.examples import Preference, read_preferences
+from stages.lib.formats.examples import Message, read_preferences, user
 from stages.lib.formats.paired_eval import Effect, as_stats, effect
 
 METRICS = {
@@ -42,6 +42,10 @@ METRICS = {
 """TRL's names and ours. A reward is beta x (sum of the answer's log-ratios): TRL's, not divided by its tokens as the
 loss is.
 """
+
+
+Asked = tuple[list[Message], list[Message], list[Message]]
+"""A prompt, with the preferred and the other answer of the data, both empty where the data has none."""
 
 
 class PairTrainer(DPOTrainer):
@@ -99,13 +103,13 @@ def run(ctx: Context[DpoConfig]) -> None:
         ctx, template, tuning_card(ctx, "dpo", stats, effects, ("preferences",)), kept["parameters"]
     )
     rows = [
-        {"prompt": p["prompt"], "chosen": p["chosen"], "rejected": p["rejected"], "before": one, "after": two}
-        for p, one, two in zip(shown, *(measured.both("samples") or ([], [])), strict=False)
+        {"prompt": prompt, "chosen": chosen, "rejected": rejected, "before": one, "after": two}
+        for (prompt, chosen, rejected), one, two in zip(shown, *(measured.both("samples") or ([], [])), strict=False)
     ]
-    ctx.stat(**stats, **as_stats(effects), samples=write_samples(folder, rows))
+    ctx.stat(**stats, **as_stats(effects), samples=write_samples(folder, rows, len(ctx.config.prompts)))
 
 
-def _parts(ctx: Context[DpoConfig], tokenizer: Any, heldout: Pairs, shown: Sequence[Preference]) -> list[Measurement]:
+def _parts(ctx: Context[DpoConfig], tokenizer: Any, heldout: Pairs, shown: Sequence[Asked]) -> list[Measurement]:
     """What is measured: which answers are preferred, and sampled answers."""
     return [
         Measurement(
@@ -117,7 +121,7 @@ def _parts(ctx: Context[DpoConfig], tokenizer: Any, heldout: Pairs, shown: Seque
         Measurement(
             "samples",
             lambda subject: _answers(ctx, subject, tokenizer, shown),
-            ("samples", "max_length", "max_new_tokens"),
+            ("samples", "prompts", "max_length", "max_new_tokens"),
             ("heldout",),
         ),
     ]
@@ -219,16 +223,19 @@ def compare(ctx: Context[DpoConfig], measured: Measurements) -> list[Effect]:
     return effects
 
 
-def _shown(ctx: Context[DpoConfig]) -> list[Preference]:
-    """The held-out pairs whose answers are kept."""
-    return list(islice(read_preferences(ctx.input("heldout").path), ctx.config.samples))
+def _shown(ctx: Context[DpoConfig]) -> list[Asked]:
+    """What is asked, and the data's own answers: of held-out pairs, and of prompts that have none."""
+    pairs = islice(read_preferences(ctx.input("heldout").path), ctx.config.samples)
+    return [(p["prompt"], p["chosen"], p["rejected"]) for p in pairs] + [
+        ([user(prompt)], [], []) for prompt in ctx.config.prompts
+    ]
 
 
-def _answers(ctx: Context[DpoConfig], subject: LazyModel, tokenizer: Any, shown: Sequence[Preference]) -> list[str]:
+def _answers(ctx: Context[DpoConfig], subject: LazyModel, tokenizer: Any, shown: Sequence[Asked]) -> list[str]:
     """Greedy answers."""
     config = ctx.config
     ids = [
         p[-(config.max_length - config.max_new_tokens) :]
-        for p in encode_prompts(tokenizer, [p["prompt"] for p in shown])
+        for p in encode_prompts(tokenizer, [prompt for prompt, _, _ in shown])
     ]
     return texts(tokenizer, subject.answers(ids, max_new_tokens=config.max_new_tokens, temperature=0.0))

@@ -74,7 +74,7 @@ class DpoConfig(SupervisedConfig):
         return self
 
 
-class Dpo(Stage[DpoConfig], env="post", revision=2, checkpoints=True, reproducible="same hardware"):
+class Dpo(Stage[DpoConfig], env="post", revision=3, checkpoints=True, reproducible="same hardware"):
     """Tune a model on pairs of answers with length-normalised DPO."""
 
     parent: Input[Model]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from stages.core.errors import ConfigError
 from stages.lib.evaluation.suite_file import TaskEntry
 from stages.lib.formats.completions import Candidate
+from stages.lib.formats.reports import sample_value
 
 
 def sample(task: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -134,4 +136,11 @@ def candidates(entry: TaskEntry, rows: Iterable[dict[str, Any]]) -> Iterator[Can
             (programs,) = row["filtered_resps"]
             name = row["doc"].get("task_id", row["doc_id"])
             texts = [programs] if isinstance(programs, str) else programs
-            yield Candidate(doc=row["doc_id"], id=str(name), programs=tuple(texts), test=str(row["target"]))
+            yield Candidate(
+                doc=row["doc_id"],
+                id=str(name),
+                programs=tuple(texts),
+                test=str(row["target"]),
+                prompt=str(_requests(row)[0][0]),
+                row=json.loads(json.dumps(row["doc"], default=sample_value)),
+            )

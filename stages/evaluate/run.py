@@ -16,7 +16,16 @@ from stages.evaluate.mirrors import Mirrors, joint_fingerprint
 from stages.evaluate.spec import HARNESS, EvaluateConfig
 from stages.lib.evaluation.suite_file import Suite, TaskEntry
 from stages.lib.formats.completions import CodeTask, Completions, write_completions
-from stages.lib.formats.reports import TOY, Aggregate, EvaluatedModel, Harness, Report, Score, write_report
+from stages.lib.formats.reports import (
+    TOY,
+    Aggregate,
+    EvaluatedModel,
+    Harness,
+    Report,
+    Score,
+    sample_value,
+    write_report,
+)
 
 TORCH_DTYPE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -200,9 +209,4 @@ def _write_samples(ctx: Context[EvaluateConfig], suite: Suite, entry: TaskEntry,
     folder.mkdir(exist_ok=True)
     with open(folder / f"{suite.name}.{entry.task}.jsonl", "w", encoding="utf-8") as stream:
         for row in scored.samples:
-            stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True, default=_plain) + "\n")
-
-
-def _plain(value: Any) -> str:
-    """What JSON has no form for: a picture's bytes as their count, times and the like as text."""
-    return f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)
+            stream.write(json.dumps(row, ensure_ascii=False, sort_keys=True, default=sample_value) + "\n")

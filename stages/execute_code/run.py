@@ -164,8 +164,9 @@ def _write_samples(folder: Path, task: CodeTask, tested: Sequence[Tested]) -> No
             for number, (program, outcome) in enumerate(zip(t.candidate.programs, t.outcomes, strict=True)):
                 row = {
                     "task": f"{TOY}{task.task}" if task.toy else task.task,
-                    "doc": {"id": t.candidate.id, "position": t.candidate.doc},
-                    "requests": [],
+                    "doc_id": t.candidate.doc,
+                    "doc": t.candidate.row or {"id": t.candidate.id},
+                    "requests": [[t.candidate.prompt]],
                     "target": t.candidate.test,
                     "scores": [program],
                     "acc": int(outcome.passed),
@@ -175,4 +176,6 @@ def _write_samples(folder: Path, task: CodeTask, tested: Sequence[Tested]) -> No
                     "output": outcome.output,
                     "output_cut": outcome.output_cut,
                 }
+                if number == 0:  # what the problem's programs come to
+                    row |= {f"pass@{k}": pass_at_k(len(t.outcomes), t.right, k) for k in task.k}
                 stream.write(json.dumps(row, ensure_ascii=True) + "\n")

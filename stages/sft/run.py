@@ -54,6 +54,7 @@ class Heldout:
         require_rows(ctx, self.rows, "held-out conversations")
         asked = [c for c in conversations if not spells_control(c)][: config.samples]
         self.shown = [(_until_answer(c), c[len(_until_answer(c))]["content"]) for c in asked]
+        self.shown += [([user(prompt)], "") for prompt in config.prompts]
         problems = [row for a in ctx.inputs("problems") for row in read_problems(a.path)]
         self.problems = [
             (problem_prompt(p["problem"], config.instruction), p["answer"])
@@ -67,7 +68,10 @@ class Heldout:
         parts = [
             Measurement("answers", self._probabilities, ("eval_rows", "max_length"), ("heldout",)),
             Measurement(
-                "samples", lambda subject: self.answer(subject, [p for p, _ in self.shown]), written, ("heldout",)
+                "samples",
+                lambda subject: self.answer(subject, [p for p, _ in self.shown]),
+                ("prompts", *written),
+                ("heldout",),
             ),
         ]
         if self.problems:
@@ -133,7 +137,9 @@ def run(ctx: Context[SftConfig]) -> None:
     folder = trained_model.describe(
         ctx, template, tuning_card(ctx, "sft", stats, effects, ("conversations",)), kept["parameters"]
     )
-    ctx.stat(**stats, **as_stats(effects), samples=write_samples(folder, heldout.samples(measured)))
+    ctx.stat(
+        **stats, **as_stats(effects), samples=write_samples(folder, heldout.samples(measured), len(ctx.config.prompts))
+    )
 
 
 def data_stats(data: Encoded, config: SftConfig) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class SftConfig(SupervisedConfig):
         return self
 
 
-class Sft(Stage[SftConfig], env="post", revision=2, checkpoints=True, reproducible="same hardware"):
+class Sft(Stage[SftConfig], env="post", revision=3, checkpoints=True, reproducible="same hardware"):
     """Fine-tune a model on conversations: loss on the assistant's turns only."""
 
     parent: Input[Model]

@@ -97,13 +97,18 @@ class Results:
         }
         self._publish("contamination", "Overlap", files, "collect")
 
-    def evaluation(self, node: str, model: str, right: list[float], asked: tuple[str, ...] = QUESTIONS) -> None:
-        """Publish an evaluation that asked these questions, with the metric of each."""
+    def evaluation(
+        self, node: str, model: str, right: list[float], asked: tuple[str, ...] = QUESTIONS, programs: int = 1
+    ) -> None:
+        """Publish an evaluation that asked these questions, with the metric of each. programs: samples of each, of
+        which the first alone has the metric, as those of `execute_code`.
+        """
         value = sum(right) / len(right)
         report = evaluation(model, score("piqa", value, 0.1, data_set=DATA_SET, n=len(right), toy=True, metric="acc"))
         samples = [
-            {"task": "piqa", "doc_id": n, "doc": {"question": question}, "acc": acc}
+            {"task": "piqa", "doc_id": n, "doc": {"question": question}, "sample": k} | ({"acc": acc} if k == 0 else {})
             for n, (question, acc) in enumerate(zip(asked, right, strict=True))
+            for k in range(programs)
         ]
         files = {
             "report.json": report.model_dump_json(),

@@ -102,17 +102,21 @@ def data_lines(ctx: Context[Any], ports: Sequence[str]) -> list[str]:
     return lines
 
 
-SHOWN, SHOWN_CHARACTERS = 3, 400
+SHOWN, SHOWN_CHARACTERS = 3, 1200
 """Samples that travel with the manifest, for the report, and how much of each text; all of them are in samples.jsonl.
 """
 
 
-def write_samples(folder: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Write samples.jsonl: `{prompt: turns, before, after, ...}` of held-out prompts. Returns the first few as text."""
+def write_samples(folder: Path, rows: Sequence[Mapping[str, Any]], own: int = 0) -> list[dict[str, str]]:
+    """Write samples.jsonl: `{prompt: turns, before, after, ...}` of held-out prompts, and of `own` further ones at the
+    end. Returns the first few and the further ones as text.
+    """
     with open(folder / "samples.jsonl", "w", encoding="utf-8") as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return [{key: _text(value)[:SHOWN_CHARACTERS] for key, value in row.items()} for row in rows[:SHOWN]]
+    asked = len(rows) - own
+    shown = [*rows[: min(SHOWN, asked)], *rows[asked:]]
+    return [{key: _text(value)[:SHOWN_CHARACTERS] for key, value in row.items()} for row in shown]
 
 
 def _text(value: Any) -> str:

@@ -85,6 +85,13 @@ class TuningConfig(StageConfig):
     )
 
 
+PAPER_PROMPTS = (
+    "Can you explain the concept of regularization in machine learning?",
+    "Can you explain the concept of normalization in machine learning?",
+)
+"""What the paper asks (Tables 10 and 11)."""
+
+
 class SupervisedConfig(TuningConfig):
     """What SFT and DPO have besides: epochs over a data set, linear schedule, fixed length."""
 
@@ -106,6 +113,10 @@ class SupervisedConfig(TuningConfig):
         default=0.03, ge=0, lt=1, description="share of the steps with a rising rate; then linear to 0"
     )
     max_rows: int | None = Field(default=None, gt=0, description="rows to train on at most, the first ones; unset: all")
+    prompts: tuple[str, ...] = Field(
+        default=PAPER_PROMPTS,
+        description="asked of parent and child besides held-out ones, kept with the model (paper, Tables 10, 11)",
+    )
     eval_rows: int = Field(
         default=512, gt=0, description="held-out rows to measure parent and child on, the first ones"
     )

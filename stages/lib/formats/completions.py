@@ -64,6 +64,8 @@ class Candidate(_Part):
     id: str = Field(description="the data set's own name of it, or its position")
     programs: tuple[str, ...] = Field(description="prompt and answer as one program, after the task's filter")
     test: str = Field(description="Python that raises unless the program is right")
+    prompt: str = Field(default="", description="what the model was asked")
+    row: dict[str, Any] = Field(default={}, description="the document as the data set has it, plain JSON")
 
 
 class Completions(_Part):

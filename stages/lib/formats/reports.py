@@ -105,6 +105,11 @@ class Report(_Part):
     aggregates: tuple[Aggregate, ...]
 
 
+def sample_value(value: Any) -> str:
+    """What JSON has no form for, in a sample: a picture's bytes as their count, times and the like as text."""
+    return f"<{len(value)} bytes>" if isinstance(value, bytes) else str(value)
+
+
 def write_report(folder: Path, report: Report) -> None:
     """Write report.json."""
     (folder / FILE).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -70,6 +70,16 @@ def test_documents_that_no_item_is_recognised_in_are_counted() -> None:
     assert task["items"]["unknown"] == 1
 
 
+def test_a_problem_with_several_programs_is_one_item() -> None:
+    """`execute_code` writes a line for each program; the first has what the problem's programs come to."""
+    results = Results()
+    results.overlap()
+    results.evaluation("evaluate_original", "pretrain_2", [1.0, 0.0, 1.0, 0.0], programs=3)
+    (task,) = measure(results)["evaluations"][0]["tasks"]
+    assert task["items"] == {"all": 4, "clean": 2, "dirty": 1, "skipped": 1}
+    assert task["scores"] == {"all": 0.5, "clean": 0.0, "dirty": 1.0, "skipped": 1.0}
+
+
 def test_what_cannot_be_read_is_named() -> None:
     results = Results()
     results.evaluation("evaluate_original", "pretrain_2", [1.0, 0.0, 1.0, 0.0])

@@ -21,6 +21,7 @@ from stages.dpo.run import preferred, run
 from stages.dpo.spec import Dpo, DpoConfig
 from stages.lib.finetuning import model_loading
 from stages.lib.finetuning.log_probs import label_log_probs
+from stages.lib.finetuning.tuning_config import PAPER_PROMPTS
 from stages.lib.formats import chat_template
 from stages.lib.formats.examples import Message, PreferenceWriter, assistant, read_preferences, user
 from stages.lib.formats.paired_eval import from_stats
@@ -134,6 +135,8 @@ def test_it_comes_to_prefer_the_better_answer_and_says_so(tmp_path: Path, artifa
     assert ctx.metrics[-1]["reward_margin"] > ctx.metrics[0]["reward_margin"]
     samples = [json.loads(line) for line in (ctx.output("model") / "samples.jsonl").read_text().splitlines()]
     assert samples[0].keys() == {"prompt", "chosen", "rejected", "before", "after"}
+    assert [row["prompt"] for row in samples[-2:]] == [[user(prompt)] for prompt in PAPER_PROMPTS]
+    assert samples[-1]["chosen"] == samples[-1]["rejected"] == []
     planned = Dpo.facets(ctx.config, {port: [a.facets for a in many] for port, many in artifacts.items()})
     assert planned["model"] == ctx.facets["model"]
     child = model_loading.load_model(ctx.output("model"), torch.device("cpu"))

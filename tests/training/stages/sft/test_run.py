@@ -21,6 +21,7 @@ from stages.core.errors import ConfigError, InputError, Preempted
 from stages.core.testing import LocalContext
 from stages.lib.finetuning import model_loading
 from stages.lib.finetuning.encoding import encode_conversations
+from stages.lib.finetuning.tuning_config import PAPER_PROMPTS
 from stages.lib.formats import chat_template
 from stages.lib.formats.examples import assistant, user
 from stages.lib.formats.paired_eval import from_stats
@@ -122,7 +123,9 @@ def test_it_learns_and_says_so(tmp_path: Path, artifacts: Inputs) -> None:
     assert ctx.stats["after_answer_loss"] < 0.7 * ctx.stats["before_answer_loss"]
     assert {"loss", "learning_rate", "grad_norm", "entropy", "token_accuracy"} <= ctx.metrics[0].keys()
     samples = [json.loads(line) for line in (ctx.output("model") / "samples.jsonl").read_text().splitlines()]
-    assert len(samples) == 2
+    assert len(samples) == 2 + len(PAPER_PROMPTS)
+    assert [row["prompt"] for row in samples[2:]] == [[user(prompt)] for prompt in PAPER_PROMPTS]
+    assert [row["prompt"] for row in ctx.stats["samples"][2:]] == [f"user: {prompt}" for prompt in PAPER_PROMPTS]
     assert samples[0]["reference"] == "eee"
     assert samples[0]["before"] != samples[0]["after"]
 

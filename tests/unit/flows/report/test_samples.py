@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows.report import samples
+from stages.lib.finetuning.tuning_config import PAPER_PROMPTS
 from stages.pipeline import PIPELINE
 from tests.support.evaluation_reports import collected, evaluation, score, toy
 from tests.support.report_pages import HOSTILE, Page
@@ -55,6 +56,20 @@ def test_only_the_same_document_is_set_side_by_side_and_words_come_first() -> No
 def test_questions_about_images_are_not_among_them() -> None:
     visual = {"benchmark": "toy-gqa", "id": "0", "image": "n0.jpg", "question": "What?", "answer": "a", "score": 1.0}
     assert samples.side_by_side(data([visual], [visual])) == []
+
+
+def test_the_papers_own_prompts_come_first_with_what_every_tuned_model_said() -> None:
+    results = data([], [])
+    for node in results["nodes"]:
+        if node["name"] in ("sft_tulu", "dpo_tulu"):
+            row = {"prompt": f"user: {PAPER_PROMPTS[1]}", "before": "?", "after": f"It scales ({node['name']})."}
+            node["result"] = {**(node["result"] or {}), "stats": {"samples": [{"prompt": "user: 1 + 1?"}, row]}}
+    (prompt,) = samples.printed(results)
+    assert prompt["prompt"] == PAPER_PROMPTS[1]
+    assert prompt["answers"] == {"SFT": ("It scales (sft_tulu).", None), "DPO": ("It scales (dpo_tulu).", None)}
+    section = samples.section(results)
+    assert section is not None
+    assert "It scales (dpo_tulu)." in section.body
 
 
 def test_choices_that_stand_before_what_is_scored_are_shown_whole() -> None:

@@ -58,7 +58,14 @@ def check_of(problem: dict[str, str]) -> str:
 
 def candidates(problems: Sequence[dict[str, str]], *programs: Any) -> list[Candidate]:
     return [
-        Candidate(doc=n, id=p["task_id"], programs=tuple(program(p) for program in programs), test=check_of(p))
+        Candidate(
+            doc=n,
+            id=p["task_id"],
+            programs=tuple(program(p) for program in programs),
+            test=check_of(p),
+            prompt=p["prompt"],
+            row=p,
+        )
         for n, p in enumerate(problems)
     ]
 
@@ -90,8 +97,11 @@ def test_every_problem_of_humaneval_is_solved_by_its_solution_and_by_nothing_els
     ctx = context(tmp_path, [(task(), candidates(PROBLEMS, solved, broken))])
     run(ctx)
     rows = samples_of(ctx, "code.humaneval.jsonl")
-    assert [(r["doc"]["id"], r["sample"]) for r in rows] == [(p["task_id"], n) for p in PROBLEMS for n in (0, 1)]
-    assert [r["doc"]["id"] for r in rows if bool(r["acc"]) != (r["sample"] == 0)] == []
+    assert [(r["doc"], r["sample"]) for r in rows] == [(p, n) for p in PROBLEMS for n in (0, 1)]
+    assert [r["requests"] for r in rows[::2]] == [[[p["prompt"]]] for p in PROBLEMS]
+    assert {(r.get("pass@1"), r.get("pass@2")) for r in rows[::2]} == {(0.5, 1.0)}
+    assert [r for r in rows[1::2] if "pass@1" in r] == []
+    assert [r["doc"]["task_id"] for r in rows if bool(r["acc"]) != (r["sample"] == 0)] == []
     assert {r["result"] for r in rows if r["sample"] == 1} <= {"wrong", "error"}
     report = report_of(ctx)
     assert [(s.metric, s.value, s.headline, s.column) for s in report.results] == [
