@@ -107,14 +107,14 @@ SHOWN, SHOWN_CHARACTERS = 3, 1200
 """
 
 
-def write_samples(folder: Path, rows: Sequence[Mapping[str, Any]], own: int = 0) -> list[dict[str, str]]:
-    """Write samples.jsonl: `{prompt: turns, before, after, ...}` of held-out prompts, and of `own` further ones at the
+def write_samples(folder: Path, rows: Sequence[Mapping[str, Any]], further: int = 0) -> list[dict[str, str]]:
+    """Write samples.jsonl: `{prompt: turns, before, after, ...}` of held-out prompts, and of `further` ones at the
     end. Returns the first few and the further ones as text.
     """
     with open(folder / "samples.jsonl", "w", encoding="utf-8") as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    asked = len(rows) - own
+    asked = len(rows) - further
     shown = [*rows[: min(SHOWN, asked)], *rows[asked:]]
     return [{key: _text(value)[:SHOWN_CHARACTERS] for key, value in row.items()} for row in shown]
 
