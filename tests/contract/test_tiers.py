@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ def test_what_belongs_elsewhere_fails_in_the_fast_tier(tmp_path: Path) -> None:
         (folder / f"test_case_{number}.py").write_text(text, encoding="utf-8")
     (folder / "test_within.py").write_text("def test_x():\n    pass\n", encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG, check=False)
     for number, said in enumerate(CASES.values()):
         assert said in done.stdout, f"case {number}: {done.stdout[-3000:]}"
     last = done.stdout.splitlines()[-1]

