@@ -237,18 +237,28 @@ def _load_metric(name: str, *rest: Any, **more: Any) -> Any:
             sys.modules["evaluate"] = held
 
 
+def _modules_of_tasks() -> dict[str, types.ModuleType]:
+    """The modules that lm_eval's reader of tasks keeps: it marks them with their file's time."""
+    return {name: module for name, module in sys.modules.items() if "__mtime__" in getattr(module, "__dict__", {})}
+
+
 @contextlib.contextmanager
 def _no_programs() -> Iterator[None]:
     """While this lasts, whoever imports `evaluate` gets a library that runs no program. The real one (9 CPU seconds) is
-    imported when another metric of it is asked for.
+    imported when another metric of it is asked for. A task's module that was read with the real one is read anew.
     """
     os.environ.pop("HF_ALLOW_CODE_EVAL", None)
+    for name, module in _modules_of_tasks().items():
+        if not hasattr(module, "read_without_programs"):
+            del sys.modules[name]
     real, stand_in = sys.modules.get("evaluate"), types.ModuleType("evaluate")
     vars(stand_in)["load"] = _load_metric
     sys.modules["evaluate"] = stand_in
     try:
         yield
     finally:
+        for module in _modules_of_tasks().values():
+            vars(module)["read_without_programs"] = True
         if real is None:
             sys.modules.pop("evaluate", None)
         else:

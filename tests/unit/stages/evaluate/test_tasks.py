@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -126,6 +127,10 @@ def test_programs_are_written_and_none_is_run(
     harness: ModuleType, model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    read_before = ModuleType("lm_eval.tasks.humaneval.utils")  # as a test before this one may have left it
+    file = importlib.import_module("lm_eval.tasks").__path__[0] + "/humaneval/utils.py"
+    vars(read_before)["__mtime__"] = Path(file).stat().st_mtime_ns
+    monkeypatch.setitem(sys.modules, read_before.__name__, read_before)
     code = {"execute": True, "repeats": 2, "k": [1, 2], "temperature": 0.8, "limit": 3, "max_new_tokens": 6}
     suite = own("mine", {"task": "humaneval", **code}, {"task": "math_500", "limit": 2, "max_new_tokens": 4})
     ctx = stage(tmp_path, model, questions, suite)
