@@ -115,14 +115,32 @@ class Overlap(Artifact):
 
 
 class FileEntry(BaseModel):
-    """One file of a published artifact."""
+    """One stored file: of an artifact, of a checkpoint, or of a task's result. Its JSON value (`value`) travels in the
+    arguments of tasks; `stages.core.reading` opens it, in any process of any machine.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(description="POSIX path inside the artifact")
     size: int = Field(ge=0, description="bytes")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    object: str = Field(description="object key in the store")
+    object: str = Field(
+        description="object key in the store; an absolute path where the file lies on a local disk only"
+    )
+    blocks: str = Field(default="", description="CRC32 of each 16 MiB block, 8 hexadecimal digits each; '': not known")
+    detail: dict[str, Any] | None = Field(
+        default=None,
+        description="what a reader needs before it opens the file; part of no digest, the bytes say it too",
+    )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the file lies on a local disk only."""
+        return self.object.startswith("/")
+
+    def value(self) -> dict[str, Any]:
+        """As JSON, for the arguments of a task; `FileEntry.model_validate` reads it."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
 
 class ArtifactManifest(BaseModel):

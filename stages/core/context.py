@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from stages.core.artifacts import ArtifactManifest
+from stages.core.artifacts import ArtifactManifest, FileEntry
 from stages.core.config import StageConfig
 
 C_co = TypeVar("C_co", bound=StageConfig, covariant=True)
@@ -15,11 +15,22 @@ C_co = TypeVar("C_co", bound=StageConfig, covariant=True)
 
 @dataclass(frozen=True)
 class LocalArtifact:
-    """An input, staged on local disk. Treat `path` as read-only: its files are shared with other stages."""
+    """An input. `folder`: where its files lie on local disk, None where the port is not read whole (`Stage.reads`).
+    Treat it as read-only: its files are shared with other stages.
+    """
 
-    path: Any  # pathlib.Path
+    folder: Any  # pathlib.Path | None
     manifest: ArtifactManifest
     node: str
+
+    @property
+    def path(self) -> Any:
+        """The folder (`pathlib.Path`). Raises TypeError where the port is not read whole."""
+        if self.folder is None:
+            raise TypeError(
+                f"the output of {self.node} is not staged in: read its entries, or declare its port 'whole'"
+            )
+        return self.folder
 
     @property
     def facets(self) -> dict[str, str | int]:
@@ -30,6 +41,15 @@ class LocalArtifact:
     def meta(self) -> dict[str, Any]:
         """The producer's statistics."""
         return self.manifest.meta
+
+    def entries(self, suffix: str = "") -> list[FileEntry]:
+        """The artifact's files in path order, optionally only those that end in `suffix`: for `stages.core.reading` and
+        the arguments of tasks.
+        """
+        found = [f for f in sorted(self.manifest.files, key=lambda f: f.path) if f.path.endswith(suffix)]
+        if self.folder is None:
+            return found
+        return [f.model_copy(update={"object": str((self.folder / f.path).absolute())}) for f in found]
 
     def files(self, suffix: str = "") -> list[Any]:
         """Paths of the artifact's files in name order, optionally only those that end in `suffix`."""
@@ -102,6 +122,10 @@ class Context(typing.Protocol[C_co]):
 
     def output(self, port: str) -> Any:
         """The empty folder (`pathlib.Path`) to write an output's files into."""
+        ...
+
+    def adopt(self, port: str, path: str, entry: FileEntry) -> None:
+        """Make a file that a task has stored part of an output, under a path of its own: nothing is copied or read."""
         ...
 
     def describe(

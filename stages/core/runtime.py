@@ -31,6 +31,7 @@ from stages.core.failures import classify, disk_told
 from stages.core.interpreters import interpreter
 from stages.core.ledger import Ledger
 from stages.core.messages import SCHEMA, Secrets, StageRequest, StageResult
+from stages.core.reading import share
 from stages.core.records import now
 from stages.core.registry import find_stage, validated_config
 from stages.core.runtime_context import RuntimeContext
@@ -83,6 +84,7 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
             ledger.store.tell,
         )
         stopper.context = context
+        share(request.store, f"{request.key}/{request.lease.epoch}")
         if world_size() == 1 and (kept := take_kept(request, root)) is not None:
             context.go_on_with(kept)
             return context.publish(started, cache)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stages.core.artifacts import Artifact, ArtifactManifest
+from stages.core.artifacts import Artifact, ArtifactManifest, FileEntry
 from stages.core.checkpoints import upload_folder
 from stages.core.config import StageConfig
 from stages.core.context import LocalArtifact
@@ -27,7 +28,7 @@ from stages.core.records import now
 from stages.core.registry import validated_config
 from stages.core.runtime_checkpoints import METRICS_FILE, RuntimeCheckpoints
 from stages.core.stage import Stage
-from stages.core.staging import Cache
+from stages.core.staging import Cache, link_or_copy
 from stages.core.store_errors import Damaged
 from stages.core.workspace import keep
 
@@ -58,17 +59,20 @@ class RuntimeContext:
         self.stats: dict[str, Any] = {}
         self.facets: dict[str, dict[str, str | int]] = {port: {} for port in request.outputs}
         self.meta: dict[str, dict[str, Any]] = {port: {} for port in request.outputs}
+        self.adopted: dict[str, list[FileEntry]] = {port: [] for port in request.outputs}
         self._inputs: dict[str, list[LocalArtifact]] = {}
         self.bytes_in = 0
 
     # inputs -----------------------------------------------------------------------------------------------------
 
     def stage_in(self, cache: Cache) -> None:
-        """Bring every input to local disk through the content-addressed cache."""
+        """Bring the inputs that are read whole to local disk, through the content-addressed cache."""
         for port, refs in self.request.inputs.items():
             self._inputs[port] = [self._stage_in_one(port, i, ref, cache) for i, ref in enumerate(refs)]
 
     def _stage_in_one(self, port: str, index: int, ref: InputRef, cache: Cache) -> LocalArtifact:
+        if self.stage.reads.get(port, "whole") != "whole":
+            return LocalArtifact(None, ref.manifest, ref.node)
         folder = self.root / "in" / port / str(index)
         folder.mkdir(parents=True)
         wanted = []
@@ -119,6 +123,17 @@ class RuntimeContext:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def adopt(self, port: str, path: str, entry: FileEntry) -> None:
+        if entry.is_local:
+            link_or_copy(Path(entry.object), self._place(port, path))
+        else:
+            self.adopted[port].append(entry.model_copy(update={"path": path}))
+
+    def _place(self, port: str, path: str) -> Path:
+        place = self.output(port) / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
     def describe(
         self, port: str, *, facets: Mapping[str, str | int] | None = None, meta: Mapping[str, Any] | None = None
     ) -> None:
@@ -151,6 +166,7 @@ class RuntimeContext:
         rows = self.metrics_path.read_text(encoding="utf-8")
         names = ("facets", "meta", "stats", "bytes_in")
         return {name: getattr(self, name) for name in names} | {
+            "adopted": {port: [entry.value() for entry in entries] for port, entries in self.adopted.items()},
             "metrics": rows,
             "resumed_from": self.checkpoints.resumed_from,
         }
@@ -160,6 +176,9 @@ class RuntimeContext:
         self.facets, self.meta, self.stats, self.bytes_in = (
             state[name] for name in ("facets", "meta", "stats", "bytes_in")
         )
+        self.adopted = {
+            port: [FileEntry.model_validate(value) for value in entries] for port, entries in state["adopted"].items()
+        }
         self.metrics_path.write_text(state["metrics"], encoding="utf-8")
         self.checkpoints.resumed_from = state["resumed_from"]
         self.log("publishing what an earlier attempt had made and could not publish")
@@ -219,10 +238,13 @@ class RuntimeContext:
                     f"stage {self.request.stage}: {port}.{name} is {facets.get(name)!r}, the plan said {value!r}"
                 )
         files = upload_folder(self.ledger.store, f"{prefix}/{port}", folder, self.checkpoints.stored)
-        if not files:
-            raise TypeError(f"stage {self.request.stage} wrote no file to its output {port}")
         for entry in files:  # what was just made is what the next stage on this machine reads
             cache.keep(entry, folder / entry.path)
+        files = tuple(sorted((*files, *self.adopted[port]), key=lambda entry: entry.path))
+        if not files:
+            raise TypeError(f"stage {self.request.stage} wrote no file to its output {port}")
+        if twice := [a.path for a, b in itertools.pairwise(files) if a.path == b.path]:
+            raise TypeError(f"stage {self.request.stage} gave two files of its output {port} the path {twice[0]}")
         digest = artifact_digest(type_name, facets, files)
         return ArtifactManifest(type=type_name, digest=digest, facets=facets, meta=self.meta[port], files=files)
 

@@ -67,6 +67,11 @@ Reproducible = Literal["bits", "same hardware", "no"]
 number of processes and threads, since sums of floats depend on their order. 'no': nothing is promised.
 """
 
+Reading = Literal["whole", "shards", "stream"]
+"""How a stage reads an input. 'whole': staged in to local disk before it runs (a model, a tokenizer). 'shards': its
+files are listed, and the task that works on one fetches it. 'stream': read by ranges.
+"""
+
 Facets = Mapping[str, "str | int | None"]
 """Known facet values of an artifact; None or absent where a value is not known before the artifact exists."""
 
@@ -97,6 +102,8 @@ class Stage(_Declared, Generic[C_co]):
     ports: ClassVar[dict[str, Port]]
     #: `{"tokens.sequence_length": "sequence_length"}`: facet of an input that must equal a configuration field.
     match: ClassVar[Mapping[str, str]] = {}
+    #: `{"documents": "shards"}`: how an input port is read; 'whole' where nothing is said.
+    reads: ClassVar[Mapping[str, Reading]] = {}
 
     def __init_subclass__(
         cls, *, env: str, revision: int, checkpoints: bool = False, reproducible: Reproducible = "no"
@@ -112,6 +119,8 @@ class Stage(_Declared, Generic[C_co]):
         for name, hint in typing.get_type_hints(cls).items():
             if (port := _read_port(name, hint)) is not None:
                 cls.ports[name] = port
+        if unknown := sorted(cls.reads.keys() - {p.name for p in cls.ports.values() if p.direction == "input"}):
+            raise TypeError(f"stage {cls.stage}: reads names no input port: {', '.join(unknown)}")
 
     def __init__(self, *, name: str, **wires: Input[Artifact] | Sequence[Input[Artifact]] | None) -> None:
         self.name = name

@@ -181,6 +181,20 @@ class Store:
             self._clock_offset = offset
         return time.monotonic() + offset
 
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` (not included) of an object. Raises Damaged when it is not there or shorter."""
+
+        def ask() -> bytes:
+            where = {"Bucket": self.address.bucket, "Key": self._full(key)}
+            return self._client.get_object(**where, Range=f"bytes={start}-{end - 1}")["Body"].read()
+
+        if start >= end:
+            return b""
+        data = self._patiently(key, ask)
+        if len(data) != end - start:
+            raise Damaged(f"{self.where(key)} ends at byte {start + len(data)}, before byte {end}", key)
+        return data
+
     def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
         """Write a small object; returns its ETag. Raises Conflict when the condition does not hold."""
         condition: dict[str, str] = {"IfNoneMatch": "*"} if if_absent else ({"IfMatch": if_match} if if_match else {})

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from stages.core.artifacts import Artifact, ArtifactManifest, FileEntry
 from stages.core.config import StageConfig
 from stages.core.context import LocalArtifact
+from stages.core.staging import link_or_copy
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -33,7 +34,7 @@ def local_artifact(
             path=p.relative_to(folder).as_posix(),
             size=p.stat().st_size,
             sha256=hashlib.sha256(p.read_bytes()).hexdigest(),
-            object="local",
+            object=str(p.absolute()),
         )
         for p in sorted(folder.rglob("*"))
         if p.is_file()
@@ -110,6 +111,11 @@ class LocalContext(Generic[C]):
         folder = self.root / "out" / port
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def adopt(self, port: str, path: str, entry: FileEntry) -> None:
+        place = self.output(port) / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(Path(entry.object), place)
 
     def describe(
         self, port: str, *, facets: Mapping[str, str | int] | None = None, meta: Mapping[str, Any] | None = None

@@ -26,12 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from stages.core.artifacts import FileEntry
 from stages.core.context import Context
 from stages.core.errors import ConfigError, InfraError
+from stages.core.files import file_sha256
 from stages.core.resources import Resources
 from stages.lib.data import job_array
 from stages.lib.data.job_array import RequestArray
-from stages.lib.data.task import ATTEMPTS, Job, execute, fingerprint, receipt
+from stages.lib.data.task import ATTEMPTS, RECEIPT, Job, execute, fingerprint, receipt
 
 ARRAYS = "MOXIN_ARRAYS"
 """Set by the launcher that answers when a stage asks for an array."""
@@ -50,6 +52,27 @@ class Result:
 
     folder: Path
     value: Any
+
+    @functools.cached_property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Its files, in path order."""
+        paths = (p for p in sorted(self.folder.rglob("*")) if p.is_file() and p.name != RECEIPT)
+        return tuple(
+            FileEntry(
+                path=p.relative_to(self.folder).as_posix(),
+                size=p.stat().st_size,
+                sha256=file_sha256(p),
+                object=str(p.absolute()),
+            )
+            for p in paths
+        )
+
+    def file(self, path: str) -> FileEntry:
+        """One of its files. Raises KeyError."""
+        found = next((entry for entry in self.files if entry.path == path), None)
+        if found is None:
+            raise KeyError(f"the task left no file {path}, but {', '.join(e.path for e in self.files) or 'none'}")
+        return found
 
 
 def work_folder(ctx: Context[Any]) -> Path:
