@@ -46,10 +46,10 @@ class LocalArtifact:
         """The artifact's files in path order, optionally only those that end in `suffix`: for `stages.core.reading` and
         the arguments of tasks.
         """
-        found = [f for f in sorted(self.manifest.files, key=lambda f: f.path) if f.path.endswith(suffix)]
+        entries = [f for f in sorted(self.manifest.files, key=lambda f: f.path) if f.path.endswith(suffix)]
         if self.folder is None:
-            return found
-        return [f.model_copy(update={"object": str((self.folder / f.path).absolute())}) for f in found]
+            return entries
+        return [f.model_copy(update={"object": str((self.folder / f.path).absolute())}) for f in entries]
 
     def files(self, suffix: str = "") -> list[Any]:
         """Paths of the artifact's files in name order, optionally only those that end in `suffix`."""

@@ -69,10 +69,10 @@ class Result:
 
     def file(self, path: str) -> FileEntry:
         """One of its files. Raises KeyError."""
-        found = next((entry for entry in self.files if entry.path == path), None)
-        if found is None:
+        entry = next((entry for entry in self.files if entry.path == path), None)
+        if entry is None:
             raise KeyError(f"the task left no file {path}, but {', '.join(e.path for e in self.files) or 'none'}")
-        return found
+        return entry
 
 
 def work_folder(ctx: Context[Any]) -> Path:
