@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.core.artifacts import FileEntry
+from stages.core.context import Context
+from stages.core.reading import open_file
 from stages.lib.formats.documents import write_documents
+from stages.lib.formats.parquet_parts import OTHERS, VALUES
 
 SHARD_BYTES = 64 << 20
 """Bytes of one unit of parallel work, about: what is lost with a worker."""
@@ -31,38 +39,68 @@ class Shard:
     start: int
     """Number of its first document, counted over all folders."""
     rows: int
+    entry: Mapping[str, Any] | None = None
+    """The part as a stored file (`FileEntry.value`), where it is not a file of this machine."""
+
+
+def parts_of(entries: Iterable[FileEntry]) -> list[FileEntry]:
+    """The Parquet parts among the files of an artifact, in order."""
+    found = (e for e in entries if Path(e.path).match("part-*.parquet") and "/" not in e.path)
+    return sorted(found, key=lambda entry: entry.path)
+
+
+def groups_of(part: FileEntry) -> list[tuple[int, int]]:
+    """(rows, bytes before compression) of each row group of a part: from its entry, or from its footer alone."""
+    if part.detail is not None and "groups" in part.detail:
+        return [(int(rows), int(size)) for rows, size in part.detail["groups"]]
+    with open_file(part) as stream:
+        return _groups(pq.read_metadata(stream))
+
+
+def _groups(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
+    groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+    return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
 def shards(folders: Sequence[Path], size: int = SHARD_BYTES) -> list[Shard]:
     """Cut the parts of several artifacts into shards of about `size` bytes, in order, from the Parquet footers
     alone.
     """
-    groups: list[list[tuple[str, int, int, int]]] = []  # of each part: (path, group, rows, bytes)
-    for path in (path for folder in folders for path in sorted(Path(folder).glob("part-*.parquet"))):
-        metadata = pq.read_metadata(path)
-        rows = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
-        groups.append(
-            [
-                (str(path), g, row.num_rows, row.total_byte_size + DOCUMENT_BYTES * row.num_rows)
-                for g, row in enumerate(rows)
-            ]
-        )
-    size = max(size, sum(b for part in groups for _, _, _, b in part) // MAX_SHARDS)
+    paths = [path for folder in folders for path in sorted(Path(folder).glob("part-*.parquet"))]
+    return _cut([(str(path), None, _groups(pq.read_metadata(path))) for path in paths], size)
+
+
+def shards_of(artifacts: Iterable[Iterable[FileEntry]], size: int = SHARD_BYTES) -> list[Shard]:
+    """As `shards`, from the entries of the artifacts: a part is opened only where its entry does not say its groups."""
+    parts = [part for entries in artifacts for part in parts_of(entries)]
+    return _cut([(part.path, part.model_copy(update={"detail": None}), groups_of(part)) for part in parts], size)
+
+
+def _cut(parts: list[tuple[str, FileEntry | None, list[tuple[int, int]]]], size: int) -> list[Shard]:
+    weights = [[held + DOCUMENT_BYTES * rows for rows, held in groups] for _, _, groups in parts]
+    size = max(size, sum(map(sum, weights)) // MAX_SHARDS)
     found: list[Shard] = []
     start = 0
-    for part in groups:
+    for (path, entry, groups), weight in zip(parts, weights, strict=True):
+        value = None if entry is None else entry.value()
         first = rows = held = 0
-        for number, (path, group, count_, weight) in enumerate(part):
-            rows, held = rows + count_, held + weight
-            if rows and (held >= size or number == len(part) - 1):
-                found.append(Shard(path, first, group + 1, start, rows))
-                start, first, rows, held = start + rows, group + 1, 0, 0
+        for number, (count_, _) in enumerate(groups):
+            rows, held = rows + count_, held + weight[number]
+            if rows and (held >= size or number == len(groups) - 1):
+                found.append(Shard(path, first, number + 1, start, rows, value))
+                start, first, rows, held = start + rows, number + 1, 0, 0
     return found
 
 
 def read_shard(shard: Shard, columns: list[str] | None = None, rows: int = 8192) -> Iterator[pa.RecordBatch]:
-    """Record batches of one shard, in order, each within one row group."""
-    with pq.ParquetFile(shard.path) as parquet:
+    """Record batches of one shard, in order, each within one row group. Of a stored part only the groups and columns
+    asked for are read.
+    """
+    with ExitStack() as stack:
+        source: Any = shard.path
+        if shard.entry is not None:
+            source = stack.enter_context(open_file(FileEntry.model_validate(shard.entry)))
+        parquet = stack.enter_context(pq.ParquetFile(source))
         for group in range(shard.first_group, shard.end_group):
             yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
 
@@ -78,3 +116,31 @@ def gather_parts(folders: Iterable[Path], target: Path) -> None:
         number += 1
     if not number:
         write_documents(target, [])
+
+
+def adopt_parts(ctx: Context[Any], port: str, entries: Iterable[FileEntry]) -> None:
+    """Make the parts that tasks left an output, in order and under one numbering; one empty part when there is none."""
+    number = 0
+    for number, entry in enumerate(entries, 1):
+        ctx.adopt(port, f"part-{number - 1:05d}.parquet", entry)
+    if not number:
+        write_documents(ctx.output(port), [])
+
+
+def count_values(counts: Counter[str], column: Any) -> None:
+    """Add the values of a string column to their counts."""
+    compute: Any = pc  # its functions are made at import: no checker sees them
+    for row in compute.value_counts(column).to_pylist():
+        counts[row["values"]] += row["counts"]
+
+
+def commonest(counts: Iterable[Mapping[str, int]], most: int = VALUES) -> dict[str, int]:
+    """The counts of several tasks together, in the order of the values; beyond `most` of them, the rarest are `OTHERS`:
+    every reader of an artifact gets them with its manifest.
+    """
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    common = dict(sorted(total.most_common(most)))
+    others = total.total() - sum(common.values())
+    return common | ({OTHERS: others} if others else {})
