@@ -144,7 +144,7 @@ class DedupConfig(StageConfig):
         return self
 
 
-class Dedup(Stage[DedupConfig], env="data", revision=2, reproducible="bits"):
+class Dedup(Stage[DedupConfig], env="data", revision=3, reproducible="bits"):
     """Remove short, exact and near-duplicate documents by a published recipe."""
 
     sources: Sequence[Input[Documents]]

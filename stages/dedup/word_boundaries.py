@@ -168,17 +168,23 @@ def _joined(before, last, value, source, position, end, classes, regional):
     return last == RI and value == RI and regional % 2 == 1  # WB15, WB16
 
 
-@njit
-def word_hashes(source, position, end, classes, out):
-    """One mixed hash for each word of `source[position:end]` that is not white space alone, in order; how many.
+POSITION, PART, SOLID_SO_FAR, BEFORE, LAST, RAW, REGIONAL, STARTED = range(8)
+"""Places in the state that `next_word_hashes` hands on to itself."""
 
-    source: [bytes] uint8; classes: [0x110000] uint16 (`properties`). Written: out uint64, room for as many
-    words as bytes.
+
+@njit
+def next_word_hashes(source, end, classes, state, out):
+    """The next words' hashes of the text that ends at `end`, as `word_hashes`: as many as `out` has room for but one,
+    and the last when the text is over (`state[POSITION] == end`); how many.
+
+    source: [bytes] uint8; classes: [0x110000] uint16 (`properties`); state: [8] int64, zeros but for POSITION at the
+    beginning. Written: out uint64, at least two.
     """
-    made, part, solid = 0, np.uint64(0), False
-    before, last, raw, regional = np.uint16(OTHER), np.uint16(OTHER), np.uint16(OTHER), 0
-    started = False
-    while position < end:
+    made, room, position = 0, out.shape[0] - 1, state[POSITION]
+    part, solid, started = np.uint64(state[PART]), state[SOLID_SO_FAR] != 0, state[STARTED] != 0
+    before, last, raw = np.uint16(state[BEFORE]), np.uint16(state[LAST]), np.uint16(state[RAW])
+    regional = state[REGIONAL]
+    while position < end and made < room:
         first = source[position]
         start = position
         if first < 0x80:
@@ -214,10 +220,30 @@ def word_hashes(source, position, end, classes, out):
             before, last = last, value
             regional = regional + 1 if value == RI else 0
         raw, started = value, True
-    if solid:
+    if position >= end and solid:
         out[made] = fmix64(part)
         made += 1
+        solid = False
+    state[POSITION], state[PART], state[SOLID_SO_FAR], state[STARTED] = (
+        position,
+        np.int64(part),
+        int(solid),
+        int(started),
+    )
+    state[BEFORE], state[LAST], state[RAW], state[REGIONAL] = before, last, raw, regional
     return made
+
+
+@njit
+def word_hashes(source, position, end, classes, out):
+    """One mixed hash for each word of `source[position:end]` that is not white space alone, in order; how many.
+
+    source: [bytes] uint8; classes: [0x110000] uint16 (`properties`). Written: out uint64, room for one more than there
+    are bytes.
+    """
+    state = np.zeros(8, np.int64)
+    state[POSITION] = position
+    return next_word_hashes(source, end, classes, state, out)
 
 
 JOINED, SOLID = np.uint8(1), np.uint8(2)

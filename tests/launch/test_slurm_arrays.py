@@ -84,7 +84,7 @@ def job_of(ledger: Ledger, folder: Path, damage: int | None = None) -> Job:
     inputs = tuple(source(ledger, folder / "up" / str(n), n, texts, n == damage) for n, texts in enumerate(corpus()))
     key = "d" * 64
     request = StageRequest(
-        run_id="run-1", node="dedup_text", stage="dedup", revision=2, key=key, lease=ledger.acquire(key, "tester"),
+        run_id="run-1", node="dedup_text", stage="dedup", revision=3, key=key, lease=ledger.acquire(key, "tester"),
         config=config.model_dump(mode="json"), inputs={"sources": inputs}, outputs={"documents": "Documents"},
         code=CodeRef(source_digest="0" * 64), store=ledger.store.address,
     )  # fmt: skip
