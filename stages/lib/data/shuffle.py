@@ -1,355 +1,69 @@
-"""External shuffles: records sorted into partitions on disk, each of which is then read by itself.
+"""External shuffles: records of many tasks come together by partition, each of which another task then reads.
 
     task      spill = Spiller(folder, "rows", layout, cut)        # one task for each shard
               spill.add(partitions, keys, numbers); spill.close()
-    stage     rows = gather(pool, "rows", [entries of every task, in order], cut)
-    task      for found in read(source): ...                      # source: rows.source(partition), an argument of the task
+    stage     rows = gather(pool, "rows", [files of every task, in order], cut)
+    task      for found in read(source): ...                      # source: rows.source(partition), in its arguments
 
-Records of one partition come in the order of the tasks, and in that in which they were added. A file is compressed,
-grouped by partition, with a table of where its blocks begin: a partition is one range of each file. Where there are
-many files, `gather` has them merged `FAN` at a time, each merge for a run of partitions: no file is opened beside
-another, and what a task is told is the name of one listing and a number. Memory is what a Spiller may hold, and a chunk
-for each file that is read.
+Records of one partition come in the order of the tasks, and in that in which they were added. Where there are many
+files they are merged `FAN` at a time, each merge for a run of partitions; no file is opened beside another. What a task
+is told is the name of one listing and a number.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import json
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from stages.core.artifacts import FileEntry
-from stages.core.errors import InputError
 from stages.core.reading import open_file
-from stages.lib.data.numba_jit import njit
+from stages.lib.data import stored_array
+from stages.lib.data.spills import FAN, Cut, Layout, Records, Spiller, joined, nothing, read_files
+from stages.lib.data.stored_array import StoredArray
+from stages.lib.data.workers import Pool
 
-if TYPE_CHECKING:
-    from stages.lib.data.workers import Pool
+__all__ = ["FAN", "Cut", "Drop", "Layout", "Records", "Shuffled", "Spiller", "gather", "read", "read_all"]
 
-FAN = 512
-"""Files that one task reads, runs of partitions that one file is cut into."""
 MERGED_BYTES = 256 << 20
 """Compressed bytes that one task merges, about."""
-HELD_BYTES = 128 << 20
-"""Bytes of records that a Spiller holds before it writes a file."""
-CHUNK_BYTES = 1 << 20
-"""Bytes of records that are compressed together: what a reader holds of a file."""
-MAGIC = b"MOXSPIL1"
-CODEC = "zstd"
-LEVEL = 1
 
 Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a record holds: `columns` of fixed width, each a numpy type and how many of it, and a run of bytes or not."""
-
-    columns: tuple[tuple[str, int], ...]
-    payload: bool = False
-
-    @classmethod
-    def of(cls, value: Mapping[str, Any]) -> Layout:
-        """From its JSON value."""
-        return cls(tuple((str(name), int(width)) for name, width in value["columns"]), bool(value["payload"]))
-
-    @property
-    def record_bytes(self) -> int:
-        """Bytes of a record, without its run of bytes."""
-        return sum(np.dtype(name).itemsize * width for name, width in self.columns) + 8 * self.payload
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How many partitions there are, and how many of them a block of a file holds at first."""
-
-    partitions: int
-    per_block: int
-
-    @classmethod
-    def into(cls, partitions: int, fan: int | None = None) -> Cut:
-        """So many partitions; no file has more blocks than a merge reads files."""
-        return cls(max(1, partitions), -(-max(1, partitions) // (fan or FAN)))
-
-
-@dataclass
-class Records:
-    """Some records, in order: a numpy array for each column, and the runs of bytes, one after another, with their
-    ends ([records + 1] int64).
+class Drop:
+    """Records to leave out: those whose number in `column` is marked (not 0 in `marks`). spans: from and to which
+    numbers each task has; of those that are read together `marks` is held, a byte for each number.
     """
 
-    columns: list[np.ndarray]
-    source: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
-    ends: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
+    marks: StoredArray
+    column: int
+    spans: Sequence[tuple[int, int]]
 
-    def __len__(self) -> int:
-        return len(self.columns[0]) if self.columns else len(self.ends) - 1
-
-    def where(self, chosen: np.ndarray) -> Records:
-        """Those at the places of a mask, or of an array of numbers."""
-        places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        columns = [column[places] for column in self.columns]
-        return Records(columns) if len(self.ends) == 1 else Records(columns, *_taken(self.source, self.ends, places))
-
-
-@njit
-def group(places, order, starts):
-    """A stable counting sort: the order, and where each partition begins.
-
-    places: [records] uint32, below the number of partitions. Written: order [records] int64; starts [partitions + 1]
-    int64.
-    """
-    starts[:] = 0
-    for place in places:
-        starts[place + 1] += 1
-    for p in range(starts.shape[0] - 1):
-        starts[p + 1] += starts[p]
-    for i in range(places.shape[0]):
-        order[starts[places[i]]] = i
-        starts[places[i]] += 1
-    for p in range(starts.shape[0] - 1, 0, -1):
-        starts[p] = starts[p - 1]
-    starts[0] = 0
-
-
-def _taken(source: np.ndarray, ends: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of bytes at these places, one after another, with their ends."""
-    runs = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(source)]
-    ).take(pa.array(places))
-    _, offsets, data = runs.buffers()
-    found = np.frombuffer(offsets, np.int64)[: len(places) + 1]
-    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), found
-
-
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
-class Spiller:
-    """Writes records into `<name>-NNNNN` of a folder, grouped by partition; a new file whenever `held` bytes of them are
-    in memory. `low`: the first of its partitions, `high`: after the last.
-    """
-
-    def __init__(
-        self, folder: Path, name: str, layout: Layout, cut: Cut, low: int = 0, high: int = 0, held: int = HELD_BYTES
-    ) -> None:
-        self._folder, self._name, self._layout, self._most = folder, name, layout, held
-        self._low, self._high = low, high or cut.partitions
-        self._per_block = cut.per_block
-        self._places: list[np.ndarray] = []
-        self._records: list[Records] = []
-        self._size = 0
-        self.files = self.records = 0
-
-    def add(
-        self,
-        places: np.ndarray,
-        *columns: np.ndarray,
-        source: np.ndarray | None = None,
-        ends: np.ndarray | None = None,
-    ) -> None:
-        """Add records. places: the partition of each ([records], integers); columns: of the layout; source, ends: their
-        runs of bytes (`Records`). The arrays must not change afterwards.
-        """
-        if not len(places):
-            return
-        found = Records(list(columns))
-        self._size += len(places) * (self._layout.record_bytes + 4)
-        if source is not None and ends is not None:
-            found = Records(list(columns), source[ends[0] : ends[-1]], ends - ends[0])
-            self._size += int(ends[-1] - ends[0])
-        self._places.append(places.astype(np.uint32) - np.uint32(self._low))
-        self._records.append(found)
-        self.records += len(places)
-        if self._size >= self._most:
-            self._write()
-
-    def close(self) -> int:
-        """Write what is held; how many records there were."""
-        if self._records:
-            self._write()
-        return self.records
-
-    def _write(self) -> None:
-        places, records = np.concatenate(self._places), _joined(self._records, self._layout)
-        self._places, self._records, self._size = [], [], 0
-        order, starts = np.empty(len(places), np.int64), np.empty(self._high - self._low + 1, np.int64)
-        group(places, order, starts)
-        records = records.where(order)
-        with open(self._folder / f"{self._name}-{self.files:05d}", "wb") as stream:
-            _write_file(stream, self._layout, self._low, self._high, self._per_block, starts, records)
-        self.files += 1
-
-
-def _joined(parts: list[Records], layout: Layout) -> Records:
-    """Records one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    columns = [np.concatenate([part.columns[n] for part in parts]) for n in range(len(layout.columns))]
-    if not layout.payload:
-        return Records(columns)
-    bases = np.concatenate([[0], np.cumsum([part.ends[-1] for part in parts])])
-    ends = np.concatenate([[0], *(part.ends[1:] + base for part, base in zip(parts, bases, strict=False))])
-    return Records(columns, np.concatenate([part.source for part in parts]), ends.astype(np.int64))
-
-
-def _write_file(
-    stream: BinaryIO, layout: Layout, low: int, high: int, per_block: int, starts: np.ndarray, records: Records
-) -> None:
-    """A file: magic, a JSON header, where each block begins, and the blocks; a block is chunks, one after another."""
-    head = json.dumps({"layout": asdict(layout), "low": low, "high": high, "per_block": per_block}).encode()
-    head += b" " * (-len(head) % 8)
-    blocks = -(-(high - low) // per_block)
-    stream.write(MAGIC + struct.pack("<q", len(head)) + head)
-    table = stream.tell()
-    offsets = np.empty(blocks + 1, "<i8")
-    stream.seek(table + offsets.nbytes)
-    codec = pa.Codec(CODEC, LEVEL)
-    for block in range(blocks):
-        offsets[block] = stream.tell()
-        bounds = starts[block * per_block : min((block + 1) * per_block, high - low) + 1]
-        for first, last in _chunks(int(bounds[0]), int(bounds[-1]), layout, records.ends):
-            counts = np.diff(np.clip(bounds, first, last)).astype("<u4") if per_block > 1 else np.empty(0, "<u4")
-            streams = [counts, *(column[first:last] for column in records.columns)]
-            if layout.payload:
-                ends = records.ends[first : last + 1]
-                streams += [np.diff(ends), records.source[ends[0] : ends[-1]]]
-            packed = [codec.compress(_planes(part), asbytes=True) for part in streams]
-            stream.write(struct.pack(f"<{1 + len(packed)}q", last - first, *map(len, packed)))
-            stream.writelines(packed)
-    offsets[blocks] = stream.tell()
-    stream.seek(table)
-    stream.write(offsets.tobytes())
-
-
-def _chunks(first: int, last: int, layout: Layout, ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Runs of records [first, last) of about CHUNK_BYTES, of one record at least."""
-    while first < last:
-        stop = min(last, first + max(1, CHUNK_BYTES // max(1, layout.record_bytes)))
-        if layout.payload:
-            stop = min(stop, max(first + 1, int(np.searchsorted(ends, ends[first] + CHUNK_BYTES, side="right")) - 1))
-        yield first, stop
-        first = stop
-
-
-def _planes(column: np.ndarray) -> np.ndarray:
-    """The first bytes of all values, then the second, ..: what values have in common comes together."""
-    data = np.ascontiguousarray(column)
-    return np.ascontiguousarray(data.view(np.uint8).reshape(-1, data.itemsize).T).ravel()
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-class _File:
-    """An open file of a Spiller."""
-
-    def __init__(self, stream: BinaryIO, entry: FileEntry) -> None:
-        self._stream, self._entry = stream, entry
-        magic, size = self._read(8), struct.unpack("<q", self._read(8))[0]
-        if magic != MAGIC:
-            raise InputError(f"{entry.path}: no file of a shuffle: begins with {magic!r}")
-        head = json.loads(self._read(size))
-        self.layout, self.low, self.high = Layout.of(head["layout"]), int(head["low"]), int(head["high"])
-        self._per_block = int(head["per_block"])
-        blocks = -(-(self.high - self.low) // self._per_block)
-        self._offsets = np.frombuffer(self._read(8 * (blocks + 1)), "<i8")
-        self._codec = pa.Codec(CODEC)
-
-    def _read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        if len(data) < size:
-            raise InputError(f"{self._entry.path}: ends early, {self._entry.size} bytes were written")
-        return data
-
-    def read(self, low: int, high: int) -> Iterator[tuple[np.ndarray, Records]]:
-        """The records of the partitions [low, high), chunk by chunk; and of each record its partition."""
-        width = self._per_block
-        first, last = max(low, self.low) - self.low, min(high, self.high) - self.low
-        if first >= last:
-            return
-        for block in range(first // width, -(-last // width)):
-            self._stream.seek(int(self._offsets[block]))
-            while self._stream.tell() < self._offsets[block + 1]:
-                counts, records = self._chunk(min(width, self.high - self.low - block * width))
-                at = self.low + block * width
-                places = np.repeat(np.arange(at, at + len(counts), dtype=np.uint32), counts)
-                inside = slice(*np.searchsorted(places, (low, high)).tolist())
-                if inside != slice(0, len(places)):
-                    places, records = places[inside], records.where(np.arange(inside.start, inside.stop))
-                if len(places):
-                    yield places, records
-
-    def _chunk(self, partitions: int) -> tuple[np.ndarray, Records]:
-        """How many records of each partition, and the records."""
-        columns = self.layout.columns
-        streams = 1 + len(columns) + 2 * self.layout.payload
-        records, *sizes = struct.unpack(f"<{1 + streams}q", self._read(8 * (1 + streams)))
-        packed = iter([self._read(size) for size in sizes])
-        counts = self._values(next(packed), "<u4", partitions if self._per_block > 1 else 0)
-        counts = counts if self._per_block > 1 else np.array([records])
-        found = [self._values(next(packed), name, records * width) for name, width in columns]
-        found = [c if w == 1 else c.reshape(-1, w) for c, (_, w) in zip(found, columns, strict=True)]
-        if not self.layout.payload:
-            return counts, Records(found)
-        lengths = self._values(next(packed), "<i8", records)
-        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return counts, Records(found, self._values(next(packed), "u1", int(ends[-1])), ends)
-
-    def _values(self, packed: bytes, name: str, count: int) -> np.ndarray:
-        kind = np.dtype(name)
-        try:
-            data = np.frombuffer(self._codec.decompress(packed, count * kind.itemsize), np.uint8)
-        except OSError as error:
-            raise InputError(f"{self._entry.path}: damaged: {error}") from error
-        return np.ascontiguousarray(data.reshape(kind.itemsize, -1).T).reshape(-1).view(kind)
-
-
-def read_files(entries: Iterable[FileEntry], low: int, high: int) -> Iterator[tuple[np.ndarray, Records]]:
-    """The records of the partitions [low, high) of files, one after another, chunk by chunk; of each its partition."""
-    for entry in entries:
-        with open_file(entry) as stream:
-            yield from _File(stream, entry).read(low, high)
-
-
-def read(source: Mapping[str, Any]) -> Iterator[Records]:
-    """The records of one partition, chunk by chunk, in order. source: of `Shuffled.source`."""
-    partition = int(source["partition"])
-    for _, records in read_files(_listed(FileEntry.model_validate(source["listing"])), partition, partition + 1):
-        yield records
-
-
-def read_all(source: Mapping[str, Any], layout: Layout) -> Records:
-    """All records of one partition, at once."""
-    return _joined([_nothing(layout), *read(source)], layout)
-
-
-def _nothing(layout: Layout) -> Records:
-    """No record."""
-    return Records([np.empty(0 if w == 1 else (0, w), name) for name, w in layout.columns])
-
-
-# --- from many files to few -------------------------------------------------------------------------------------------
+    def part(self, first: int, last: int) -> dict[str, Any]:
+        """For those who read the files of tasks [first, last)."""
+        return {"column": self.column, "marks": self.marks.part(self.spans[first][0], self.spans[last - 1][1])}
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Where the partitions lie: of each run of them a listing of files."""
+    """Where the partitions lie: of each run of them a listing of files; what is to be left out of them."""
 
     runs: tuple[tuple[int, int, FileEntry], ...]
+    drop: Mapping[str, Any] | None = None
 
     def source(self, partition: int) -> dict[str, Any]:
         """What a task that reads a partition is told."""
-        starts = [low for low, _, _ in self.runs]
-        at = int(np.searchsorted(starts, partition, side="right")) - 1
-        return {"listing": self.runs[at][2].value(), "partition": partition}
+        at = bisect.bisect([low for low, _, _ in self.runs], partition) - 1
+        found = {"listing": self.runs[at][2].value(), "partition": partition}
+        return found if self.drop is None else {**found, "drop": self.drop}
 
 
 def gather(
@@ -358,22 +72,25 @@ def gather(
     files: Sequence[Sequence[FileEntry]],
     cut: Cut,
     progress: Progress | None = None,
-    fan: int | None = None,
+    fan: int = FAN,
+    drop: Drop | None = None,
 ) -> Shuffled:
     """Make partitions readable that tasks have spilled. files: of each task its files of this kind, in order."""
-    every, fan = [entry for some in files for entry in some], fan or FAN
-    groups = [every[n : n + fan] for n in range(0, len(every), fan)] or [[]]
-    listings = list_files(pool, f"{name}-files", groups)
+    groups = list(_groups([len(some) for some in files], fan))
+    entries = [[entry for some in files[a:b] for entry in some] for a, b in groups]
+    listings = list_files(pool, f"{name}-files", entries)
+    drops = [None if drop is None or not files else drop.part(a, b) for a, b in groups]
     if len(groups) == 1 and cut.per_block == 1:
-        return Shuffled(((0, cut.partitions, listings[0]),))
+        return Shuffled(((0, cut.partitions, listings[0]),), drops[0])
     blocks = -(-cut.partitions // cut.per_block)
-    together = -(-sum(entry.size for entry in every) // (len(groups) * MERGED_BYTES))  # tasks for each group
+    size = sum(entry.size for some in entries for entry in some)
+    together = -(-size // (len(groups) * MERGED_BYTES))  # tasks for each group
     span = -(-blocks // max(1, min(blocks, together))) * cut.per_block
     runs = [(low, min(low + span, cut.partitions)) for low in range(0, cut.partitions, span)]
     tasks = [
-        {"listing": listing.value(), "low": low, "high": high, "fan": fan}
+        {"listing": listing.value(), "low": low, "high": high, "fan": fan, "drop": drop_}
         for low, high in runs
-        for listing in listings
+        for listing, drop_ in zip(listings, drops, strict=True)
     ]
     merged = pool.map(f"{name}-merge", merge, tasks, progress)
     several = [
@@ -385,18 +102,58 @@ def gather(
     )
 
 
-def merge(folder: Path, listing: dict[str, Any], low: int, high: int, fan: int) -> Any:
+def _groups(counts: Sequence[int], fan: int) -> Iterator[tuple[int, int]]:
+    """Runs of tasks that left about `fan` files together, at most (or are one task)."""
+    first = held = 0
+    for number, count in enumerate(counts):
+        if held and held + count > fan:
+            yield first, number
+            first, held = number, 0
+        held += count
+    yield first, len(counts)
+
+
+def merge(folder: Path, listing: dict[str, Any], low: int, high: int, fan: int, drop: dict[str, Any] | None) -> Any:
     """Bring the partitions [low, high) of the files of a listing together: a task."""
     spill: Spiller | None = None
-    for places, records in read_files(_listed(FileEntry.model_validate(listing)), low, high):
+    for places, records in _read_listed(listing, low, high, drop):
+        runs = len(records.ends) > 1
         if spill is None:
-            layout = Layout(
-                tuple((c.dtype.str, 1 if c.ndim == 1 else c.shape[1]) for c in records.columns), len(records.ends) > 1
-            )
-            spill = Spiller(folder, "part", layout, Cut(high, -(-(high - low) // fan)), low, high)
-        more = {"source": records.source, "ends": records.ends} if len(records.ends) > 1 else {}
-        spill.add(places, *records.columns, **more)
+            columns = tuple((c.dtype.str, 1 if c.ndim == 1 else c.shape[1]) for c in records.columns)
+            spill = Spiller(folder, "part", Layout(columns, runs), Cut.into(high - low, fan), low, high)
+        spill.add(places, *records.columns, **({"source": records.source, "ends": records.ends} if runs else {}))
     return spill.close() if spill else 0
+
+
+def read(source: Mapping[str, Any]) -> Iterator[Records]:
+    """The records of one partition, chunk by chunk, in order. source: of `Shuffled.source`."""
+    partition = int(source["partition"])
+    for _, records in _read_listed(source["listing"], partition, partition + 1, source.get("drop")):
+        yield records
+
+
+def _read_listed(
+    listing: Mapping[str, Any], low: int, high: int, drop: Mapping[str, Any] | None
+) -> Iterator[tuple[np.ndarray, Records]]:
+    """As `read_files`, of the files of a listing, without what is dropped."""
+    marked = None if drop is None else _marks(json.dumps(drop["marks"], sort_keys=True))
+    for places, records in read_files(_listing(json.dumps(listing, sort_keys=True)), low, high):
+        if drop is None or marked is None:
+            yield places, records
+            continue
+        left = ~marked[
+            records.columns[drop["column"]] - records.columns[drop["column"]].dtype.type(drop["marks"]["low"])
+        ]
+        if left.any():
+            yield places[left], records.where(left)
+
+
+def read_all(source: Mapping[str, Any], layout: Layout) -> Records:
+    """All records of one partition, at once."""
+    return joined([nothing(layout), *read(source)], layout)
+
+
+# --- listings ---------------------------------------------------------------------------------------------------------
 
 
 def list_files(pool: Pool, name: str, groups: Sequence[Sequence[FileEntry]]) -> list[FileEntry]:
@@ -411,11 +168,13 @@ def write_listing(folder: Path, files: list[dict[str, Any]]) -> Any:
     return len(files)
 
 
-def _listed(listing: FileEntry) -> tuple[FileEntry, ...]:
-    return _listing(listing.model_dump_json())
-
-
 @functools.lru_cache(maxsize=64)
 def _listing(listing: str) -> tuple[FileEntry, ...]:
     with open_file(FileEntry.model_validate_json(listing)) as stream:
         return tuple(FileEntry.model_validate(row) for row in json.load(stream))
+
+
+@functools.lru_cache(maxsize=1)
+def _marks(part: str) -> np.ndarray:
+    """Which numbers of a range are marked: bool."""
+    return stored_array.read(json.loads(part)) != 0
