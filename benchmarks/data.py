@@ -125,9 +125,10 @@ def measure_scorer(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
 
 def measure_tokens(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
     """Encoding by the fast encoder and the reference, and packing of its ids."""
-    from stages.lib.formats.shards import ShardWriter
+    from stages.lib.data.workers import Pool
     from stages.tokenize import packing
     from stages.tokenize.encoder import Encoder
+    from stages.tokenize.streams import Encoded, Stream
     from stages.tokenizer.run import run
     from stages.tokenizer.spec import TokenizerConfig
 
@@ -155,19 +156,13 @@ def measure_tokens(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
     }
     ids = np.random.default_rng(0).integers(3, 16_000, 100 << 20, dtype=np.uint16)
     (root / "ids").write_bytes(ids.tobytes())
+    (entry,) = local_artifact(Documents, root).entries("ids")
 
     def pack() -> None:
-        out = root / "packed"
-        out.mkdir(exist_ok=True)
-        with ShardWriter(out, 2000, 16_000, 2, "digest") as writer:
-            packing.write_shuffled(
-                [packing.Stream([root / "ids"], len(ids), len(ids))],
-                2000,
-                np.dtype(np.uint16),
-                1,
-                root / "buckets",
-                writer,
-            )
+        shutil.rmtree(root / "work", ignore_errors=True)  # with its receipts: nothing would be done again
+        with Pool(root / "work") as pool:
+            stream = Stream([Encoded(entry, len(ids))], len(ids))
+            packing.shuffle(pool, "train", [stream], 2000, np.dtype(np.uint16), 1, 16_000)
 
     rows["pack and shuffle"] = {"MB/s": ids.nbytes / 1e6 / timed(pack)}
     return rows

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stages.core.artifacts import FileEntry
+from stages.core.reading import local_file
 from stages.lib.formats import vocabulary
 from stages.lib.formats.corpus import Shard, read_shard
 from stages.lib.formats.documents import text_bytes
@@ -109,15 +111,22 @@ def held_out(id: str, share: float) -> bool:
 
 
 def encode(
-    folder: Path, shard: dict[str, Any], tokenizer: str, dtype: str, heldout: float, draw: Sequence[float], fast: bool
+    folder: Path,
+    shard: dict[str, Any],
+    tokenizer: dict[str, Any],
+    dtype: str,
+    heldout: float,
+    draw: Sequence[float],
+    fast: bool,
 ) -> Any:
-    """Encode a shard's documents that are drawn or held out: `train` and `heldout` hold ids, `train.documents` what
-    `drawing` needs.
+    """A task: encode a shard's documents that are drawn or held out: `train` and `heldout` hold ids, `documents` what
+    drawing needs.
 
     Returns documents, bytes and tokens of both; documents and bytes of what is not drawn; and whether the encoders
     agreed.
     """
-    encoder = Encoder(Path(tokenizer), fast)
+    with local_file(FileEntry.model_validate(tokenizer)) as path:
+        encoder = Encoder(path.parent, fast)
     counts = {name: {"documents": 0, "bytes": 0, "tokens": 0} for name in ("train", "heldout", "apart")}
     place, exact = 0, True
     where, lengths = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
@@ -155,5 +164,7 @@ def encode(
                         else batch.column("text")
                     )
                     counts[name]["tokens"] += int(part.sum())
-    hash_sampling.write_rows(folder / "train.documents", np.concatenate(where), np.concatenate(lengths))
+    if not heldout:
+        (folder / "heldout").unlink()
+    hash_sampling.write_rows(folder / "documents", np.concatenate(where), np.concatenate(lengths))
     return {**counts, "exact": exact, "fast": encoder.fast}

@@ -6,18 +6,24 @@ disjoint ranges share no document. Of its range a node takes the documents with 
 tokens that it wants. Files order
 nothing: a source sorted by language gives each language its share, whatever the budget.
 
-Encoding leaves beside the ids of a shard the place and the length of each document (12 bytes) and a histogram of tokens
-over places. `cut` finds the last place that is taken from the histograms and the documents of one bin, whatever the
-size of the corpus.
+Encoding leaves beside the ids of a shard a histogram of tokens over places, and the place and the length of each
+document (12 bytes). `cut` finds the last place that is taken: one step of tasks adds the histograms up, another looks
+at the documents of one bin, each task for FILES shards, so that nobody reads all documents but once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from stages.core.artifacts import FileEntry
+from stages.core.reading import open_file
+from stages.lib.data.workers import Pool
 
 END = 1 << 64
 BINS = 4096
@@ -25,6 +31,8 @@ BINS = 4096
 ROW = np.dtype([("place", "<u8"), ("tokens", "<u4")])
 ALL = END - 1
 """The last place: a whole pass."""
+FILES = 128
+"""Shards whose documents one task looks at."""
 
 
 def places(ids: Iterable[str]) -> np.ndarray:
@@ -52,32 +60,84 @@ def bins(where: np.ndarray) -> np.ndarray:
 
 
 def write_rows(path: Path, where: np.ndarray, tokens: np.ndarray) -> None:
-    """Leave the documents of a shard, in its order, at `path`, and their histogram beside it."""
+    """Leave the documents of a shard, in its order, at `path`, after their histogram."""
     rows = np.empty(len(where), ROW)
     rows["place"], rows["tokens"] = where, tokens
-    rows.tofile(path)
-    np.bincount(bins(where), weights=tokens, minlength=BINS).astype(np.int64).tofile(path.with_suffix(".histogram"))
+    with open(path, "wb") as stream:
+        stream.write(np.bincount(bins(where), weights=tokens, minlength=BINS).astype(np.int64).data)
+        stream.write(rows.data)
 
 
-def read_rows(path: Path) -> np.ndarray:
+def read_rows(documents: FileEntry) -> np.ndarray:
     """The documents of a shard: [n], ROW."""
-    return np.fromfile(path, ROW)
+    with open_file(documents) as stream:
+        stream.seek(BINS * 8)
+        return np.frombuffer(stream.read(), ROW)
 
 
-def cut(paths: Sequence[Path], tokens: int) -> int:
-    """The place of the last document taken when those with the lowest places give `tokens` ids or, by less than it has,
-    more.
+def _histogram(stream: BinaryIO) -> np.ndarray:
+    return np.frombuffer(stream.read(BINS * 8), np.int64)
 
-    ALL when there are no more than that.
-    """
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a sample ends. taken: of each file, the ids of its documents up to the place `last`."""
+
+    last: int
+    taken: tuple[int, ...]
+
+
+def add_up(folder: Path, files: Sequence[Mapping[str, Any]]) -> None:
+    """A task: the histograms of some shards together, in `histogram`."""
     total = np.zeros(BINS, np.int64)
-    for path in paths:
-        total += np.fromfile(path.with_suffix(".histogram"), np.int64)
+    for file in files:
+        with open_file(FileEntry.model_validate(file)) as stream:
+            total += _histogram(stream)
+    total.tofile(folder / "histogram")
+
+
+def look_into(folder: Path, files: Sequence[Mapping[str, Any]], bin: int) -> Any:
+    """A task: the documents of one bin of some shards, in `rows`. Returns how many each shard has there, and the tokens
+    that it has in the bins before.
+    """
+    counts, before = [], []
+    with open(folder / "rows", "wb") as out:
+        for file in files:
+            rows = read_rows(FileEntry.model_validate(file))
+            found = bins(rows["place"])
+            mine = rows[found == bin]
+            out.write(mine.data)
+            counts.append(len(mine))
+            before.append(int(rows["tokens"][found < bin].sum(dtype=np.int64)))
+    return {"counts": counts, "before": before}
+
+
+def cut(pool: Pool, name: str, documents: Sequence[FileEntry], tokens: int) -> Cut | None:
+    """Where the sample ends when the documents with the lowest places give `tokens` ids or, by less than the last one
+    has, more. None when there are no more than that. name: of the steps.
+    """
+    groups = [[e.value() for e in documents[n : n + FILES]] for n in range(0, len(documents), FILES)]
+    sums = pool.map(f"{name}-histograms", add_up, [{"files": group} for group in groups])
+    total = np.zeros(BINS, np.int64)
+    for result in sums:
+        with open_file(result.file("histogram")) as stream:
+            total += _histogram(stream)
     reached = np.cumsum(total)
     if tokens >= int(reached[-1]):
-        return ALL
+        return None
     bin = int(np.searchsorted(reached, tokens))
     missing = tokens - (int(reached[bin - 1]) if bin else 0)
-    found = [rows[bins(rows["place"]) == bin] for rows in map(read_rows, paths)]
-    rows = np.sort(np.concatenate(found), order="place")
-    return int(rows["place"][int(np.searchsorted(np.cumsum(rows["tokens"], dtype=np.int64), missing))])
+    looks = pool.map(f"{name}-bin", look_into, [{"files": group, "bin": bin} for group in groups])
+    found = []
+    for result in looks:
+        with open_file(result.file("rows")) as stream:
+            found.append(np.frombuffer(stream.read(), ROW))
+    rows = np.concatenate(found)
+    ordered = np.sort(rows, order="place")
+    last = int(ordered["place"][int(np.searchsorted(np.cumsum(ordered["tokens"], dtype=np.int64), missing))])
+    counts = np.array([n for result in looks for n in result.value["counts"]])
+    before = np.array([n for result in looks for n in result.value["before"]], np.int64)
+    chosen = np.concatenate([[0], np.cumsum(np.where(rows["place"] <= np.uint64(last), rows["tokens"], 0))])
+    ends = np.cumsum(counts)
+    taken = before + (chosen[ends] - chosen[ends - counts]).astype(np.int64)
+    return Cut(last, tuple(taken.tolist()))

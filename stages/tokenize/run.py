@@ -20,11 +20,12 @@ from stages.core.context import Context
 from stages.core.errors import ConfigError, InputError
 from stages.lib.data.workers import Pool, Result
 from stages.lib.formats import vocabulary
-from stages.lib.formats.corpus import shards
-from stages.lib.formats.shards import ShardWriter, dtype_for
+from stages.lib.formats.corpus import shards_of
+from stages.lib.formats.shards import dtype_for, shard_name, write_index
 from stages.tokenize import hash_sampling, packing
 from stages.tokenize.encoder import encode, held_out
 from stages.tokenize.spec import Tokenize, TokenizeConfig
+from stages.tokenize.streams import Encoded, Stream
 
 __all__ = ["held_out", "run"]
 
@@ -33,6 +34,7 @@ __all__ = ["held_out", "run"]
 class Source:
     """One input, encoded: what its shards left."""
 
+    number: int
     node: str
     results: list[Result]
     benchmarks: tuple[str, ...]
@@ -41,13 +43,19 @@ class Source:
         """Documents, bytes or tokens of `train` or `heldout`."""
         return sum(result.value[part][what] for result in self.results)
 
-    def stream(self, part: str, take: int) -> packing.Stream:
+    def stream(self, pool: Pool, part: str, take: int) -> Stream:
         """`take` ids: all, repeated where there are fewer; the last pass takes the documents with the lowest places."""
-        files, total = [result.folder / part for result in self.results], self.total(part, "tokens")
-        rest, last = take % total if total else 0, hash_sampling.ALL
+        files = [
+            Encoded(result.file(part), result.value[part]["tokens"], result.file("documents"))
+            for result in self.results
+            if result.value[part]["tokens"]
+        ]
+        total = self.total(part, "tokens")
+        rest, cut = take % total if total else 0, None
         if rest and part == "train":
-            last = hash_sampling.cut([path.with_name("train.documents") for path in files], rest)
-        return packing.Stream(files, take, total, last)
+            documents = [file.documents for file in files if file.documents is not None]
+            cut = hash_sampling.cut(pool, f"cut-{self.number}", documents, rest)
+        return Stream(files, take, cut)
 
 
 def run(ctx: Context[TokenizeConfig]) -> None:
@@ -70,23 +78,20 @@ def run(ctx: Context[TokenizeConfig]) -> None:
         raise ConfigError(
             f"{ctx.node}.draw has {len(config.draw)} ranges: give one for each of {', '.join(s.node for s in inputs)}"
         )
+    digest = str(tokenizer.facets["tokenizer_digest"])
     with Pool.of(ctx, Tokenize.resources(config)) as pool:
         sources = _encode(ctx, pool, dtype)
-    takes = _shares(ctx, [s.total("train", "tokens") for s in sources])
-    total = sum(takes)
-    count = total // config.sequence_length
-    if count == 0:
-        raise InputError(
-            f"{ctx.node}: {total} tokens are fewer than one window of {config.sequence_length}: bring more text"
-        )
-    digest = str(tokenizer.facets["tokenizer_digest"])
-    streams = [source.stream("train", take) for source, take in zip(sources, takes, strict=True)]
-    with ShardWriter(ctx.output("shards"), config.sequence_length, size, vocabulary.EOS_ID, digest) as writer:
-        packing.write_shuffled(
-            streams, config.sequence_length, dtype, config.seed, Path(ctx.scratch) / "buckets", writer
-        )
-        writer.extra["sources"] = [_row(source, take) for source, take in zip(sources, takes, strict=True)]
-    heldout = _write_heldout(ctx, sources, size, digest, dtype)
+        takes = _shares(ctx, [s.total("train", "tokens") for s in sources])
+        total = sum(takes)
+        count = total // config.sequence_length
+        if count == 0:
+            raise InputError(
+                f"{ctx.node}: {total} tokens are fewer than one window of {config.sequence_length}: bring more text"
+            )
+        streams = [source.stream(pool, "train", take) for source, take in zip(sources, takes, strict=True)]
+        rows = [_row(source, take) for source, take in zip(sources, takes, strict=True)]
+        _write(ctx, pool, "train", "", streams, size, digest, sources=rows)
+        heldout = _write_heldout(ctx, pool, sources, size, digest)
     facets = {
         "tokenizer_digest": digest,
         "vocab_size": size,
@@ -101,7 +106,7 @@ def run(ctx: Context[TokenizeConfig]) -> None:
         tokens=used,
         heldout_windows=heldout,
         dropped_tail_tokens=total - used,
-        sources=writer.extra["sources"],
+        sources=rows,
         funnel=_funnel(sources, takes),
     )
 
@@ -147,8 +152,9 @@ def _funnel(sources: list[Source], takes: list[int]) -> dict[str, dict[str, int]
 def _encode(ctx: Context[TokenizeConfig], pool: Pool, dtype: np.dtype) -> list[Source]:
     """Encode every shard of every input; by the reference encoder when the fast one differs from it anywhere."""
     inputs = ctx.inputs("documents")
-    work = [(n, shard) for n, source in enumerate(inputs) for shard in shards([Path(source.path)])]
-    common = {"tokenizer": str(ctx.input("tokenizer").path), "dtype": dtype.name, "heldout": ctx.config.heldout}
+    work = [(n, shard) for n, source in enumerate(inputs) for shard in shards_of([source.entries()])]
+    (tokenizer,) = ctx.input("tokenizer").entries(vocabulary.FILE)
+    common = {"tokenizer": tokenizer.value(), "dtype": dtype.name, "heldout": ctx.config.heldout}
     draw = ctx.config.draw or ((0.0, 1.0),) * len(inputs)
     tasks = [{"shard": asdict(shard), "draw": draw[n], **common} for n, shard in work]
     results = pool.map("encode", encode, [{**task, "fast": True} for task in tasks], ctx.progress)
@@ -159,6 +165,7 @@ def _encode(ctx: Context[TokenizeConfig], pool: Pool, dtype: np.dtype) -> list[S
         results = pool.map("encode-reference", encode, [{**task, "fast": False} for task in tasks], ctx.progress)
     return [
         Source(
+            n,
             source.node,
             [r for r, (m, _) in zip(results, work, strict=True) if m == n],
             tuple(source.meta.get("benchmarks", ())),
@@ -167,23 +174,39 @@ def _encode(ctx: Context[TokenizeConfig], pool: Pool, dtype: np.dtype) -> list[S
     ]
 
 
-def _write_heldout(ctx: Context[TokenizeConfig], sources: list[Source], size: int, digest: str, dtype: np.dtype) -> int:
+def _write(
+    ctx: Context[TokenizeConfig],
+    pool: Pool,
+    name: str,
+    under: str,
+    streams: list[Stream],
+    size: int,
+    digest: str,
+    **extra: Any,
+) -> int:
+    """The windows of some streams as shards and an index under a folder of the output; returns how many windows."""
+    config, seed = ctx.config, ctx.config.seed + (name == "heldout")
+    length, dtype = config.sequence_length, np.dtype(dtype_for(size))
+    shards = packing.shuffle(pool, name, streams, length, dtype, seed, size, ctx.progress)
+    for number, (entry, _) in enumerate(shards):
+        ctx.adopt("shards", f"{under}{shard_name(number)}", entry)
+    folder = Path(ctx.output("shards")) / under
+    folder.mkdir(exist_ok=True)
+    rows = [rows for _, rows in shards]
+    write_index(folder, rows, length, size, vocabulary.EOS_ID, digest, **extra)
+    return sum(rows)
+
+
+def _write_heldout(ctx: Context[TokenizeConfig], pool: Pool, sources: list[Source], size: int, digest: str) -> int:
     """The held-out documents as windows of their own, in `heldout/`; returns how many windows."""
     config = ctx.config
     if not config.heldout:
         return 0
-    streams = [source.stream("heldout", source.total("heldout", "tokens")) for source in sources]
-    count = sum(stream.take for stream in streams) // config.sequence_length
-    if not count:
+    streams = [source.stream(pool, "heldout", source.total("heldout", "tokens")) for source in sources]
+    if sum(stream.take for stream in streams) < config.sequence_length:
         ctx.log(f"heldout = {config.heldout}: the documents held out do not fill a window", "warning")
         return 0
-    folder = Path(ctx.output("shards")) / "heldout"
-    folder.mkdir()
-    with ShardWriter(folder, config.sequence_length, size, vocabulary.EOS_ID, digest) as writer:
-        packing.write_shuffled(
-            streams, config.sequence_length, dtype, config.seed + 1, Path(ctx.scratch) / "buckets", writer
-        )
-    return count
+    return _write(ctx, pool, "heldout", "heldout/", streams, size, digest)
 
 
 def _shares(ctx: Context[TokenizeConfig], available: list[int]) -> list[int]:

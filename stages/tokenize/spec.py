@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from stages.core.artifacts import Documents, Tokenizer, TokenShards
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem
 from stages.core.resources import Resources
-from stages.core.stage import Facets, Input, Output, Stage, output
+from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 
 
 class TokenizeConfig(StageConfig):
@@ -66,8 +66,10 @@ class TokenizeConfig(StageConfig):
         return self
 
 
-class Tokenize(Stage[TokenizeConfig], env="data", revision=3, reproducible="bits"):
+class Tokenize(Stage[TokenizeConfig], env="data", revision=4, reproducible="bits"):
     """Encode documents and pack them into shuffled windows of one length."""
+
+    reads: ClassVar[Mapping[str, Reading]] = {"documents": "shards", "tokenizer": "stream"}
 
     documents: Sequence[Input[Documents]]
     tokenizer: Input[Tokenizer]
@@ -94,4 +96,5 @@ class Tokenize(Stage[TokenizeConfig], env="data", revision=3, reproducible="bits
 
     @classmethod
     def resources(cls, config: TokenizeConfig) -> Resources:
-        return Resources(cpus=config.threads * (config.workers if isinstance(config.workers, int) else 1), memory_gib=4)
+        workers = config.workers if isinstance(config.workers, int) else 1
+        return Resources(cpus=config.threads * workers, memory_gib=max(4, 2 * workers))

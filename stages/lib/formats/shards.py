@@ -22,11 +22,47 @@ from stages.core.errors import InputError
 
 INDEX = "index.json"
 VERSION = 1
+MOST_ROWS = 1 << 16
+"""Windows of a shard."""
 
 
 def dtype_for(vocab_size: int) -> str:
     """The narrowest type that holds every id."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def shard_name(number: int) -> str:
+    """The file of a shard."""
+    return f"shard-{number:05d}.bin"
+
+
+def check_ids(windows: np.ndarray, vocab_size: int) -> None:
+    """Raise ValueError where an id lies outside the vocabulary."""
+    if windows.size and not 0 <= int(windows.min()) <= int(windows.max()) < vocab_size:
+        raise ValueError(f"ids run from {windows.min()} to {windows.max()}, the vocabulary has {vocab_size}")
+
+
+def write_index(
+    folder: Path,
+    rows: Sequence[int],
+    sequence_length: int,
+    vocab_size: int,
+    eos_id: int,
+    tokenizer_digest: str,
+    **extra: Any,
+) -> None:
+    """Write `index.json`. rows: windows of each shard, in order; extra: what else it is to say."""
+    index = {
+        "version": VERSION,
+        "dtype": dtype_for(vocab_size),
+        "sequence_length": sequence_length,
+        "vocab_size": vocab_size,
+        "eos_id": eos_id,
+        "tokenizer_digest": tokenizer_digest,
+        "rows": list(rows),
+        **extra,
+    }
+    (Path(folder) / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 class ShardWriter:
@@ -39,7 +75,7 @@ class ShardWriter:
         vocab_size: int,
         eos_id: int,
         tokenizer_digest: str,
-        rows_per_shard: int = 1 << 16,
+        rows_per_shard: int = MOST_ROWS,
     ) -> None:
         self.folder, self.sequence_length, self.eos_id = Path(folder), sequence_length, eos_id
         self.vocab_size, self.tokenizer_digest, self.rows_per_shard = vocab_size, tokenizer_digest, rows_per_shard
@@ -53,8 +89,7 @@ class ShardWriter:
         """Append windows: [n, sequence_length] of ids."""
         if windows.ndim != 2 or windows.shape[1] != self.sequence_length:
             raise ValueError(f"windows must be [n, {self.sequence_length}], not {windows.shape}")
-        if windows.size and not 0 <= int(windows.min()) <= int(windows.max()) < self.vocab_size:
-            raise ValueError(f"ids run from {windows.min()} to {windows.max()}, the vocabulary has {self.vocab_size}")
+        check_ids(windows, self.vocab_size)
         while len(windows):
             stream = self._stream if self._stream and self._rows[-1] < self.rows_per_shard else self._next()
             part, windows = np.split(windows, [min(len(windows), self.rows_per_shard - self._rows[-1])])
@@ -66,7 +101,7 @@ class ShardWriter:
         """Close the shard at hand and open another."""
         if self._stream is not None:
             self._stream.close()
-        self._stream = open(self.folder / f"shard-{len(self._rows):05d}.bin", "wb")  # noqa: SIM115
+        self._stream = open(self.folder / shard_name(len(self._rows)), "wb")  # noqa: SIM115
         self._rows.append(0)
         return self._stream
 
@@ -80,17 +115,15 @@ class ShardWriter:
             self._stream.close()
         if kind is not None:
             return
-        index = {
-            "version": VERSION,
-            "dtype": self.dtype.name,
-            "sequence_length": self.sequence_length,
-            "vocab_size": self.vocab_size,
-            "eos_id": self.eos_id,
-            "tokenizer_digest": self.tokenizer_digest,
-            "rows": self._rows,
+        write_index(
+            self.folder,
+            self._rows,
+            self.sequence_length,
+            self.vocab_size,
+            self.eos_id,
+            self.tokenizer_digest,
             **self.extra,
-        }
-        (self.folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        )
 
 
 class Shards:
@@ -107,7 +140,7 @@ class Shards:
         dtype = np.dtype(index["dtype"])
         self._parts = []
         for number, rows in enumerate(index["rows"]):
-            path = Path(folder) / f"shard-{number:05d}.bin"
+            path = Path(folder) / shard_name(number)
             wanted = rows * self.sequence_length * dtype.itemsize
             if not path.is_file() or path.stat().st_size != wanted:
                 size = path.stat().st_size if path.is_file() else "no"

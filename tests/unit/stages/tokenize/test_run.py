@@ -23,8 +23,7 @@ from stages.core.errors import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
 from stages.lib.formats import vocabulary
 from stages.lib.formats.documents import write_documents
-from stages.lib.formats.shards import Shards, ShardWriter
-from stages.tokenize import hash_sampling, packing
+from stages.lib.formats.shards import Shards
 from stages.tokenize.encoder import RESERVED, Encoder
 from stages.tokenize.packing import window_keys
 from stages.tokenize.run import held_out, run
@@ -311,34 +310,6 @@ def test_what_is_taken_does_not_depend_on_the_order_of_the_source(tmp_path: Path
     assert len(found[0]) > 60
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(0, hash_sampling.ALL), st.integers(1, 500)),
-        min_size=1,
-        max_size=60,
-        unique_by=lambda row: row[0],
-    ),
-    st.integers(1, 4),
-    st.data(),
-)
-def test_the_cut_is_the_shortest_prefix_that_suffices(
-    rows: list[tuple[int, int]], shards: int, data: st.DataObject
-) -> None:
-    total = sum(tokens for _, tokens in rows)
-    wanted = data.draw(st.integers(1, total))
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{n}.documents" for n in range(shards)]
-        for n, path in enumerate(paths):
-            mine = rows[n::shards]
-            hash_sampling.write_rows(
-                path, np.array([p for p, _ in mine], np.uint64), np.array([t for _, t in mine], np.int64)
-            )
-        last = hash_sampling.cut(paths, wanted)
-    chosen = sorted(row for row in rows if row[0] <= last)
-    assert sum(t for _, t in chosen) >= wanted
-    assert wanted == total or sum(t for _, t in chosen[:-1]) < wanted
-
-
 def test_what_is_held_out_and_what_is_drawn_are_decided_apart(tmp_path: Path, tokenizer: LocalArtifact) -> None:
     ctx = tokenize(tmp_path, tokenizer, corpus(1, 400), sequence_length=4, heldout=0.25, draw=((0.0, 0.5),))
     funnel = ctx.stats["funnel"]
@@ -402,43 +373,6 @@ def test_without_fastokens_the_result_is_the_same(
     assert digests(tokenize(tmp_path / "slow", tokenizer, corpus(1), sequence_length=8).output("shards")) == digests(
         right.output("shards")
     )
-
-
-# --- packing out of core
-# --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("bucket", "most"), [(64, 256), (64, 4), (1000, 2), (1 << 26, 256)])
-def test_the_order_is_the_same_whatever_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: int, most: int
-) -> None:
-    monkeypatch.setattr(packing, "BUCKET_BYTES", bucket)
-    monkeypatch.setattr(packing, "MOST_BUCKETS", most)
-    monkeypatch.setattr(packing, "READ_TOKENS", 37)
-    rng = np.random.default_rng(0)
-    parts = [rng.integers(3, 300, n, dtype=np.uint16) for n in (100, 0, 333, 250)]
-    files = []
-    for n, ids in enumerate(parts):
-        ids.tofile(tmp_path / f"{n}")
-        files.append(tmp_path / f"{n}")
-    streams = [packing.Stream(files[:3], 1000, 433), packing.Stream(files[3:], 90, 250)]  # the first is read 2.3 times
-    stream = np.concatenate([np.tile(np.concatenate(parts[:3]), 3)[:1000], parts[3][:90]])
-    wanted = stream[: 1090 // 7 * 7].reshape(-1, 7)[window_order(1090 // 7, 5)]
-    (tmp_path / "out").mkdir()
-    with ShardWriter(tmp_path / "out", 7, 300, EOS, "digest") as writer:
-        packing.write_shuffled(streams, 7, np.dtype(np.uint16), 5, tmp_path / "scratch", writer)
-    assert np.array_equal(np.stack(list(Shards.open(tmp_path / "out"))), wanted)  # type: ignore[attr-defined]
-    assert not list((tmp_path / "scratch").iterdir())
-
-
-def test_the_order_is_a_permutation_that_the_seed_decides() -> None:
-    """Every place is equally likely for a window: chi-squared over 64 places, 5 sigma."""
-    orders = [window_order(64, seed) for seed in range(2000)]
-    assert all(sorted(order) == list(range(64)) for order in orders)
-    counts = np.bincount([int(np.flatnonzero(order == 17)[0]) for order in orders], minlength=64)
-    expected = len(orders) / 64
-    chi = float(((counts - expected) ** 2 / expected).sum())
-    assert abs(chi - 63) < 5 * (2 * 63) ** 0.5
 
 
 def test_two_workers_write_the_same(tmp_path: Path, tokenizer: LocalArtifact) -> None:
