@@ -1,20 +1,29 @@
-"""What killed runs left behind, removed at the next start: never what a live process or a held lease still needs."""
+"""What nobody needs any more, removed: at every start what killed runs left behind, with `moxin gc` all of it.
+
+Each kind is found as `Garbage` (here on this machine's disks, in `flows.store_garbage` in the object store) and removed
+by what found it: never what a live process or a held lease still needs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from flows.store_garbage import CHECKPOINTS, HOUR, Garbage, Limits, StoreGarbage
 from stages.core.errors import StageError
 from stages.core.ledger import Ledger
 from stages.core.records import DamagedRecord
-from stages.core.workspace import KEPT, STATE, sweep
+from stages.core.workspace import KEPT, OWNER, STATE, attempt_folders, sweep
+
+FOLDERS, KEPT_OUTPUTS, DOWNLOADS, CACHE = "killed stages", "kept outputs", "broken downloads", "cache"
+LOCAL_REQUESTS = "local requests"
 
 
 def collect(home: Path, ledger: Ledger) -> Iterator[str]:
@@ -23,25 +32,68 @@ def collect(home: Path, ledger: Ledger) -> Iterator[str]:
     """
     for kind in (_workspaces, _kept, _requests, _downloads, _checkpoints):
         try:
-            if line := kind(home, ledger):
-                yield line
+            items = list(kind(home, ledger))
+            done = [item.remove() for item in items]
+            count, size = sum(any(one) for one in done), sum(size for _, size in done)
+            if count:
+                yield LINES[items[0].kind].format(count=count, size=size)
         except (StageError, OSError) as error:
             yield f"what is left behind could not all be removed: {error}"
 
 
-def _workspaces(home: Path, ledger: Ledger) -> str | None:
-    count, freed = sweep(home / "scratch")
-    return f"removed the folders of {count} killed stages: {freed:,} bytes" if count else None
+LINES = {
+    FOLDERS: "removed the folders of {count} killed stages: {size:,} bytes",
+    KEPT_OUTPUTS: "removed outputs kept for {count} keys that are published now",
+    LOCAL_REQUESTS: "removed {count} requests of attempts that are over",
+    DOWNLOADS: "removed {count} broken downloads from the cache: {size:,} bytes",
+    CHECKPOINTS: "removed the checkpoints of {count} published results: {size:,} bytes",
+}
+"""What a start says of each kind."""
 
 
-def _kept(home: Path, ledger: Ledger) -> str | None:
+def local(home: Path, ledger: Ledger, cache_bytes: int | None = None, shared: Path | None = None) -> Iterator[Garbage]:
+    """Everything of this machine's disks that goes. cache_bytes: what the cache may keep; None: all. shared: the folder
+    that a cluster's jobs share.
+    """
+    for kind in (_workspaces, _kept, _requests, _downloads):
+        yield from kind(home, ledger)
+    if shared is not None:  # folders of its stages are swept by the launcher, which knows whether jobs are in the queue
+        yield from _kept(shared, ledger)
+    if cache_bytes is not None:
+        yield from _cache(home, cache_bytes)
+
+
+def _workspaces(home: Path, ledger: Ledger) -> Iterator[Garbage]:
+    """Folders of stages that were killed: nobody holds the lock of their owner's mark."""
+    for folder in attempt_folders(home / "scratch"):
+        with contextlib.suppress(OSError), open(folder / OWNER) as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            count, size = _measure(folder)
+            yield Garbage(FOLDERS, str(folder), count, size, remove=partial(_sweep, folder))
+
+
+def _sweep(folder: Path) -> tuple[int, int]:
+    return sweep(folder.parent, [folder])
+
+
+def _kept(home: Path, ledger: Ledger) -> Iterator[Garbage]:
     """Outputs that an attempt could not publish, of keys that have been published since."""
-    done = [
-        p for p in (home / "scratch").glob(f"{KEPT}*") if _published(ledger, p.name.removeprefix(KEPT)) > _kept_by(p)
-    ]
-    for folder in done:
-        shutil.rmtree(folder, ignore_errors=True)
-    return f"removed outputs kept for {len(done)} keys that are published now" if done else None
+    for folder in (home / "scratch").glob(f"{KEPT}*"):
+        key = folder.name.removeprefix(KEPT)
+        if _published(ledger, key) > _kept_by(folder):
+            count, size = _measure(folder)
+            yield Garbage(KEPT_OUTPUTS, str(folder), count, size, key, remove=partial(_remove_folder, folder, size))
+
+
+def _remove_folder(folder: Path, size: int) -> tuple[int, int]:
+    shutil.rmtree(folder, ignore_errors=True)
+    return 1, size
+
+
+def _measure(folder: Path) -> tuple[int, int]:
+    """Files of a folder, and bytes that go with it: what is linked elsewhere too frees nothing."""
+    stats = [path.lstat() for path in folder.rglob("*") if path.is_file()]
+    return len(stats), sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
 def _kept_by(folder: Path) -> int:
@@ -63,9 +115,8 @@ def _published(ledger: Ledger, key: str) -> int:
     return manifest[0].attempt.epoch if manifest else 0
 
 
-def _requests(home: Path, ledger: Ledger) -> str | None:
+def _requests(home: Path, ledger: Ledger) -> Iterator[Garbage]:
     """Requests of attempts that hold no lease any more."""
-    gone = []
     for path in (home / "requests").glob("*.json"):
         try:
             lease = json.loads(path.read_text(encoding="utf-8"))["lease"]
@@ -73,42 +124,72 @@ def _requests(home: Path, ledger: Ledger) -> str | None:
             if held is not None and held[0].live and held[0].epoch == lease["epoch"]:
                 continue
         except (ValueError, KeyError, TypeError):
-            if time.time() - path.stat().st_mtime < 3600:  # it may be being written just now
+            if time.time() - path.stat().st_mtime < HOUR:  # it may be being written just now
                 continue
         except FileNotFoundError:
             continue
-        gone.append(path)
-    for path in gone:
-        path.unlink(missing_ok=True)
-    return f"removed {len(gone)} requests of attempts that are over" if gone else None
+        yield Garbage(LOCAL_REQUESTS, str(path), 1, path.stat().st_size, remove=partial(_unlink, path))
 
 
-def _downloads(home: Path, ledger: Ledger) -> str | None:
+def _unlink(path: Path) -> tuple[int, int]:
+    with contextlib.suppress(FileNotFoundError):
+        stat = path.stat()
+        path.unlink()
+        return 1, stat.st_size if stat.st_nlink == 1 else 0
+    return 0, 0
+
+
+def _downloads(home: Path, ledger: Ledger) -> Iterator[Garbage]:
     """Parts of downloads into the cache whose processes are gone: a live one holds the lock of its entry."""
-    count = freed = 0
     for path in (home / "cache").glob("??/.*"):
-        entry = path.with_name(path.name[1:].partition(".")[0] + ".verified")
-        with contextlib.suppress(OSError), open(entry, "a") as lock:
+        with _entry_lock(path.with_name(path.name[1:].partition(".")[0])) as held:
+            if held and path.exists():
+                yield Garbage(DOWNLOADS, str(path), 1, path.stat().st_size, remove=partial(_unlink_entry, path))
+
+
+def _unlink_entry(path: Path) -> tuple[int, int]:
+    """Remove an entry of the cache, or a part of one, unless a process is about to use it."""
+    with _entry_lock(path.with_name(path.name.removeprefix(".").partition(".")[0])) as held:
+        return _unlink(path) if held else (0, 0)
+
+
+@contextlib.contextmanager
+def _entry_lock(entry: Path) -> Iterator[bool]:
+    """The lock of a cache's entry (`stages.core.staging`); False: another process has it."""
+    with open(entry.with_name(f"{entry.name}.verified"), "a") as lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            size = path.stat().st_size
-            path.unlink()
-            count, freed = count + 1, freed + size
-    return f"removed {count} broken downloads from the cache: {freed:,} bytes" if count else None
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
-def _checkpoints(home: Path, ledger: Ledger) -> str | None:
+def _cache(home: Path, budget: int) -> Iterator[Garbage]:
+    """Entries of the cache beyond its budget, those that were not read for longest first. A stage that has linked one
+    keeps its link.
+    """
+    entries = [path for path in (home / "cache").glob("??/*") if len(path.name) == 64 and path.is_file()]
+    oldest = sorted(((path.stat(), path) for path in entries), key=lambda one: max(one[0].st_atime, one[0].st_mtime))
+    over = sum(stat.st_size for stat, _ in oldest) - budget
+    for stat, path in oldest:
+        if over <= 0:
+            return
+        over -= stat.st_size
+        size = stat.st_size if stat.st_nlink == 1 else 0
+        yield Garbage(CACHE, os.fspath(path), 1, size, remove=partial(_unlink_entry, path))
+
+
+def _checkpoints(home: Path, ledger: Ledger) -> Iterator[Garbage]:
     """Checkpoints of keys that are published since, and that nobody works on."""
-    sizes: dict[str, int] = defaultdict(int)
-    newest: dict[str, int] = defaultdict(int)
-    for row in ledger.store.list("checkpoints/"):  # checkpoints/<key>/<step>/<epoch>/..., and COMMIT.json
-        _, key, _, epoch, *_ = row.key.split("/")
-        sizes[key] += row.size
-        newest[key] = max(newest[key], int(epoch) if epoch.isdigit() else 0)
-    done = [key for key in sizes if _published(ledger, key) >= max(1, newest[key]) and not ledger.busy(key)]
-    for key in done:
-        ledger.drop_checkpoints(key)
-    return (
-        f"removed the checkpoints of {len(done)} published results: {sum(sizes[key] for key in done):,} bytes"
-        if done
-        else None
-    )
+    sizes: dict[str, list[Garbage]] = {}
+    for item in StoreGarbage(ledger, Limits(min_age=0.0)).checkpoints():
+        sizes.setdefault(item.key, []).append(item)
+    for key, items in sizes.items():
+        objects, size = sum(item.objects for item in items), sum(item.bytes for item in items)
+        yield Garbage(CHECKPOINTS, f"checkpoints/{key}/", objects, size, key, remove=partial(_all, items))
+
+
+def _all(items: list[Garbage]) -> tuple[int, int]:
+    done = [item.remove() for item in items]
+    return sum(count for count, _ in done), sum(size for _, size in done)

@@ -25,9 +25,9 @@ from typing import Annotated, Any
 
 import typer
 
+from flows.idle_keys import exclusive
 from flows.settings import Settings
 from stages.core.artifacts import FileEntry
-from stages.core.leases import LeaseHeld
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.records import DamagedRecord
@@ -93,18 +93,8 @@ def _alone(ledger: Ledger, key: str, act: Callable[[], object]) -> bool:
     """Do something to what belongs to a key while this process holds its lease. False: somebody works on the key, or a
     job of a lost run may.
     """
-    try:
-        held = ledger.lease(key)
-        last = ledger.attempt(key, held[0].epoch) if held is not None and held[0].holder else None
-        if last is not None and last.job and not last.ended_at:
-            return False
-        lease = ledger.acquire(key, "moxin repair")
-    except (LeaseHeld, DamagedRecord):
-        return False
-    try:
-        return act() is not False
-    finally:
-        ledger.release(lease)
+    with exclusive(ledger, key, "moxin repair") as lease:
+        return lease is not None and act() is not False
 
 
 def _manifests(ledger: Ledger) -> tuple[dict[str, StageResult], list[Finding]]:

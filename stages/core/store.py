@@ -59,6 +59,8 @@ class Stored:
     key: str
     size: int
     etag: str
+    written: float = 0.0
+    """When, in seconds since the epoch, by the store's clock (`Store.now`)."""
 
 
 def _patience() -> float:
@@ -170,6 +172,10 @@ class Store:
 
         return self._patiently(key, ask)
 
+    def now(self) -> float:
+        """The store's time, in seconds since the epoch, to a second or two: what ages of objects are told by."""
+        return self._patiently("probe/", self._clock)
+
     def _clock(self) -> float:
         """The store's time now, in seconds since the epoch: asked once, then carried on by this machine's clock."""
         offset = self._clock_offset
@@ -220,7 +226,7 @@ class Store:
         while True:
             page = self._patiently(prefix, lambda: self._client.list_objects_v2(**wanted))
             for row in page.get("Contents", ()):
-                yield Stored(row["Key"][cut:], row["Size"], row["ETag"])
+                yield Stored(row["Key"][cut:], row["Size"], row["ETag"], row["LastModified"].timestamp())
             if not page.get("IsTruncated"):
                 return
             wanted["ContinuationToken"] = page["NextContinuationToken"]

@@ -1,0 +1,41 @@
+"""Doing something to what belongs to a key while nobody works on it, and nobody can begin to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from stages.core.leases import LeaseHeld
+from stages.core.ledger import Ledger
+from stages.core.messages import Lease
+from stages.core.records import LEASE_SECONDS, DamagedRecord, LeaseRecord
+
+
+def at_work(ledger: Ledger, record: LeaseRecord | None) -> bool:
+    """Whether the holder of a lease may be at work: it renews it, or its job lives on without whoever followed it."""
+    if record is None or not record.holder:
+        return False
+    if record.live:
+        return True
+    try:
+        last = ledger.attempt(record.key, record.epoch)
+    except DamagedRecord:
+        return True
+    return last is not None and bool(last.job) and not last.ended_at
+
+
+@contextmanager
+def exclusive(ledger: Ledger, key: str, holder: str, seconds: float = LEASE_SECONDS) -> Iterator[Lease | None]:
+    """Hold a key's lease, which fences off every earlier attempt: none of them can publish any more. None: somebody is
+    at work on it, a job of a lost run may be, or its lease cannot be read.
+    """
+    try:
+        current = ledger.lease(key)
+        lease = None if current and at_work(ledger, current[0]) else ledger.acquire(key, holder, seconds)
+    except (LeaseHeld, DamagedRecord):
+        lease = None
+    try:
+        yield lease
+    finally:
+        if lease is not None:
+            ledger.release(lease)

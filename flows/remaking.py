@@ -1,0 +1,74 @@
+"""What making something anew would cost, by the attempts that made it: their time and the resources of their node."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from flows import cost
+from flows.profiles import Profile
+from flows.store_garbage import ATTEMPTS, RESULTS, UNFINISHED, Garbage
+from stages.core.ledger import Ledger
+from stages.core.records import AttemptRecord, DamagedRecord
+
+
+@dataclass(frozen=True)
+class Remaking:
+    """Time by the clock, and what it costs with a node's resources."""
+
+    seconds: float = 0.0
+    gpu_hours: float = 0.0
+    core_hours: float = 0.0
+    dollars: float = 0.0
+    unknown: int = 0
+    """Attempts whose end, or whose node, is not known: they are in none of the sums."""
+
+    def __add__(self, other: Remaking) -> Remaking:
+        return Remaking(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+    def row(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people; "nothing" where nothing would have to be made."""
+        if not self.seconds:
+            return "not known" if self.unknown else "nothing"
+        hours = f"{self.gpu_hours:,.1f} GPU-h" if self.gpu_hours else f"{self.core_hours:,.1f} core-h"
+        more = f", and {self.unknown} attempts of unknown length" if self.unknown else ""
+        return f"{cost.duration(self.seconds)}, {hours}, ${self.dollars:,.2f}{more}"
+
+
+def of(ledger: Ledger, item: Garbage, profile: Profile) -> Remaking:
+    """What it took to make one thing; nothing for what no result and no next attempt needs (its key is published).
+
+    profile: whose resources a node has, and its prices.
+    """
+    if item.kind not in (ATTEMPTS, UNFINISHED, RESULTS) or not item.key:
+        return Remaking()
+    with contextlib.suppress(DamagedRecord):
+        records = ledger.attempts(item.key)
+        if item.kind != UNFINISHED:
+            records = [record for record in records if record.epoch == item.epoch]
+        return _sum(records, profile) if records else Remaking(unknown=1)
+    return Remaking(unknown=1)
+
+
+def _sum(records: Iterable[AttemptRecord], profile: Profile) -> Remaking:
+    prices, total = cost.prices_of(profile), Remaking()
+    for record in records:
+        resources = profile.resources.get(record.node)
+        if resources is None or not record.ended_at:
+            total += Remaking(unknown=1)
+            continue
+        ended, started = datetime.fromisoformat(record.ended_at), datetime.fromisoformat(record.started_at)
+        seconds = max(0.0, (ended - started).total_seconds())
+        hours = seconds / 3600 * resources.nodes
+        gpu_hours, core_hours = hours * resources.gpus, hours * resources.cpus
+        dollars = gpu_hours * prices["gpu"]["dollars_per_hour"]
+        dollars = dollars or core_hours * prices["cpu"]["dollars_per_core_hour"]
+        total += Remaking(seconds, gpu_hours, core_hours, dollars)
+    return total
