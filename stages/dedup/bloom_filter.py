@@ -4,32 +4,19 @@ dedup/bff/src/main.rs).
 A paragraph begins at a line feed and holds it. It goes when more than 0.8 of its 13-grams of words (Unicode word
 boundaries, `word_boundaries.py`) are in the filter, and is then not inserted; a document goes as a whole when that
 holds for the 13-grams of all its paragraphs. Paragraphs under 13 words are left alone. The outcome depends on the
-order of the documents, which the inputs fix, so that this step runs over the shards one after another, as one of DCLM's
-shards does.
+order of the documents, which the inputs fix (`bloom_pass.py`).
 
-The filter is a file mapped into memory, in blocks of one cache line: an n-gram costs one miss. With a copy of it after
-every few shards, an attempt that was broken off goes on from there.
+The filter lies in blocks of one cache line: an n-gram costs one miss.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
-import pyarrow as pa
 
-from stages.core.files import replacing
-from stages.dedup.bloom_size import BLOCK_BITS, BYTES_PER_NGRAM, dimensions
-from stages.dedup.funnel import Funnel
+from stages.dedup.bloom_size import BLOCK_BITS, dimensions
 from stages.dedup.shingles import BASE, _windows
 from stages.dedup.word_boundaries import POSITION, next_word_hashes, paragraph_words, properties
 from stages.lib.data.numba_jit import fmix64, njit
-from stages.lib.data.workers import Pool
-from stages.lib.formats.documents import DocumentWriter, read_batches, text_buffer
 
 WIDTH, THRESHOLD = 13, 0.8
 """Of DCLM-BASELINE: `--min-ngram-size 13 --max-ngram-size 13 --filtering-threshold 0.8` (dedup/bff of the DCLM
@@ -37,8 +24,6 @@ repository).
 """
 PIECE = 1 << 20
 """Bytes of a paragraph that are looked at together: a longer one is read in pieces, twice, to the same result."""
-SNAPSHOT_SHARDS = 16
-"""Shards between two copies of the filter."""
 
 
 @njit
@@ -199,15 +184,11 @@ def filter_texts(source, ends, classes, bits, probes, width, threshold, marks, w
 
 
 class BloomFilter:
-    """The filter, in memory or mapped from a file, and what it does with texts."""
+    """The filter, in memory, and what it does with texts."""
 
-    def __init__(self, expected: int, path: Path | None = None) -> None:
+    def __init__(self, expected: int) -> None:
         blocks, self.probes = dimensions(expected)
-        if path is None:
-            self.bits = np.zeros((blocks, BLOCK_BITS // 64), np.uint64)
-        else:
-            mode = "r+" if path.is_file() and path.stat().st_size == blocks * BLOCK_BITS // 8 else "w+"
-            self.bits = np.memmap(path, np.uint64, mode, shape=(blocks, BLOCK_BITS // 64))
+        self.bits = np.zeros((blocks, BLOCK_BITS // 64), np.uint64)
         self.counts = np.zeros(4, np.int64)
 
     def filter(
@@ -241,80 +222,3 @@ class BloomFilter:
             self.counts,
         )
         return (out[: out_ends[-1]] if changed else source[ends[0] : ends[-1]]), out_ends
-
-
-def filter_documents(
-    pool: Pool, folders: Sequence[Path], funnel: Funnel, progress: Callable[[float, float, str], None] | None = None
-) -> list[Path]:
-    """Send the documents of the shards' folders through one filter, in order; the folders of what is left."""
-    base = pool.folder / "bloom"
-    base.mkdir(exist_ok=True)
-    expected = max(1, funnel.rows["out"]["bytes"] // BYTES_PER_NGRAM)
-    bits = base / "bits"
-    done = _resume(base, bits, len(folders))
-    machine = BloomFilter(expected, bits)
-    funnel.restart()
-    for number, folder in enumerate(folders):
-        target = base / f"{number:06d}"
-        if number >= done:
-            value = _filter_shard(machine, folder, target)
-            (target / "value.json").write_text(json.dumps(value), encoding="utf-8")
-            if (number + 1) % SNAPSHOT_SHARDS == 0:
-                _snapshot(machine, base, bits, number + 1)
-        funnel.add(json.loads((target / "value.json").read_text(encoding="utf-8")))
-        if progress:
-            progress(number + 1, len(folders), "shards (bloom)")
-    return [base / f"{number:06d}" for number in range(len(folders))]
-
-
-def _resume(base: Path, bits: Path, shards: int) -> int:
-    """Bring the newest copy of the filter back; how many shards it has seen. Without one, begin anew."""
-    copies = sorted(base.glob("snapshot-*"))
-    if not copies:
-        bits.unlink(missing_ok=True)
-        return 0
-    shutil.copyfile(copies[-1], bits)
-    return min(shards, int(copies[-1].name.rpartition("-")[2]))
-
-
-def _snapshot(machine: BloomFilter, base: Path, bits: Path, number: int) -> None:
-    """Copy the filter, under its final name at once; older copies go."""
-    machine.bits.flush()  # type: ignore[attr-defined]
-    old = list(base.glob("snapshot-*"))
-    with replacing(base / f"snapshot-{number:06d}") as partial:
-        shutil.copyfile(bits, partial)
-    for path in old:
-        path.unlink()
-
-
-def _filter_shard(machine: BloomFilter, folder: Path, target: Path) -> dict[str, Any]:
-    """Filter the documents of one folder into another; the funnel's rows."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
-    funnel = Funnel()
-    with DocumentWriter(target) as writer:
-        for batch in read_batches(folder, rows=4096):
-            source, ends = text_buffer(batch.column("text"))
-            left, left_ends = machine.filter(source, ends)
-            sizes, left_sizes = np.diff(ends), np.diff(left_ends)
-            gone = _blank(left, left_ends)
-            cut = (left_sizes < sizes) & ~gone
-            funnel.count("seen before (Bloom filter)", int(gone.sum()), int(sizes[gone].sum()))
-            funnel.count("paragraphs seen before", int(cut.sum()), int((sizes - left_sizes)[cut].sum()))
-            text = pa.LargeStringArray.from_buffers(len(left_sizes), pa.py_buffer(left_ends), pa.py_buffer(left))
-            place = batch.schema.get_field_index("text")
-            kept = batch.set_column(place, batch.schema.field(place), text).filter(pa.array(~gone))
-            writer.add_batch(kept)
-            funnel.keep(kept)
-    if not writer.documents:
-        (target / "part-00000.parquet").unlink()
-    return funnel.value()
-
-
-def _blank(source: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Which texts hold nothing but white space: [texts], bool."""
-    sizes = np.diff(ends)
-    blank = sizes == 0
-    for d in np.flatnonzero((sizes > 0) & (sizes < 64)):
-        blank[d] = not source[ends[d] : ends[d + 1]].tobytes().decode().strip()
-    return blank

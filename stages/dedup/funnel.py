@@ -10,18 +10,19 @@ import numpy as np
 import pyarrow as pa
 
 from stages.dedup.lsh import EXACT, KEPT, NEAR, SHORT
-from stages.lib.formats.corpus import Shard, read_shard
+from stages.lib.formats.corpus import Shard, count_values, read_shard
 from stages.lib.formats.documents import DocumentWriter, text_buffer
 
 REASONS = {NEAR: "near duplicate", SHORT: "short", EXACT: "exact duplicate"}
 
 
 class Funnel:
-    """Documents and bytes by what became of them; of those that are left, also sources and lengths."""
+    """Documents and bytes by what became of them; of those that are left, also sources, licenses and lengths."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, int]] = {"in": {"documents": 0, "bytes": 0}, "out": {"documents": 0, "bytes": 0}}
         self.sources: Counter[str] = Counter()
+        self.licenses: Counter[str] = Counter()
         self.lengths: Counter[int] = Counter()
 
     def count(self, reason: str, documents: int, size: int) -> None:
@@ -36,13 +37,15 @@ class Funnel:
         if batch.num_rows:
             sizes = np.diff(text_buffer(batch.column("text"))[1])
             self.count("out", batch.num_rows, int(sizes.sum()))
-            self.sources.update({v["values"]: v["counts"] for v in batch.column("source").value_counts().to_pylist()})
+            count_values(self.sources, batch.column("source"))
+            count_values(self.licenses, batch.column("license"))
             self.lengths.update(np.frexp(sizes.astype(np.float64))[1].tolist())
 
     def restart(self) -> None:
         """Another step follows: what is left will be counted anew."""
         self.rows["out"] = {"documents": 0, "bytes": 0}
         self.sources.clear()
+        self.licenses.clear()
         self.lengths.clear()
 
     def value(self) -> dict[str, Any]:
@@ -50,6 +53,7 @@ class Funnel:
         return {
             "rows": self.rows,
             "sources": dict(self.sources),
+            "licenses": dict(self.licenses),
             "lengths": {str(k): v for k, v in self.lengths.items()},
         }
 
@@ -58,6 +62,7 @@ class Funnel:
         for reason, row in value["rows"].items():
             self.count(reason, row["documents"], row["bytes"])
         self.sources.update(value["sources"])
+        self.licenses.update(value["licenses"])
         self.lengths.update({int(k): v for k, v in value["lengths"].items()})
 
     def histogram(self) -> list[dict[str, int]]:

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import numpy as np
 
 from stages.core.context import Context
 from stages.core.errors import InputError
-from stages.dedup import bloom_filter, lsh, suffix_array, verification
+from stages.dedup import bloom_pass, lsh, suffix_array, verification
+from stages.dedup.bloom_pass import Kept
 from stages.dedup.funnel import Funnel, write_kept
+from stages.dedup.limits import MAX_DOCUMENTS, dealt, too_many
 from stages.dedup.spec import Dedup, DedupConfig, Recipe
 from stages.dedup.union_find import around, clusters, splice, unite
 from stages.lib.data.workers import Pool, Result
-from stages.lib.formats.corpus import Shard, gather_parts, shards
-from stages.lib.formats.parquet_parts import count_by
+from stages.lib.formats.corpus import Shard, adopt_parts, commonest, renumbered, shards_of
 
 EXAMPLE_CLUSTERS = 5
 RECORD_BYTES = 32
@@ -39,27 +40,65 @@ PAIRS_PER_TASK = 1 << 17
 def run(ctx: Context[DedupConfig]) -> None:
     """Write the documents that remain; raise InputError when none does."""
     recipe = ctx.config.resolved()
-    work = shards([Path(source.path) for source in ctx.inputs("sources")])
-    total = sum(shard.rows for shard in work)
-    if not total:
+    work = shards_of([source.entries() for source in ctx.inputs("sources")])
+    if not work:
         raise InputError(f"{ctx.node}: the corpus is empty: its sources hold no document")
-    if total >= 1 << 32:
-        raise InputError(f"{ctx.node}: {total} documents are more than one dedup numbers (2^32): split the sources")
+    parts = [renumbered(part) for part in dealt(work, ctx.config.partitions)]
+    if max(sum(shard.rows for shard in part) for part in parts) > MAX_DOCUMENTS:
+        raise InputError(f"{ctx.node}: {too_many(sum(shard.rows for shard in work), len(parts))}")
+    funnel, found = Funnel(), _Found()
     with Pool.of(ctx, Dedup.resources(ctx.config)) as pool:
-        _deduplicate(ctx, pool, recipe, work)
+        left = []
+        for number, part in enumerate(parts):
+            pool.prefix = f"p{number:04d}-" if len(parts) > 1 else ""
+            left.append(_deduplicate(ctx, pool, recipe, part, funnel, found))
+        pool.prefix = ""
+        if not funnel.rows["out"]["documents"] and recipe.min_characters:
+            raise InputError(
+                f"{ctx.node}: nothing is left of {funnel.rows['in']['documents']} documents: all are shorter than"
+                f" {recipe.min_characters} characters"
+            )
+        if recipe.bloom:
+            memory = int(ctx.config.bloom_memory_gib * (1 << 30))
+            last = bloom_pass.filter_documents(pool, left, memory, funnel, ctx.progress)
+        else:
+            last = [entry for part in left for kept in part for entry in kept.parts]
+        adopt_parts(ctx, "documents", last)
+    _tell(ctx, funnel, found)
 
 
-def _deduplicate(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard]) -> None:
-    """All steps, one after another."""
+@dataclass
+class _Found:
+    """What is told of the clusters of all partitions."""
+
+    sizes: Counter[int] = field(default_factory=Counter)
+    examples: list[list[str]] = field(default_factory=list)
+    pairs: Counter[str] = field(default_factory=Counter)
+
+    def add(self, groups: np.ndarray, labels: dict[int, str]) -> None:
+        """The clusters of one partition, and how their examples are called."""
+        if not len(groups):
+            return
+        self.sizes.update(np.unique(groups[:, 0], return_counts=True)[1].tolist())
+        shown = _examples(groups)
+        of = dict(groups[np.isin(groups[:, 1], shown)][:, ::-1].tolist())
+        clusters_ = [[labels[d] for d in shown if of[d] == first] for first in sorted(set(of.values()))]
+        self.examples += clusters_[: EXAMPLE_CLUSTERS - len(self.examples)]
+
+
+def _deduplicate(
+    ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard], funnel: Funnel, found: _Found
+) -> list[Kept]:
+    """All steps but the Bloom filter, one after another, for one partition; what is left."""
     total = sum(shard.rows for shard in work)
     fate, groups = np.zeros(total, np.int8), np.empty((0, 2), np.uint32)
     if recipe.exact or recipe.bands or recipe.min_characters:
         signed = _sign(ctx, pool, recipe, work)
         fate = _exact(ctx, pool, signed, recipe, total)
-        if recipe.bands:
-            groups = _near(ctx, pool, signed, recipe, work, fate)
+        if recipe.bands and (fate == lsh.KEPT).any():
+            groups = _near(ctx, pool, signed, recipe, work, fate, found.pairs)
     np.save(pool.folder / "fate.npy", fate)
-    funnel = Funnel()
+    here = Funnel()
     examples = _examples(groups)
     tasks = [
         {
@@ -72,17 +111,20 @@ def _deduplicate(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: li
     results = pool.map("keep", write_kept, tasks, ctx.progress)
     labels: dict[int, str] = {}
     for result in results:
-        funnel.add(result.value["funnel"])
+        here.add(result.value["funnel"])
         labels.update({int(document): label for document, label in result.value["labels"].items()})
-    last = [result.folder for result in results]
+    found.add(groups, labels)
     if recipe.substring_bytes:
-        last = suffix_array.cut(
-            pool, last, recipe.substring_bytes, ctx.config.substring_megabytes << 20, funnel, ctx.progress
+        results = suffix_array.cut(
+            pool,
+            [result.folder for result in results],
+            recipe.substring_bytes,
+            ctx.config.substring_megabytes << 20,
+            here,
+            ctx.progress,
         )
-    if recipe.bloom:
-        last = bloom_filter.filter_documents(pool, last, funnel, ctx.progress)
-    gather_parts(last, Path(ctx.output("documents")))
-    _tell(ctx, funnel, groups, labels)
+    funnel.add(here.value())
+    return [Kept(result.files, result.value["funnel"]["rows"]["out"]["bytes"]) for result in results]
 
 
 def _sign(ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard]) -> list[Result]:
@@ -108,15 +150,17 @@ def _exact(ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: 
         tasks = [{"partition": p, "runs": runs} for p in range(signed[0].value["partitions"])]
         for result in pool.map("exact", lsh.exact, tasks, ctx.progress):
             fate[np.fromfile(result.folder / "documents", np.uint32)] = lsh.EXACT
-    if not (fate == lsh.KEPT).any():
-        raise InputError(
-            f"{ctx.node}: nothing is left of {total} documents: all are shorter than {recipe.min_characters} characters"
-        )
     return fate
 
 
 def _near(
-    ctx: Context[DedupConfig], pool: Pool, signed: list[Result], recipe: Recipe, work: list[Shard], fate: np.ndarray
+    ctx: Context[DedupConfig],
+    pool: Pool,
+    signed: list[Result],
+    recipe: Recipe,
+    work: list[Shard],
+    fate: np.ndarray,
+    pairs: Counter[str],
 ) -> np.ndarray:
     """Find the clusters of near duplicates, write NEAR into `fate`; rows (first document, document) of all of them,
     sorted.
@@ -131,7 +175,10 @@ def _near(
     spills: dict[str, Any] = {}
     if len(order) and (recipe.verify or recipe.extremes):
         spills = _spill(ctx, pool, recipe, work, order, len(fate))
-    groups = _verified(ctx, pool, files, order, spills, len(fate)) if recipe.verify else _joined(files, len(fate))
+    if recipe.verify:
+        groups = _verified(ctx, pool, files, order, spills, len(fate), pairs)
+    else:
+        groups = _joined(files, len(fate))
     if not recipe.extremes:
         fate[groups[groups[:, 0] != groups[:, 1], 1]] = lsh.NEAR
     elif len(groups):
@@ -165,7 +212,13 @@ def _neighbours(files: Iterable[str], documents: int) -> np.ndarray:
 
 
 def _verified(
-    ctx: Context[DedupConfig], pool: Pool, files: list[str], order: np.ndarray, spills: dict[str, Any], documents: int
+    ctx: Context[DedupConfig],
+    pool: Pool,
+    files: list[str],
+    order: np.ndarray,
+    spills: dict[str, Any],
+    documents: int,
+    pairs: Counter[str],
 ) -> np.ndarray:
     """The clusters of the pairs that reach the threshold. `order`: the candidates, see `_neighbours`."""
     ranks = np.zeros(documents, np.uint32)
@@ -191,7 +244,7 @@ def _verified(
         for low in range(0, r.value, PAIRS_PER_TASK)
     ]
     results = pool.map("verify", verification.verify, tasks, ctx.progress)
-    ctx.stat(candidate_pairs=sum(r.value for r in merged), verified_pairs=sum(r.value["edges"] for r in results))
+    pairs.update(candidate_pairs=sum(r.value for r in merged), verified_pairs=sum(r.value["edges"] for r in results))
     return _joined([str(result.folder / "edges") for result in results], documents)
 
 
@@ -237,14 +290,10 @@ def _examples(groups: np.ndarray) -> list[int]:
     return [int(d) for first in firsts for d in groups[groups[:, 0] == first, 1][:4]]
 
 
-def _tell(ctx: Context[DedupConfig], funnel: Funnel, groups: np.ndarray, labels: dict[int, str]) -> None:
+def _tell(ctx: Context[DedupConfig], funnel: Funnel, found: _Found) -> None:
     """The statistics."""
-    sizes = Counter(np.unique(groups[:, 0], return_counts=True)[1].tolist()) if len(groups) else Counter()
-    shown = _examples(groups)
-    of = dict(groups[np.isin(groups[:, 1], shown)][:, ::-1].tolist()) if len(groups) else {}
     out = funnel.rows["out"]
-    per_license = count_by(Path(ctx.output("documents")), "license")
-    meta = {"documents": out["documents"], "text_bytes": out["bytes"], "per_license": per_license}
+    meta = {"documents": out["documents"], "text_bytes": out["bytes"], "per_license": commonest([funnel.licenses])}
     ctx.describe("documents", meta=meta)
     ctx.stat(
         recipe=ctx.config.recipe,
@@ -252,9 +301,10 @@ def _tell(ctx: Context[DedupConfig], funnel: Funnel, groups: np.ndarray, labels:
         keep_fraction_bytes=round(out["bytes"] / max(1, funnel.rows["in"]["bytes"]), 4),
         per_source=dict(sorted(funnel.sources.items())),
         lengths=funnel.histogram(),
-        clusters=sum(sizes.values()),
-        cluster_sizes={str(size): sizes[size] for size in sorted(sizes)},
-        example_clusters=[[labels[d] for d in shown if of[d] == first] for first in sorted(set(of.values()))],
+        clusters=sum(found.sizes.values()),
+        cluster_sizes={str(size): found.sizes[size] for size in sorted(found.sizes)},
+        example_clusters=found.examples,
         documents=out["documents"],
         text_bytes=out["bytes"],
+        **found.pairs,
     )

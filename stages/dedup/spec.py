@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from stages.core.artifacts import Documents
 from stages.core.config import Operational, StageConfig
 from stages.core.resources import Resources
-from stages.core.stage import Input, Output, Stage, output
+from stages.core.stage import Input, Output, Reading, Stage, output
 
 RecipeName = Literal[
     "slimpajama",
@@ -105,6 +105,23 @@ class DedupConfig(StageConfig):
         le=1024,
         description="text whose repeated substrings are sought together; memory is some 14 times that",
     )
+    partitions: int = Field(
+        default=1,
+        ge=1,
+        le=10_000,
+        description=(
+            "the corpus is dealt out, shard i to partition i mod so many, and each is deduplicated by itself, with a"
+            " Bloom filter of its own (DCLM-BASELINE: 10)"
+        ),
+    )
+    bloom_memory_gib: Operational[float] = Field(
+        default=1.0,
+        gt=0,
+        description=(
+            "what the Bloom filters at work at one time may use: as many partitions as fit; one that does not fit is"
+            " refused"
+        ),
+    )
     memory_mib: Operational[int] = Field(
         default=512,
         ge=64,
@@ -147,10 +164,13 @@ class DedupConfig(StageConfig):
 class Dedup(Stage[DedupConfig], env="data", revision=3, reproducible="bits"):
     """Remove short, exact and near-duplicate documents by a published recipe."""
 
+    reads: ClassVar[Mapping[str, Reading]] = {"sources": "shards"}
+
     sources: Sequence[Input[Documents]]
     documents: Output[Documents] = output()
 
     @classmethod
     def resources(cls, config: DedupConfig) -> Resources:
         cpus = config.workers if isinstance(config.workers, int) else 1
-        return Resources(cpus=cpus, memory_gib=max(2.0, cpus * (config.memory_mib + 300) / 1024))
+        sorting, filters = cpus * (config.memory_mib + 300) / 1024, config.bloom_memory_gib + cpus * 300 / 1024
+        return Resources(cpus=cpus, memory_gib=max(2.0, sorting, filters if config.resolved().bloom else 0.0))

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from stages.dedup.funnel import Funnel
 from stages.lib.data.numba_jit import njit
-from stages.lib.data.workers import Pool
+from stages.lib.data.workers import Pool, Result
 from stages.lib.formats.documents import DocumentWriter, read_batches, text_buffer, text_bytes
 
 JOINT = 0xFF
@@ -98,7 +98,7 @@ def cut_group(folder: Path, folders: list[str], length: int, together: int) -> A
             _cut_batches(held, length, writer, funnel)
     if not writer.documents:
         (folder / "part-00000.parquet").unlink()
-    return funnel.value()
+    return {"funnel": funnel.value()}
 
 
 def _cut_batches(batches: list[pa.RecordBatch], length: int, writer: DocumentWriter, funnel: Funnel) -> None:
@@ -133,8 +133,8 @@ def cut(
     together: int,
     funnel: Funnel,
     progress: Callable[[float, float, str], None] | None = None,
-) -> list[Path]:
-    """Cut repetitions out of the documents of the shards' folders; the folders of what is left."""
+) -> list[Result]:
+    """Cut repetitions out of the documents of the shards' folders; what is left."""
     groups: list[list[str]] = [[]]
     held = 0
     for folder in folders:
@@ -152,5 +152,5 @@ def cut(
     )
     funnel.restart()
     for result in results:
-        funnel.add(result.value)
-    return [result.folder for result in results]
+        funnel.add(result.value["funnel"])
+    return results

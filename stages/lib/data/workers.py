@@ -98,6 +98,8 @@ class Pool:
         self.folder = Path(folder)
         self.workers: Workers = workers
         self._request_array = request_array
+        self.prefix = ""
+        """Of the names of steps, for steps that are done several times."""
         self._before = ""
         self._processes: ProcessPoolExecutor | None = None
         self._alive: list[Any] = []
@@ -130,6 +132,7 @@ class Pool:
         progress: Callable[[float, float, str], None] | None = None,
     ) -> list[Result]:
         """Run every task once; results in the order of the tasks. A task's own exception is raised here as it is."""
+        name = self.prefix + name
         base = self.folder / name
         base.mkdir(parents=True, exist_ok=True)
         whose = (function.__module__, function.__qualname__)

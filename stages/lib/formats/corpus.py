@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,14 @@ def _cut(parts: list[tuple[str, FileEntry | None, list[tuple[int, int]]]], size:
     return found
 
 
+def renumbered(chosen: Iterable[Shard]) -> list[Shard]:
+    """Some of the shards, as those of a corpus of their own: their documents counted from 0."""
+    found: list[Shard] = []
+    for shard in chosen:
+        found.append(replace(shard, start=found[-1].start + found[-1].rows if found else 0))
+    return found
+
+
 def read_shard(shard: Shard, columns: list[str] | None = None, rows: int = 8192) -> Iterator[pa.RecordBatch]:
     """Record batches of one shard, in order, each within one row group. Of a stored part only the groups and columns
     asked for are read.
@@ -103,6 +111,16 @@ def read_shard(shard: Shard, columns: list[str] | None = None, rows: int = 8192)
         parquet = stack.enter_context(pq.ParquetFile(source))
         for group in range(shard.first_group, shard.end_group):
             yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
+
+
+def read_parts(
+    parts: Iterable[FileEntry], columns: list[str] | None = None, rows: int = 8192
+) -> Iterator[pa.RecordBatch]:
+    """Record batches of whole parts, in order, each within one row group."""
+    for part in parts:
+        with open_file(part) as stream, pq.ParquetFile(stream) as parquet:
+            for group in range(parquet.num_row_groups):
+                yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
 
 
 def gather_parts(folders: Iterable[Path], target: Path) -> None:

@@ -24,10 +24,8 @@ from pydantic import ValidationError
 
 from stages.core.errors import InputError
 from stages.core.testing import LocalContext
-from stages.dedup import bloom_filter
 from stages.dedup import word_boundaries as uax29
 from stages.dedup.bloom_filter import BloomFilter, contains, insert
-from stages.dedup.funnel import Funnel
 from stages.dedup.jaccard import joined
 from stages.dedup.jaccard_on_disk import large_pairs
 from stages.dedup.lsh import ALL_PAIRS, bucket_pairs
@@ -39,8 +37,7 @@ from stages.dedup.suffix_array import JOINT, repetitions
 from stages.dedup.union_find import clusters, unite
 from stages.dedup.verification import similar_pairs
 from stages.lib.data.numba_jit import fmix64
-from stages.lib.data.workers import Pool
-from stages.lib.formats.documents import read_documents, write_documents
+from stages.lib.formats.documents import read_documents
 from tests.support.deduplication import dedup, planted, words
 from tests.support.paths import DATA, ROOT
 
@@ -546,49 +543,6 @@ def test_bff_is_old_both(seed: int) -> None:
     found = [left[a:b].tobytes().decode() for a, b in pairwise(ends)]
     assert found == old_both(texts)
     assert 10 < sum(not f and bool(t) for f, t in zip(found, texts, strict=True)) < 140
-
-
-def test_the_bloom_filter_goes_on_from_its_last_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Broken off in the fourth of five shards, with a copy after every second: the second attempt filters three, to
-    equal bytes.
-    """
-    monkeypatch.setattr(bloom_filter, "SNAPSHOT_SHARDS", 2)
-    rng = random.Random(9)
-    shared = [" ".join(words(rng, 20)) for _ in range(12)]
-    folders, total = [], 0
-    for n in range(5):
-        folders.append(tmp_path / f"in-{n}")
-        folders[-1].mkdir()
-        texts = ["\n".join([*rng.sample(shared, 2), " ".join(words(rng, 20))]) for _ in range(8)]
-        total += write_documents(
-            folders[-1], ({"id": f"{n}-{i}", "text": t, "source": "s"} for i, t in enumerate(texts))
-        ).text_bytes
-
-    def filtered_by(pool: Pool) -> tuple[list[bytes], dict[str, Any]]:
-        funnel = Funnel()
-        funnel.count("out", 40, total)
-        found = bloom_filter.filter_documents(pool, folders, funnel)
-        return [p.read_bytes() for folder in found for p in sorted(folder.glob("part-*"))], funnel.rows
-
-    (tmp_path / "whole").mkdir()
-    wanted = filtered_by(Pool(tmp_path / "whole"))
-    assert 0 < wanted[1]["out"]["bytes"] < total
-    plain, seen = bloom_filter._filter_shard, []
-
-    def breaking(machine: Any, folder: Path, target: Path) -> Any:
-        seen.append(folder.name)
-        value = plain(machine, folder, target)
-        if len(seen) == 4:
-            raise KeyboardInterrupt  # after the filter has taken the shard in, before its result counts
-        return value
-
-    monkeypatch.setattr(bloom_filter, "_filter_shard", breaking)
-    (tmp_path / "broken").mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        filtered_by(Pool(tmp_path / "broken"))
-    seen.clear()
-    assert filtered_by(Pool(tmp_path / "broken")) == wanted
-    assert seen == ["in-2", "in-3", "in-4"]
 
 
 def boundaries(text: str) -> list[int]:
