@@ -9,15 +9,17 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    FlexibleChecksumError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
 )
+from botocore.parsers import ResponseParserError
 
 from stages.core.errors import ConfigError, InfraError, InputError
 from stages.core.messages import StoreAddress
 
-_TRANSIENT = frozenset(
+TRANSIENT = frozenset(
     {
         "SlowDown",
         "RequestTimeout",
@@ -26,10 +28,15 @@ _TRANSIENT = frozenset(
         "Throttling",
         "ThrottlingException",
         "RequestLimitExceeded",
+        "BadDigest",
+        "IncompleteBody",
+        "MalformedXML",
+        "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
     }
 )
-"""Codes of answers that ask for patience, whatever their status (botocore's own list of transient and throttling
-errors).
+"""Codes of answers that ask for patience, whatever their status: botocore's own list of transient and throttling
+errors, and those of a request whose bytes changed on their way.
 """
 
 
@@ -69,11 +76,33 @@ def client_errors(address: StoreAddress, key: str) -> Iterator[None]:
         answer = error if isinstance(error, ClientError) else error.__context__  # an upload's error wraps the answer
         if isinstance(answer, ClientError):
             raise _answer_error(address, key, answer) from error
+        if isinstance(error, FlexibleChecksumError):
+            raise Unavailable(
+                f"the object store at {_server(address)} sent bytes of {object_name(address, key)} that are not those"
+                " of their checksum"
+            ) from error
         kind = InfraError if isinstance(error, ParamValidationError | PartialCredentialsError) else Unavailable
         raise kind(
             f"the object store at {_server(address)} cannot be reached ({type(error).__name__}): is it up? try"
             " 'moxin up'"
         ) from error
+    except (ResponseParserError, ValueError) as error:
+        if not _of_an_answer(error):
+            raise
+        raise Unavailable(
+            f"the answer of the object store at {_server(address)} about {object_name(address, key)} cannot be read"
+            f" ({type(error).__name__}): bytes of it changed on their way, or it is no S3 store"
+        ) from error
+
+
+def _of_an_answer(error: BaseException) -> bool:
+    """Whether the client raised it while it read an answer: what the store answers may be no XML, or have no date."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") == "botocore.parsers":
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _server(address: StoreAddress) -> str:
@@ -98,5 +127,5 @@ def _answer_error(address: StoreAddress, key: str, error: ClientError) -> Except
         return InfraError(f"the object store has no bucket '{address.bucket}'")
     if status == 404:
         return Damaged(f"{name} is not in the store (HTTP 404)", key)
-    kind = Unavailable if status >= 500 or status in (408, 429) or code in _TRANSIENT else InfraError
+    kind = Unavailable if status >= 500 or status in (408, 429) or code in TRANSIENT else InfraError
     return kind(f"the object store failed on {name}: {code} (HTTP {status})")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stages.core import runtime, staging, store
+from stages.core import connection, runtime, staging
 from stages.core.errors import InfraError, InputError, Preempted
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
@@ -158,7 +158,7 @@ def test_staging_ends_at_once_and_not_with_the_last_file(
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert len(begun) <= store.THREADS + 3
+    assert len(begun) <= connection.THREADS + 3
     assert not ledger.store.interrupted.is_set(), "the store is of use again"
 
 

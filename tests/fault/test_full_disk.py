@@ -17,7 +17,7 @@ import numpy
 import pytest
 from botocore.config import Config
 
-from stages.core import runtime, store
+from stages.core import runtime
 from stages.core.errors import ExitClass, InfraError
 from stages.core.failures import classify
 from stages.core.ledger import Ledger
@@ -155,7 +155,7 @@ def test_a_store_that_fails_on_a_full_disk_is_not_waited_for_and_names_the_disk(
     """The embedded store answers HTTP 500, and nothing else, when the disk of the state folder is full."""
     with pytest.raises(OSError, match="written"):
         with_numpy(disk)
-    monkeypatch.setenv(store.STORE_FOLDER, str(disk))
+    monkeypatch.setenv("MOXIN_STORE_FOLDER", str(disk))
     with proxied(str(ledger.store.address.endpoint)) as proxy:
         proxy.rule = lambda method, path: "503"
         client = boto3.client(

@@ -16,7 +16,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from stages.core import runtime, store
+from stages.core import connection, runtime
 from stages.core.errors import InfraError
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
@@ -31,7 +31,7 @@ KEY = "a" * 64
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Short pauses: what is tested is that there are some, and that they end."""
-    monkeypatch.setattr(store, "PAUSES", (0.02, 0.1))
+    monkeypatch.setattr(connection, "PAUSES", (0.02, 0.1))
     monkeypatch.setenv("MOXIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MOXIN_SCRATCH", str(tmp_path / "scratch"))
 
@@ -120,28 +120,12 @@ def test_a_body_that_breaks_goes_on_where_it_broke(
         counted.append(len(chunk))
         return write(descriptor, chunk, at)
 
-    monkeypatch.setattr(store.os, "pwrite", counting)
+    monkeypatch.setattr(os, "pwrite", counting)
     proxy.rule = times(4, "cut", "GET")
     behind.download("big", tmp_path / "out", sha256(data))
     assert (tmp_path / "out").read_bytes() == data
     assert sum(counted) == len(data), "no byte is fetched twice"
     assert sum(done == "cut" for _, _, done in proxy.log) == 4
-
-
-def test_bytes_damaged_on_their_way_are_fetched_once_more(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ledger.store.put("x", b"right")
-    fetch, spoilt = ledger.store._fetch, [True]
-
-    def flip(key: str, path: Path) -> None:
-        fetch(key, path)
-        if spoilt.pop() if spoilt else False:
-            path.write_bytes(b"wrong")
-
-    monkeypatch.setattr(ledger.store, "_fetch", flip)
-    ledger.store.download("x", tmp_path / "out", sha256(b"right"))
-    assert (tmp_path / "out").read_bytes() == b"right"
 
 
 # --- what a stage does ------------------------------------------------------------------------------------------------

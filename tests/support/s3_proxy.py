@@ -1,5 +1,5 @@
-"""A store that misbehaves: a proxy on loopback before the real one, which answers 503, cuts bodies short, or hangs
-up.
+"""A store that misbehaves: a proxy on loopback before the real one, which answers 503, cuts bodies short, hangs up,
+loses answers, flips a byte of what is sent or answered, or is slow.
 """
 
 from __future__ import annotations
@@ -7,14 +7,18 @@ from __future__ import annotations
 import http.client
 import http.server
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 Rule = Callable[[str, str], str | None]
-"""Given method and path: None to pass the request on, "503", "cut" (half of the body, then the connection ends) or
-"drop".
+"""Given method and path: None to pass the request on, or what to do (`WAYS`)."""
+WAYS = ("503", "drop", "cut", "lost", "flip", "flip sent", "slow")
+""""drop": the connection ends before the store has heard of the request; "lost": after it, before its answer; "cut":
+after half of the answer's body; "flip": a byte of the answer's body is another; "flip sent": of the request's body;
+"slow": the answer comes in eight pieces.
 """
 
 
@@ -38,6 +42,12 @@ class Proxy(http.server.ThreadingHTTPServer):
         """A client that hangs up is no news."""
 
 
+def _flipped(body: bytes) -> bytes:
+    """The same with one bit of its middle byte turned."""
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 0x10]) + body[middle + 1 :] if body else body
+
+
 def _pass(method: str, path: str) -> None:
     return None
 
@@ -56,20 +66,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if what == "503":
             self._answer(503, b"<Error><Code>SlowDown</Code></Error>", [])
             return
+        if what == "flip sent":
+            body = _flipped(body)
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=60)
         headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}  # Host stays: it is signed
         upstream.request(self.command, self.path, body or None, headers)
         found = upstream.getresponse()
         data = found.read()
+        if what == "lost":
+            self.close_connection = True
+            return
+        if what == "flip":
+            data = _flipped(data)
         kept = [
             (k, v)
             for k, v in found.getheaders()
             if k.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server")
         ]
-        self._answer(found.status, data, kept, cut=what == "cut", length=found.getheader("Content-Length"))
+        self._answer(found.status, data, kept, what, found.getheader("Content-Length"))
 
     def _answer(
-        self, status: int, body: bytes, headers: list[tuple[str, str]], cut: bool = False, length: str | None = None
+        self, status: int, body: bytes, headers: list[tuple[str, str]], what: str = "", length: str | None = None
     ) -> None:
         self.send_response(status)
         for name, value in headers:
@@ -77,8 +94,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", length or str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if cut else body)
-        self.close_connection = cut
+            sent = body[: len(body) // 2] if what == "cut" else body
+            pieces = 8 if what == "slow" else 1
+            step = max(1, -(-len(sent) // pieces))
+            for start in range(0, len(sent), step):
+                self.wfile.write(sent[start : start + step])
+                time.sleep(0.01 if what == "slow" else 0)
+        self.close_connection = what == "cut"
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,17 +14,20 @@ from typing import Any
 
 import boto3
 import pytest
-from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import ClientError, NoCredentialsError
 
+from stages.core import connection, downloads, uploads
 from stages.core import store as store_module
+from stages.core.artifacts import FileEntry
 from stages.core.disk import disk_full
 from stages.core.errors import ConfigError, InfraError
 from stages.core.files import file_sha256
+from stages.core.keys import sha256
 from stages.core.messages import StoreAddress
 from stages.core.store import PART_BYTES, Store
 from stages.core.store_errors import Conflict, Damaged, Unavailable
+from stages.core.uploads import RESTARTS, file_sums
 
 
 class Client:
@@ -33,6 +38,15 @@ class Client:
 
     def __getattr__(self, name: str) -> Any:
         return self._replaced.get(name) or getattr(self._real, name)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Parts of 5 MiB, the smallest that a store takes, and short pauses."""
+    for module in (uploads, downloads):
+        monkeypatch.setattr(module, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(connection, "PAUSES", (0.01, 0.1))
+    return 5 << 20
 
 
 def client_error(code: str, status: int, message: str = "") -> ClientError:
@@ -292,34 +306,131 @@ def test_an_error_of_the_store_names_object_code_and_status(store: Store) -> Non
         Store(store.address, Client(store._client, put_object=fail), patience=0).put("x", b"1")
 
 
-def test_an_upload_that_the_store_forgot_begins_anew_and_is_no_fault_of_the_input(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", ["upload_part", "complete_multipart_upload"])
+def test_an_upload_that_the_store_forgot_begins_anew_and_is_no_fault_of_the_input(
+    store: Store, tmp_path: Path, small_parts: int, call: str
+) -> None:
     """A store that is restarted forgets a transfer in parts, and answers 404."""
     path, tries = tmp_path / "file", []
-    path.write_bytes(b"1")
+    path.write_bytes(b"1" * (small_parts + 1))
 
-    def upload(*args: Any, **options: Any) -> None:
-        tries.append(args)
+    def forget_once(**request: Any) -> Any:
+        tries.append(request["UploadId"])
         if len(tries) == 1:
-            raise S3UploadFailedError("forgotten") from client_error("NoSuchUpload", 404)
-        store._client.upload_file(*args, **options)
+            raise client_error("NoSuchUpload", 404)
+        return getattr(store._client, call)(**request)
 
-    Store(store.address, Client(store._client, upload_file=wrapped(upload)), patience=60).upload("x", path)
-    assert store.get("x") is not None
+    entry = Store(store.address, Client(store._client, **{call: forget_once}), patience=60).put_file("x", path)
+    assert store.digest("x") == entry.sha256 == file_sha256(path)
+    assert len(set(tries)) == 2, "a second transfer"
 
 
-def wrapped(upload: Any) -> Any:
-    """As boto3 does: the answer is the context of its own error."""
+def test_an_upload_that_is_forgotten_every_time_ends(store: Store, tmp_path: Path, small_parts: int) -> None:
+    path, tries = tmp_path / "file", []
+    path.write_bytes(b"1" * (small_parts + 1))
 
-    def call(*args: Any, **options: Any) -> None:
-        try:
-            upload(*args, **options)
-        except S3UploadFailedError as error:
-            try:
-                raise error.__cause__ or error
-            except ClientError as answer:
-                raise S3UploadFailedError(f"Failed to upload: {answer}")  # noqa: B904
+    def forget(**request: Any) -> Any:
+        tries.append(request["UploadId"])
+        raise client_error("NoSuchUpload", 404)
 
-    return call
+    store.patience = 60
+    with pytest.raises(Unavailable, match=r"forgot an unfinished upload of s3://.*/x"):
+        Store(store.address, Client(store._client, complete_multipart_upload=forget)).put_file("x", path)
+    assert len(tries) == RESTARTS
+    assert store.get("x") is None
+
+
+def test_a_completion_whose_answer_was_lost_is_not_sent_again(store: Store, tmp_path: Path, small_parts: int) -> None:
+    """The store forgets a transfer that is complete: the object is there."""
+    path, sent = tmp_path / "file", []
+    path.write_bytes(b"1" * (small_parts + 1))
+
+    def complete(**request: Any) -> Any:
+        store._client.complete_multipart_upload(**request)
+        raise client_error("NoSuchUpload", 404)
+
+    def part(**request: Any) -> Any:
+        sent.append(request["PartNumber"])
+        return store._client.upload_part(**request)
+
+    lossy = Store(store.address, Client(store._client, complete_multipart_upload=complete, upload_part=part))
+    assert lossy.put_file("x", path).sha256 == store.digest("x")
+    assert sorted(sent) == [1, 2], "each part once"
+
+
+def unfinished(store: Store) -> list[str]:
+    """Uploads in parts that were begun, and neither completed nor given up."""
+    rows = store._client.list_multipart_uploads(Bucket=store.address.bucket).get("Uploads", [])
+    return [row["Key"] for row in rows if row["Key"].startswith(store.address.prefix)]
+
+
+def test_an_upload_knows_each_block(store: Store, tmp_path: Path, small_parts: int) -> None:
+    path = tmp_path / "file"
+    data = random.Random(3).randbytes(2 * small_parts + 3)
+    path.write_bytes(data)
+    blocks = [data[at : at + small_parts] for at in range(0, len(data), small_parts)]
+    entry = store.put_file("x", path, "name")
+    assert entry == FileEntry(
+        path="name",
+        size=len(data),
+        sha256=sha256(data),
+        object="x",
+        blocks="".join(f"{zlib.crc32(block):08x}" for block in blocks),
+    )
+    assert (file_sums(path).sha256, file_sums(path).blocks) == (entry.sha256, entry.blocks)
+    store.get_file(entry, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == data
+    assert unfinished(store) == []
+
+
+def test_a_failed_upload_leaves_no_parts(store: Store, tmp_path: Path, small_parts: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"1" * (small_parts + 1))
+
+    def refuse(**request: Any) -> Any:
+        raise client_error("AccessDenied", 403)
+
+    with pytest.raises(ConfigError, match="refuses access"):
+        Store(store.address, Client(store._client, upload_part=refuse)).put_file("x", path)
+    assert unfinished(store) == []
+    assert store.get("x") is None
+
+
+@pytest.mark.parametrize(("start", "end"), [(90, 101), (100, 101), (500, 600)])
+def test_a_range_beyond_the_end_is_an_object_that_is_too_short(store: Store, start: int, end: int) -> None:
+    store.put("x", b"1" * 100)
+    with pytest.raises(Damaged, match=r"s3://.*/x ends (at|before) byte"):
+        store.get_range("x", start, end)
+    assert store.get_range("x", 0, 100) == b"1" * 100
+    assert store.get_range("x", 99, 100) == b"1"
+    assert store.get_range("x", 7, 7) == b""
+
+
+def test_a_store_that_ignores_ranges_is_named(store: Store) -> None:
+    def whole(**request: Any) -> Any:
+        request.pop("Range")
+        return store._client.get_object(**request)
+
+    store.put("x", b"1" * 100)
+    careless = Store(store.address, Client(store._client, get_object=whole))
+    with pytest.raises(InfraError, match=r"sent bytes 0-99 of s3://.*/x, asked for 10-19"):
+        careless.get_range("x", 10, 20)
+
+
+def test_an_object_that_could_not_be_deleted_is_named(store: Store) -> None:
+    """The answer's status is 200: the error stands in its body."""
+    answer = {"Errors": [{"Key": f"{store.address.prefix}b", "Code": "AccessDenied", "Message": "no\nway"}]}
+    with pytest.raises(InfraError, match=r"did not delete s3://.*/b: AccessDenied no way$"):
+        Store(store.address, Client(store._client, delete_objects=lambda **_: answer)).delete(["a", "b"])
+    store.delete(["never there"])
+
+
+def test_a_listing_that_never_ends_is_an_error(store: Store) -> None:
+    page = {"Contents": [{"Key": f"{store.address.prefix}a", "Size": 1, "ETag": "x"}], "IsTruncated": True}
+    for token in ({}, {"NextContinuationToken": "the same"}):
+        endless = Store(store.address, Client(store._client, list_objects_v2=lambda t=token, **_: page | t))
+        with pytest.raises(InfraError, match="without an end"):
+            list(endless.list(""))
 
 
 def test_the_representation_shows_the_address_only(store: Store) -> None:
@@ -374,13 +485,13 @@ def test_patience_counts_from_the_last_progress_of_a_transfer(store: Store, monk
 def test_bytes_that_are_stored_already_are_copied_in_the_store(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent, real = [], store._client.upload_file
+    sent, real = [], store._client.put_object
 
-    def counted(path: str, *rest: Any, **options: Any) -> None:
-        sent.append(Path(path).stat().st_size)
-        real(path, *rest, **options)
+    def counted(**request: Any) -> Any:
+        sent.append(len(request["Body"]))
+        return real(**request)
 
-    monkeypatch.setattr(store._client, "upload_file", counted)
+    monkeypatch.setattr(store._client, "put_object", counted)
     file = tmp_path / "model"
     file.write_bytes(b"weights" * 1000)
     size, digest = store.upload("checkpoints/a", file)

@@ -1,0 +1,144 @@
+"""The connection to an S3 store through boto3: its client, its patience, and how errors of it are told.
+
+A store that cannot be reached or answers 5xx, 408 or 429 is asked again with growing pauses, for `patience` seconds.
+Credentials come from the standard AWS environment or files; nothing here holds or prints them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+
+from stages.core.disk import nearly_full, no_space
+from stages.core.errors import ConfigError, InfraError
+from stages.core.messages import StoreAddress
+from stages.core.store_errors import Unavailable, client_errors, object_name
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+PART_BYTES = 16 << 20
+"""Part size of multipart transfers, and of the blocks that have a CRC32 each: 16 MiB x 8 threads measured fastest on
+one host (docs/measurements.md).
+"""
+STREAMS = 4
+"""Parts of one file on their way at once."""
+CHUNK = 1 << 20
+"""Bytes that are received, hashed and written at a time."""
+THREADS = 8
+"""Files on their way at once."""
+PATIENCE = 120.0
+"""Seconds for which a store that fails is asked again, from the first failure on: it is being restarted, or has too
+much to do. MOXIN_STORE_PATIENCE overrides it.
+"""
+PAUSES = (0.5, 15.0)
+"""Seconds before the store is asked again: the first pause and the longest; each is up to twice the one before."""
+STORE_FOLDER = "MOXIN_STORE_FOLDER"
+"""Where the store that runs on this machine keeps its data: its own answer to a full disk is an HTTP 500 that does not
+say so.
+"""
+
+
+def _patience() -> float:
+    given = os.environ.get("MOXIN_STORE_PATIENCE")
+    try:
+        return float(given) if given else PATIENCE
+    except ValueError:
+        raise ConfigError(f"MOXIN_STORE_PATIENCE = {given!r}: set it to seconds, such as 120") from None
+
+
+class Connection:
+    """One bucket (and prefix) of an S3 store, as it is asked. Thread-safe.
+
+    patience: seconds for which a store that fails is asked again. tell: gets a line when that takes a while.
+    """
+
+    def __init__(self, address: StoreAddress, client: Any = None, patience: float | None = None) -> None:
+        self.address = address
+        self.patience = _patience() if patience is None else patience
+        self.tell: Callable[[str], None] = logging.getLogger(__name__).warning
+        self.interrupted = threading.Event()
+        """Set while transfers in other threads are to end: whoever waits for them has been stopped."""
+        self._clock_offset: float | None = None
+        self._client = client or boto3.Session().client(  # the default session keeps the first credentials that it saw
+            "s3",
+            endpoint_url=address.endpoint,
+            region_name=address.region,
+            config=Config(
+                # What is sent carries a CRC32, and the ledger SHA-256: to sign it too, as is done without TLS, costs as
+                # much as all the rest.
+                s3={"addressing_style": "path", "payload_signing_enabled": False},
+                retries={"max_attempts": 4, "mode": "standard"},
+                connect_timeout=5,
+                read_timeout=60,
+                max_pool_connections=THREADS * THREADS + 8,  # files at once, and ranges of each
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.where('')})"
+
+    def where(self, key: str) -> str:
+        """The object's full name, for messages."""
+        return object_name(self.address, key)
+
+    def _full(self, key: str) -> str:
+        return self.address.prefix + key
+
+    def _patiently(self, key: str, act: Callable[[], T], reached: Callable[[], int] | None = None) -> T:
+        """Do something with the store; again, after growing pauses, while it is unavailable and patience lasts.
+
+        reached: bytes that the last try has surely moved. A transfer may take longer than patience lasts: one that got
+        further than ever before has met a new outage, not the old one.
+        """
+        pause, since, furthest = PAUSES[0], 0.0, 0
+        while True:
+            try:
+                with client_errors(self.address, key):
+                    return act()
+            except Unavailable as error:
+                if reached is not None and reached() > furthest:
+                    pause, since, furthest = PAUSES[0], 0.0, reached()
+                since = since or time.monotonic()
+                left = since + self.patience - time.monotonic()
+                if (full := self._full_disk(error)) is not None:
+                    raise full from error
+                if left <= 0:
+                    raise
+                if pause > 4 * PAUSES[0]:
+                    self.tell(f"{error}; asking again, for {left:.0f} s more")
+                if self.interrupted.wait(
+                    min(left, pause * random.uniform(0.5, 1.0))
+                ):  # many clients must not come back at once
+                    raise
+                pause = min(2 * pause, PAUSES[1])
+
+    def _full_disk(self, error: Unavailable) -> InfraError | None:
+        folder = os.environ.get(STORE_FOLDER)
+        return InfraError(f"{error}. {no_space(folder)}") if folder and nearly_full(folder) else None
+
+
+def in_threads(function: Callable[[T], R], items: Iterable[T], stop: threading.Event) -> list[R]:
+    """Results in the order of the items. The first error, or a signal to this thread, sets `stop`, drops what has not
+    begun, and is raised.
+    """
+    pool = ThreadPoolExecutor(THREADS)
+    futures = [pool.submit(function, item) for item in items]
+    try:
+        for future in as_completed(futures):
+            future.result()
+        return [future.result() for future in futures]
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

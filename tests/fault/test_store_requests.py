@@ -1,0 +1,175 @@
+"""faults.md H: every kind of request to the store, cut, slowed, refused, lost and with a byte turned: the same bytes as
+without, or one clear error and nothing under the name.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from stages.core import connection, downloads, uploads
+from stages.core.errors import StageError
+from stages.core.keys import sha256
+from stages.core.ledger import Ledger
+from stages.core.store import Store
+from stages.core.store_errors import Damaged, Unavailable
+from tests.support.s3_proxy import WAYS, Proxy, proxied
+
+PART = 5 << 20
+"""The smallest part that a store takes."""
+DATA = random.Random(5).randbytes(PART + 54_321)
+KINDS = {
+    "a record written": r"PUT .*/record$",
+    "a record read": r"GET .*/record$",
+    "a file written": r"PUT .*/small$",
+    "a transfer in parts begun": r"POST .*/big\?uploads",
+    "a part written": r"PUT .*/big\?.*partNumber",
+    "a transfer in parts completed": r"POST .*/big\?uploadId",
+    "a listing": r"GET .*list-type=2",
+    "a look at a size": r"HEAD .*/small$",
+    "a copy": r"PUT .*/copy$",
+    "a range read": r"GET .*/big$",
+    "a removal": r"POST .*\?delete",
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PAUSES", (0.01, 0.05))
+    for module in (uploads, downloads):
+        monkeypatch.setattr(module, "PART_BYTES", PART)
+
+
+@pytest.fixture
+def proxy(ledger: Ledger) -> Iterator[Proxy]:
+    with proxied(str(ledger.store.address.endpoint)) as found:
+        yield found
+
+
+@pytest.fixture
+def behind(proxy: Proxy, ledger: Ledger) -> Store:
+    """The store through the proxy. The client itself asks once: the patience is the store's own."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=proxy.url,
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path", "payload_signing_enabled": False}, retries={"max_attempts": 0}),
+    )
+    return Store(ledger.store.address.model_copy(update={"endpoint": proxy.url}), client, patience=5)
+
+
+def everything(store: Store, folder: Path) -> dict[str, object]:
+    """Each kind of request at least once; what came of it."""
+    (folder / "small").write_bytes(DATA[:1000])
+    (folder / "big").write_bytes(DATA)
+    small, big = store.put_file("small", folder / "small"), store.put_file("big", folder / "big")
+    store.put("record", b'{"a": 1}', if_absent=True)
+    store.copy("small", "copy")
+    listed = [(row.key, row.size) for row in store.list("")]
+    store.get_file(big, folder / "back")
+    store.download("small", folder / "back-small", small.sha256)
+    record = store.get("record")
+    store.delete(["copy"])
+    return {
+        "sums": (small.sha256, big.sha256, big.blocks, store.digest("big")),
+        "listed": listed,
+        "files": [sha256((folder / name).read_bytes()) for name in ("back", "back-small")],
+        "record": record and record[0],
+        "left": sorted(row.key for row in store.list("")),
+    }
+
+
+def always(pattern: str, what: str) -> Callable[[str, str], str | None]:
+    """A rule: each request of a kind goes wrong."""
+    return lambda method, path: what if re.match(pattern, f"{method} {path}") else None
+
+
+@pytest.fixture
+def expected(ledger: Ledger, tmp_path: Path) -> dict[str, object]:
+    (tmp_path / "whole").mkdir()
+    store = Store(ledger.store.address.model_copy(update={"prefix": f"whole-{ledger.store.address.prefix}"}))
+    return everything(store, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("what", WAYS)
+def test_trouble_with_the_first_request_of_each_kind_changes_nothing(
+    proxy: Proxy, behind: Store, tmp_path: Path, expected: dict[str, object], what: str
+) -> None:
+    met, lock = set[str](), threading.Lock()
+
+    def rule(method: str, path: str) -> str | None:
+        kind = next((kind for kind, pattern in KINDS.items() if re.match(pattern, f"{method} {path}")), None)
+        with lock:
+            if kind is None or kind in met:
+                return None
+            met.add(kind)
+            return what
+
+    proxy.rule = rule
+    assert everything(behind, tmp_path) == expected
+    assert met == KINDS.keys()
+
+
+@pytest.mark.parametrize("what", ["flip", "cut", "503"])
+def test_a_range_that_never_comes_right_is_one_error_and_no_file(
+    proxy: Proxy, behind: Store, ledger: Ledger, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "small").write_bytes(DATA[:1000])
+    entry = ledger.store.put_file("small", tmp_path / "small")
+    proxy.rule, behind.patience = always(r"GET .*/small$", what), 0.2
+    with pytest.raises(StageError, match=r"^[^\n]*(s3://moxin/.*/small|cannot be reached)[^\n]*$") as caught:
+        behind.get_file(entry, tmp_path / "out" / "file")
+    assert isinstance(caught.value, Damaged if what == "flip" else Unavailable)
+    assert list((tmp_path / "out").iterdir()) == []
+    if what == "flip":
+        assert len(proxy.log) == 2, "fetched once more"
+
+
+@pytest.mark.parametrize("what", ["flip sent", "drop", "503"])
+def test_a_file_that_never_arrives_whole_is_one_error_and_no_object(
+    proxy: Proxy, behind: Store, ledger: Ledger, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "big").write_bytes(DATA)
+    proxy.rule, behind.patience = always(r"PUT .*/big\?.*partNumber=2", what), 0.2
+    with pytest.raises(Unavailable, match=r"^[^\n]+$"):
+        behind.put_file("big", tmp_path / "big")
+    assert list(ledger.store.list("")) == []
+    rows = ledger.store._client.list_multipart_uploads(Bucket=ledger.store.address.bucket).get("Uploads", [])
+    assert [row for row in rows if row["Key"].startswith(ledger.store.address.prefix)] == [], "parts are taken back"
+
+
+def test_only_the_block_that_came_wrong_is_fetched_once_more(
+    proxy: Proxy, behind: Store, ledger: Ledger, tmp_path: Path
+) -> None:
+    (tmp_path / "big").write_bytes(DATA)
+    entry = ledger.store.put_file("big", tmp_path / "big")
+    spoilt = [True]
+
+    def rule(method: str, path: str) -> str | None:
+        return "flip" if method == "GET" and spoilt and spoilt.pop() else None
+
+    proxy.rule = rule
+    behind.get_file(entry, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == DATA
+    assert [method for method, _, _ in proxy.log] == ["GET"] * 3
+    proxy.log.clear()
+    spoilt.append(True)
+    behind.get_file(entry.model_copy(update={"blocks": ""}), tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == DATA
+    assert [method for method, _, _ in proxy.log] == ["GET"] * 4, "no block is known: all of them"
+
+
+def test_a_file_whose_manifest_is_wrong_about_it_is_damaged(ledger: Ledger, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(DATA)
+    entry = ledger.store.put_file("big", tmp_path / "big")
+    for change in ({"sha256": "0" * 64}, {"size": entry.size + 1}, {"size": entry.size - 1}):
+        with pytest.raises(Damaged, match=r"s3://moxin/.*/big"):
+            ledger.store.get_file(entry.model_copy(update=change), tmp_path / "out" / "file")
+        assert list((tmp_path / "out").iterdir()) == []
