@@ -126,9 +126,9 @@ def _fill(folder: Path, lineage: Lineage, store: Store, max_shard_bytes: int) ->
             raise InputError(f"{lineage.model.node}: its manifest lists {entry.path}, which is no path inside a folder")
         if "/" not in entry.path and entry.path.endswith(weights.SUFFIX):
             sources.append(fetched / entry.path)
-            store.download(entry.object, sources[-1], entry.sha256)
+            store.get_file(entry, sources[-1])
         elif entry.path not in (CARD, weights.INDEX):
-            store.download(entry.object, folder / entry.path, entry.sha256)
+            store.get_file(entry, folder / entry.path)
     laid = weights.lay_out(sources, folder, max_shard_bytes)
     shutil.rmtree(fetched)
     return laid

@@ -47,7 +47,7 @@ class CheckpointStore(LeaseStore):
     def load_checkpoint(self, key: str, step: int, folder: Path) -> None:
         """Fetch and verify a checkpoint into `folder`. Raises Damaged or DamagedRecord when it is not whole."""
         for entry in self.checkpoint(key, step).files:
-            self.store.download(entry.object, folder / entry.path, entry.sha256)
+            self.store.get_file(entry, folder / entry.path)
 
     def set_checkpoint_aside(self, key: str, step: int) -> None:
         """Make a checkpoint that is not whole one no more: its marker moves; its files stay until the key's checkpoints
@@ -83,8 +83,7 @@ def upload_folder(
 
     def upload(path: Path) -> FileEntry:
         relative = path.relative_to(folder).as_posix()
-        size, digest = store.upload(f"{prefix}/{relative}", path, stored=stored)
-        return FileEntry(path=relative, size=size, sha256=digest, object=f"{prefix}/{relative}")
+        return store.put_file(f"{prefix}/{relative}", path, relative, stored)
 
     try:
         return tuple(in_threads(upload, paths, store.interrupted))

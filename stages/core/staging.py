@@ -44,7 +44,7 @@ class Cache:
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(cached) as notes:
             if not self._verified(cached, entry, notes):
-                self._store.download(entry.object, cached, entry.sha256)
+                self._store.get_file(entry, cached)
                 cached.chmod(0o444)
                 self._note(cached, notes)
             link_or_copy(cached, target)

@@ -61,13 +61,13 @@ def test_a_lease_that_is_lost_during_the_upload_commits_nothing(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = ledger.acquire(KEY, "old", seconds=-1)
-    upload = ledger.store.upload
+    upload = ledger.store.put_file
 
     def slow(*arguments: Any, **options: Any) -> Any:
         Ledger(ledger.store).acquire(KEY, "rival")
         return upload(*arguments, **options)
 
-    monkeypatch.setattr(ledger.store, "upload", slow)
+    monkeypatch.setattr(ledger.store, "put_file", slow)
     with pytest.raises(LeaseLost):
         save_checkpoint(ledger, old, 1, folder_with(tmp_path, weights="1"))
     assert ledger.checkpoint_steps(KEY) == []
