@@ -10,17 +10,17 @@ standard AWS environment. A file on a local disk (`FileEntry.is_local`) is read 
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InfraError
 from stages.core.messages import StoreAddress
+from stages.core.range_file import StoredFile
 from stages.core.staging import Cache
 from stages.core.store import Store
 from stages.core.workspace import workspace
@@ -31,8 +31,6 @@ CACHE = "MOXIN_CACHE"
 """The folder of the local cache; without it nothing is kept."""
 ATTEMPT = "MOXIN_ATTEMPT"
 """Whose processes may share a verification."""
-BUFFER = 1 << 20
-"""Bytes of the smallest request."""
 
 
 def share(address: StoreAddress, attempt: str) -> None:
@@ -42,10 +40,12 @@ def share(address: StoreAddress, attempt: str) -> None:
 
 
 def open_file(entry: FileEntry) -> BinaryIO:
-    """A stored file, seekable. Raises InfraError when the store fails, Damaged when the file is lost."""
+    """A stored file, seekable (`stages.core.range_file`). Reading raises InfraError when the store fails, Damaged when
+    the file is lost or holds other bytes.
+    """
     if entry.is_local:
         return open(entry.object, "rb")
-    return io.BufferedReader(RangeFile(_store(_address()), entry), BUFFER)
+    return StoredFile(_store(_address(), os.getpid()), entry)
 
 
 @contextmanager
@@ -54,39 +54,12 @@ def local_file(entry: FileEntry) -> Iterator[Path]:
     if entry.is_local:
         yield Path(entry.object)
         return
-    store = _store(_address())
+    store = _store(_address(), os.getpid())
     with workspace() as folder:
         target = folder / Path(entry.path).name
         cache = Path(os.environ.get(CACHE) or folder / "cache")
         Cache(cache, store, os.environ.get(ATTEMPT, ""), logging.getLogger(__name__).warning).fetch([(entry, target)])
         yield target
-
-
-class RangeFile(io.RawIOBase):
-    """A stored file that is read by ranges."""
-
-    def __init__(self, store: Store, entry: FileEntry) -> None:
-        self._store, self._entry, self._position = store, entry, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = max(0, offset + (0, self._position, self._entry.size)[whence])
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._position + len(buffer), self._entry.size)
-        data = self._store.get_range(self._entry.object, self._position, end)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 def _address() -> str:
@@ -97,5 +70,6 @@ def _address() -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _store(address: str) -> Store:
+def _store(address: str, process: int) -> Store:
+    """The connections of this process: none is inherited through a fork."""
     return Store(StoreAddress.model_validate_json(address))

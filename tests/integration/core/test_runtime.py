@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stages.probe_source.spec import SourceConfig
 
-from stages.core import runtime, store
+from stages.core import downloads, runtime
 from stages.core.artifacts import Artifact
 from stages.core.errors import ConfigError, ExitClass, InfraError, InputError, Preempted
 from stages.core.failures import classify
@@ -156,7 +156,7 @@ def test_an_input_that_is_damaged_on_this_machine_alone_is_not_said_of_the_store
 ) -> None:
     """A bad disk must not have the producer made again: that may be a pre-training."""
     given = published(ledger, b"text")
-    monkeypatch.setattr(store, "file_sha256", lambda path: sha256(b"tex!"))
+    monkeypatch.setattr(downloads, "_write", lambda descriptor, data, at: os.pwrite(descriptor, b"tex!", at))
     with pytest.raises(
         InfraError,
         match=r"documents/0 is whole in the store, but its copy on this machine is damaged: look at its disk",
