@@ -44,10 +44,10 @@ class Downloads(Connection):
             if size is None:
                 size = self._size(key)
             with replacing(path) as partial, open(partial, "w+b", buffering=0) as stream:
-                wanted = range(0, size, PART_BYTES)
-                digest = self._fetch(key, stream.fileno(), size, wanted)
+                starts = range(0, size, PART_BYTES)
+                digest = self._fetch(key, stream.fileno(), size, starts)
                 if digest != sha256:
-                    digest = self._fetch(key, stream.fileno(), size, _wrong(stream, size, blocks) or wanted)
+                    digest = self._fetch(key, stream.fileno(), size, _wrong(stream, size, blocks) or starts)
                 if digest != sha256:
                     raise Damaged(
                         f"{self.where(key)} is damaged: SHA-256 {digest}, but its manifest says {sha256}", key, digest
@@ -150,12 +150,12 @@ def block_crc(blocks: str, number: int) -> int | None:
 
 def _wrong(stream: Any, size: int, blocks: str) -> list[int]:
     """Where the blocks of a file begin whose CRC32 is not the known one."""
-    found = []
+    wrong = []
     for start in range(0, size if blocks else 0, PART_BYTES):
         data = os.pread(stream.fileno(), min(PART_BYTES, size - start), start)
         if zlib.crc32(data) != block_crc(blocks, start // PART_BYTES):
-            found.append(start)
-    return found
+            wrong.append(start)
+    return wrong
 
 
 def _write(descriptor: int, data: bytes, at: int) -> None:

@@ -144,15 +144,15 @@ class RangeFile(io.RawIOBase):
         first = at == number * BLOCK
         if first or self._summed[0] == at:
             self._summed = (end, zlib.crc32(data, 0 if first else self._summed[1]))
-            wanted = block_crc(self._blocks, number)
-            if end == min((number + 1) * BLOCK, self.size) and wanted not in (None, self._summed[1]):
+            expected = block_crc(self._blocks, number)
+            if end == min((number + 1) * BLOCK, self.size) and expected not in (None, self._summed[1]):
                 self._store_block(number)  # Damaged, where it is so in the store
                 raise InfraError(f"bytes of {self._store.where(self._entry.object)} changed on their way: try again")
         self._window, self._fetched = (at, data), (at, end)
         return data
 
     def _block(self, number: int, at: int, end: int) -> bytes:
-        """A whole block; those that will be wanted next are on their way."""
+        """A whole block; those that come next are on their way."""
         ahead = min(number + STREAMS, -(-end // BLOCK))  # what this read wants anyway
         on = at == self._fetched[1] or number - 1 in self._held
         if on and self._roomy():
@@ -176,14 +176,14 @@ class RangeFile(io.RawIOBase):
     def _store_block(self, number: int) -> bytes:
         """A block from the store, verified. One that came wrong is fetched once more. Raises Damaged."""
         start, end = number * BLOCK, min((number + 1) * BLOCK, self.size)
-        wanted = block_crc(self._blocks, number)
+        expected = block_crc(self._blocks, number)
         for _ in range(2):
             data = self._store.get_range(self._entry.object, start, end)
-            if wanted is None or zlib.crc32(data) == wanted:
+            if expected is None or zlib.crc32(data) == expected:
                 return data
         raise Damaged(
             f"{self._store.where(self._entry.object)} is damaged: bytes {start} to {end} of {self._entry.path} have"
-            f" CRC32 {zlib.crc32(data):08x}, but its manifest says {wanted:08x}",
+            f" CRC32 {zlib.crc32(data):08x}, but its manifest says {expected:08x}",
             self._entry.object,
         )
 

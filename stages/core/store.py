@@ -42,8 +42,8 @@ class Store(Uploads, Downloads):
 
     def get(self, key: str) -> tuple[bytes, str] | None:
         """An object's bytes and ETag, or None if there is none."""
-        found = self.get_with_age(key)
-        return None if found is None else found[:2]
+        stored = self.get_with_age(key)
+        return None if stored is None else stored[:2]
 
     def get_with_age(self, key: str) -> tuple[bytes, str, float] | None:
         """An object's bytes, its ETag, and how many seconds ago it was written, all by the store's own clock (to a
@@ -107,17 +107,17 @@ class Store(Uploads, Downloads):
     def list(self, prefix: str) -> Iterator[Stored]:
         """All objects under a prefix, in key order."""
         cut = len(self.address.prefix)
-        wanted: dict[str, str] = {"Bucket": self.address.bucket, "Prefix": self._full(prefix)}
+        query: dict[str, str] = {"Bucket": self.address.bucket, "Prefix": self._full(prefix)}
         while True:
-            page = self._patiently(prefix, lambda: self._client.list_objects_v2(**wanted))
+            page = self._patiently(prefix, lambda: self._client.list_objects_v2(**query))
             for row in page.get("Contents", ()):
                 yield Stored(row["Key"][cut:], row["Size"], row["ETag"], row["LastModified"].timestamp())
             if not page.get("IsTruncated"):
                 return
             token = page.get("NextContinuationToken")
-            if not token or token == wanted.get("ContinuationToken"):
+            if not token or token == query.get("ContinuationToken"):
                 raise InfraError(f"the object store lists {self.where(prefix)} without an end: it says no next page")
-            wanted["ContinuationToken"] = token
+            query["ContinuationToken"] = token
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete objects; returns how many were asked for. Raises InfraError when the store keeps one."""
@@ -129,8 +129,8 @@ class Store(Uploads, Downloads):
     def _delete_some(self, keys: list[str]) -> None:
         """One request, of 1,000 objects at most. What it could not delete stands in its answer, whose status is 200."""
         rows = [{"Key": self._full(key)} for key in keys]
-        wanted = {"Bucket": self.address.bucket, "Delete": {"Objects": rows, "Quiet": True}}
-        refused = self._client.delete_objects(**wanted).get("Errors", [])
+        query = {"Bucket": self.address.bucket, "Delete": {"Objects": rows, "Quiet": True}}
+        refused = self._client.delete_objects(**query).get("Errors", [])
         if refused := [row for row in refused if row.get("Code") not in ("NoSuchKey", "NoSuchVersion")]:
             first = refused[0]
             key = str(first.get("Key", "")).removeprefix(self.address.prefix)

@@ -172,12 +172,12 @@ class Uploads(Connection):
         """Whether an object is the one of these parts, by size and ETag (MD5 of the parts' MD5)."""
         try:
             where = {"Bucket": self.address.bucket, "Key": self._full(key)}
-            found = self._patiently(key, lambda: self._client.head_object(**where))
+            head = self._patiently(key, lambda: self._client.head_object(**where))
             parts = b"".join(bytes.fromhex(row["ETag"].strip('"')) for row in rows)
         except (Damaged, ValueError):
             return False
         etag = f'"{hashlib.md5(parts, usedforsecurity=False).hexdigest()}-{len(rows)}"'
-        return found["ContentLength"] == size and found["ETag"] == etag
+        return head["ContentLength"] == size and head["ETag"] == etag
 
 
 def file_sums(path: Path) -> Sums:

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -426,7 +427,8 @@ def test_an_object_that_could_not_be_deleted_is_named(store: Store) -> None:
 
 
 def test_a_listing_that_never_ends_is_an_error(store: Store) -> None:
-    page = {"Contents": [{"Key": f"{store.address.prefix}a", "Size": 1, "ETag": "x"}], "IsTruncated": True}
+    row = {"Key": f"{store.address.prefix}a", "Size": 1, "ETag": "x", "LastModified": datetime.now(UTC)}
+    page = {"Contents": [row], "IsTruncated": True}
     for token in ({}, {"NextContinuationToken": "the same"}):
         endless = Store(store.address, Client(store._client, list_objects_v2=lambda t=token, **_: page | t))
         with pytest.raises(InfraError, match="without an end"):
