@@ -74,8 +74,13 @@ class NodePlan:
         }
 
 
-def resolve(node: Node, profile: Profile, ledger: Ledger, results: Mapping[str, StageResult]) -> Resolved:
-    """Compute a node's key from its parents' results, check facets, and look the key up. Raises ConfigError."""
+def resolve(
+    node: Node, profile: Profile, ledger: Ledger, results: Mapping[str, StageResult], deep: bool = False
+) -> Resolved:
+    """Compute a node's key from its parents' results, check facets, and look the key up. Raises ConfigError.
+
+    deep: look for every file, also of what has an index.
+    """
     config = profile.configs[node.name]
     node = node.under(config)
     inputs: dict[str, tuple[InputRef, ...]] = {}
@@ -84,7 +89,12 @@ def resolve(node: Node, profile: Profile, ledger: Ledger, results: Mapping[str, 
         for source in sources:
             parent = results[source.node.name]
             refs.append(
-                InputRef(node=source.node.name, key=parent.key, port=source.port, manifest=parent.outputs[source.port])
+                InputRef(
+                    node=source.node.name,
+                    key=parent.key,
+                    port=source.port,
+                    manifest=parent.outputs[source.port].reference(),
+                )
             )
         inputs[port] = tuple(refs)
     node.check_facets(node.name, config, {p: [(r.node, r.manifest.facets) for r in refs] for p, refs in inputs.items()})
@@ -98,7 +108,7 @@ def resolve(node: Node, profile: Profile, ledger: Ledger, results: Mapping[str, 
         return Resolved(key, inputs, None, None, False)
     result, etag = stored
     drift = result.code.source_digest != source_digest(node.stage)
-    return Resolved(key, inputs, result, etag, drift, ledger.missing_objects(result))
+    return Resolved(key, inputs, result, etag, drift, ledger.missing_objects(result, deep))
 
 
 def rerun_reason(resolved: Resolved, on_drift: str, forced: bool) -> str | None:
@@ -117,16 +127,21 @@ def rerun_reason(resolved: Resolved, on_drift: str, forced: bool) -> str | None:
 
 
 def make_plan(
-    pipeline: Pipeline, profile: Profile, ledger: Ledger, selection: str | Iterable[str] = "full", force: bool = False
+    pipeline: Pipeline,
+    profile: Profile,
+    ledger: Ledger,
+    selection: str | Iterable[str] = "full",
+    force: bool = False,
+    deep: bool = False,
 ) -> list[NodePlan]:
-    """Plan the selected nodes, in pipeline order. Raises ConfigError on facets that disagree."""
+    """Plan the selected nodes, in pipeline order. Raises ConfigError on facets that disagree. deep: see `resolve`."""
     pipeline = pipeline.under(profile.configs)
     selected = {n.name for n in pipeline.select(selection)}
     needed = set(selected).union(*(pipeline.ancestors(name) for name in selected))
     plans: dict[str, NodePlan] = {}
     for node in pipeline:
         if node.name in needed:
-            plans[node.name] = _plan_node(node, profile, ledger, plans, node.name in selected, force)
+            plans[node.name] = _plan_node(node, profile, ledger, plans, node.name in selected, force, deep)
     return [plan for name, plan in plans.items() if name in selected]
 
 
@@ -137,6 +152,7 @@ def _plan_node(
     plans: Mapping[str, NodePlan],
     selected: bool,
     force: bool,
+    deep: bool,
 ) -> NodePlan:
     config = profile.configs[node.name]
     parents = [plans[name] for name in node.parents]
@@ -159,7 +175,7 @@ def _plan_node(
         reason = f"follows {', '.join(p.node.name for p in waiting)}"
         return replace(row, state=State.PENDING, reason=reason, will_run=selected)
     results = {p.node.name: p.resolved.result for p in parents if p.resolved and p.resolved.result}
-    resolved = resolve(node, profile, ledger, results)
+    resolved = resolve(node, profile, ledger, results, deep)
     row = _plan_resolved(replace(row, resolved=resolved), resolved, profile, ledger, force)
     if resolved.result and not row.will_run:
         return replace(row, facets={port: manifest.facets for port, manifest in resolved.result.outputs.items()})

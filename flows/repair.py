@@ -27,7 +27,7 @@ import typer
 
 from flows.idle_keys import exclusive
 from flows.settings import Settings
-from stages.core.artifacts import FileEntry
+from stages.core.artifacts import ArtifactManifest, FileEntry
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.records import DamagedRecord
@@ -211,13 +211,15 @@ def _end_attempt(ledger: Ledger, key: str, epoch: int) -> None:
 def _objects(ledger: Ledger, deep: bool, result: StageResult) -> list[Finding]:
     """Objects of one result that are lost, of another size or (deep) of other bytes."""
     remedy = f"nothing to apply: 'moxin run --select {result.node} --force' makes them again, and 'moxin plan' shows it"
-    missing = set(ledger.missing_objects(result))
+    missing = set(ledger.missing_objects(result, deep))
     findings = [
         Finding(key, f"an object of {result.node} is lost, has another size, or was told to be damaged", remedy)
         for key in sorted(missing)
     ]
     if deep:
-        for entry in (f for manifest in result.outputs.values() for f in manifest.files if f.object not in missing):
+        for entry in (f for manifest in result.outputs.values() for f in _files(ledger, manifest)):
+            if entry.object in missing:
+                continue
             if (wrong := _wrong_bytes(ledger.store, entry)) is not None:
                 action = f"write that down beside it: 'moxin plan' then shows {result.node} as one that must run"
                 findings.append(
@@ -229,6 +231,14 @@ def _objects(ledger: Ledger, deep: bool, result: StageResult) -> list[Finding]:
                     )
                 )
     return findings
+
+
+def _files(ledger: Ledger, manifest: ArtifactManifest) -> list[FileEntry]:
+    """The files of an output, as far as its index can be read: a page that cannot is among the missing."""
+    try:
+        return ledger.entries(manifest)
+    except Damaged:
+        return []
 
 
 def _report_damage(ledger: Ledger, key: str, sha256: str | None) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from flows.cli.common import (
     ForceOption,
     JsonOption,
@@ -27,6 +31,9 @@ def plan(
     set_: SetOption = [],  # noqa: B006
     force: ForceOption = False,
     launcher: LauncherOption = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="look for every file in the store, not for the pages that list many files")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Show what a run would do with each node, what it would cost, and why."""
@@ -35,7 +42,7 @@ def plan(
     from stages.pipeline import PIPELINE
 
     with open_ledger() as ledger:
-        plans, values = plan_nodes(profile, select, all_overrides(set_, launcher), force)
+        plans, values = plan_nodes(profile, select, all_overrides(set_, launcher), force, deep)
         estimates = cost.estimate(plans, values, ledger)
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
     warnings = cost.warnings(plans, values, estimates)

@@ -55,7 +55,7 @@ def ls(profile: ProfileOption = "tiny", json_: JsonOption = False) -> None:
                             "type": manifest.type,
                             "key": newest[0].key[:12],
                             "digest": manifest.digest[:12],
-                            "files": len(manifest.files),
+                            "files": manifest.count,
                             "bytes": manifest.size,
                             "made": newest[0].attempt.ended_at[:19],
                         }
@@ -103,8 +103,7 @@ def show(
     for port, manifest in result.outputs.items():
         facets = " ".join(f"{k}={str(v)[:16]}" for k, v in sorted(manifest.facets.items()))
         say(
-            f"  out  {port}: {manifest.type} {manifest.digest[:12]}, {len(manifest.files)} files, {manifest.size:,}"
-            " bytes  ",
+            f"  out  {port}: {manifest.type} {manifest.digest[:12]}, {manifest.count} files, {manifest.size:,} bytes  ",
             (facets, "dim"),
         )
     out.print(rows_table([{"setting": k, "value": json.dumps(v)} for k, v in result.config.items()]))

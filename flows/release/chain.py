@@ -19,6 +19,7 @@ from stages.core.keys import sha256
 from stages.core.ledger import Ledger
 from stages.core.messages import InputRef, StageResult
 from stages.core.records import DamagedRecord
+from stages.core.store_errors import Damaged
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ class Chain:
 def artifact_row(manifest: ArtifactManifest) -> dict[str, Any]:
     """An artifact as JSON values, with all that its digest is made of."""
     files = [[file.path, file.size, file.sha256] for file in manifest.files]
-    return {"type": manifest.type, "digest": manifest.digest, "facets": dict(manifest.facets), "files": files}
+    about = {"type": manifest.type, "digest": manifest.digest, "facets": dict(manifest.facets), "files": files}
+    return about | ({"index": manifest.index.digest} if manifest.index else {})
 
 
 def newest_key(ledger: Ledger, profile: str, node: str) -> str:
@@ -166,8 +168,8 @@ def walk(ledger: Ledger, profile: str, node: str, key: str) -> tuple[Chain, list
 def _link(ledger: Ledger, key: str, node: str) -> tuple[Link | None, str]:
     """A link, or why there is none."""
     try:
-        manifest, digest = ledger.manifest(key), ledger.manifest_digest(key)
-    except DamagedRecord as error:
+        manifest, digest = ledger.manifest(key, listed=True), ledger.manifest_digest(key)
+    except (DamagedRecord, Damaged) as error:
         return None, str(error)
     if manifest is None or digest is None:
         return None, f"the result of {node} is not in the store"

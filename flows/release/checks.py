@@ -17,6 +17,7 @@ from typing import Any
 from flows.release.chain import Chain, Fault, Link, newest_key, walk
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import ConfigError
+from stages.core.index import index_digest
 from stages.core.keys import artifact_digest, stage_key
 from stages.core.ledger import Ledger, attempt_prefix
 from stages.core.messages import InputRef
@@ -150,7 +151,9 @@ def _manifest(ledger: Ledger, link: Link) -> Iterator[Fault]:
 
 
 def _wrong_digest(manifest: ArtifactManifest) -> str | None:
-    right = artifact_digest(manifest.type, manifest.facets, manifest.files)
+    """What is wrong with the digest of an artifact whose files are known."""
+    index = index_digest(manifest.files) if manifest.index else None
+    right = artifact_digest(manifest.type, manifest.facets, manifest.files, index)
     if right == manifest.digest:
         return None
     return f"its type, facets and files give the digest {right}, its manifest says {manifest.digest}"
@@ -180,7 +183,7 @@ def _inputs(link: Link, chain: Chain) -> Iterator[Fault]:
     """Every input against the output that it came from."""
     for place, ref in link.refs:
         where = f"input {place} from {ref.node}.{ref.port}"
-        if (what := _wrong_digest(ref.manifest)) is not None:
+        if ref.manifest.files and (what := _wrong_digest(ref.manifest)) is not None:
             yield Fault(link.node, where, what)
         parent = chain.by_key.get(ref.key)
         if parent is not None and (what := _not_the_output(ref, parent)) is not None:

@@ -59,7 +59,7 @@ def describe(result: StageResult) -> Corpus:
             digest=out.digest,
             rows=_rows(out.meta),
             text_bytes=out.meta.get("text_bytes"),
-            files=len(out.files),
+            files=out.count,
             size=out.size,
             per_source=_sources(out.meta, result),
             per_license=_licenses(out.meta, result),

@@ -62,7 +62,7 @@ def read(ledger: Ledger, model: FamilyModel, digest: str, records: Mapping[str, 
     pending: list[str] = []
     digests: dict[str, str] = {}
     for node in model.evaluations:
-        stored = ledger.manifest(records[node].key) if node in records else None
+        stored = ledger.manifest(records[node].key, listed=True) if node in records else None
         for port, artifact in stored[0].outputs.items() if stored else ():
             if artifact.type != REPORT:
                 continue
@@ -94,10 +94,10 @@ def suites(ledger: Ledger, model: FamilyModel, profile: str) -> list[StageResult
     keys: dict[str, str] = {}
     for node in model.evaluations:
         record = ledger.node(profile, node)
-        stored = ledger.manifest(record.key) if record else None
+        stored = ledger.manifest(record.key, listed=True) if record else None
         for refs in stored[0].inputs.values() if stored else ():
             keys |= {ref.node: ref.key for ref in refs if ref.manifest.type in SUITES}
-    results = [ledger.manifest(key) for key in keys.values()]
+    results = [ledger.manifest(key, listed=True) for key in keys.values()]
     return [stored[0] for stored in results if stored is not None]
 
 

@@ -17,6 +17,7 @@ from flows.release.chain import Fault
 from stages.core.artifacts import FileEntry
 from stages.core.errors import ConfigError, InputError
 from stages.core.files import file_sha256
+from stages.core.index import index_digest
 from stages.core.keys import artifact_digest, stage_key
 
 MANIFEST = "release.json"
@@ -143,7 +144,8 @@ def _result(row: Mapping[str, Any], results: Mapping[str, Any]) -> Iterator[Faul
         yield Fault(node, f"key {row['key']}", f"stage, revision, configuration and inputs give the key {key}")
     for port, artifact in row["outputs"].items():
         files = [FileEntry(path=p, size=size, sha256=digest, object="-") for p, size, digest in artifact["files"]]
-        if (digest := artifact_digest(artifact["type"], artifact["facets"], files)) != artifact["digest"]:
+        index = index_digest(files) if "index" in artifact else None
+        if (digest := artifact_digest(artifact["type"], artifact["facets"], files, index)) != artifact["digest"]:
             yield Fault(node, f"output {port}", f"its files give the digest {digest}, not {artifact['digest']}")
     for port, refs in row["inputs"].items():
         for ref in refs:

@@ -134,7 +134,7 @@ def trace(ledger: Ledger, profile: str, model: FamilyModel, records: Mapping[str
 
 
 def _walk(ledger: Ledger, key: str, node: str, message: str, results: dict[str, StageResult]) -> None:
-    stored = ledger.manifest(key)
+    stored = ledger.manifest(key, listed=True)
     if stored is None:
         raise ConfigError(message.format(f"the result {key[:12]} of {node} is gone from the store"))
     result = stored[0]

@@ -74,7 +74,7 @@ def gather(ledger: Ledger, folder: Path, chain: Chain, model: FamilyModel) -> Ev
     evaluations, suites = [], []
     for node in model.evaluations:
         try:
-            manifest = ledger.manifest(newest_key(ledger, chain.profile, node))
+            manifest = ledger.manifest(newest_key(ledger, chain.profile, node), listed=True)
         except ConfigError:  # it has not run
             continue
         refs = [ref for many in manifest[0].inputs.values() for ref in many] if manifest else []

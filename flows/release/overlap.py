@@ -37,7 +37,7 @@ def read(
         from stages.pipeline import PIPELINE as pipeline
     node = contamination.measuring_node(pipeline)
     names = [*([node.name] if node else []), *scores]
-    stored = {name: ledger.manifest(records[name].key) for name in names if name in records}
+    stored = {name: ledger.manifest(records[name].key, listed=True) for name in names if name in records}
     results = {name: one[0] for name, one in stored.items() if one is not None}
     overlap = results.get(node.name) if node else None
     measured = contamination.measure(ledger, pipeline, results)

@@ -114,7 +114,7 @@ def _made_again(
         )
         job = Job(request, resources, node.env, node.processes(config), node.interpreter(config))
         _follow(launcher.start(job), link.node, tell)
-        manifest = ledger.manifest(key)
+        manifest = ledger.manifest(key, listed=True)
         if manifest is None:
             raise InfraError(f"{link.node} said that it was done, but published nothing")
         return manifest[0]
@@ -126,7 +126,11 @@ def _where_it_lies(ledger: Ledger, ref: InputRef) -> InputRef:
     """An input whose producer has been made again since, with the same bytes, as it lies in the store now."""
     parent = ledger.manifest(ref.key)
     output: ArtifactManifest | None = parent[0].outputs.get(ref.port) if parent else None
-    return ref.model_copy(update={"manifest": output}) if output and output.digest == ref.manifest.digest else ref
+    return (
+        ref.model_copy(update={"manifest": output.reference()})
+        if output and output.digest == ref.manifest.digest
+        else ref
+    )
 
 
 def _follow(handle: Handle, node: str, tell: Callable[[str], None]) -> None:

@@ -22,6 +22,7 @@ from stages.core.keys import sha256, source_digest
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.records import NodeRecord, now
+from stages.core.store_errors import Damaged
 from stages.lib.formats.reports import FILE, parse_report
 
 SCHEMA = 1
@@ -91,7 +92,10 @@ def _node(
         "samples_left_out": [],
         "problems": [],
     }
-    manifest = ledger.manifest(record.key) if record else None
+    try:
+        manifest = ledger.manifest(record.key, listed=True) if record else None
+    except Damaged as error:
+        return row | {"state": "damaged", "why": str(error)}
     if manifest is None:
         why = "never ran in this profile" if record is None else "its last result is gone from the store"
         return row | {"state": "missing", "why": why}

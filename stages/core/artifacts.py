@@ -143,8 +143,30 @@ class FileEntry(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+class IndexRef(BaseModel):
+    """A page of an index (`stages.core.index`), and what it stands for with all pages below it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    object: str = Field(description="object key in the store")
+    digest: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="of path, size and SHA-256 of the files, not of the page"
+    )
+    files: int = Field(ge=0)
+    bytes: int = Field(ge=0, description="of all files")
+    pages: int = Field(1, ge=1, description="itself and all below it")
+
+
+INLINE_FILES = 64
+"""An artifact with no more files lists them in its manifest; with more it refers to an index."""
+
+
 class ArtifactManifest(BaseModel):
-    """What one output port of one attempt holds. `digest` covers type, facets and file contents, not locations."""
+    """What one output port of one attempt holds. `digest` covers type, facets and file contents, not locations.
+
+    Which files: `files` themselves when they are few (or the result is one of before there were indexes), else the root
+    of an index. A reference to an input (`listed`) leaves `files` out. `Ledger.entries` reads them in every case.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -152,9 +174,26 @@ class ArtifactManifest(BaseModel):
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     facets: dict[str, str | int]
     meta: dict[str, Any] = Field(default_factory=dict, description="statistics for people; not part of the digest")
-    files: tuple[FileEntry, ...]
+    files: tuple[FileEntry, ...] = ()
+    index: IndexRef | None = None
+    left_out: tuple[int, int] | None = Field(
+        default=None, description="number and bytes of the files, which stand in the producer's manifest"
+    )
+
+    @property
+    def count(self) -> int:
+        """How many files."""
+        return self.index.files if self.index else self.left_out[0] if self.left_out else len(self.files)
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(f.size for f in self.files)
+        if self.index:
+            return self.index.bytes
+        return self.left_out[1] if self.left_out else sum(f.size for f in self.files)
+
+    def reference(self) -> ArtifactManifest:
+        """The same without its files: what a request, and a result of its consumer, say of an input."""
+        if self.index or self.left_out:
+            return self
+        return self.model_copy(update={"files": (), "left_out": (self.count, self.size)})

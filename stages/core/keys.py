@@ -53,8 +53,14 @@ def stage_key(stage: str, revision: int, identity: Mapping[str, Any], inputs: Ma
     )
 
 
-def artifact_digest(type: str, facets: Mapping[str, str | int], files: Iterable[FileEntry]) -> str:
-    """The content digest of an artifact: its type, its facets, and each file's path, size and SHA-256."""
+def artifact_digest(
+    type: str, facets: Mapping[str, str | int], files: Iterable[FileEntry] = (), index: str | None = None
+) -> str:
+    """The content digest of an artifact: its type, its facets, and each file's path, size and SHA-256; those of many
+    files by the digest of their index.
+    """
+    if index is not None:
+        return sha256(canonical_json({"type": type, "facets": dict(facets), "index": index}))
     rows = sorted([f.path, f.size, f.sha256] for f in files)
     return sha256(canonical_json({"type": type, "facets": dict(facets), "files": rows}))
 

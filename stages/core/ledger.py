@@ -2,6 +2,8 @@
 
     manifests/<key>.json                      one published result per key; its conditional PUT publishes
     objects/<stage>/<key>/<epoch>/<port>/...  the files that a manifest lists
+    objects/<stage>/<key>/<epoch>/.index/<port>/...  pages that list them, where they are many (stages.core.index)
+    work/<stage>/<key>/<step>/...             what tasks have made: files, some of them in manifests, and receipts
     objects/<stage>/<key>/<epoch>/DIGESTS.json  SHA-256 of the manifest itself and of the metric rows
     attempts/<key>/<epoch>.json               how each attempt went; .log.jsonl beside it holds its events
     leases/<key>.json                         who works on a key now
@@ -20,14 +22,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
+from stages.core.artifacts import ArtifactManifest, FileEntry, IndexRef
 from stages.core.checkpoints import CheckpointStore
+from stages.core.errors import InputError
+from stages.core.index import index_objects, read_index
 from stages.core.keys import canonical_json, sha256
 from stages.core.leases import LeaseLost
-from stages.core.messages import Lease, StageResult
+from stages.core.messages import InputRef, Lease, StageResult
 from stages.core.records import DamagedRecord, NodeRecord, sealed
-from stages.core.store_errors import Conflict
+from stages.core.store_errors import Conflict, Damaged
 
 DAMAGED_MARK = "DAMAGED.json"
 """Lies beside the objects of an attempt whose bytes were found to be others than its manifest says: {object: SHA-256
@@ -44,11 +50,25 @@ class Ledger(CheckpointStore):
 
     # --- manifests --------------------------------------------------------------------------------------------
 
-    def manifest(self, key: str) -> tuple[StageResult, str] | None:
-        """The published result of a key and the ETag of its manifest, or None. Raises DamagedRecord."""
+    def manifest(self, key: str, listed: bool = False) -> tuple[StageResult, str] | None:
+        """The published result of a key and the ETag of its manifest, or None. Raises DamagedRecord.
+
+        listed: with the files of all its outputs, also of those that have an index. Raises Damaged, too.
+        """
         name = f"manifests/{key}.json"
-        found = self.store.get(name)
-        return None if found is None else (self._parse(StageResult, name, *found), found[1])
+        stored = self.store.get(name)
+        if stored is None:
+            return None
+        result = self._parse(StageResult, name, *stored)
+        if listed:
+            outputs = {
+                port: manifest.model_copy(update={"files": tuple(self.entries(manifest))})
+                if manifest.index
+                else manifest
+                for port, manifest in result.outputs.items()
+            }
+            result = result.model_copy(update={"outputs": outputs})
+        return result, stored[1]
 
     def manifest_digest(self, key: str) -> str | None:
         """The SHA-256 of a key's manifest as it lies in the store, or None."""
@@ -62,18 +82,55 @@ class Ledger(CheckpointStore):
         except DamagedRecord:
             return False
 
-    def missing_objects(self, result: StageResult) -> list[str]:
-        """Objects that a manifest lists but the store has not, has with another size, or is known to hold with other
-        bytes.
+    def missing_objects(self, result: StageResult, deep: bool = False) -> list[str]:
+        """Objects of a result that the store has not, has with another size, or is known to hold with other bytes.
+
+        Of an artifact with an index the pages are looked for, and its files when it is `deep`: a plan costs by pages.
         """
         wanted = {f.object: f.size for manifest in result.outputs.values() for f in manifest.files}
-        found: dict[str, int] = {}
-        bad: set[str] = set()
+        roots = [manifest.index for manifest in result.outputs.values() if manifest.index]
+        gone: set[str] = set()
+        for root in roots:
+            pages = {row.key: row.size for row in self.store.list(_page_folder(root))}
+            if pages.pop(_page_folder(root) + DAMAGED_MARK, None) is not None:
+                gone |= self.damaged_objects(_page_folder(root)).keys()
+            if root.object not in pages or len(pages) != root.pages:
+                gone |= {root.object} if root.object not in pages else self._lost_pages(root, pages)
+            elif deep:
+                wanted |= {f.object: f.size for f in read_index(self.store, root)}
+        sizes: dict[str, int] = {}
         for prefix in sorted({_folder(key) for key in wanted}):
-            found.update((row.key, row.size) for row in self.store.list(prefix))
-            if prefix + DAMAGED_MARK in found:
-                bad |= self.damaged_objects(prefix).keys()
-        return sorted(key for key, size in wanted.items() if found.get(key) != size or key in bad)
+            sizes.update((row.key, row.size) for row in self.store.list(prefix))
+            if prefix + DAMAGED_MARK in sizes:
+                gone |= self.damaged_objects(prefix).keys() & wanted.keys()
+        return sorted(gone | {key for key, size in wanted.items() if sizes.get(key) != size})
+
+    def _lost_pages(self, root: IndexRef, there: Collection[str]) -> set[str]:
+        try:
+            return set(index_objects(self.store, root)) - set(there)
+        except Damaged as error:
+            return {error.key}
+
+    def entries(self, manifest: ArtifactManifest) -> list[FileEntry]:
+        """The files of an output, in path order. Raises Damaged when a page of its index is lost or damaged."""
+        if manifest.left_out:
+            raise TypeError("this is a reference to an input: its producer's manifest lists the files")
+        return read_index(self.store, manifest.index) if manifest.index else list(manifest.files)
+
+    def index_objects(self, manifest: ArtifactManifest) -> list[str]:
+        """The names of all pages of an output's index. Raises Damaged."""
+        return index_objects(self.store, manifest.index) if manifest.index else []
+
+    def input_entries(self, ref: InputRef) -> list[FileEntry]:
+        """The files of an input, in path order. Raises InputError when its producer has another result now, Damaged."""
+        if not ref.manifest.left_out:
+            return self.entries(ref.manifest)
+        stored = self.manifest(ref.key)
+        output = stored[0].outputs.get(ref.port) if stored else None
+        if output is None or output.digest != ref.manifest.digest:
+            what = "is gone" if output is None else "was made anew, with other bytes,"
+            raise InputError(f"the output {ref.port} of {ref.node} {what} since this was planned: run it again")
+        return self.entries(output)
 
     def damaged_objects(self, prefix: str) -> dict[str, str]:
         """What is known of damaged objects under the folder of an attempt: {object: SHA-256 found there}."""
@@ -89,9 +146,12 @@ class Ledger(CheckpointStore):
         except (ValueError, TypeError):
             return {}, report[1]
 
-    def report_damage(self, key: str, sha256: str | None) -> None:
-        """Tell that an object holds other bytes than its manifest says: plans and runs then count it as lost."""
-        prefix = _folder(key)
+    def report_damage(self, key: str, sha256: str | None, index: IndexRef | None = None) -> None:
+        """Tell that an object holds other bytes than its manifest says: plans and runs then count it as lost.
+
+        index: of the artifact that it belongs to, where it has one.
+        """
+        prefix = _page_folder(index) if index else _folder(key)
         while True:  # others may report other objects of the attempt at the same time: nobody's report is lost
             known, etag = self._damage_report(prefix)
             body = json.dumps(known | {key: sha256 or ""}, sort_keys=True).encode()
@@ -165,6 +225,13 @@ def attempt_prefix(result: StageResult) -> str:
     return f"objects/{result.stage}/{result.key}/{result.attempt.epoch:06d}/"
 
 
+def _page_folder(root: IndexRef) -> str:
+    """Where the pages of an index lie, ending in a slash."""
+    return root.object.rpartition("/")[0] + "/"
+
+
 def _folder(key: str) -> str:
-    """The folder of the attempt that an object belongs to, objects/<stage>/<key>/<epoch>/."""
+    """The folder of the attempt, or of the step of tasks, that an object belongs to: objects/<stage>/<key>/<epoch>/ or
+    work/<stage>/<key>/<step>/.
+    """
     return key.rsplit("/", key.count("/") - 3)[0] + "/"

@@ -9,16 +9,17 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.core.artifacts import Artifact, ArtifactManifest, FileEntry
+from stages.core.artifacts import INLINE_FILES, Artifact, ArtifactManifest, FileEntry
 from stages.core.checkpoints import upload_folder
 from stages.core.config import StageConfig
 from stages.core.context import LocalArtifact
 from stages.core.errors import InfraError, InputError, Preempted
 from stages.core.events import Events, world_size
+from stages.core.index import write_index
 from stages.core.interpreters import packages_digest
 from stages.core.keys import artifact_digest
 from stages.core.leases import LeaseLost
@@ -71,37 +72,37 @@ class RuntimeContext:
             self._inputs[port] = [self._stage_in_one(port, i, ref, cache) for i, ref in enumerate(refs)]
 
     def _stage_in_one(self, port: str, index: int, ref: InputRef, cache: Cache) -> LocalArtifact:
-        if self.stage.reads.get(port, "whole") != "whole":
-            return LocalArtifact(None, ref.manifest, ref.node)
         folder = self.root / "in" / port / str(index)
-        folder.mkdir(parents=True)
-        wanted = []
-        for entry in ref.manifest.files:
-            target = folder / entry.path
-            if not target.resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"artifact {ref.node}.{ref.port} lists a path outside itself: {entry.path!r}")
-            wanted.append((entry, target))
-            self.bytes_in += entry.size
+        entries: list[FileEntry] = []
         try:
+            entries = self.ledger.input_entries(ref)
+            wanted = [(entry, folder / entry.path) for entry in entries]
+            for entry, target in wanted:
+                if not target.resolve().is_relative_to(folder.resolve()):
+                    raise InputError(f"artifact {ref.node}.{ref.port} lists a path outside itself: {entry.path!r}")
+                self.bytes_in += entry.size
+            if self.stage.reads.get(port, "whole") != "whole":
+                return LocalArtifact(None, ref.manifest.model_copy(update={"files": tuple(entries)}), ref.node)
+            folder.mkdir(parents=True)
             cache.fetch(wanted)
         except Damaged as error:
-            self._require_damage(error, ref)
+            self._require_damage(error, entries)
             self.ledger.report_damage(
-                error.key, error.found
+                error.key, error.found, ref.manifest.index
             )  # from now on every plan shows its producer as one that must run
             raise InputError(
                 f"{error}. {ref.node} made it: 'moxin run --select {ref.node} --force' makes it again ('moxin plan'"
                 " shows it now)"
             ) from error
-        return LocalArtifact(folder, ref.manifest, ref.node)
+        return LocalArtifact(folder, ref.manifest.model_copy(update={"files": tuple(entries)}), ref.node)
 
-    def _require_damage(self, error: Damaged, ref: InputRef) -> None:
+    def _require_damage(self, error: Damaged, entries: Sequence[FileEntry]) -> None:
         """Raise InfraError when the object is whole in the store: then this machine's disk or memory is bad, and its
         producer need not run again.
         """
-        wanted = next(entry.sha256 for entry in ref.manifest.files if entry.object == error.key)
+        wanted = next((entry.sha256 for entry in entries if entry.object == error.key), None)
         with contextlib.suppress(Damaged):
-            if self.ledger.store.digest(error.key) == wanted:
+            if wanted and self.ledger.store.digest(error.key) == wanted:
                 where = self.ledger.store.where(error.key)
                 raise InfraError(
                     f"{where} is whole in the store, but its copy on this machine is damaged: look at its disk and"
@@ -245,8 +246,11 @@ class RuntimeContext:
             raise TypeError(f"stage {self.request.stage} wrote no file to its output {port}")
         if twice := [a.path for a, b in itertools.pairwise(files) if a.path == b.path]:
             raise TypeError(f"stage {self.request.stage} gave two files of its output {port} the path {twice[0]}")
-        digest = artifact_digest(type_name, facets, files)
-        return ArtifactManifest(type=type_name, digest=digest, facets=facets, meta=self.meta[port], files=files)
+        about: dict[str, Any] = {"type": type_name, "facets": facets, "meta": self.meta[port]}
+        if len(files) <= INLINE_FILES:
+            return ArtifactManifest(digest=artifact_digest(type_name, facets, files), files=files, **about)
+        root = write_index(self.ledger.store, f"{prefix}/.index/{port}", files)
+        return ArtifactManifest(digest=artifact_digest(type_name, facets, index=root.digest), index=root, **about)
 
     # what outlives an attempt ------------------------------------------------------------------------------------
 

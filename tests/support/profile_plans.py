@@ -21,7 +21,7 @@ class NothingYet:
     def node(self, profile: str, name: str) -> None:
         return None
 
-    def manifest(self, key: str) -> None:
+    def manifest(self, key: str, listed: bool = False) -> None:
         return None
 
     def lease(self, key: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stages.probe_source.spec import SourceConfig
 
-from stages.core import downloads, runtime
+from stages.core import downloads, reading, runtime
 from stages.core.artifacts import Artifact
 from stages.core.errors import ConfigError, ExitClass, InfraError, InputError, Preempted
 from stages.core.failures import classify
@@ -25,7 +25,7 @@ from stages.core.registry import find_stage, validated_config
 from stages.core.staging import Cache, link_or_copy
 from tests.support.probe_pipeline import Stream, published, request_of, train_request
 
-KEY = "a" * 64
+KEY, OTHER = "a" * 64, "b" * 64
 
 
 @pytest.fixture
@@ -84,6 +84,61 @@ def test_an_attempt_publishes_files_facets_statistics_and_provenance(ledger: Led
     assert result.attempt.peak_rss_bytes > 1 << 20
     assert result.code.packages_digest, "looked up by the stage itself"
     assert result.code.model_copy(update={"packages_digest": None}) == request.code
+
+
+def test_many_files_are_listed_by_an_index_and_a_consumer_is_told_no_more_than_its_root(
+    ledger: Ledger, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"text": "x", "parts": 3, "act": "", "sentinel": None}
+    few = run(request_of(ledger.store.address, ledger, **settings), stream)
+    monkeypatch.setattr("stages.core.runtime_context.INLINE_FILES", 2)
+    many = run(request_of(ledger.store.address, ledger, OTHER, **settings), stream).outputs["documents"]
+    assert (many.files, many.count, many.size) == ((), 3, 12)
+    assert [(f.path, f.sha256) for f in ledger.entries(many)] == [
+        (f.path, f.sha256) for f in few.outputs["documents"].files
+    ]
+    inputs = [
+        InputRef(node="source", key=key, port="documents", manifest=manifest.reference())
+        for key, manifest in ((KEY, few.outputs["documents"]), (OTHER, many))
+    ]
+    first = run(vocabulary_request(ledger, inputs[0], key="d" * 64), stream)
+    second = run(vocabulary_request(ledger, inputs[1], key="e" * 64), stream)
+    assert first.outputs == {
+        "tokenizer": second.outputs["tokenizer"].model_copy(update={"files": first.outputs["tokenizer"].files})
+    }
+    assert first.attempt.bytes_in == second.attempt.bytes_in == 12
+    assert second.inputs["documents"][0].manifest == many
+
+
+def test_an_input_that_is_not_read_whole_is_listed_and_an_output_adopts_what_the_store_has(
+    ledger: Ledger, stream: Stream, monkeypatch: pytest.MonkeyPatch, folders: Path
+) -> None:
+    source = run(request_of(ledger.store.address, ledger, text="x", parts=2, act="", sentinel=None), stream)
+    manifest = source.outputs["documents"].reference()
+    ref = InputRef(node="source", key=KEY, port="documents", manifest=manifest)
+
+    def passes_on(ctx: Any) -> None:
+        (given,) = ctx.inputs("documents")
+        with pytest.raises(TypeError, match="the output of source is not staged in"):
+            given.files()
+        assert not (ctx.root / "in").exists()
+        for entry in given.entries(".txt"):
+            with reading.open_file(entry) as stored:
+                assert stored.read() == f"x {entry.path[-5]}\n".encode()
+            ctx.adopt("tokenizer", f"copy/{entry.path}", entry)
+        (ctx.output("tokenizer") / "a").write_text("b")
+        ctx.describe("tokenizer", facets={"vocab_size": 9, "tokenizer_digest": "d"})
+
+    monkeypatch.setattr("stages.probe_tokenizer.run.run", passes_on)
+    monkeypatch.setattr(find_stage("probe_tokenizer"), "reads", {"documents": "shards"})
+    made = run(vocabulary_request(ledger, ref, key="d" * 64), stream)
+    assert [(f.path, f.object.split("/")[1]) for f in made.outputs["tokenizer"].files] == [
+        ("a", "probe_tokenizer"),
+        ("copy/deep/part-00000.txt", "probe_source"),
+        ("copy/deep/part-00001.txt", "probe_source"),
+    ]
+    assert made.attempt.bytes_in == 8
+    assert ledger.missing_objects(made) == []
 
 
 def test_metric_rows_are_kept_beside_the_result_and_streamed(ledger: Ledger, stream: Stream) -> None:

@@ -20,7 +20,7 @@ SCANNED = "e" * 64
 class Stored(Results):
     """Results that are found by their nodes' names."""
 
-    def manifest(self, key: str) -> tuple[StageResult, str] | None:
+    def manifest(self, key: str, listed: bool = False) -> tuple[StageResult, str] | None:
         return (self.results[key], "tag") if key in self.results else None
 
     def records(self) -> dict[str, NodeRecord]:
