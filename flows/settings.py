@@ -9,6 +9,7 @@ services.
 | HF_TOKEN, MOXIN_SOURCE_* | keys for raw sources (stages/lib/formats/source_credentials.py), not the store's | none |
 | MOXIN_EMBEDDED | 1: the embedded store, although one of your own is named | 0 |
 | MOXIN_STORE_PATIENCE | seconds for which a store that fails is asked again | 120 (5 for commands that only look) |
+| MOXIN_CACHE_BYTES | what the local cache may keep of fetched files; what no stage uses goes first | half of its disk |
 | PREFECT_API_URL, PREFECT_API_AUTH_STRING | a Prefect server of your own | the embedded one |
 """
 
@@ -63,6 +64,9 @@ class Environment(BaseSettings):
     embedded: bool = Field(default=False, validation_alias="MOXIN_EMBEDDED", description="0 or 1")
     store_patience: float | None = Field(
         default=None, ge=0, validation_alias="MOXIN_STORE_PATIENCE", description="seconds, such as 120"
+    )
+    cache_bytes: int | None = Field(
+        default=None, ge=0, validation_alias="MOXIN_CACHE_BYTES", description="bytes, such as 500000000000"
     )
     prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
     prefect_auth: SecretStr | None = Field(default=None, validation_alias="PREFECT_API_AUTH_STRING")

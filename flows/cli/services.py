@@ -69,9 +69,20 @@ def _show_status(rows: list[Any], json_: bool) -> None:
     from flows.console import rows_table
 
     values = [dict(row) if isinstance(row, dict) else vars(row) for row in rows]
+    cache = _cache()
     if json_:
-        print_json({"services": values})
-    elif values:
-        out.print(rows_table(values))
-    else:
-        out.print("nothing is running; start it with: moxin up")
+        print_json({"services": values, "cache": cache})
+        return
+    out.print(rows_table(values) if values else "nothing is running; start it with: moxin up")
+    if cache["bytes"]:
+        out.print(f"cache {cache['folder']}: {cache['bytes']:,} of {cache['budget']:,} bytes", soft_wrap=True)
+
+
+def _cache() -> dict[str, Any]:
+    """The local cache of fetched files: where it is, how full, and what it may keep (MOXIN_CACHE_BYTES)."""
+    from flows.settings import environment
+    from stages.core import eviction
+
+    folder = environment().home / "cache"
+    held = sum(entry.size for entry in eviction.entries(folder))
+    return {"folder": str(folder), "bytes": held, "budget": eviction.budget(folder)}

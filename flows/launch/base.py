@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from flows import environments
 from flows.data_files import load_toml
-from flows.settings import directly
+from flows.settings import directly, environment
 from stages.core.errors import ConfigError, ExitClass
 from stages.core.messages import Secrets, StageRequest
 from stages.core.resources import Processes, Resources
@@ -106,7 +106,9 @@ def parse_event(line: str, plain: bool = False) -> dict[str, Any]:
 
 def public_environment(job: Job) -> dict[str, str]:
     """What every stage is told, wherever it runs. Nothing secret: engines show it."""
+    cache_bytes = environment().cache_bytes
     return {
+        **({} if cache_bytes is None else {"MOXIN_CACHE_BYTES": str(cache_bytes)}),
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": str(max(1, int(job.resources.cpus / job.resources.ranks))),

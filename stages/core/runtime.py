@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import importlib
 import os
 import shutil
@@ -20,7 +21,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from stages.core import selfcheck
@@ -31,7 +33,7 @@ from stages.core.failures import classify, disk_told
 from stages.core.interpreters import interpreter
 from stages.core.ledger import Ledger
 from stages.core.messages import SCHEMA, Secrets, StageRequest, StageResult
-from stages.core.reading import share
+from stages.core.reading import CACHE, share
 from stages.core.records import now
 from stages.core.registry import find_stage, validated_config
 from stages.core.runtime_context import RuntimeContext
@@ -39,7 +41,7 @@ from stages.core.stage import Stage
 from stages.core.staging import Cache
 from stages.core.stopping import Stopper
 from stages.core.store import Store
-from stages.core.workspace import claim, scratch, take_kept, workspace
+from stages.core.workspace import claim, scratch, shared_folder, take_kept, workspace
 
 ENTERED = "MOXIN_ENTERED"
 """Which engine's Python this process has begun anew in."""
@@ -74,11 +76,11 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
         )
     stage = find_stage(request.stage)
     ledger = Ledger(Store(request.store))
-    with workspace() as root, disk_told(scratch()):
+    with workspace() as root, disk_told(scratch()), cache_folder(request, root) as folder:
         context = RuntimeContext(request, stage, ledger, events, root)
         ledger.store.tell = lambda line: context.log(line, "warning")
         cache = Cache(
-            Path(os.environ.get("MOXIN_CACHE") or root / "cache"),
+            folder,
             ledger.store,
             f"{request.key}/{request.lease.epoch}",
             ledger.store.tell,
@@ -104,6 +106,23 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
         if context.stopping:
             raise Preempted("stopped on request")
         return context.publish(started, cache)
+
+
+@contextmanager
+def cache_folder(request: StageRequest, root: Path) -> Iterator[Path]:
+    """Where this attempt keeps what it fetches, for the processes that it starts too: the machine's cache, else a
+    folder that goes with the attempt, one for all of its ranks.
+    """
+    if given := os.environ.get(CACHE):
+        yield Path(given)
+        return
+    alone = contextlib.nullcontext(root / "cache")
+    with alone if world_size() == 1 else shared_folder(f"cache-{request.key}-{request.lease.epoch}") as folder:
+        os.environ[CACHE] = str(folder)
+        try:
+            yield folder
+        finally:
+            del os.environ[CACHE]
 
 
 def take_secrets(path: Path) -> None:

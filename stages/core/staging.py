@@ -5,13 +5,12 @@ bits that rot on a disk change neither the modification time nor the inode. SHA-
 (measured with hashlib: 2.0 GB in a second of one core's time), several files at once, and leaves the file in the page
 cache, from which the stage reads it next: less than the stage's own work on it. The processes of one attempt on one
 machine (torchrun's ranks) share one verification while inode, size and modification time stay as they were. A lock for
-each file also lets them fetch it once.
+each file also lets them fetch it once. What has no room makes others go first (`stages.core.eviction`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from stages.core.artifacts import FileEntry
+from stages.core.eviction import count, entry_lock, make_room
 from stages.core.files import file_sha256, replacing
 from stages.core.store import Store, in_threads
 
@@ -33,6 +33,9 @@ class Cache:
 
     def fetch(self, entries: Sequence[tuple[FileEntry, Path]]) -> None:
         """Bring files to their places, as links to verified entries. Raises Damaged where the store has other bytes."""
+        missing = {e.sha256: e.size for e, _ in entries if not self.path(e.sha256).is_file()}
+        if missing:
+            make_room(self._folder, sum(missing.values()), frozenset(e.sha256 for e, _ in entries))
         try:
             in_threads(self._fetch_one, entries, self._store.interrupted)
         finally:
@@ -43,6 +46,7 @@ class Cache:
         cached = self.path(entry.sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(cached) as notes:
+            os.utime(notes.fileno())  # used now
             if not self._verified(cached, entry, notes):
                 self._store.get_file(entry, cached)
                 cached.chmod(0o444)
@@ -59,7 +63,9 @@ class Cache:
         with self._locked(cached):
             if not cached.exists():
                 made.chmod(0o444)
-                link_or_copy(made, cached)
+                with contextlib.suppress(OSError):  # where it must be copied and has no room: it can be fetched
+                    link_or_copy(made, cached)
+                    count(self._folder, entry.size)
 
     def _verified(self, cached: Path, entry: FileEntry, notes: IO[str]) -> bool:
         """Whether the entry is there and has the bytes that it should. One that has not is removed, and said."""
@@ -87,15 +93,9 @@ class Cache:
 
     @contextmanager
     def _locked(self, cached: Path) -> Iterator[IO[str]]:
-        """One process at a time works on an entry. What killed ones left of it is removed."""
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with open(cached.with_name(f"{cached.name}.verified"), "a+", encoding="utf-8") as notes:
-            with contextlib.suppress(
-                OSError
-            ):  # a file system without locks: then several fetch it, and the last one stays
-                fcntl.flock(notes, fcntl.LOCK_EX)
-                for left in cached.parent.glob(f".{cached.name}.*"):
-                    left.unlink(missing_ok=True)
+        """One process at a time works on an entry."""
+        with entry_lock(cached) as notes:
+            assert notes is not None  # as we wait for it
             yield notes
 
 

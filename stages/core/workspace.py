@@ -43,6 +43,28 @@ def workspace() -> Iterator[Path]:
             shutil.rmtree(root, ignore_errors=True)
 
 
+@contextmanager
+def shared_folder(name: str) -> Iterator[Path]:
+    """A folder of all processes of an attempt on this machine, removed by the last of them."""
+    root = scratch() / f"stage-{name}"
+    while True:
+        root.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the last one before us removed it just now
+            owner = open(root / OWNER, "a")  # noqa: SIM115 - open for as long as we are here
+            with contextlib.suppress(OSError):
+                fcntl.flock(owner, fcntl.LOCK_SH)
+            if os.path.samestat(os.fstat(owner.fileno()), (root / OWNER).stat()):
+                break
+            owner.close()
+    try:
+        yield root
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(root, ignore_errors=True)
+        owner.close()
+
+
 def claim(root: Path) -> IO[str]:
     """Mark a folder as this process's, for as long as the answer is open."""
     unseen = root / f"{OWNER}.new"

@@ -87,6 +87,7 @@ def test_moxin_embedded_starts_a_store_although_one_of_the_users_own_is_named(mo
     ("name", "value", "message"),
     [
         ("MOXIN_STORE_PATIENCE", "soon", "^MOXIN_STORE_PATIENCE = 'soon': set it to seconds, such as 120$"),
+        ("MOXIN_CACHE_BYTES", "half", "^MOXIN_CACHE_BYTES = 'half': set it to bytes, such as 500000000000$"),
         ("MOXIN_STORE_PATIENCE", "-1", "^MOXIN_STORE_PATIENCE = '-1': set it to seconds, such as 120$"),
         ("MOXIN_EMBEDDED", "perhaps", "^MOXIN_EMBEDDED = 'perhaps': set it to 0 or 1$"),
     ],
