@@ -105,6 +105,7 @@ def resolve(
     except DamagedRecord as error:
         return Resolved(key, inputs, None, error.etag, False, damaged=str(error))
     if stored is None:
+        node.check_inputs(node.name, config, {port: [ref.manifest for ref in refs] for port, refs in inputs.items()})
         return Resolved(key, inputs, None, None, False)
     result, etag = stored
     drift = result.code.source_digest != source_digest(node.stage)

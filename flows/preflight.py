@@ -52,7 +52,7 @@ def problems(pipeline: Pipeline, profile: Profile, names: Iterable[str], deep: b
     chosen, findings = set(names), []
     for node in pipeline.under(profile.configs):
         if node.name in chosen:
-            context = PreflightContext(here=profile.launchers[node.name] == "process", deep=deep)
+            context = PreflightContext(profile.launchers[node.name] == "process", deep, profile.configs)
             for problem in (
                 *node.preflight(profile.configs[node.name], context),
                 *_network(node, profile),

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
 from stages.core.artifacts import RawFiles
-from stages.core.config import StageConfig
+from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem, data_set
 from stages.core.resources import Resources
 from stages.core.stage import Output, Stage, output
+from stages.lib.data.expected_size import ExpectedSize
 from stages.lib.data.raw_source import RawSource
 
 
@@ -32,6 +33,10 @@ class CollectConfig(StageConfig):
     code_bytes: int = Field(default=3_000_000, gt=0, description="machine: bytes of source code to gather at most")
     mirrored: float = Field(
         default=0.2, ge=0, le=1, description="machine: share of pages that a second site serves too"
+    )
+    expected: Operational[Mapping[Literal["text", "web", "code"], ExpectedSize]] = Field(
+        default={},
+        description="of a port: {documents, text_bytes} that it comes to once ingested, about; for the plan alone",
     )
     seed: int = Field(default=7, description="machine: which files are taken, and which pages are mirrored")
 

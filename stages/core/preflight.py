@@ -10,7 +10,7 @@ import functools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class PreflightContext:
-    """How closely to look for problems. here: an attempt sees this machine's files; deep: large files may be read."""
+    """How closely to look for problems. here: an attempt sees this machine's files; deep: large files may be read;
+    configs: of all nodes, by name.
+    """
 
     here: bool = True
     deep: bool = False
+    configs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def model_file(

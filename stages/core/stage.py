@@ -217,6 +217,12 @@ class Stage(_Declared, Generic[C_co]):
         """
 
     @classmethod
+    def check_inputs(cls, node: str, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> None:
+        """Raise `ConfigError` when the stage cannot work on these inputs, as their manifests tell. Called when a plan
+        is made, of a node that has no result.
+        """
+
+    @classmethod
     def work(cls, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
         """How much work an attempt is, for `moxin plan`. Stages with a known formula override this."""
         return Work(bytes=float(sum(m.size for many in inputs.values() for m in many)))

@@ -103,7 +103,7 @@ def _long_paragraph(source, start, stop, classes, bits, probes, width, words, ng
     """
     state = np.zeros(8, np.int64)
     state[POSITION] = start
-    have, made, contained = 0, 0, 0
+    have, grams, contained = 0, 0, 0
     while state[POSITION] < stop:
         have += next_word_hashes(source, stop, classes, state, words[have:])
         if have < width:
@@ -116,10 +116,10 @@ def _long_paragraph(source, start, stop, classes, bits, probes, width, words, ng
                 insert(bits, ngrams[i], probes)
             else:
                 contained += int(contains(bits, ngrams[i], probes))
-        made, have = made + more, width - 1
+        grams, have = grams + more, width - 1
         for i in range(have):
             words[i] = words[more + i]
-    return made, contained
+    return grams, contained
 
 
 @njit
@@ -140,24 +140,24 @@ def filter_texts(source, ends, classes, bits, probes, width, threshold, marks, w
         start, end = ends[d], ends[d + 1]
         held = start  # from here on the text stays, but is not copied yet
         while start < end:
-            made, contained, stop = 0, 0, end
+            grams, contained, stop = 0, 0, end
             if end - start > piece:
                 stop = _line_end(source, start, end)
             long = stop - start > piece
             if long:
-                made, contained = _long_paragraph(
+                grams, contained = _long_paragraph(
                     source, start, stop, classes, bits, probes, width, words, ngrams, False
                 )
             else:
                 have, stop = paragraph_words(source, start, stop, classes, marks, words)
                 if have >= width:
-                    made = _windows(words, have, width, ngrams)
-                    for i in range(made):
+                    grams = _windows(words, have, width, ngrams)
+                    for i in range(grams):
                         ngrams[i] = fmix64(ngrams[i])
-                    for i in range(made):
+                    for i in range(grams):
                         contained += int(contains(bits, ngrams[i], probes))
-            total, seen = total + made, seen + contained
-            if made and contained > threshold * made:
+            total, seen = total + grams, seen + contained
+            if grams and contained > threshold * grams:
                 counts[0] += 1
                 cut += stop - start
                 if not changed:  # so far all stayed as it was: nothing is in `out` yet
@@ -167,7 +167,7 @@ def filter_texts(source, ends, classes, bits, probes, width, threshold, marks, w
             elif long:
                 _long_paragraph(source, start, stop, classes, bits, probes, width, words, ngrams, True)
             else:
-                for i in range(made):
+                for i in range(grams):
                     insert(bits, ngrams[i], probes)
             start = stop
         if total and seen > threshold * total:

@@ -21,8 +21,9 @@ from stages.core.artifacts import FileEntry
 from stages.core.errors import InfraError, InputError
 from stages.core.reading import open_file
 from stages.dedup.bloom_filter import BloomFilter
-from stages.dedup.bloom_size import BYTES_PER_NGRAM, filter_bytes, size_sum
+from stages.dedup.bloom_size import BYTES_PER_NGRAM, filter_bytes
 from stages.dedup.funnel import Funnel
+from stages.dedup.limits import filter_problem
 from stages.lib.data.workers import Pool, Result
 from stages.lib.formats.corpus import read_parts
 from stages.lib.formats.documents import DocumentWriter, text_buffer
@@ -57,19 +58,22 @@ class Kept:
 def filter_documents(
     pool: Pool,
     partitions: Sequence[Sequence[Kept]],
-    memory: int,
+    memory_gib: float,
+    node: str,
     funnel: Funnel,
     progress: Callable[[float, float, str], None] | None = None,
     pace: Pace | None = None,
 ) -> list[FileEntry]:
     """Send the shards of each partition through a filter of their own, in order; the parts of what is left.
 
-    memory: bytes for the filters that are at work at one time: as many partitions as fit. Raises InputError when one
-    filter does not fit.
+    memory_gib: for the filters that are at work at one time: as many partitions as fit. Raises InputError, naming the
+    node, when one filter does not fit.
     """
     sizes = [sum(kept.text_bytes for kept in shards) for shards in partitions]
-    refuse_larger(max(sizes, default=0), memory)
-    together = max(1, memory // max(map(filter_bytes, sizes), default=1))
+    largest = max(sizes, default=0)
+    if problem := filter_problem(largest, memory_gib):
+        raise InputError(problem.line(node))
+    together = max(1, int(memory_gib * (1 << 30)) // filter_bytes(largest))
     funnel.restart()
     runs = [_Run(shards, size) for shards, size in zip(partitions, sizes, strict=True)]
     for first in range(0, len(runs), together):
@@ -115,15 +119,6 @@ class _Run:
         self.done += result.value["shards"]
         self.state = next((entry for entry in result.files if entry.path == FILTER), None)
         self.left += [entry for entry in result.files if entry.path != FILTER]
-
-
-def refuse_larger(text_bytes: float, memory: int) -> None:
-    """Raise InputError when the filter for so much text does not fit into `memory` bytes."""
-    if filter_bytes(text_bytes) > memory:
-        raise InputError(
-            f"a Bloom filter does not fit into bloom_memory_gib = {memory / (1 << 30):g}: {size_sum(text_bytes)};"
-            " more partitions, or more memory"
-        )
 
 
 def filter_leg(

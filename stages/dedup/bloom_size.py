@@ -33,12 +33,3 @@ def dimensions(expected: int, false_positives: float = FALSE_POSITIVES) -> tuple
 def filter_bytes(text_bytes: float) -> int:
     """Memory of the filter for so much text."""
     return dimensions(max(1, int(text_bytes) // BYTES_PER_NGRAM))[0] * BLOCK_BITS // 8
-
-
-def size_sum(text_bytes: float) -> str:
-    """The sum behind `filter_bytes`, in words."""
-    ngrams, held = int(text_bytes) // BYTES_PER_NGRAM, filter_bytes(text_bytes)
-    return (
-        f"{text_bytes / 1e9:,.1f} GB of text / {BYTES_PER_NGRAM} B = {ngrams:,} n-grams, which take"
-        f" {held / (1 << 30):,.1f} GiB at {FALSE_POSITIVES:.0%} false positives"
-    )

@@ -22,7 +22,7 @@ from stages.core.errors import InputError
 from stages.dedup import bloom_pass, lsh, suffix_array, verification
 from stages.dedup.bloom_pass import Kept
 from stages.dedup.funnel import Funnel, write_kept
-from stages.dedup.limits import MAX_DOCUMENTS, dealt, too_many
+from stages.dedup.limits import dealt, documents_problem
 from stages.dedup.spec import Dedup, DedupConfig, Recipe
 from stages.dedup.union_find import around, clusters, splice, unite
 from stages.lib.data.workers import Pool, Result
@@ -44,14 +44,15 @@ def run(ctx: Context[DedupConfig]) -> None:
     if not work:
         raise InputError(f"{ctx.node}: the corpus is empty: its sources hold no document")
     parts = [renumbered(part) for part in dealt(work, ctx.config.partitions)]
-    if max(sum(shard.rows for shard in part) for part in parts) > MAX_DOCUMENTS:
-        raise InputError(f"{ctx.node}: {too_many(sum(shard.rows for shard in work), len(parts))}")
-    funnel, found = Funnel(), _Found()
+    largest = max(sum(shard.rows for shard in part) for part in parts)
+    if problem := documents_problem(largest * len(parts), len(parts)):
+        raise InputError(problem.line(ctx.node))
+    funnel, linked = Funnel(), _Clusters()
     with Pool.of(ctx, Dedup.resources(ctx.config)) as pool:
         left = []
         for number, part in enumerate(parts):
             pool.prefix = f"p{number:04d}-" if len(parts) > 1 else ""
-            left.append(_deduplicate(ctx, pool, recipe, part, funnel, found))
+            left.append(_deduplicate(ctx, pool, recipe, part, funnel, linked))
         pool.prefix = ""
         if not funnel.rows["out"]["documents"] and recipe.min_characters:
             raise InputError(
@@ -59,16 +60,15 @@ def run(ctx: Context[DedupConfig]) -> None:
                 f" {recipe.min_characters} characters"
             )
         if recipe.bloom:
-            memory = int(ctx.config.bloom_memory_gib * (1 << 30))
-            last = bloom_pass.filter_documents(pool, left, memory, funnel, ctx.progress)
+            last = bloom_pass.filter_documents(pool, left, ctx.config.bloom_memory_gib, ctx.node, funnel, ctx.progress)
         else:
             last = [entry for part in left for kept in part for entry in kept.parts]
         adopt_parts(ctx, "documents", last)
-    _tell(ctx, funnel, found)
+    _tell(ctx, funnel, linked)
 
 
 @dataclass
-class _Found:
+class _Clusters:
     """What is told of the clusters of all partitions."""
 
     sizes: Counter[int] = field(default_factory=Counter)
@@ -87,7 +87,7 @@ class _Found:
 
 
 def _deduplicate(
-    ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard], funnel: Funnel, found: _Found
+    ctx: Context[DedupConfig], pool: Pool, recipe: Recipe, work: list[Shard], funnel: Funnel, linked: _Clusters
 ) -> list[Kept]:
     """All steps but the Bloom filter, one after another, for one partition; what is left."""
     total = sum(shard.rows for shard in work)
@@ -96,7 +96,7 @@ def _deduplicate(
         signed = _sign(ctx, pool, recipe, work)
         fate = _exact(ctx, pool, signed, recipe, total)
         if recipe.bands and (fate == lsh.KEPT).any():
-            groups = _near(ctx, pool, signed, recipe, work, fate, found.pairs)
+            groups = _near(ctx, pool, signed, recipe, work, fate, linked.pairs)
     np.save(pool.folder / "fate.npy", fate)
     here = Funnel()
     examples = _examples(groups)
@@ -113,7 +113,7 @@ def _deduplicate(
     for result in results:
         here.add(result.value["funnel"])
         labels.update({int(document): label for document, label in result.value["labels"].items()})
-    found.add(groups, labels)
+    linked.add(groups, labels)
     if recipe.substring_bytes:
         results = suffix_array.cut(
             pool,
@@ -290,7 +290,7 @@ def _examples(groups: np.ndarray) -> list[int]:
     return [int(d) for first in firsts for d in groups[groups[:, 0] == first, 1][:4]]
 
 
-def _tell(ctx: Context[DedupConfig], funnel: Funnel, found: _Found) -> None:
+def _tell(ctx: Context[DedupConfig], funnel: Funnel, linked: _Clusters) -> None:
     """The statistics."""
     out = funnel.rows["out"]
     meta = {"documents": out["documents"], "text_bytes": out["bytes"], "per_license": commonest([funnel.licenses])}
@@ -301,10 +301,10 @@ def _tell(ctx: Context[DedupConfig], funnel: Funnel, found: _Found) -> None:
         keep_fraction_bytes=round(out["bytes"] / max(1, funnel.rows["in"]["bytes"]), 4),
         per_source=dict(sorted(funnel.sources.items())),
         lengths=funnel.histogram(),
-        clusters=sum(found.sizes.values()),
-        cluster_sizes={str(size): found.sizes[size] for size in sorted(found.sizes)},
-        example_clusters=found.examples,
+        clusters=sum(linked.sizes.values()),
+        cluster_sizes={str(size): linked.sizes[size] for size in sorted(linked.sizes)},
+        example_clusters=linked.examples,
         documents=out["documents"],
         text_bytes=out["bytes"],
-        **found.pairs,
+        **linked.pairs,
     )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.artifacts import Documents
+from stages.core.artifacts import ArtifactManifest, Documents
 from stages.core.config import Operational, StageConfig
+from stages.core.errors import ConfigError
+from stages.core.preflight import PreflightContext, Problem
 from stages.core.resources import Resources
 from stages.core.stage import Input, Output, Reading, Stage, output
+from stages.dedup import limits
+from stages.lib.data.expected_size import expected_size
 
 RecipeName = Literal[
     "slimpajama",
@@ -147,6 +151,12 @@ class DedupConfig(StageConfig):
         }
         return Recipe(**{**RECIPES[self.recipe].__dict__, **changes})
 
+    def problems(self, documents: float, text_bytes: float) -> Iterable[Problem]:
+        """What a corpus of this size exceeds."""
+        return limits.problems(
+            documents, text_bytes, self.partitions, self.bloom_memory_gib if self.resolved().bloom else None
+        )
+
     @model_validator(mode="after")
     def _bands_fit(self) -> DedupConfig:
         recipe = self.resolved()
@@ -168,6 +178,27 @@ class Dedup(Stage[DedupConfig], env="data", revision=3, reproducible="bits"):
 
     sources: Sequence[Input[Documents]]
     documents: Output[Documents] = output()
+
+    def preflight(self, config: DedupConfig, context: PreflightContext) -> Iterable[Problem]:
+        sizes = [expected_size(source, context.configs) for source in self.wires["sources"]]
+        known = [size for size in sizes if size is not None]
+        return config.problems(sum(size.documents for size in known), sum(size.text_bytes for size in known))
+
+    @classmethod
+    def check_inputs(cls, node: str, config: DedupConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> None:
+        documents, text_bytes = (
+            sum(float(source.meta.get(name, 0)) for source in inputs["sources"]) for name in ("documents", "text_bytes")
+        )
+        for problem in config.problems(documents, text_bytes):
+            raise ConfigError(problem.line(node))
+
+    @classmethod
+    def check_resources(cls, node: str, config: DedupConfig, resources: Resources) -> None:
+        if config.resolved().bloom and config.bloom_memory_gib > resources.memory_gib:
+            raise ConfigError(
+                f"{node}.bloom_memory_gib = {config.bloom_memory_gib:g}, but resources.{node}.memory_gib ="
+                f" {resources.memory_gib:g}: lower the one, or raise the other"
+            )
 
     @classmethod
     def resources(cls, config: DedupConfig) -> Resources:

@@ -94,10 +94,10 @@ def _cut(parts: list[tuple[str, FileEntry | None, list[tuple[int, int]]]], size:
 
 def renumbered(chosen: Iterable[Shard]) -> list[Shard]:
     """Some of the shards, as those of a corpus of their own: their documents counted from 0."""
-    found: list[Shard] = []
+    counted: list[Shard] = []
     for shard in chosen:
-        found.append(replace(shard, start=found[-1].start + found[-1].rows if found else 0))
-    return found
+        counted.append(replace(shard, start=counted[-1].start + counted[-1].rows if counted else 0))
+    return counted
 
 
 def read_shard(shard: Shard, columns: list[str] | None = None, rows: int = 8192) -> Iterator[pa.RecordBatch]:
