@@ -171,11 +171,6 @@ def _proxy_exceptions(endpoint: str | None) -> list[str]:
     return ["localhost", "127.0.0.1", "::1"]
 
 
-def source_secrets(job: Job) -> Secrets | None:
-    """Those of sources alone, for what reads nothing else; None where a stage gets none."""
-    return secrets_of(job, {}) if source_environment(job) else None
-
-
 def secrets_of(job: Job, credentials: dict[str, str]) -> Secrets:
     """Credentials of the store, and those of sources, for a job that runs in another file system than this process."""
     variables = credentials | source_environment(job)

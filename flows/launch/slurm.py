@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flows.launch.base import Job, parse_event, secrets_of, source_secrets, with_provenance
+from flows.launch.base import Job, parse_event, secrets_of, with_provenance
 from flows.launch.slurm_arrays import JobArrays, cancel_leftover_arrays, write
 from flows.launch.slurm_controller import FINISHED, GONE, TERMINATIONS, job_state, queued_jobs, run
-from flows.launch.slurm_scripts import Site, base_of, image_of, script, sources_file, uses_arrays
+from flows.launch.slurm_scripts import Site, base_of, image_of, script, uses_arrays
 from flows.settings import Settings
 from stages.core.errors import ExitClass, InfraError
 from stages.core.keys import sha256
@@ -148,7 +148,7 @@ class _Tail:
             yield parse_event(line.decode("utf-8", "replace"), self._plain)
 
 
-_INPUTS = (".json", ".secrets.json", ".sources.json", ".sh")
+_INPUTS = (".json", ".secrets.json", ".sh")
 """Files that a job is started with, removed after it; its logs stay."""
 _INPUT_NAME = re.compile(rf".+-[0-9a-f]{{16}}-[0-9]+({'|'.join(map(re.escape, _INPUTS))})", re.DOTALL)
 """Such a file's name, as `base_of` makes it: node, beginning of the key, epoch."""
@@ -182,8 +182,6 @@ class SlurmLauncher:
                 Path(f"{base}{suffix}").unlink(missing_ok=True)
             write(Path(f"{base}.json"), job.request.model_dump_json())
             write(Path(f"{base}.secrets.json"), secrets_of(job, self._settings.store_environment()).model_dump_json())
-            if uses_arrays(job) and (sources := source_secrets(job)):
-                write(sources_file(job, self._folder), sources.model_dump_json())
             write(Path(f"{base}.sh"), script(job, self._site, base, self._installation, self._folder / "scratch"))
         except OSError as error:
             raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error

@@ -1,26 +1,24 @@
 """Arrays of jobs that a stage asks for while it runs (`stages/lib/data/job_array.py`): submitted once, followed,
 cancelled with it.
 
-A stage's event "array" names a file of jobs in its work folder. Beside that file lie `<name>.job`, the array's number,
-for a control plane that comes back, and at the end `<name>.over`, which the stage waits for. A stage waits for one
-array at a time: a new one means that nobody waits for those before it.
+A stage's event "array" says where its jobs lie: beside its tasks' results in the store, or in its work folder. There
+the answer goes that the stage waits for. In the launcher's own folder lies `<base>-<name>.job`, the array's number, for
+a control plane that comes back. A stage waits for one array at a time: a new one means that nobody waits for those
+before it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from flows.launch.array_request import ArrayRequest
 from flows.launch.base import Job
 from flows.launch.slurm_controller import FINISHED, array_states, queued_jobs, run
-from flows.launch.slurm_scripts import ArrayRequest, Site, array_script, comment
+from flows.launch.slurm_scripts import Site, array_base, array_script, comment
 from stages.core.errors import InfraError
 from stages.core.files import write_atomically
 
@@ -31,74 +29,61 @@ class JobArrays:
     def __init__(self, job: Job, site: Site, folder: Path, installation: str) -> None:
         self._job, self._site, self._folder, self._installation = job, site, folder, installation
         self._prefix = f"{comment(job, installation)}:"
-        self._current: tuple[str, Path] | None = None
+        self._current: tuple[str, ArrayRequest] | None = None
         self._reported_reason = ""
 
     def submit(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Submit the array that an event asks for, or follow it where that was done; events for people."""
-        request = self._checked(event)
-        path = Path(request.jobs)
+        request = ArrayRequest.checked(event, self._job)
         self._current = None
-        if not path.is_file() or path.with_suffix(".over").exists():  # read again by one that came back
+        if not request.wanted():  # read again by one that came back
             return
         try:
-            number = self._submit_or_find(request, path)
+            number = self._submit_or_find(request)
         except InfraError as error:
-            write(path.with_suffix(".over"), json.dumps({"states": {}, "error": str(error)}))
+            request.answer({}, str(error))
             yield {"event": "log", "level": "warning", "message": f"no array for {request.tasks} shards: {error}"}
             return
-        self._current = number, path
+        self._current = number, request
         jobs = min(request.tasks, self._site.array_size)
         yield {
             "event": "log",
             "level": "info",
-            "message": f"Slurm array {number}: {request.tasks} shards in {jobs} jobs ({path.stem})",
+            "message": f"Slurm array {number}: {request.tasks} shards in {jobs} jobs ({request.name})",
         }
 
-    def _checked(self, event: Mapping[str, Any]) -> ArrayRequest:
-        try:
-            request = ArrayRequest.model_validate({name: value for name, value in event.items() if name != "event"})
-        except ValidationError as error:
-            raise InfraError(
-                f"the stage asked for an array in terms that are not known: {error.errors()[0]['msg']}"
-            ) from error
-        work = str(self._job.request.config.get("work") or "/nowhere")
-        if not Path(os.path.normpath(request.jobs)).is_relative_to(os.path.normpath(work)):
-            raise InfraError(
-                f"the stage asked for an array of {request.jobs}, which is not under its work folder {work}"
-            )
-        return request
-
-    def _submit_or_find(self, request: ArrayRequest, path: Path) -> str:
+    def _submit_or_find(self, request: ArrayRequest) -> str:
         """The array's number: of the file, of the queue (where its control plane died at the wrong moment), or of a new
         one.
         """
-        own_comment = f"{self._prefix}{path.stem}"
+        own_comment = f"{self._prefix}{request.name}"
         jobs = queued_jobs(self._prefix)
         if others := [number for number, name in jobs.items() if name != own_comment]:
             run("scancel", *others)
+        base = array_base(self._job, self._folder, request)
         with contextlib.suppress(FileNotFoundError):
-            return path.with_suffix(".job").read_text(encoding="utf-8").strip()
+            return Path(f"{base}.job").read_text(encoding="utf-8").strip()
         number = next((number for number, name in jobs.items() if name == own_comment), None)
         if number is None:
-            script = path.with_suffix(".sh")
+            script = Path(f"{base}.sh")
             write(script, array_script(self._job, self._site, request, self._folder, self._installation))
             number = run("sbatch", "--parsable", "--requeue", "--export=NONE", str(script)).strip().partition(";")[0]
-        write(path.with_suffix(".job"), number)
+        write(Path(f"{base}.job"), number)
         return number
 
     def poll(self) -> Iterator[dict[str, Any]]:
         """Ask the controller how the array is; when all of it is over, tell the stage."""
         if self._current is None:
             return
-        number, path = self._current
+        number, request = self._current
         if (polled := array_states(number)) is None:
             return
         states, reason = polled
         if states.keys() <= FINISHED:
             self._current = None
-            if path.is_file():
-                write(path.with_suffix(".over"), json.dumps({"states": dict(sorted(states.items()))}))
+            for suffix in (".job", ".sh"):
+                Path(f"{array_base(self._job, self._folder, request)}{suffix}").unlink(missing_ok=True)
+            request.answer(states)
         elif states.keys() <= {*FINISHED, "PENDING"} and reason != self._reported_reason:
             self._reported_reason = reason
             yield {"event": "log", "level": "info", "message": f"Slurm array {number} is pending ({reason})"}

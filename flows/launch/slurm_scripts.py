@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows import environments
 from flows.data_files import DATA
-from flows.launch.base import Job, engine_pythons, load_site, public_environment, source_environment, torchrun
+from flows.launch.array_request import ArrayRequest
+from flows.launch.base import Job, engine_pythons, load_site, public_environment, torchrun
 from stages.core.errors import ConfigError
 from stages.core.files import ROOT
 from stages.core.resources import Processes
@@ -68,11 +69,6 @@ def uses_arrays(job: Job) -> bool:
 def base_of(job: Job, folder: Path) -> Path:
     """What the names of a job's files begin with. folder: the launcher's own."""
     return folder / f"{job.request.node}-{job.request.key[:16]}-{job.request.lease.epoch}"
-
-
-def sources_file(job: Job, folder: Path) -> Path:
-    """Credentials of sources for the elements of a job's arrays, which have no use for the store's."""
-    return Path(f"{base_of(job, folder)}.sources.json")
 
 
 def comment(job: Job, installation: str) -> str:
@@ -227,20 +223,13 @@ def script(job: Job, site: Site, base: Path, installation: str, scratch: Path) -
     )
 
 
-class ArrayRequest(BaseModel):
-    """What a stage's event "array" says: the file of its jobs, how many those are, and what one of them needs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    jobs: str
-    tasks: int = Field(gt=0)
-    cpus: float = Field(gt=0)
-    memory_gib: float = Field(gt=0)
+def array_base(job: Job, folder: Path, request: ArrayRequest) -> Path:
+    """What the names of an array's files begin with. folder: the launcher's own."""
+    return Path(f"{base_of(job, folder)}-{request.name}")
 
 
 def array_script(job: Job, site: Site, request: ArrayRequest, folder: Path, installation: str) -> str:
     """The batch script of an array. `folder`: the launcher's own."""
-    path = Path(request.jobs)
     element_resources = {
         "cpus": request.cpus,
         "memory_gib": request.memory_gib,
@@ -251,16 +240,15 @@ def array_script(job: Job, site: Site, request: ArrayRequest, folder: Path, inst
     element = replace(job, resources=job.resources.model_copy(update=element_resources), processes=Processes.SINGLE)
     count = min(request.tasks, site.array_size)
     specific = {
-        "job-name": f"moxin-{job.request.node}-{path.stem}",
-        "comment": f"{comment(job, installation)}:{path.stem}",
+        "job-name": f"moxin-{job.request.node}-{request.name}",
+        "comment": f"{comment(job, installation)}:{request.name}",
         "array": f"0-{count - 1}" + (f"%{site.array_limit}" if site.array_limit else ""),
-        "output": f"{_escaped(path.with_suffix(''))}_%a.log",
+        "output": f"{_escaped(array_base(job, folder, request))}_%a.log",
     }
-    secrets = f" --secrets {shlex.quote(str(sources_file(job, folder)))}" if source_environment(job) else ""
+    secrets = shlex.quote(f"{base_of(job, folder)}.secrets.json")
     command = (
-        f'{_python(site)} -m stages.lib.data.job_array {shlex.quote(request.jobs)} "$SLURM_ARRAY_TASK_ID" {count}'
-        f"{secrets}"
-        " </dev/null"
+        f"{_python(site)} -m stages.lib.data.job_array {shlex.quote(request.place)} {shlex.quote(request.name)}"
+        f' "$SLURM_ARRAY_TASK_ID" {count} --secrets {secrets} </dev/null'
     )
     slurm_options = _options(element, installation) | specific | site.options | site.array_options
     return _render("array.sh", element, site, folder, folder / "scratch", command, slurm_options)

@@ -40,7 +40,7 @@ def run(ctx: Context[ContaminationConfig]) -> None:
     words = read_words(text for split in splits for text in split.texts)
     rule = _rule(ctx.config)
     tables, anchors = _tables(ctx.config, words)
-    with Pool.of(ctx, Contamination.resources(ctx.config)) as pool:
+    with Pool.of(ctx, Contamination.resources(ctx.config), folders=True) as pool:
         training, finds, equal = _scan(ctx, pool, words, tables, anchors, rule)
     common = merging.common_runs(finds, rule.common)
     matches: dict[int, list[Match]] = defaultdict(list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -77,6 +77,47 @@ class Checkpoints(typing.Protocol):
         """Step and local folder of the newest complete checkpoint of this key, or None."""
 
 
+class TaskObjects(typing.Protocol):
+    """Where tasks leave their results (`stages.core.task_objects`): small documents by name, and the files of tasks."""
+
+    @property
+    def place(self) -> str:
+        """JSON, without credentials, from which another process makes the same (`task_objects.objects_at`)."""
+        ...
+
+    def get(self, name: str) -> tuple[bytes, str] | None:
+        """A document and its version, or None."""
+        ...
+
+    def put(self, name: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
+        """Write a document. Raises Conflict where there is one already, or another version than `if_match`."""
+
+    def list(self, prefix: str) -> Iterator[Any]:
+        """What lies under a prefix, in order: `stages.core.store.Stored`."""
+        ...
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove documents and files."""
+
+    def folder(self, name: str) -> Any:
+        """A new local folder (`pathlib.Path`) for the files that are to be `name/...`."""
+        ...
+
+    def upload(self, name: str, folder: Any) -> tuple[FileEntry, ...]:
+        """Store the files of such a folder; what they are, in the order of their paths."""
+        ...
+
+    def holds(self, entry: FileEntry) -> bool:
+        """Whether a file is still there, as far as that costs nothing to see."""
+        ...
+
+    def drop(self, folder: Any) -> None:
+        """Take a folder whose files are stored, or of no use, from the local disk."""
+
+    def abandon(self, process: int) -> None:
+        """Take from the local disk what a dead process of this machine was at, whose number ends its folders' names."""
+
+
 class Context(typing.Protocol[C_co]):
     """Everything a stage may touch. The runtime implements it; tests use `stages.core.testing.LocalContext`."""
 
@@ -93,6 +134,11 @@ class Context(typing.Protocol[C_co]):
     @property
     def scratch(self) -> Any:
         """A folder for temporary files (`pathlib.Path`), removed afterwards."""
+        ...
+
+    @property
+    def tasks(self) -> TaskObjects:
+        """Where tasks leave their results, for this attempt and for later ones."""
         ...
 
     @property
@@ -160,8 +206,8 @@ class Context(typing.Protocol[C_co]):
         """One line for people."""
         ...
 
-    def array(self, jobs: Any, tasks: int, cpus: float, memory_gib: float) -> None:
-        """Ask the launcher to run the jobs of a file as an array, one task needing so much;
-        `stages/lib/data/job_array.py` says how it answers.
+    def array(self, place: str, name: str, tasks: int, cpus: float, memory_gib: float) -> None:
+        """Ask the launcher for an array of at most so many elements, one needing so much: its jobs lie at a place
+        (`TaskObjects.place`) under a name. `stages/lib/data/job_array.py` says how it answers.
         """
         ...

@@ -31,6 +31,7 @@ from stages.core.runtime_checkpoints import METRICS_FILE, RuntimeCheckpoints
 from stages.core.stage import Stage
 from stages.core.staging import Cache, link_or_copy
 from stages.core.store_errors import Damaged
+from stages.core.task_objects import StoreObjects, work_prefix
 from stages.core.workspace import keep
 
 PUBLISH_PATIENCE = 15
@@ -50,6 +51,8 @@ class RuntimeContext:
         self.config = validated_config(stage, request.node, request.config)
         self.scratch = root / "scratch"
         self.scratch.mkdir()
+        self.tasks = StoreObjects(ledger.store, work_prefix(request.stage, request.key), self.scratch / "tasks")
+        self.tasks.scratch.mkdir()
         self.metrics_path = root / METRICS_FILE
         self.metrics_path.touch()
         self.checkpoints = RuntimeCheckpoints(request, ledger, events, root)
@@ -277,5 +280,5 @@ class RuntimeContext:
     def log(self, message: str, level: str = "info") -> None:
         self.events.emit("log", level=level, message=message)
 
-    def array(self, jobs: Path, tasks: int, cpus: float, memory_gib: float) -> None:
-        self.events.emit("array", jobs=str(jobs), tasks=tasks, cpus=cpus, memory_gib=memory_gib)
+    def array(self, place: str, name: str, tasks: int, cpus: float, memory_gib: float) -> None:
+        self.events.emit("array", place=place, name=name, tasks=tasks, cpus=cpus, memory_gib=memory_gib)

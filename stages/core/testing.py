@@ -18,6 +18,7 @@ from stages.core.artifacts import Artifact, ArtifactManifest, FileEntry
 from stages.core.config import StageConfig
 from stages.core.context import LocalArtifact
 from stages.core.staging import link_or_copy
+from stages.core.task_objects import FolderObjects
 
 C = TypeVar("C", bound=StageConfig)
 
@@ -88,6 +89,7 @@ class LocalContext(Generic[C]):
         self._inputs = {port: list(many) for port, many in (inputs or {}).items()}
         self.scratch = root / "scratch"
         self.scratch.mkdir(parents=True, exist_ok=True)
+        self.tasks = FolderObjects(root / "tasks")
         self.checkpoints = LocalCheckpoints(root / "checkpoints")
         self.facets: dict[str, dict[str, str | int]] = {}
         self.meta: dict[str, dict[str, Any]] = {}
@@ -95,7 +97,7 @@ class LocalContext(Generic[C]):
         self.metrics: list[dict[str, float]] = []
         self.logs: list[str] = []
         self.memory: dict[str, Any] = {}
-        self.arrays: list[tuple[Path, int, float, float]] = []
+        self.arrays: list[tuple[str, str, int, float, float]] = []
 
     @property
     def stopping(self) -> bool:
@@ -141,5 +143,5 @@ class LocalContext(Generic[C]):
     def log(self, message: str, level: str = "info") -> None:
         self.logs.append(f"{level}: {message}")
 
-    def array(self, jobs: Path, tasks: int, cpus: float, memory_gib: float) -> None:
-        self.arrays.append((jobs, tasks, cpus, memory_gib))
+    def array(self, place: str, name: str, tasks: int, cpus: float, memory_gib: float) -> None:
+        self.arrays.append((place, name, tasks, cpus, memory_gib))

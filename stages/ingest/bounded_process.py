@@ -195,7 +195,7 @@ def _function(name: str) -> Callable[[bytes, dict[str, Any]], tuple[str, str]]:
 def main() -> None:
     """Answer messages until the other side is gone."""
     parent, memory = int(sys.argv[1]), int(sys.argv[2])
-    from stages.lib.data.workers import die_with_parent
+    from stages.lib.data.process_pool import die_with_parent
 
     die_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the stage ends us, when it has ended

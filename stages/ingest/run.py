@@ -26,7 +26,7 @@ def run(ctx: Context[IngestConfig]) -> None:
     raw = Path(ctx.input("raw").path)
     listing = read_listing(raw)
     files = work_units.expanded(listing)
-    with Pool.of(ctx, Ingest.resources(ctx.config)) as pool:
+    with Pool.of(ctx, Ingest.resources(ctx.config), folders=True) as pool:
         results = _sampled(ctx, pool, files, raw) if ctx.config.limit is not None else _whole(ctx, pool, files, raw)
         gather_parts([result.folder for result in results], Path(ctx.output("documents")))
     numbers = Numbers()

@@ -71,7 +71,7 @@ def run(ctx: Context[QualityConfig]) -> None:
         if not count(artifact.path):
             raise InputError(f"{ctx.node}: no documents from {artifact.node}: nothing to score or to learn from")
     work = shards([Path(documents.path)])
-    with Pool.of(ctx, Quality.resources(ctx.config)) as pool:
+    with Pool.of(ctx, Quality.resources(ctx.config), folders=True) as pool:
         scored, test = _score(ctx, pool, work)
         files = [result.folder / "scores" for result in scored]
         tasks = [
@@ -118,7 +118,7 @@ def _score_plainly(folder: Path, shard: Shard, model: Any) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     batches = read_shard(shard, columns=["text"], rows=BATCH)
     found = np.concatenate([scores(model, batch.column("text").to_pylist()) for batch in batches])
-    return Result(folder, selection.write_scores(folder, found))
+    return Result(selection.write_scores(folder, found), (), folder)
 
 
 def _write_mask(folder: Path, number: int, mask: np.ndarray) -> str:

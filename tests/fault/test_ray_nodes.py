@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import ray
 
-from stages.lib.data.task import RECEIPT
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
 from tests.support.probe_pipeline import wait_for
@@ -145,7 +144,9 @@ def stopped_at_work(
     def at_work() -> list[Path]:
         """Shards that processes of the node are at."""
         mine = set(cluster.processes(node))
-        return [p for p in sign.glob("??????.*") if int(p.suffix[1:]) in mine and not (p / RECEIPT).exists()]
+        done = {path.stem for path in sign.glob("*.json")}
+        torn = sign.with_name("sign.files").glob("??????.*")
+        return [p for p in torn if int(p.suffix[1:]) in mine and p.name.partition(".")[0] not in done]
 
     def caught() -> bool:
         if not at_work():
@@ -180,7 +181,7 @@ def test_two_nodes_and_a_killed_one_give_the_same_bytes(tmp_path: Path, cluster:
     assert torn, f"the second node had no shard in any of {ATTEMPTS} runs"
     assert killed.wait(HANG) == 0, (tmp_path / "ray.log").read_text()[-3000:]
     assert parts(root) == expected
-    assert all((sign / f"{number:06d}" / RECEIPT).exists() for number in range(8))
+    assert all((sign / f"{number:06d}.json").exists() for number in range(8))
 
     cluster.join()
     assert stage(cluster, tmp_path / "both").wait(HANG) == 0, (tmp_path / "ray.log").read_text()[-3000:]

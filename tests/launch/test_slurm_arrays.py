@@ -29,7 +29,6 @@ from stages.core.ledger import Ledger
 from stages.core.messages import CodeRef, InputRef, StageRequest
 from stages.core.resources import Resources
 from stages.dedup.spec import DedupConfig
-from stages.lib.data.task import RECEIPT
 from stages.lib.formats.documents import write_documents
 from tests.support.deduplication import dedup, planted
 from tests.support.limits import HANG
@@ -115,14 +114,15 @@ def kill_one(work: Path, killed: list[str]) -> None:
     """Kill an element in the middle of a shard: its process number is at the end of its folder's name."""
     deadline = time.monotonic() + HANG
     while not killed and time.monotonic() < deadline:
-        for path in work.glob("*/sign/??????.*.*"):
+        for path in work.glob("*/sign.files/??????.*.*"):
             try:
                 os.kill(int(path.suffix[1:]), signal.SIGKILL)
             except ProcessLookupError:
                 continue
             time.sleep(0.05)
-            if not (path.with_name(path.name.partition(".")[0]) / RECEIPT).exists():
-                killed.append(path.name.partition(".")[0])
+            number = path.name.partition(".")[0]
+            if not (path.parents[1] / "sign" / f"{number}.json").exists():
+                killed.append(number)
                 return
         time.sleep(0.001)
 
@@ -144,7 +144,7 @@ def test_a_killed_element_costs_one_shard_and_no_byte(launcher: SlurmLauncher, l
         True,
     ], said
     assert [name.partition("(")[2].partition("-")[0] for name in said[2:]] == ["spill", "keep"]
-    assert not list((tmp_path / "work").glob("*/arrays/*")), "what was for the arrays alone goes"
+    assert not list((tmp_path / "work").glob("*/arrays/*/*")), "what was for the arrays alone goes"
 
 
 CONTROL = """
@@ -187,7 +187,7 @@ def test_a_control_plane_that_comes_back_follows_the_same_array(
     control.kill()
     control.wait()
     control.stdout.close()
-    wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????"))) > 2, "an array that goes on by itself")
+    wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????.json"))) > 2, "an array that goes on by itself")
     adopted = SlurmLauncher(settings, Site(poll_seconds=0.5)).adopt(number, job)
     assert adopted is not None
     code, events_after = finish(adopted)
@@ -229,9 +229,9 @@ def test_a_requeued_stage_does_no_shard_again(launcher: SlurmLauncher, ledger: L
     done: dict[Path, int] = {}
 
     def requeue() -> None:
-        wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????"))) > 1, "two shards")
+        wait_for(lambda: len(list((tmp_path / "work").glob("*/sign/??????.json"))) > 1, "two shards")
         slurm.run("scontrol", "requeue", handle.id)
-        done.update({path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob(f"*/sign/??????/{RECEIPT}")})
+        done.update({path: path.stat().st_mtime_ns for path in (tmp_path / "work").glob("*/sign/??????.json")})
 
     thread = threading.Thread(target=requeue)
     thread.start()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
+from stages.core.task_objects import answer_array, objects_at
 from stages.lib.data import job_array
 
 
@@ -15,17 +14,18 @@ class Cluster:
     def __init__(self, elements: int = 3, lost: Callable[[int, int], bool] = lambda array, element: False) -> None:
         self.elements, self.lost, self.asked = elements, lost, list[int]()
 
-    def ask(self, path: Path, count: int) -> None:
+    def ask(self, place: str, name: str, count: int) -> None:
         number = len(self.asked)
         self.asked.append(count)
+        elements = min(count, self.elements)
         states = {"COMPLETED": 0, "FAILED": 0, "NODE_FAIL": 0}
-        for element in range(self.elements):
+        for element in range(elements):
             if self.lost(number, element):
                 states["NODE_FAIL"] += 1
                 continue
             try:
-                job_array.main([str(path), str(element), str(self.elements)])
+                job_array.main([place, name, str(element), str(elements)])
                 states["COMPLETED"] += 1
             except Exception:
                 states["FAILED"] += 1
-        path.with_suffix(".over").write_text(json.dumps({"states": {k: v for k, v in states.items() if v}}))
+        answer_array(objects_at(place), name, {k: v for k, v in states.items() if v})

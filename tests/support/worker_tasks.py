@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.core.artifacts import FileEntry
 from stages.core.errors import ConfigError, InputError
+from stages.core.reading import open_file
 
 
 def square(folder: Path, number: int, log: str) -> int:
@@ -45,3 +51,18 @@ def stumble(folder: Path, kind: str) -> None:
     if kind == "config":
         raise ConfigError("cannot work")
     raise KeyError("a key")
+
+
+def rewrite(folder: Path, file: dict[str, Any]) -> int:
+    """Copy a stored file of an earlier step into a folder of its own; its size."""
+    with open_file(FileEntry.model_validate(file)) as stream:
+        data = stream.read()
+    (folder / "copy").mkdir()
+    (folder / "copy" / "value").write_bytes(data)
+    return len(data)
+
+
+def table(folder: Path, rows: int, group: int, size: int) -> None:
+    """A Parquet file, and one of so many bytes."""
+    pq.write_table(pa.table({"text": ["a" * 100] * rows}), folder / "part-00000.parquet", row_group_size=group)
+    (folder / "large").write_bytes(bytes(size))

@@ -1,94 +1,90 @@
 """Per-shard tasks as an array of jobs, which the launcher submits when the stage asks for it: `workers = "slurm"`.
 
-The stage writes its jobs into a file of the work folder, `arrays/<name>.jsonl`, and says so on its event stream
-(`Context.array`). The launcher (flows/launch/slurm_arrays.py) submits the array, follows it, and writes
-`arrays/<name>.over` when no element is left: JSON, the states in which they ended, or why there is no array. An element
-runs
+The stage writes its jobs beside its tasks' results (`Context.tasks`), `arrays/<name>/<part>.json`, and says so on its
+event stream (`Context.array`). The launcher submits the array, follows it, and writes `arrays/<name>.state/over.json`
+when no element is left: the states in which they ended, or why there is no array. An element runs
 
-    python -m stages.lib.data.job_array JOBS ELEMENT ELEMENTS
+    python -m stages.lib.data.job_array PLACE NAME ELEMENT ELEMENTS
 
-which does every ELEMENTS-th job from ELEMENT on, but for those whose receipts are there. The error of a job itself is
-left beside the file of jobs, and is the stage's. A job without a receipt was lost with its element, and is asked for
-again.
+which does every ELEMENTS-th part from ELEMENT on, but for jobs whose receipts are there. All that it needs is the store
+(or the folder, where the stage has its results in one). The error of a job itself is left beside the answer, and is the
+stage's. A job without a receipt was lost with its element, and is asked for again.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import shutil
 import sys
 import time
-from array import array
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from stages.core.context import TaskObjects
 from stages.core.errors import ConfigError, ExitClass, InfraError, InputError, StageError
-from stages.core.files import write_atomically
-from stages.lib.data.task import ATTEMPTS, Job, execute, receipt
+from stages.core.task_objects import ARRAYS, OVER, objects_at, state_of
+from stages.lib.data.task import ATTEMPTS, READERS, Job, Receipt, execute, receipt, receipts
 
-RequestArray = Callable[[Path, int], None]
-"""Asks the launcher for an array: a file of jobs, and how many."""
+RequestArray = Callable[[str, str, int], None]
+"""Asks the launcher for an array: the place, its name there, and how many elements it can have at most."""
 SECONDS = 0.5
-"""Between two looks at the folder; and ten times that, once it has been looked at for a minute."""
+"""Between two looks at the receipts; and ten times that, once they have been looked at for a minute."""
 PATIENCE = 5.0
 """Seconds before a stage asks again when the launcher could not submit; twice as many each time."""
+PARTS = 4096
+"""Documents that the jobs of an array are spread over: an element reads no more than its own."""
 
 
-def run(folder: Path, name: str, jobs: Sequence[Job], request_array: RequestArray) -> Iterator[None]:
-    """Have the jobs done; yields once for each. Raises a job's own error, InfraError when jobs are lost again and
-    again.
+def run(
+    objects: TaskObjects, name: str, jobs: Sequence[Job], request_array: RequestArray
+) -> Iterator[tuple[int, Receipt]]:
+    """Have the jobs of a step done; (number of the job, its receipt) of each. Raises a job's own error, InfraError when
+    jobs are lost again and again.
     """
-    folder.mkdir(exist_ok=True)
-    left, answer = list(jobs), {}
+    left, answer = {job.number: job for job in jobs}, {}
+    used: list[str] = []
     for attempt in range(ATTEMPTS):
         if answer.get("error"):
             time.sleep(PATIENCE * 2 ** (attempt - 1))
-        _clear(left)
-        path = write_jobs(folder, name, left)
-        request_array(path, len(left))
-        answer = yield from _follow(path, left)
-        left = [job for job in left if receipt(job) is None]
+        used.append(f"{name}-{secrets.token_hex(4)}")
+        parts = write_jobs(objects, used[-1], list(left.values()))
+        request_array(objects.place, used[-1], parts)
+        answer = yield from _follow(objects, used[-1], left)
         if not left:
-            for used in folder.glob(f"{name}-????????[._]*"):
-                used.unlink(missing_ok=True)
+            for array in used:
+                objects.delete([row.key for row in objects.list(f"{ARRAYS}/{array}")])
             return
     raise InfraError(
-        f"{len(left)} shards ({name}) are left after {ATTEMPTS} arrays: {_why(answer)}; what they printed:"
-        f" {folder}/{name}-*.log"
+        f"{len(left)} shards ({name}) are left after {ATTEMPTS} arrays: {_why(answer)}; what they printed is in the"
+        f" launcher's log of {used[-1]}"
     )
 
 
-def _clear(jobs: list[Job]) -> None:
-    """Take away torn results of earlier attempts."""
-    present = _present(jobs)
-    for job in jobs:
-        if Path(job[2]).name in present:
-            shutil.rmtree(job[2], ignore_errors=True)
-
-
-def _follow(path: Path, jobs: list[Job]) -> Generator[None, None, dict[str, Any]]:
-    """Wait until the launcher answers, or all is done; yields once for each job. Returns the answer."""
-    started, left = time.monotonic(), {Path(job[2]).name for job in jobs}
+def _follow(
+    objects: TaskObjects, array: str, left: dict[int, Job]
+) -> Generator[tuple[int, Receipt], None, dict[str, Any]]:
+    """Wait until the launcher answers, or all is done; yields each job that is, and takes it out of `left`. Returns the
+    answer.
+    """
+    started = time.monotonic()
+    step = next(iter(left.values())).step
     while True:
-        answer = _answer(path.with_suffix(".over"))
-        present = _present(jobs)  # after the answer: nothing comes later than that
-        _raise_error(path)
-        for _ in left & present:
-            yield
-        left -= present
+        answer = _answer(objects, array)
+        done = list(receipts(left.values(), objects, step))  # after the answer: nothing comes later than that
+        _raise_error(objects, array)
+        for number, found in done:
+            del left[number]
+            yield number, found
         if answer is not None or not left:
             return answer or {}
         time.sleep(SECONDS if time.monotonic() - started < 60 else 10 * SECONDS)
 
 
-def _answer(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+def _answer(objects: TaskObjects, array: str) -> dict[str, Any] | None:
+    found = objects.get(f"{state_of(array)}{OVER}")
+    return None if found is None else json.loads(found[0])
 
 
 def _why(answer: dict[str, Any]) -> str:
@@ -99,39 +95,41 @@ def _why(answer: dict[str, Any]) -> str:
     return f"their jobs ended {states or 'unseen'}{more}"
 
 
-def _present(jobs: list[Job]) -> set[str]:
-    """Names in the folder of the jobs' folders: one look, however many there are."""
-    return set(os.listdir(Path(jobs[0][2]).parent))
+# --- the jobs of an array -----------------------------------------------------------------------------------------
 
 
-# --- the file of jobs: one a line, and where each begins, since a job may name thousands of files
-# ---------------------------
+def write_jobs(objects: TaskObjects, array: str, jobs: Sequence[Job]) -> int:
+    """Write jobs for an array; over how many parts they are spread."""
+    parts = min(len(jobs), PARTS)
+
+    def write(part: int) -> None:
+        rows = [
+            [job.module, job.function, job.step, job.number, job.arguments, job.before] for job in jobs[part::parts]
+        ]
+        objects.put(f"{ARRAYS}/{array}/{part:06d}.json", json.dumps({"parts": parts, "jobs": rows}).encode())
+
+    with ThreadPoolExecutor(READERS) as writers:
+        list(writers.map(write, range(parts)))
+    return parts
 
 
-def write_jobs(folder: Path, name: str, jobs: Sequence[Job]) -> Path:
-    """Write jobs for an array; the path of their file."""
-    path = folder / f"{name}-{secrets.token_hex(4)}.jsonl"
-    starts = array("Q")
-    with open(path, "wb") as stream:
-        for job in jobs:
-            starts.append(stream.tell())
-            stream.write(json.dumps(job).encode() + b"\n")
-    path.with_suffix(".starts").write_bytes(starts.tobytes())
-    return path
+def read_jobs(objects: TaskObjects, array: str, element: int, elements: int) -> Iterator[Job]:
+    """The jobs of one element. Raises InfraError when there are none: whoever asked for the array is gone."""
+    part, parts = element, element + 1
+    while part < parts:
+        found = objects.get(f"{ARRAYS}/{array}/{part:06d}.json")
+        if found is None:
+            if part >= elements:
+                return
+            raise InfraError(f"the jobs of array {array} are gone: another attempt has done them")
+        document = json.loads(found[0])
+        parts = document["parts"]
+        for module, function, step, number, arguments, before in document["jobs"]:
+            yield Job(module, function, objects.place, step, number, arguments, before)
+        part += elements
 
 
-def read_jobs(path: Path, element: int, elements: int) -> Iterator[Job]:
-    """The jobs of one element."""
-    starts = array("Q", path.with_suffix(".starts").read_bytes())
-    with open(path, "rb") as stream:
-        for start in starts[element::elements]:
-            stream.seek(start)
-            module, function, folder, arguments, before = json.loads(stream.readline())
-            yield module, function, folder, arguments, before
-
-
-# --- errors of jobs themselves
-# --------------------------------------------------------------------------------------------
+# --- errors of jobs themselves ------------------------------------------------------------------------------------
 
 
 class TaskFailed(StageError):
@@ -144,42 +142,46 @@ _ERRORS: Mapping[ExitClass, type[Exception]] = {
 }
 
 
-def _write_error(path: Path, element: int, error: Exception) -> None:
-    """Leave an error beside the file of jobs: what an array of an attempt that is gone leaves is in nobody's way."""
+def _write_error(objects: TaskObjects, array: str, element: int, error: Exception) -> None:
+    """Leave an error for the stage that waits for this array: what an array of an attempt that is gone leaves is in
+    nobody's way.
+    """
     from stages.core.failures import classify
+    from stages.core.workspace import scratch
 
-    exit_class, message = classify(error, path.parent)
+    exit_class, message = classify(error, scratch())
     text = json.dumps({"exit": exit_class, "message": message.removeprefix("out of memory: ")})
-    write_atomically(path.with_name(f"{path.stem}_{element}.error"), text)
+    objects.put(f"{state_of(array)}error-{element:06d}.json", text.encode())
 
 
-def _raise_error(path: Path) -> None:
+def _raise_error(objects: TaskObjects, array: str) -> None:
     """Raise what an element left, where one did."""
-    for left in sorted(path.parent.glob(f"{path.stem}_*.error")):
-        found = json.loads(left.read_text(encoding="utf-8"))
-        raise _ERRORS.get(ExitClass(found["exit"]), TaskFailed)(found["message"])
+    for row in objects.list(state_of(array)):
+        if row.key.rsplit("/", 1)[1].startswith("error-") and (left := objects.get(row.key)) is not None:
+            found = json.loads(left[0])
+            raise _ERRORS.get(ExitClass(found["exit"]), TaskFailed)(found["message"])
 
 
-# --- an element
-# ------------------------------------------------------------------------------------------------------------
+# --- an element ---------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do the jobs of one element; the exit status. What follows `--secrets` names a file with the credentials of
-    sources.
+    """Do the jobs of one element; the exit status. What follows `--secrets` names a file with the credentials of the
+    store and of sources.
     """
-    path, element, elements = Path(arguments[0]), int(arguments[1]), int(arguments[2])
-    if arguments[3:4] == ["--secrets"]:
+    place, array, element, elements = arguments[0], arguments[1], int(arguments[2]), int(arguments[3])
+    if arguments[4:5] == ["--secrets"]:
         from stages.core.runtime import take_secrets
 
-        take_secrets(Path(arguments[4]))
-    for job in read_jobs(path, element, elements):
-        if receipt(job) is not None:
+        take_secrets(Path(arguments[5]))
+    objects = objects_at(place)
+    for job in read_jobs(objects, array, element, elements):
+        if receipt(job, objects) is not None:
             continue
         try:
             execute(job)
         except Exception as error:
-            _write_error(path, element, error)
+            _write_error(objects, array, element, error)
             raise
     return 0
 

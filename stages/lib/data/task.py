@@ -1,8 +1,8 @@
-"""One task of a data stage: done in a folder of its own, which appears under its final name, with a receipt, in one
-rename.
+"""One task of a data stage: done in a folder of its own, whose files are stored, and then told in a receipt.
 
-A job names a module-level function `function(folder, **arguments) -> value`. What a killed worker left is no result; a
-job whose receipt lies there already is not done again.
+A job names a module-level function `function(folder, **arguments) -> JSON value`. The receipt is written last and once:
+what a killed worker left is no result, of two that did the same task the first one counts, and a job that has a receipt
+is not done again, by whatever attempt on whatever machine.
 """
 
 from __future__ import annotations
@@ -13,37 +13,101 @@ import importlib
 import json
 import os
 import secrets
-import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RECEIPT = "receipt.json"
+from stages.core import reading
+from stages.core.artifacts import FileEntry
+from stages.core.context import TaskObjects
+from stages.core.store_errors import Conflict
+from stages.core.task_objects import StoreObjects, objects_at
+from stages.lib.formats import parquet_parts
+
 ATTEMPTS = 4
 """How often a task may lose its worker before the stage gives up: a task that kills every worker must not go on for
 ever.
 """
+READERS = 16
+"""Receipts that are read at the same time: each is one answer of the store away."""
 
-Job = tuple[str, str, str, dict[str, Any], str]
-"""Module, function, folder, arguments, digest of the steps before."""
+
+@dataclass(frozen=True)
+class Job:
+    """One task, and where its result goes."""
+
+    module: str
+    function: str
+    place: str
+    """`TaskObjects.place`."""
+    step: str
+    number: int
+    arguments: dict[str, Any]
+    before: str
+    """Digest of the steps before, whose files it may read."""
+
+    @property
+    def receipt(self) -> str:
+        """The name of its receipt."""
+        return f"{self.step}/{self.number:06d}.json"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a task gave."""
+
+    value: Any
+    files: tuple[FileEntry, ...]
+    name: str
+    """What the names of its files begin with, in the task's objects."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A task that is done, but whose files are not stored yet."""
+
+    job: Job
+    folder: Path
+    name: str
+    value: Any
 
 
 def fingerprint(job: Job) -> str:
-    """What decides a task's result: its arguments, but of absolute paths the last part only (another attempt has its
-    inputs elsewhere; which ones they are is in the work folder's name), the steps before it (whose files it reads: with
-    other memory they may be cut otherwise), and the code of its package.
+    """What decides a task's result: its arguments, but of files the SHA-256 alone and of absolute paths the last part
+    (another attempt has them elsewhere), the steps before it (whose files it reads: with other memory they may be cut
+    otherwise), and the code of its package.
     """
-    module, function, _, task, before = job
     return hashlib.sha256(
-        json.dumps([module, function, _placeless(task), before, _code(module)], sort_keys=True).encode()
+        json.dumps(
+            [job.module, job.function, _placeless(job.arguments), job.before, _code(job.module)], sort_keys=True
+        ).encode()
     ).hexdigest()
+
+
+_ENTRY = frozenset(name for name, field in FileEntry.model_fields.items() if field.is_required())
 
 
 def _placeless(value: Any) -> Any:
     if isinstance(value, dict):
+        if value.keys() >= _ENTRY:
+            return value["sha256"]
         return {key: _placeless(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_placeless(item) for item in value]
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def plain(value: Any) -> Any:
+    """An argument as JSON has it: entries of files become their values."""
+    if isinstance(value, FileEntry):
+        return value.value()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
 
 
 @functools.cache
@@ -55,39 +119,90 @@ def _code(module: str) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
-def receipt(job: Job) -> tuple[Any] | None:
-    """The value of a finished task, in a tuple; None when it is not done, was done for other arguments, or has lost or
-    cut files.
+# --- receipts ---------------------------------------------------------------------------------------------------------
+
+
+def receipt(job: Job, objects: TaskObjects | None = None) -> Receipt | None:
+    """The result of a finished task; None when it is not done, was done for other arguments, or has lost or cut
+    files.
     """
-    folder = Path(job[2])
+    objects = objects or objects_at(job.place)
+    found = objects.get(job.receipt)
+    return None if found is None else _read(found[0], job, objects)
+
+
+def _read(data: bytes, job: Job, objects: TaskObjects) -> Receipt | None:
     try:
-        found = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
-        if found["task"] != fingerprint(job) or any(
-            (folder / path).stat().st_size != size for path, size in found["files"].items()
-        ):
+        found = json.loads(data)
+        if found["task"] != fingerprint(job):
             return None
-        return (found["value"],)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = tuple(FileEntry.model_validate(row) for row in found["files"])
+        return Receipt(found["value"], files, found["name"]) if all(map(objects.holds, files)) else None
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def execute(job: Job) -> None:
-    """Do one task in a folder of its own, and bring that into place with its receipt."""
-    module, name, folder, task, _ = job
-    partial = Path(f"{folder}.{secrets.token_hex(4)}.{os.getpid()}")  # processes of two containers may have one number
-    partial.mkdir(parents=True)
-    function = importlib.import_module(module)
-    for part in name.split("."):
+def receipts(jobs: Iterable[Job], objects: TaskObjects, step: str) -> Iterator[tuple[int, Receipt]]:
+    """(number, receipt) of the jobs of a step that are done: one listing, and as many reads as there are receipts."""
+    wanted = {job.receipt: job for job in jobs}
+    present = [wanted[row.key] for row in objects.list(f"{step}/") if row.key in wanted] if wanted else []
+    with ThreadPoolExecutor(READERS) as readers:
+        for job, found in zip(present, readers.map(lambda job: receipt(job, objects), present), strict=True):
+            if found is not None:
+                yield job.number, found
+
+
+# --- doing it ---------------------------------------------------------------------------------------------------------
+
+
+def compute(job: Job) -> Made:
+    """Do the work of a task, in a folder of its own. What it leaves when it fails is taken away."""
+    objects = objects_at(job.place)
+    if isinstance(objects, StoreObjects) and not os.environ.get(reading.STORE):  # another machine than the stage's
+        reading.share(objects.store.address, objects.prefix)
+    token = f"{secrets.token_hex(4)}.{os.getpid()}"  # processes of two containers may have one number
+    name = f"{job.step}.files/{job.number:06d}.{token}"
+    folder = objects.folder(name)
+    function = importlib.import_module(job.module)
+    for part in job.function.split("."):
         function = getattr(function, part)
-    value = function(partial, **task)  # type: ignore[operator]
-    files = {p.relative_to(partial).as_posix(): p.stat().st_size for p in partial.rglob("*") if p.is_file()}
-    (partial / RECEIPT).write_text(
-        json.dumps({"task": fingerprint(job), "value": value, "files": files}), encoding="utf-8"
-    )
-    if receipt(job) is None and Path(folder).exists():  # torn, or of other arguments
-        os.rename(folder, f"{partial}.old")
-        shutil.rmtree(f"{partial}.old", ignore_errors=True)
     try:
-        os.rename(partial, folder)
-    except OSError:  # somebody who was taken for dead finished the same task: of two equal results the first one stays
-        shutil.rmtree(partial, ignore_errors=True)
+        value = function(folder, **job.arguments)  # type: ignore[operator]
+    except BaseException:
+        objects.drop(folder)
+        raise
+    return Made(job, folder, name, value)
+
+
+def finish(made: Made) -> Receipt:
+    """Store the files of a task and write its receipt; what counts: of two that did the same task, the first."""
+    job, objects = made.job, objects_at(made.job.place)
+    try:
+        files = tuple(_with_detail(entry, made.folder) for entry in objects.upload(made.name, made.folder))
+    finally:
+        objects.drop(made.folder)
+    own = Receipt(json.loads(json.dumps(made.value)), files, made.name)
+    rows = [entry.value() for entry in files]
+    body = json.dumps({"task": fingerprint(job), "value": own.value, "files": rows, "name": made.name}).encode()
+    version: str | None = None
+    while True:
+        try:
+            objects.put(job.receipt, body, if_absent=version is None, if_match=version)
+            return own
+        except Conflict:  # of an attempt that was taken for dead, or of other arguments
+            found = objects.get(job.receipt)
+        if found is not None and (theirs := _read(found[0], job, objects)) is not None:
+            objects.delete(f"{made.name}/{entry.path}" for entry in files)
+            return theirs
+        version = found and found[1]
+
+
+def execute(job: Job) -> Receipt:
+    """Do one task."""
+    return finish(compute(job))
+
+
+def _with_detail(entry: FileEntry, folder: Path) -> FileEntry:
+    if not entry.path.endswith(".parquet"):
+        return entry
+    return entry.model_copy(update={"detail": parquet_parts.detail(folder / entry.path)})

@@ -1,39 +1,37 @@
-"""Per-shard work on one core, several processes, a Ray cluster or arrays of Slurm jobs: same tasks, same files, same
-results.
+"""Per-shard work on one core, several processes, a Ray cluster or arrays of jobs: same tasks, same files, same results.
 
     with Pool.of(ctx, Dedup.resources(ctx.config)) as pool:
         results = pool.map("sign", sign_shard, [{"shard": ...}, ...])    # in the order of the tasks
+        results[0].file("pairs")     # FileEntry: for the arguments of the next step's tasks, or for ctx.adopt
 
 A task is a module-level function `function(folder, **arguments) -> value`: it writes files into `folder` and returns a
-JSON value. Its folder appears under its final name, with a receipt, in one rename: what a killed worker left is no
-result, and costs one shard. A task whose receipt lies there already (an earlier attempt in the same work folder) is not
-run again. With Ray and Slurm, the work folder and the inputs must lie on a file system that all nodes see.
+JSON value. Its files become objects (`Context.tasks`) and leave the local disk while the next task is at work; then a
+receipt says what they are. What a killed worker left is no result, and costs one shard. A task whose receipt is there
+already, of an earlier attempt on whatever machine, is not run again. A task carries what it works on (entries of files
+may stand in its arguments), never the list of all.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
+import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from stages.core.artifacts import FileEntry
-from stages.core.context import Context
+from stages.core.context import Context, TaskObjects
 from stages.core.errors import ConfigError, InfraError
-from stages.core.files import file_sha256
 from stages.core.resources import Resources
-from stages.lib.data import job_array
+from stages.core.task_objects import FolderObjects
+from stages.lib.data import job_array, ray_tasks
 from stages.lib.data.job_array import RequestArray
-from stages.lib.data.task import ATTEMPTS, RECEIPT, Job, execute, fingerprint, receipt
+from stages.lib.data.process_pool import Background, ProcessPool
+from stages.lib.data.task import Job, Receipt, compute, fingerprint, plain, receipts
 
 ARRAYS = "MOXIN_ARRAYS"
 """Set by the launcher that answers when a stage asks for an array."""
@@ -48,24 +46,11 @@ Workers = int | Literal["ray", "slurm"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a task left behind."""
+    """What a task left behind: its value, and its files in the order of their paths."""
 
-    folder: Path
     value: Any
-
-    @functools.cached_property
-    def files(self) -> tuple[FileEntry, ...]:
-        """Its files, in path order."""
-        paths = (p for p in sorted(self.folder.rglob("*")) if p.is_file() and p.name != RECEIPT)
-        return tuple(
-            FileEntry(
-                path=p.relative_to(self.folder).as_posix(),
-                size=p.stat().st_size,
-                sha256=file_sha256(p),
-                object=str(p.absolute()),
-            )
-            for p in paths
-        )
+    files: tuple[FileEntry, ...]
+    place: Path | None = None
 
     def file(self, path: str) -> FileEntry:
         """One of its files. Raises KeyError."""
@@ -73,6 +58,13 @@ class Result:
         if entry is None:
             raise KeyError(f"the task left no file {path}, but {', '.join(e.path for e in self.files) or 'none'}")
         return entry
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie on a local disk. Raises TypeError where they are in the store."""
+        if self.place is None:
+            raise TypeError("the files of this task are in the store: use `file`, and stages.core.reading")
+        return self.place
 
 
 def work_folder(ctx: Context[Any]) -> Path:
@@ -92,37 +84,48 @@ def work_folder(ctx: Context[Any]) -> Path:
 
 
 class Pool:
-    """Runs tasks and keeps their receipts under `folder`. A context manager: its processes live until its end."""
+    """Runs tasks and keeps their results in `objects` (a path: in files of that folder). A context manager: its
+    processes live until its end.
+    """
 
-    def __init__(self, folder: Path, workers: Workers = 1, request_array: RequestArray | None = None) -> None:
-        self.folder = Path(folder)
+    def __init__(
+        self, objects: TaskObjects | Path, workers: Workers = 1, request_array: RequestArray | None = None
+    ) -> None:
+        self.objects: TaskObjects = FolderObjects(objects) if isinstance(objects, Path) else objects
         self.workers: Workers = workers
         self._request_array = request_array
         self.prefix = ""
         """Of the names of steps, for steps that are done several times."""
         self._before = ""
-        self._processes: ProcessPoolExecutor | None = None
-        self._alive: list[Any] = []
+        self._processes: ProcessPool | None = None
 
     @classmethod
-    def of(cls, ctx: Context[Any], need: Resources) -> Pool:
-        """The pool of a stage. `need`: what one of its processes needs."""
-        if ctx.config.workers == "slurm" and not (os.environ.get(ARRAYS) and ctx.config.work):
-            raise ConfigError(
-                f"{ctx.node}.workers = 'slurm' needs the slurm launcher (--launcher slurm) and {ctx.node}.work, a"
-                " folder that all nodes share"
-            )
+    def of(cls, ctx: Context[Any], need: Resources, *, folders: bool = False) -> Pool:
+        """The pool of a stage. `need`: what one of its processes needs. folders: results stay files of a folder
+        (`Result.folder`), for a stage that does not work by reference yet.
+        """
+        if ctx.config.workers == "slurm" and not (os.environ.get(ARRAYS) and (ctx.config.work or not folders)):
+            work = f" and {ctx.node}.work, a folder that all nodes share" if folders else ""
+            raise ConfigError(f"{ctx.node}.workers = 'slurm' needs the slurm launcher (--launcher slurm){work}")
         return cls(
-            work_folder(ctx),
+            work_folder(ctx) if folders else ctx.tasks,
             ctx.config.workers,
             functools.partial(ctx.array, cpus=need.cpus, memory_gib=need.memory_gib),
         )
+
+    @property
+    def folder(self) -> Path:
+        """The folder of a pool whose results stay there. Raises TypeError for one whose results are in the store."""
+        if not isinstance(self.objects, FolderObjects):
+            raise TypeError("this pool has no folder: its results are in the store")
+        return self.objects.root
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop()
+        if self._processes is not None:
+            self._processes.stop()
 
     def map(
         self,
@@ -133,110 +136,54 @@ class Pool:
     ) -> list[Result]:
         """Run every task once; results in the order of the tasks. A task's own exception is raised here as it is."""
         name = self.prefix + name
-        base = self.folder / name
-        base.mkdir(parents=True, exist_ok=True)
-        whose = (function.__module__, function.__qualname__)
-        jobs: list[Job] = [(*whose, str(base / f"{n:06d}"), dict(task), self._before) for n, task in enumerate(tasks)]
+        whose = (function.__module__, function.__qualname__, self.objects.place, name)
+        jobs = [Job(*whose, n, plain(dict(task)), self._before) for n, task in enumerate(tasks)]
         self._before = hashlib.sha256("".join([name, *map(fingerprint, jobs)]).encode()).hexdigest()
-        left = [job for job in jobs if receipt(job) is None]
-        if len(left) <= 1 or self.workers == 1:
-            runs = _inline(left)
-        elif self.workers == "slurm":
-            runs = self._as_array(name, left)
-        else:
-            runs = _ray(left) if self.workers == "ray" else self._in_processes(left)
-        done = len(jobs) - len(left)
-        for _ in runs:
-            done += 1
+        found = dict(receipts(jobs, self.objects, name))
+        left = [job for job in jobs if job.number not in found]
+        for number, receipt in self._runs(name, left):
+            found[number] = receipt
             if progress:
-                progress(done, len(jobs), f"shards ({name})")
-        values = [receipt(job) for job in jobs]
-        if any(value is None for value in values):
-            raise InfraError(f"{base}: a shard that was done has no receipt: do all workers see this folder?")
-        return [Result(Path(job[2]), value[0]) for job, value in zip(jobs, values, strict=True) if value is not None]
+                progress(len(found), len(jobs), f"shards ({name})")
+        if missing := len(jobs) - len(found):
+            raise InfraError(f"{name}: {missing} shards that were done have no receipt")
+        return [self._result(found[job.number]) for job in jobs]
 
-    def _as_array(self, name: str, jobs: list[Job]) -> Iterator[None]:
-        assert self._request_array is not None
-        return job_array.run(self.folder / "arrays", name, jobs, self._request_array)
+    def _runs(self, name: str, jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:
+        if len(jobs) <= 1 or self.workers == 1:
+            return _inline(jobs)
+        if self.workers == "slurm":
+            assert self._request_array is not None
+            return job_array.run(self.objects, name, jobs, self._request_array)
+        if self.workers == "ray":
+            return ray_tasks.run(jobs)
+        self._processes = self._processes or ProcessPool(int(self.workers))
+        return self._processes.run(jobs)
 
-    def _in_processes(self, jobs: list[Job]) -> Iterator[None]:
-        """In processes of this machine; a worker that dies takes them all with it, so they are made anew for what is
-        left.
-        """
-        left = dict(enumerate(jobs))
-        for attempt in range(ATTEMPTS):
-            if self._processes is None:
-                context = multiprocessing.get_context("spawn")
-                self._processes = ProcessPoolExecutor(int(self.workers), context, die_with_parent, (os.getpid(),))
-            running = {self._processes.submit(execute, job): n for n, job in left.items()}
-            self._alive = list((self._processes._processes or {}).values())  # a broken pool forgets them, dead or not
-            try:
-                while running:
-                    finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        number = running.pop(future)
-                        future.result()
-                        del left[number]
-                        yield
-                return
-            except BrokenProcessPool as error:
-                self._stop()
-                if attempt == ATTEMPTS - 1:
-                    raise InfraError(
-                        f"workers died {ATTEMPTS} times (killed, or out of memory) with {len(left)} shards left: "
-                        "fewer workers, or more memory"
-                    ) from error
-            except BaseException:
-                self._stop()
-                raise
-
-    def _stop(self) -> None:
-        """End the processes now: after an error nobody wants what they are at."""
-        if self._processes is None:
-            return
-        self._processes.shutdown(wait=False, cancel_futures=True)
-        for process in self._alive:
-            process.kill()
-        for process in self._alive:
-            process.join()
-        self._processes, self._alive = None, []
+    def _result(self, receipt: Receipt) -> Result:
+        folder = self.objects.root / receipt.name if isinstance(self.objects, FolderObjects) else None
+        return Result(receipt.value, receipt.files, folder)
 
 
-def _inline(jobs: list[Job]) -> Iterator[None]:
-    for job in jobs:
-        execute(job)
-        yield
-
-
-def die_with_parent(parent: int) -> None:
-    """A worker ends when the stage does, however that ends (prctl PR_SET_PDEATHSIG, linux/prctl.h)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _ray(jobs: list[Job]) -> Iterator[None]:
-    """As Ray tasks on the cluster of RAY_ADDRESS. Ray itself starts a task anew when its node is lost."""
+def _inline(jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:
+    """In this process; the files of one task are stored while the next one is at work."""
+    ended: queue.SimpleQueue[tuple[int, Receipt | BaseException]] = queue.SimpleQueue()
+    background, running = Background(), 0
     try:
-        import ray
-        from ray import exceptions
-    except ImportError as error:
-        raise ConfigError(
-            "workers = 'ray' needs the package ray, which containers/data/requirements.lock has"
-        ) from error
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
-    task = ray.remote(execute).options(max_retries=ATTEMPTS, num_cpus=1, scheduling_strategy="SPREAD")
-    left = [task.remote(job) for job in jobs]
-    while left:
-        finished, left = ray.wait(left, num_returns=1)
-        try:
-            ray.get(finished)
-        except exceptions.RayTaskError as error:
-            raise error.cause from error
-        except exceptions.RayError as error:
-            raise InfraError(f"the Ray cluster lost a shard {ATTEMPTS} times: {str(error).splitlines()[0]}") from error
-        yield
+        for job in jobs:
+            made = compute(job)
+            background.submit(made, lambda found, number=job.number: ended.put((number, found)))
+            running += 1
+            while not ended.empty():
+                running -= 1
+                yield _taken(*ended.get())
+        for _ in range(running):
+            yield _taken(*ended.get())
+    finally:
+        background.close()
+
+
+def _taken(number: int, found: Receipt | BaseException) -> tuple[int, Receipt]:
+    if isinstance(found, BaseException):
+        raise found
+    return number, found

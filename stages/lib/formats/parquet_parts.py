@@ -124,6 +124,15 @@ def count(folder: Path) -> int:
     return sum(pq.read_metadata(path).num_rows for path in sorted(Path(folder).glob("part-*.parquet")))
 
 
+def detail(path: Path) -> dict[str, Any]:
+    """What a reader needs to know of a part before it opens it (`FileEntry.detail`): of each row group its rows and its
+    bytes before compression.
+    """
+    found = pq.read_metadata(path)
+    groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    return {"groups": [[group.num_rows, group.total_byte_size] for group in groups]}
+
+
 VALUES = 200
 """Values of a column that are counted one by one in a manifest, which every reader of the artifact gets."""
 OTHERS = "others"

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stages.core.errors import ConfigError, InfraError, InputError
-from stages.lib.data.task import RECEIPT, execute
+from stages.core.task_objects import FolderObjects
+from stages.lib.data.task import Job, execute, receipt
 from stages.lib.data.workers import Pool
 from tests.support.deduplication import dedup
 from tests.support.limits import HANG
@@ -35,8 +37,8 @@ def test_results_come_in_order_and_a_second_time_for_nothing(tmp_path: Path, wor
 def test_other_arguments_and_torn_results_are_done_again(tmp_path: Path) -> None:
     log = tmp_path / "log"
     Pool(tmp_path / "work").map("squares", square, tasks(log))
-    (tmp_path / "work" / "squares" / "000001" / RECEIPT).write_text("{")
-    (tmp_path / "work" / "squares" / "000002" / RECEIPT).unlink()
+    (tmp_path / "work" / "squares" / "000001.json").write_text("{")
+    (tmp_path / "work" / "squares" / "000002.json").unlink()
     changed = [{**task, "number": 7 if task["number"] == 4 else task["number"]} for task in tasks(log)]
     assert [r.value for r in Pool(tmp_path / "work").map("squares", square, changed)] == [0, 1, 4, 9, 49]
     assert runs(log) == [1, 2, 2, 1, 1]
@@ -46,13 +48,12 @@ def test_other_arguments_and_torn_results_are_done_again(tmp_path: Path) -> None
 def test_a_damaged_receipt_or_result_is_done_again(tmp_path: Path, how: str) -> None:
     log = tmp_path / "log"
     first = Pool(tmp_path / "work").map("squares", square, tasks(log))
-    folder = first[1].folder
-    files = [p for p in folder.iterdir() if p.name != RECEIPT]
+    (file,) = first[1].folder.iterdir()
     if how.endswith("file"):
-        assert files, "the task leaves a file"
-        files[0].unlink() if how == "lost file" else files[0].write_bytes(files[0].read_bytes()[:-1])
+        file.unlink() if how == "lost file" else file.write_bytes(file.read_bytes()[:-1])
     else:
-        (folder / RECEIPT).write_text({"empty": "", "a list": "[1]", "no value": '{"task": "x"}'}[how])
+        receipt = tmp_path / "work" / "squares" / "000001.json"
+        receipt.write_text({"empty": "", "a list": "[1]", "no value": '{"task": "x"}'}[how])
     assert [r.value for r in Pool(tmp_path / "work").map("squares", square, tasks(log))] == [r.value for r in first]
     assert runs(log) == [1, 2, 1, 1, 1]
 
@@ -82,7 +83,7 @@ def test_a_lost_worker_costs_its_shard(tmp_path: Path) -> None:
     assert [r.value for r in results] == [0, 1, 4, 9, 16]
     assert (log / "died").exists()
     assert max(runs(log)) <= 2, "at most the other worker's task was lost with it"
-    assert all((tmp_path / "work" / "squares" / f"{n:06d}" / RECEIPT).exists() for n in range(5))
+    assert all((tmp_path / "work" / "squares" / f"{n:06d}.json").exists() for n in range(5))
 
 
 def test_a_task_that_kills_every_worker_ends(tmp_path: Path) -> None:
@@ -96,28 +97,20 @@ def test_a_tasks_own_error_is_the_stages(tmp_path: Path, workers: int) -> None:
         Pool(tmp_path / "work", workers).map("squares", refuse, tasks(tmp_path / "log"))
 
 
-def test_of_two_equal_results_one_stays(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.mkdir()
-    job = (square.__module__, "square", str(tmp_path / "000000"), {"number": 3, "log": str(log)}, "")
-    execute(job)
-    execute(job)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000", "log"]
-
-
 def test_who_was_taken_for_dead_does_no_harm(tmp_path: Path) -> None:
     """A task that another one finished meanwhile keeps that result: it never is away, not even for a moment."""
     log = tmp_path / "log"
     log.mkdir()
-    job = (square.__module__, "square", str(tmp_path / "000000"), {"number": 3, "log": str(log)}, "")
-    execute(job)
-    inode = (tmp_path / "000000").stat().st_ino
-    execute(job)
-    assert (tmp_path / "000000").stat().st_ino == inode
-    other = (*job[:3], {"number": 4, "log": str(log)}, "")
-    execute(other)
-    assert (tmp_path / "000000" / "value").read_text() == "16"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000", "log"]
+    place = FolderObjects(tmp_path / "work").place
+    job = Job(square.__module__, "square", place, "squares", 0, {"number": 3, "log": str(log)}, "")
+    first = execute(job)
+    inode = (tmp_path / "work" / "squares" / "000000.json").stat().st_ino
+    assert execute(job) == first
+    assert (tmp_path / "work" / "squares" / "000000.json").stat().st_ino == inode
+    assert [p.name for p in (tmp_path / "work").glob("squares.files/*/*")] == ["value"]
+    other = execute(replace(job, arguments={"number": 4, "log": str(log)}))
+    assert Path(other.files[0].object).read_text() == "16"
+    assert receipt(job) is None, "it is of other arguments now"
 
 
 def test_ray_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +129,7 @@ def test_an_attempt_with_other_memory_goes_on(tmp_path: Path, monkeypatch: pytes
     work = str(tmp_path / "work")
     monkeypatch.setattr(stage, "RECORD_BYTES", 1 << 22)
     many = dedup(tmp_path / "many", *corpus(), work=work)
-    assert len(list(Path(work).glob("*/merge/*"))) > 1
+    assert len(list(Path(work).glob("*/merge/*.json"))) > 1
     monkeypatch.setattr(stage, "RECORD_BYTES", 32)
     few = dedup(tmp_path / "few", *corpus(), work=work)
     assert parts(tmp_path / "many") == parts(tmp_path / "few")
@@ -166,11 +159,11 @@ def test_dedup_goes_on_after_a_kill(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(tmp_path / "killed"), str(work)]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     deadline = time.monotonic() + HANG
-    while not list(work.glob("*/sign/000001/receipt.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(work.glob("*/sign/000001.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     process.wait()
-    done = {p: p.stat().st_mtime_ns for p in work.glob("*/*/*/receipt.json")}
+    done = {p: p.stat().st_mtime_ns for p in work.glob("*/*/*.json")}
     assert len(done) >= 2
     dedup(tmp_path / "resumed", *corpus(), recipe="dclm", work=str(work))
     assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "a finished shard was done again"

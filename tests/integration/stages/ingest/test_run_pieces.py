@@ -91,7 +91,7 @@ def test_one_worker_two_and_an_array_write_the_same_bytes(
     config = IngestConfig(workers="slurm", work=str(tmp_path / "shared"), limit=limit)
     three = LocalContext(tmp_path / "three", config, {"raw": [local_artifact(RawFiles, tmp_path / "raw")]})
     cluster = Cluster(3, lost=lambda array, element: (array, element) == (1, 0))
-    monkeypatch.setattr(three, "array", lambda jobs, tasks, cpus, memory_gib: cluster.ask(jobs, tasks))
+    monkeypatch.setattr(three, "array", lambda place, name, tasks, cpus, memory_gib: cluster.ask(place, name, tasks))
     run(three)
     assert parts(one) == parts(two) == parts(three)
     assert one.stats == two.stats == three.stats
@@ -293,18 +293,18 @@ def test_a_kill_costs_the_file_at_hand(tmp_path: Path, small_pieces: None) -> No
     command = [sys.executable, "-c", script, str(tmp_path / "raw"), str(tmp_path / "killed"), str(work)]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     deadline = time.monotonic() + HANG
-    while not list(work.glob("*/read/000005/receipt.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(work.glob("*/read/000005.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     process.kill()
     process.wait()
-    done = {p: p.stat().st_mtime_ns for p in work.glob("*/read/*/receipt.json")}
+    done = {p: p.stat().st_mtime_ns for p in work.glob("*/read/*.json")}
     assert len(done) >= 6
     resumed = ingest(tmp_path / "raw", tmp_path / "resumed", work=str(work))
     assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "a finished piece was read again"
     whole = ingest(tmp_path / "raw", tmp_path / "whole")
     assert parts(resumed) == parts(whole)
     assert resumed.stats == whole.stats
-    assert len(list(work.glob("*/read/*/receipt.json"))) > len(done)
+    assert len(list(work.glob("*/read/*.json"))) > len(done)
 
 
 def test_who_served_instead_is_recorded(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from flows.launch import slurm, slurm_scripts
+from flows.launch.array_request import ArrayRequest
 from flows.launch.base import Job
 from flows.launch.slurm import Site, SlurmHandle, SlurmLauncher
 from flows.launch.slurm_arrays import JobArrays
@@ -22,6 +24,7 @@ from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
 from stages.core.resources import Processes, Resources
+from stages.core.task_objects import OVER, FolderObjects, first_part, objects_at, state_of
 from stages.core.workspace import claim
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "the-id", "AWS_SECRET_ACCESS_KEY": "the-secret"}
@@ -389,7 +392,7 @@ def test_what_dead_attempts_left_in_the_shared_folder_goes_at_the_next_start(con
     claim(dead).close()
     held = claim(live)
     base = slurm_scripts.base_of(job(), folder)
-    old = [Path(f"{base}{suffix}") for suffix in (".json", ".secrets.json", ".sources.json", ".sh")]
+    old = [Path(f"{base}{suffix}") for suffix in (".json", ".secrets.json", ".sh")]
     new = folder / f"{base.name}1.secrets.json"
     kept = [Path(f"{base}.out")] + [folder / name for name in ("notes.json", "submit.sh", "run-2-3.json", "a-b-1.sh")]
     for path in (*old, new, *kept):
@@ -438,15 +441,25 @@ def array_job(work: Path) -> Job:
 
 
 def ask(work: Path, name: str = "sign-1a2b3c4d", tasks: int = 20) -> dict[str, Any]:
-    """A stage's event, and the file that it names."""
-    path = work / "key" / "arrays" / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("")
-    return {"event": "array", "jobs": str(path), "tasks": tasks, "cpus": 2, "memory_gib": 1.5}
+    """A stage's event, and the jobs that it speaks of."""
+    objects = FolderObjects(work / "key")
+    objects.put(first_part(name), b"{}")
+    return {"event": "array", "place": objects.place, "name": name, "tasks": tasks, "cpus": 2, "memory_gib": 1.5}
+
+
+def over(event: dict[str, Any]) -> str:
+    """The name of the answer that a stage waits for."""
+    return f"{state_of(event['name'])}{OVER}"
+
+
+def answered(event: dict[str, Any]) -> Any:
+    """The answer that the stage finds; None while there is none."""
+    found = objects_at(event["place"]).get(over(event))
+    return None if found is None else json.loads(found[0])
 
 
 def arrays(work: Path, site: Site | None = None) -> JobArrays:
-    return JobArrays(array_job(work), site or Site(), work.parent / "folder", "mark")
+    return JobArrays(array_job(work), site or Site(), work.parent, "mark")
 
 
 def calls(controller: Path, name: str) -> list[str]:
@@ -469,7 +482,7 @@ def test_an_arrays_script(site: Site, tmp_path: Path) -> None:
     script = slurm_scripts.array_script(
         array_job(tmp_path / "work"),
         site,
-        slurm_scripts.ArrayRequest(**{k: v for k, v in event.items() if k != "event"}),
+        ArrayRequest.checked(event, array_job(tmp_path / "work")),
         Path("/shared"),
         "mark",
     )
@@ -485,9 +498,13 @@ def test_an_arrays_script(site: Site, tmp_path: Path) -> None:
     assert {f"#SBATCH {option}" for option in wanted} <= set(script.splitlines())
     assert "gpus" not in script
     assert "@" not in script
-    assert f'-m stages.lib.data.job_array {event["jobs"]} "$SLURM_ARRAY_TASK_ID" 6' in script
-    assert "_%a.log\n" in script
-    assert (f"{tmp_path}/work" in script.replace(event["jobs"], "").replace("_%a.log", "").partition("srun")[2]) == (
+    (line,) = [line for line in script.splitlines() if "job_array" in line]
+    words = shlex.split(shlex.split(line.partition("bash -c ")[2])[0])
+    begin = words.index("stages.lib.data.job_array")
+    assert words[begin + 1 : begin + 5] == [event["place"], event["name"], "$SLURM_ARRAY_TASK_ID", "6"]
+    assert words[begin + 5] == "--secrets"
+    assert "sign-1a2b3c4d_%a.log\n" in script
+    assert (f"{tmp_path}/work" in line.partition("bash -c")[0] + words[0] + " ".join(words[:begin])) == (
         site.runtime != "none"
     )
     (tmp_path / "array.sh").write_text(script)
@@ -507,18 +524,17 @@ def test_an_array_is_submitted_once_whoever_follows_it(controller: Path, tmp_pat
     assert said["message"] == "Slurm array 12: 20 shards in 20 jobs (sign-1a2b3c4d)"
     list(arrays(work).submit(event))
     assert len(calls(controller, "sbatch")) == 1
-    assert calls(controller, "sbatch")[0].endswith(
-        f"--parsable --requeue --export=NONE {event['jobs'].removesuffix('.jsonl')}.sh"
-    )
-    Path(event["jobs"]).with_suffix(".job").unlink()  # it died before it could write that down
+    base = tmp_path / f"pretrain_1-{'a' * 16}-3-sign-1a2b3c4d"
+    assert calls(controller, "sbatch")[0].endswith(f"--parsable --requeue --export=NONE {base}.sh")
+    Path(f"{base}.job").unlink()  # it died before it could write that down
     (controller / "squeue.out").write_text(f"12 {MARK}:sign-1a2b3c4d\n12 {MARK}:sign-1a2b3c4d\n")
     (said,) = arrays(work).submit(event)
     assert said["message"].startswith("Slurm array 12:")
     assert len(calls(controller, "sbatch")) == 1
-    Path(event["jobs"]).with_suffix(".over").write_text("{}")
+    objects = objects_at(event["place"])
+    objects.put(over(event), b"{}")
     assert list(arrays(work).submit(event)) == [], "answered before"
-    Path(event["jobs"]).unlink()
-    Path(event["jobs"]).with_suffix(".over").unlink()
+    objects.delete([first_part(event["name"]), over(event)])
     assert list(arrays(work).submit(event)) == [], "all done, and cleared away"
 
 
@@ -532,7 +548,6 @@ def test_a_new_array_ends_those_that_nobody_waits_for(controller: Path, tmp_path
 def test_the_stage_is_told_when_all_elements_are_over(controller: Path, tmp_path: Path) -> None:
     (controller / "sbatch.out").write_text("12\n")
     found, event = arrays(tmp_path / "work"), ask(tmp_path / "work")
-    over = Path(event["jobs"]).with_suffix(".over")
     assert list(found.poll()) == []
     list(found.submit(event))
     (controller / "scontrol.err").write_text("slurm_load_jobs error: Unable to contact slurm controller\n")
@@ -544,11 +559,10 @@ def test_the_stage_is_told_when_all_elements_are_over(controller: Path, tmp_path
     assert list(found.poll()) == [], "said once"
     (controller / "scontrol.out").write_text(row(13, 0, "COMPLETED", "None") + row(14, 1, "RUNNING", "None"))
     assert list(found.poll()) == []
-    assert not over.exists()
+    assert answered(event) is None
     (controller / "scontrol.out").write_text(row(13, 0, "COMPLETED", "None") + row(14, 1, "OUT_OF_MEMORY", "None"))
     list(found.poll())
-    assert json.loads(over.read_text()) == {"states": {"COMPLETED": 1, "OUT_OF_MEMORY": 1}}
-    assert over.stat().st_mode & 0o777 == 0o600
+    assert answered(event) == {"states": {"COMPLETED": 1, "OUT_OF_MEMORY": 1}}
 
 
 def test_an_array_that_the_controller_forgot_is_over(controller: Path, tmp_path: Path) -> None:
@@ -557,7 +571,7 @@ def test_an_array_that_the_controller_forgot_is_over(controller: Path, tmp_path:
     list(found.submit(event))
     (controller / "scontrol.err").write_text("slurm_load_jobs error: Invalid job id specified\n")
     list(found.poll())
-    assert json.loads(Path(event["jobs"]).with_suffix(".over").read_text()) == {"states": {}}
+    assert answered(event) == {"states": {}}
 
 
 def test_what_sbatch_refuses_of_an_array_the_stage_hears(controller: Path, tmp_path: Path) -> None:
@@ -565,19 +579,28 @@ def test_what_sbatch_refuses_of_an_array_the_stage_hears(controller: Path, tmp_p
     event = ask(tmp_path / "work")
     (said,) = arrays(tmp_path / "work").submit(event)
     assert said["level"] == "warning"
-    assert (
-        json.loads(Path(event["jobs"]).with_suffix(".over").read_text())["error"]
-        == "sbatch: sbatch: error: Invalid job array specification"
-    )
+    assert answered(event)["error"] == "sbatch: sbatch: error: Invalid job array specification"
 
 
-def test_an_array_of_other_files_is_refused(controller: Path, tmp_path: Path) -> None:
+def test_an_array_of_other_work_is_refused(controller: Path, tmp_path: Path) -> None:
     event = ask(tmp_path / "work")
-    for jobs in ("/etc/passwd", f"{tmp_path}/work/../secrets.jsonl"):
-        with pytest.raises(InfraError, match="is not under its work folder"):
-            list(arrays(tmp_path / "work").submit({**event, "jobs": jobs}))
-    with pytest.raises(InfraError, match="in terms that are not known"):
-        list(arrays(tmp_path / "work").submit({**event, "tasks": 0}))
+    request = array_job(tmp_path / "work").request
+    address = request.store.model_dump(mode="json")
+    own = {"store": address, "prefix": f"work/{request.stage}/{request.key}/", "scratch": "/tmp"}
+    for place in (
+        {"folder": "/etc"},
+        {"folder": f"{tmp_path}/work/../secrets"},
+        own | {"prefix": "manifests/"},
+        own | {"store": address | {"bucket": "another"}},
+        {},
+        [],
+    ):
+        with pytest.raises(InfraError, match="is not its own work"):
+            list(arrays(tmp_path / "work").submit({**event, "place": json.dumps(place)}))
+    ArrayRequest.checked({**event, "place": json.dumps(own)}, array_job(tmp_path / "work"))
+    for change in ({"tasks": 0}, {"name": "../x-00000000"}):
+        with pytest.raises(InfraError, match="in terms that are not known"):
+            list(arrays(tmp_path / "work").submit({**event, **change}))
 
 
 def test_a_stages_end_is_its_arrays_end(controller: Path, tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""An array of jobs that a stage asks its launcher for (`stages/lib/data/job_array.py`), and the launcher's answer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flows.launch.base import Job
+from stages.core.context import TaskObjects
+from stages.core.errors import InfraError
+from stages.core.task_objects import OVER, answer_array, first_part, objects_at, state_of, work_prefix
+
+
+class ArrayRequest(BaseModel):
+    """What a stage's event "array" says: where its jobs lie, how many elements can share them, and what one needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    place: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+-[0-9a-f]{8}$")
+    tasks: int = Field(gt=0)
+    cpus: float = Field(gt=0)
+    memory_gib: float = Field(gt=0)
+
+    @classmethod
+    def checked(cls, event: Mapping[str, Any], job: Job) -> Self:
+        """Read an event. Raises InfraError when it does not speak of the job's own work: a library may print anything.
+
+        The place must be the job's own prefix of the store, or under its work folder.
+        """
+        try:
+            request = cls.model_validate({name: value for name, value in event.items() if name != "event"})
+        except ValidationError as error:
+            raise InfraError(
+                f"the stage asked for an array in terms that are not known: {error.errors()[0]['msg']}"
+            ) from error
+        work = os.path.normpath(str(job.request.config.get("work") or "/nowhere"))
+        try:
+            place = json.loads(request.place)
+            own = (
+                os.path.commonpath([os.path.normpath(place["folder"]), work]) == work
+                if "folder" in place
+                else place["prefix"] == work_prefix(job.request.stage, job.request.key)
+                and type(job.request.store).model_validate(place["store"]) == job.request.store
+            )
+        except (ValueError, KeyError, TypeError):
+            own = False
+        if not own:
+            raise InfraError(f"the stage asked for an array of {request.place}, which is not its own work")
+        return request
+
+    @property
+    def objects(self) -> TaskObjects:
+        """Where the jobs lie, and where the answer goes."""
+        return objects_at(self.place)
+
+    def wanted(self) -> bool:
+        """Whether somebody still waits for it: it was not answered, and its jobs were not cleared away."""
+        objects = self.objects
+        return objects.get(f"{state_of(self.name)}{OVER}") is None and objects.get(first_part(self.name)) is not None
+
+    def answer(self, states: Mapping[str, int], error: str = "") -> None:
+        """Tell the stage that no element is left (`stages.core.task_objects.answer_array`)."""
+        if self.objects.get(first_part(self.name)) is not None:
+            answer_array(self.objects, self.name, states, error)
