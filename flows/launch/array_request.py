@@ -41,15 +41,15 @@ class ArrayRequest(BaseModel):
         work = os.path.normpath(str(job.request.config.get("work") or "/nowhere"))
         try:
             place = json.loads(request.place)
-            own = (
+            is_its = (
                 os.path.commonpath([os.path.normpath(place["folder"]), work]) == work
                 if "folder" in place
                 else place["prefix"] == work_prefix(job.request.stage, job.request.key)
                 and type(job.request.store).model_validate(place["store"]) == job.request.store
             )
         except (ValueError, KeyError, TypeError):
-            own = False
-        if not own:
+            is_its = False
+        if not is_its:
             raise InfraError(f"the stage asked for an array of {request.place}, which is not its own work")
         return request
 
@@ -58,7 +58,7 @@ class ArrayRequest(BaseModel):
         """Where the jobs lie, and where the answer goes."""
         return objects_at(self.place)
 
-    def wanted(self) -> bool:
+    def awaited(self) -> bool:
         """Whether somebody still waits for it: it was not answered, and its jobs were not cleared away."""
         objects = self.objects
         return objects.get(f"{state_of(self.name)}{OVER}") is None and objects.get(first_part(self.name)) is not None

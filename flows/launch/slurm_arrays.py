@@ -36,7 +36,7 @@ class JobArrays:
         """Submit the array that an event asks for, or follow it where that was done; events for people."""
         request = ArrayRequest.checked(event, self._job)
         self._current = None
-        if not request.wanted():  # read again by one that came back
+        if not request.awaited():  # read again by one that came back
             return
         try:
             number = self._submit_or_find(request)

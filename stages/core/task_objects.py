@@ -71,7 +71,7 @@ class FolderObjects:
     def put(self, name: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if if_match is not None and ((found := self.get(name)) is None or found[1] != if_match):
+        if if_match is not None and ((document := self.get(name)) is None or document[1] != if_match):
             raise Conflict(str(path))
         with replacing(path) as partial:
             partial.write_bytes(data)
@@ -173,16 +173,16 @@ def _files(folder: Path) -> list[Path]:
 @functools.lru_cache(maxsize=16)
 def objects_at(place: str) -> TaskObjects:
     """The objects at a `place`. On another machine than its own, files are made under the scratch folder there."""
-    found = json.loads(place)
-    if "folder" in found:
-        return FolderObjects(Path(found["folder"]))
-    here = Path(found["scratch"])
+    document = json.loads(place)
+    if "folder" in document:
+        return FolderObjects(Path(document["folder"]))
+    here = Path(document["scratch"])
     if not here.is_dir() or not os.access(here, os.W_OK):
         scratch().mkdir(parents=True, exist_ok=True)
         here = Path(tempfile.mkdtemp(prefix="stage-", dir=scratch()))
         atexit.register(claim(here).close)  # open until then: a folder of a killed process is swept up
         atexit.register(shutil.rmtree, here, ignore_errors=True)
-    return StoreObjects(Store(StoreAddress.model_validate(found["store"])), found["prefix"], here)
+    return StoreObjects(Store(StoreAddress.model_validate(document["store"])), document["prefix"], here)
 
 
 # --- arrays of jobs (stages/lib/data/job_array.py): what the launcher says ---------------------------------------
@@ -200,5 +200,5 @@ def first_part(array: str) -> str:
 
 def answer_array(objects: TaskObjects, array: str, states: Mapping[str, int], error: str = "") -> None:
     """Tell the stage that no element of an array is left. states: how many ended how; error: why there is no array."""
-    found = {"states": dict(sorted(states.items()))} | ({"error": error} if error else {})
-    objects.put(f"{state_of(array)}{OVER}", json.dumps(found).encode())
+    document = {"states": dict(sorted(states.items()))} | ({"error": error} if error else {})
+    objects.put(f"{state_of(array)}{OVER}", json.dumps(document).encode())

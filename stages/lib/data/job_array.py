@@ -74,17 +74,17 @@ def _follow(
         answer = _answer(objects, array)
         done = list(receipts(left.values(), objects, step))  # after the answer: nothing comes later than that
         _raise_error(objects, array)
-        for number, found in done:
+        for number, document in done:
             del left[number]
-            yield number, found
+            yield number, document
         if answer is not None or not left:
             return answer or {}
         time.sleep(SECONDS if time.monotonic() - started < 60 else 10 * SECONDS)
 
 
 def _answer(objects: TaskObjects, array: str) -> dict[str, Any] | None:
-    found = objects.get(f"{state_of(array)}{OVER}")
-    return None if found is None else json.loads(found[0])
+    document = objects.get(f"{state_of(array)}{OVER}")
+    return None if document is None else json.loads(document[0])
 
 
 def _why(answer: dict[str, Any]) -> str:
@@ -117,12 +117,12 @@ def read_jobs(objects: TaskObjects, array: str, element: int, elements: int) -> 
     """The jobs of one element. Raises InfraError when there are none: whoever asked for the array is gone."""
     part, parts = element, element + 1
     while part < parts:
-        found = objects.get(f"{ARRAYS}/{array}/{part:06d}.json")
-        if found is None:
+        document = objects.get(f"{ARRAYS}/{array}/{part:06d}.json")
+        if document is None:
             if part >= elements:
                 return
             raise InfraError(f"the jobs of array {array} are gone: another attempt has done them")
-        document = json.loads(found[0])
+        document = json.loads(document[0])
         parts = document["parts"]
         for module, function, step, number, arguments, before in document["jobs"]:
             yield Job(module, function, objects.place, step, number, arguments, before)
@@ -158,8 +158,8 @@ def _raise_error(objects: TaskObjects, array: str) -> None:
     """Raise what an element left, where one did."""
     for row in objects.list(state_of(array)):
         if row.key.rsplit("/", 1)[1].startswith("error-") and (left := objects.get(row.key)) is not None:
-            found = json.loads(left[0])
-            raise _ERRORS.get(ExitClass(found["exit"]), TaskFailed)(found["message"])
+            document = json.loads(left[0])
+            raise _ERRORS.get(ExitClass(document["exit"]), TaskFailed)(document["message"])
 
 
 # --- an element ---------------------------------------------------------------------------------------------------

@@ -35,13 +35,13 @@ class Background:
         self._threads = ThreadPoolExecutor(1, "tasks-upload")
         self._room = threading.BoundedSemaphore(UPLOADS)
 
-    def submit(self, made: Made, tell: Any) -> None:
+    def submit(self, computed: Made, tell: Any) -> None:
         """Store it; `tell(receipt or error)` is called by another thread. Waits while too many are not stored yet."""
         self._room.acquire()
 
         def act() -> None:
             try:
-                tell(finish(made))
+                tell(finish(computed))
             except BaseException as error:
                 tell(error)
             finally:
@@ -71,8 +71,8 @@ class ProcessPool:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Receipt]]:
         """Do the jobs; (number of the job, its receipt) of each as it ends. Raises a task's own error as it is."""
-        wanted = {job.number: job for job in jobs}
-        queue, left, deaths = deque(wanted), set(wanted), dict.fromkeys(wanted, 0)
+        by_number = {job.number: job for job in jobs}
+        queue, left, deaths = deque(by_number), set(by_number), dict.fromkeys(by_number, 0)
         idle: list[_Worker] = list(self._workers)
         try:
             while left:
@@ -83,12 +83,12 @@ class ProcessPool:
                     worker, number = idle.pop(), queue.popleft()
                     worker.held.add(number)
                     with contextlib.suppress(OSError):  # it has died: its connection says so below
-                        worker.connection.send(wanted[number])
+                        worker.connection.send(by_number[number])
                 by_connection = {worker.connection: worker for worker in self._workers}
                 for ready in wait(list(by_connection)):
                     worker = by_connection[ready]  # type: ignore[index]
                     try:
-                        number, found = worker.connection.recv()
+                        number, outcome = worker.connection.recv()
                     except (EOFError, OSError):
                         self._workers.remove(worker)
                         idle = [other for other in idle if other is not worker]
@@ -99,14 +99,14 @@ class ProcessPool:
                             queue.appendleft(lost)
                         self._require_progress(deaths, len(left))
                         continue
-                    if found is None:
+                    if outcome is None:
                         idle.append(worker)
                         continue
                     worker.held.discard(number)
-                    if isinstance(found, BaseException):
-                        raise found
+                    if isinstance(outcome, BaseException):
+                        raise outcome
                     left.discard(number)
-                    yield number, found
+                    yield number, outcome
         except BaseException:
             self.stop()
             raise
@@ -151,11 +151,11 @@ def _work(connection: Connection, parent: int) -> None:
             job: Job = connection.recv()
             number = job.number
             try:
-                made = compute(job)
+                computed = compute(job)
             except BaseException as error:
                 tell(number, error)
             else:
-                background.submit(made, lambda what, number=number: tell(number, what))
+                background.submit(computed, lambda what, number=number: tell(number, what))
             tell(number, None)
     background.close()
 

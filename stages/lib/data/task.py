@@ -127,29 +127,29 @@ def receipt(job: Job, objects: TaskObjects | None = None) -> Receipt | None:
     files.
     """
     objects = objects or objects_at(job.place)
-    found = objects.get(job.receipt)
-    return None if found is None else _read(found[0], job, objects)
+    document = objects.get(job.receipt)
+    return None if document is None else _read(document[0], job, objects)
 
 
 def _read(data: bytes, job: Job, objects: TaskObjects) -> Receipt | None:
     try:
-        found = json.loads(data)
-        if found["task"] != fingerprint(job):
+        document = json.loads(data)
+        if document["task"] != fingerprint(job):
             return None
-        files = tuple(FileEntry.model_validate(row) for row in found["files"])
-        return Receipt(found["value"], files, found["name"]) if all(map(objects.holds, files)) else None
+        files = tuple(FileEntry.model_validate(row) for row in document["files"])
+        return Receipt(document["value"], files, document["name"]) if all(map(objects.holds, files)) else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def receipts(jobs: Iterable[Job], objects: TaskObjects, step: str) -> Iterator[tuple[int, Receipt]]:
     """(number, receipt) of the jobs of a step that are done: one listing, and as many reads as there are receipts."""
-    wanted = {job.receipt: job for job in jobs}
-    present = [wanted[row.key] for row in objects.list(f"{step}/") if row.key in wanted] if wanted else []
+    by_name = {job.receipt: job for job in jobs}
+    present = [by_name[row.key] for row in objects.list(f"{step}/") if row.key in by_name] if by_name else []
     with ThreadPoolExecutor(READERS) as readers:
-        for job, found in zip(present, readers.map(lambda job: receipt(job, objects), present), strict=True):
-            if found is not None:
-                yield job.number, found
+        for job, document in zip(present, readers.map(lambda job: receipt(job, objects), present), strict=True):
+            if document is not None:
+                yield job.number, document
 
 
 # --- doing it ---------------------------------------------------------------------------------------------------------
@@ -174,27 +174,27 @@ def compute(job: Job) -> Made:
     return Made(job, folder, name, value)
 
 
-def finish(made: Made) -> Receipt:
+def finish(done: Made) -> Receipt:
     """Store the files of a task and write its receipt; what counts: of two that did the same task, the first."""
-    job, objects = made.job, objects_at(made.job.place)
+    job, objects = done.job, objects_at(done.job.place)
     try:
-        files = tuple(_with_detail(entry, made.folder) for entry in objects.upload(made.name, made.folder))
+        files = tuple(_with_detail(entry, done.folder) for entry in objects.upload(done.name, done.folder))
     finally:
-        objects.drop(made.folder)
-    own = Receipt(json.loads(json.dumps(made.value)), files, made.name)
+        objects.drop(done.folder)
+    result = Receipt(json.loads(json.dumps(done.value)), files, done.name)
     rows = [entry.value() for entry in files]
-    body = json.dumps({"task": fingerprint(job), "value": own.value, "files": rows, "name": made.name}).encode()
+    body = json.dumps({"task": fingerprint(job), "value": result.value, "files": rows, "name": done.name}).encode()
     version: str | None = None
     while True:
         try:
             objects.put(job.receipt, body, if_absent=version is None, if_match=version)
-            return own
+            return result
         except Conflict:  # of an attempt that was taken for dead, or of other arguments
-            found = objects.get(job.receipt)
-        if found is not None and (theirs := _read(found[0], job, objects)) is not None:
-            objects.delete(f"{made.name}/{entry.path}" for entry in files)
+            document = objects.get(job.receipt)
+        if document is not None and (theirs := _read(document[0], job, objects)) is not None:
+            objects.delete(f"{done.name}/{entry.path}" for entry in files)
             return theirs
-        version = found and found[1]
+        version = document and document[1]
 
 
 def execute(job: Job) -> Receipt:

@@ -139,15 +139,15 @@ class Pool:
         whose = (function.__module__, function.__qualname__, self.objects.place, name)
         jobs = [Job(*whose, n, plain(dict(task)), self._before) for n, task in enumerate(tasks)]
         self._before = hashlib.sha256("".join([name, *map(fingerprint, jobs)]).encode()).hexdigest()
-        found = dict(receipts(jobs, self.objects, name))
-        left = [job for job in jobs if job.number not in found]
+        finished = dict(receipts(jobs, self.objects, name))
+        left = [job for job in jobs if job.number not in finished]
         for number, receipt in self._runs(name, left):
-            found[number] = receipt
+            finished[number] = receipt
             if progress:
-                progress(len(found), len(jobs), f"shards ({name})")
-        if missing := len(jobs) - len(found):
+                progress(len(finished), len(jobs), f"shards ({name})")
+        if missing := len(jobs) - len(finished):
             raise InfraError(f"{name}: {missing} shards that were done have no receipt")
-        return [self._result(found[job.number]) for job in jobs]
+        return [self._result(finished[job.number]) for job in jobs]
 
     def _runs(self, name: str, jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:
         if len(jobs) <= 1 or self.workers == 1:
@@ -171,8 +171,8 @@ def _inline(jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:
     background, running = Background(), 0
     try:
         for job in jobs:
-            made = compute(job)
-            background.submit(made, lambda found, number=job.number: ended.put((number, found)))
+            computed = compute(job)
+            background.submit(computed, lambda finished, number=job.number: ended.put((number, finished)))
             running += 1
             while not ended.empty():
                 running -= 1
@@ -183,7 +183,7 @@ def _inline(jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:
         background.close()
 
 
-def _taken(number: int, found: Receipt | BaseException) -> tuple[int, Receipt]:
-    if isinstance(found, BaseException):
-        raise found
-    return number, found
+def _taken(number: int, finished: Receipt | BaseException) -> tuple[int, Receipt]:
+    if isinstance(finished, BaseException):
+        raise finished
+    return number, finished

@@ -128,8 +128,8 @@ def detail(path: Path) -> dict[str, Any]:
     """What a reader needs to know of a part before it opens it (`FileEntry.detail`): of each row group its rows and its
     bytes before compression.
     """
-    found = pq.read_metadata(path)
-    groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     return {"groups": [[group.num_rows, group.total_byte_size] for group in groups]}
 
 
