@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -27,28 +26,16 @@ from stages.core.files import replacing
 from stages.core.messages import StoreAddress
 from stages.core.store import Store, Stored, in_threads
 from stages.core.store_errors import Conflict
+from stages.core.uploads import file_sums
 from stages.core.workspace import claim, scratch
 
 ARRAYS = "arrays"
 OVER = "over.json"
-BLOCK_BYTES = 16 << 20
-"""Bytes of a block that `FileEntry.blocks` has a checksum of."""
 
 
 def work_prefix(stage: str, key: str) -> str:
     """What the names of all that tasks of a key leave begin with."""
     return f"work/{stage}/{key}/"
-
-
-def described(path: Path, name: str, object: str) -> FileEntry:
-    """The entry of a file on this disk: its SHA-256 and the CRC32 of its blocks, in one pass."""
-    digest, blocks, size = hashlib.sha256(), [], 0
-    with open(path, "rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-            blocks.append(f"{zlib.crc32(block):08x}")
-            size += len(block)
-    return FileEntry(path=name, size=size, sha256=digest.hexdigest(), object=object, blocks="".join(blocks))
 
 
 class FolderObjects:
@@ -98,9 +85,7 @@ class FolderObjects:
 
     def upload(self, name: str, folder: Path) -> tuple[FileEntry, ...]:
         """The files lie where they are to lie."""
-        return tuple(
-            described(path, path.relative_to(folder).as_posix(), str(path.absolute())) for path in _files(folder)
-        )
+        return tuple(_described(path, path.relative_to(folder).as_posix()) for path in _files(folder))
 
     def holds(self, entry: FileEntry) -> bool:
         with contextlib.suppress(OSError):
@@ -148,9 +133,7 @@ class StoreObjects:
     def upload(self, name: str, folder: Path) -> tuple[FileEntry, ...]:
         def one(path: Path) -> FileEntry:
             relative = path.relative_to(folder).as_posix()
-            entry = described(path, relative, f"{self.prefix}{name}/{relative}")
-            self.store.upload(entry.object, path)
-            return entry
+            return self.store.put_file(f"{self.prefix}{name}/{relative}", path, relative)
 
         return tuple(in_threads(one, _files(folder), self.store.interrupted))
 
@@ -164,6 +147,12 @@ class StoreObjects:
     def abandon(self, process: int) -> None:
         for folder in self.scratch.glob(f"*.files/*.{process}"):
             self.drop(folder)
+
+
+def _described(path: Path, name: str) -> FileEntry:
+    sums = file_sums(path)
+    size, place = path.stat().st_size, str(path.absolute())
+    return FileEntry(path=name, size=size, sha256=sums.sha256, object=place, blocks=sums.blocks)
 
 
 def _files(folder: Path) -> list[Path]:
