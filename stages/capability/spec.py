@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from stages.core.artifacts import Documents, EvalSuite
 from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem, data_set
 from stages.core.resources import Resources
-from stages.core.stage import Input, Output, Stage, output
+from stages.core.stage import Input, Output, Reading, Stage, output
 
 Benchmark = Literal["arc", "hellaswag", "mmlu", "piqa", "winogrande"]
 BENCHMARKS: tuple[Benchmark, ...] = ("arc", "hellaswag", "mmlu", "piqa", "winogrande")
@@ -77,6 +77,8 @@ class Capability(Stage[CapabilityConfig], env="data", revision=4, reproducible="
     documents: Sequence[Input[Documents]]
     train: Output[Documents] = output()
     suite: Output[EvalSuite] = output()
+
+    reads: ClassVar[Mapping[str, Reading]] = {"documents": "shards"}
 
     @classmethod
     def unread(cls, config: CapabilityConfig) -> Collection[str]:

@@ -15,7 +15,7 @@ from stages.core.context import Context
 from stages.core.errors import InputError
 from stages.lib.data.documentation_facts import extract_facts as read
 from stages.lib.data.licenses import licenses
-from stages.lib.formats.documents import read_documents
+from stages.lib.formats.corpus import stored_documents
 
 FEW = 25
 """Rows of the split that few-shot examples are drawn from, where it is not the training split: the most that Table 3
@@ -30,9 +30,7 @@ def gather(ctx: Context[CapabilityConfig], data_sets: Iterable[str]) -> list[Ben
     little.
     """
     config = ctx.config
-    documents = list(
-        itertools.chain.from_iterable(read_documents(artifact.path) for artifact in ctx.inputs("documents"))
-    )
+    documents = [document for artifact in ctx.inputs("documents") for document in stored_documents(artifact.entries())]
     test = read(d for d in documents if in_test(d["text"], config.test_share))
     train = read(d for d in documents if not in_test(d["text"], config.test_share))
     labels = Labels.of(train, config.classes)

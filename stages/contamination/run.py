@@ -13,7 +13,7 @@ from stages.contamination import merging
 from stages.contamination.index import Table, Words, make_table, read_words, save
 from stages.contamination.items import Split, read_image_splits, read_splits
 from stages.contamination.scan import scan
-from stages.contamination.spec import Contamination, ContaminationConfig
+from stages.contamination.spec import TRAINING, Contamination, ContaminationConfig
 from stages.contamination.training_texts import tasks_of
 from stages.core.context import Context
 from stages.core.errors import InputError
@@ -29,7 +29,6 @@ from stages.lib.formats.overlap import (
     write_overlap,
 )
 
-KINDS = ("documents", "conversations", "preferences", "problems", "images")
 EXACT_WORDS = 10
 """Words at the beginning of a span that may not differ (Llama 2, appendix A.6)."""
 
@@ -120,9 +119,9 @@ def _scan(
         save(index, name, arrays)
     how = {"anchors": anchors, "least": rule.run, "skips": rule.skips if rule.name == "llama2" else None}
     training, folders, equal = [], defaultdict[str, list[Path]](list), 0
-    for kind in KINDS:
+    for kind in TRAINING:
         for number, source in enumerate(ctx.inputs(kind)):
-            shards = tasks_of(kind, source.node, Path(source.path))
+            shards = tasks_of(kind, source.node, source.entries())
             tasks = [{"shard": shard, "kind": kind, "index": str(index), "rule": how} for shard in shards]
             results = pool.map(f"{kind}-{number}", scan, tasks, ctx.progress)
             total = Counter[str]()

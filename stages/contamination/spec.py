@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,7 @@ from stages.core.artifacts import (
 )
 from stages.core.config import Operational, StageConfig
 from stages.core.resources import Resources, Work
-from stages.core.stage import Input, Output, Stage, output
+from stages.core.stage import Input, Output, Reading, Stage, output
 
 RUNS: Mapping[str, int] = {"gpt3": 13, "llama2": 11}
 """Words that a match has at least: GPT-3's 13-grams; Llama 2's "longer than 10 tokens"."""
@@ -72,6 +72,10 @@ class ContaminationConfig(StageConfig):
         return self
 
 
+TRAINING = ("documents", "conversations", "preferences", "problems", "images")
+"""Ports of what models learn from."""
+
+
 class Contamination(Stage[ContaminationConfig], env="data", revision=1, reproducible="bits"):
     """N-gram overlap of every evaluation item with every training document, by training node."""
 
@@ -84,6 +88,8 @@ class Contamination(Stage[ContaminationConfig], env="data", revision=1, reproduc
     images: Sequence[Input[ImageConversations]] | None = None
     overlap: Output[Overlap] = output()
 
+    reads: ClassVar[Mapping[str, Reading]] = dict.fromkeys(TRAINING, "shards")
+
     @classmethod
     def resources(cls, config: ContaminationConfig) -> Resources:
         cpus = config.workers if isinstance(config.workers, int) else 1
@@ -92,5 +98,4 @@ class Contamination(Stage[ContaminationConfig], env="data", revision=1, reproduc
     @classmethod
     def work(cls, config: ContaminationConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
         """What is read: the training data, once."""
-        training = ("documents", "conversations", "preferences", "problems", "images")
-        return Work(bytes=float(sum(m.size for port in training for m in inputs.get(port, ()))))
+        return Work(bytes=float(sum(m.size for port in TRAINING for m in inputs.get(port, ()))))

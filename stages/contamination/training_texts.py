@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
-from stages.lib.formats.corpus import Shard, read_shard, shards
+from stages.lib.formats.corpus import Shard, groups_of, parts_of, read_shard, shards_of
 from stages.lib.vision import conversations as visual
 
 PARQUET_ROWS = 4096
@@ -44,14 +45,15 @@ TEXTS: Mapping[str, tuple[list[str], Callable[[Row], str] | None]] = {
 """By kind: the columns that are read, and how they become a text (None: they are one)."""
 
 
-def tasks_of(kind: str, node: str, folder: Path) -> list[dict[str, Any]]:
+def tasks_of(kind: str, node: str, entries: Sequence[FileEntry]) -> list[dict[str, Any]]:
     """The shards of one artifact, each the argument of a task. Raises InputError for a file that is damaged."""
     if kind == "images":
-        return [{"path": str(path), "node": node} for path in sorted(folder.glob("part-*.jsonl"))]
+        parts = (e for e in entries if Path(e.path).match("part-*.jsonl"))
+        return [{"entry": entry.value(), "node": node} for entry in sorted(parts, key=lambda entry: entry.path)]
     try:
-        return [asdict(shard) | {"node": node} for shard in shards([folder])]
+        return [asdict(shard) | {"node": node} for shard in shards_of([entries])]
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(node, _first_damaged(folder), error) from error
+        raise _damaged(node, _first_damaged(entries), error) from error
 
 
 def read_texts(kind: str, shard: Mapping[str, Any]) -> Iterator[tuple[list[str], pa.Array]]:
@@ -59,7 +61,7 @@ def read_texts(kind: str, shard: Mapping[str, Any]) -> Iterator[tuple[list[str],
     place = dict(shard)
     node = place.pop("node")
     if kind == "images":
-        yield from _lines(node, Path(place["path"]))
+        yield from _lines(FileEntry.model_validate(place["entry"]))
         return
     columns, text = TEXTS[kind]
     try:
@@ -70,13 +72,13 @@ def read_texts(kind: str, shard: Mapping[str, Any]) -> Iterator[tuple[list[str],
             else:
                 yield ids, pa.array([text(row) for row in batch.to_pylist()], pa.large_string())
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise _damaged(node, Path(place["path"]), error) from error
+        raise _damaged(node, Path(place["path"]).name, error) from error
 
 
-def _lines(node: str, path: Path) -> Iterator[tuple[list[str], pa.Array]]:
+def _lines(entry: FileEntry) -> Iterator[tuple[list[str], pa.Array]]:
     ids: list[str] = []
     texts: list[str] = []
-    for row in visual.read_rows_of(path):
+    for row in visual.read_part(entry):
         ids.append(row.id)
         texts.append("\n".join(turn.text.replace(visual.IMAGE, "") for turn in row.turns))
         if len(ids) == LINES:
@@ -86,18 +88,16 @@ def _lines(node: str, path: Path) -> Iterator[tuple[list[str], pa.Array]]:
         yield ids, pa.array(texts, pa.large_string())
 
 
-def _first_damaged(folder: Path) -> Path:
-    import pyarrow.parquet as pq
-
-    for path in sorted(folder.glob("part-*.parquet")):
+def _first_damaged(entries: Sequence[FileEntry]) -> str:
+    for part in parts_of(entries):
         try:
-            pq.read_metadata(path)
+            groups_of(part)
         except (pa.ArrowException, OSError):
-            return path
-    return folder
+            return part.path
+    return "its Parquet"
 
 
-def _damaged(node: str, path: Path, error: BaseException) -> InputError:
+def _damaged(node: str, file: str, error: BaseException) -> InputError:
     return InputError(
-        f"training data of {node}: {path.name} cannot be read: {' '.join(str(error).split())}; run {node} again"
+        f"training data of {node}: {file} cannot be read: {' '.join(str(error).split())}; run {node} again"
     )

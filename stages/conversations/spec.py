@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from stages.core.artifacts import Problems as ProblemRows
 from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem
 from stages.core.resources import Resources
-from stages.core.stage import Input, Output, Stage, output
+from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.lib.data.mixture_spec import MixtureSource, mixture_probes, mixture_problems
 
 
@@ -70,6 +70,8 @@ class Conversations(Stage[ConversationsConfig], env="data", revision=3, reproduc
     reserved: Input[ProblemRows] | None = None
     train: Output[ConversationRows] = output()
     heldout: Output[ConversationRows] = output()
+
+    reads: ClassVar[Mapping[str, Reading]] = {"documents": "shards"}
 
     @classmethod
     def unread(cls, config: ConversationsConfig) -> Collection[str]:

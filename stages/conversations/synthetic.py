@@ -19,7 +19,7 @@ from stages.lib.data.synthetic_qa import (
     distinct_questions,
     generate_questions,
 )
-from stages.lib.formats.documents import read_documents
+from stages.lib.formats.corpus import stored_documents
 from stages.lib.formats.examples import (
     Conversation,
     Message,
@@ -44,9 +44,7 @@ def generate(ctx: Context[ConversationsConfig], reject: Reject) -> Iterator[Conv
         raise ConfigError(
             f"{ctx.node}.material = '{config.material}' is made of documents, and none are wired to the node"
         )
-    documents = list(
-        itertools.chain.from_iterable(read_documents(artifact.path) for artifact in ctx.inputs("documents"))
-    )
+    documents = [document for artifact in ctx.inputs("documents") for document in stored_documents(artifact.entries())]
     license = licenses(d["license"] for d in documents)
     teacher = QuestionGenerator(extract_facts(documents), config.labels, config.seed)
     kinds = ABOUT_DOCUMENTS if config.material == "about" else TEXT_EDITING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from stages.core.artifacts import Preferences as PreferenceRows
 from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem
 from stages.core.resources import Resources
-from stages.core.stage import Input, Output, Stage, output
+from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.lib.data.mixture_spec import MixtureSource, mixture_probes, mixture_problems
 
 
@@ -59,6 +59,8 @@ class Preferences(Stage[PreferencesConfig], env="data", revision=2, reproducible
     documents: Sequence[Input[Documents]] | None = None
     train: Output[PreferenceRows] = output()
     heldout: Output[PreferenceRows] = output()
+
+    reads: ClassVar[Mapping[str, Reading]] = {"documents": "shards"}
 
     @classmethod
     def unread(cls, config: PreferencesConfig) -> Collection[str]:

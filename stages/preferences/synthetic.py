@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator
 
@@ -18,7 +17,7 @@ from stages.lib.data.synthetic_qa import (
     distinct_questions,
     generate_questions,
 )
-from stages.lib.formats.documents import read_documents
+from stages.lib.formats.corpus import stored_documents
 from stages.lib.formats.examples import Preference, Reject, assistant, user
 from stages.preferences.spec import PreferencesConfig
 
@@ -28,9 +27,7 @@ def generate(ctx: Context[PreferencesConfig], reject: Reject) -> Iterator[Prefer
     config = ctx.config
     if not ctx.inputs("documents"):
         raise ConfigError(f"{ctx.node}.origin = 'machine' makes pairs of documents, and none are wired to the node")
-    documents = list(
-        itertools.chain.from_iterable(read_documents(artifact.path) for artifact in ctx.inputs("documents"))
-    )
+    documents = [document for artifact in ctx.inputs("documents") for document in stored_documents(artifact.entries())]
     license = licenses(d["license"] for d in documents)
     teacher = QuestionGenerator(extract_facts(documents), config.labels, config.seed)
     rng = random.Random(config.seed)

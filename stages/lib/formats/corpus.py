@@ -123,6 +123,12 @@ def read_parts(
                 yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
 
 
+def stored_documents(entries: Iterable[FileEntry]) -> Iterator[dict[str, str]]:
+    """The documents of an artifact, in order, a batch in memory at a time."""
+    for batch in read_parts(parts_of(entries)):
+        yield from batch.to_pylist()
+
+
 def gather_parts(folders: Iterable[Path], target: Path) -> None:
     """Bring the parts that shards were written into under one numbering; one empty part when there is none."""
     number = 0

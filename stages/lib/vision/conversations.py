@@ -13,9 +13,11 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
+from stages.core.reading import open_file
 
 IMAGE = "<image>"
 """Stands in a human turn where the image belongs; the model puts it after BOS wherever it stands."""
@@ -102,17 +104,22 @@ def write_rows(folder: Path, rows: Iterable[Conversation]) -> int:
 def read_rows(folder: Path) -> Iterator[Conversation]:
     """The rows in order. Raises InputError naming file and line: what a stage wrote must be right."""
     for path in sorted(folder.glob("part-*.jsonl")):
-        yield from read_rows_of(path)
+        with open(path, "rb") as stream:
+            yield from _rows_of(stream, path.name)
 
 
-def read_rows_of(path: Path) -> Iterator[Conversation]:
-    """The rows of one part, as `read_rows`."""
-    with open(path, encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield parse(json.loads(line))
-            except (ValueError, RowProblem) as error:
-                raise InputError(f"{path.name}, line {number} is no conversation: {error}") from error
+def read_part(entry: FileEntry) -> Iterator[Conversation]:
+    """The rows of one stored part, as `read_rows`."""
+    with open_file(entry) as stream:
+        yield from _rows_of(stream, entry.path)
+
+
+def _rows_of(stream: BinaryIO, name: str) -> Iterator[Conversation]:
+    for number, line in enumerate(stream, 1):
+        try:
+            yield parse(json.loads(line))
+        except (ValueError, RowProblem) as error:
+            raise InputError(f"{name}, line {number} is no conversation: {error}") from error
 
 
 class ImageWriter:

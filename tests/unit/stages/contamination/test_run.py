@@ -288,7 +288,8 @@ def test_neither_workers_nor_the_cut_of_the_files_change_the_result(tmp_path: Pa
     table = pq.read_table(tmp_path / "whole" / "part-00000.parquet")
     for n, (low, high) in enumerate([(0, 3), (3, 4), (4, len(texts))]):
         pq.write_table(table.slice(low, high - low), tmp_path / "cut" / f"part-{n:05d}.parquet", row_group_size=2)
-    cut = replace(named("web", Documents, tmp_path / "cut"), manifest=whole.manifest)
+    cut = named("web", Documents, tmp_path / "cut")
+    cut = replace(cut, manifest=cut.manifest.model_copy(update={"digest": whole.manifest.digest}))
     for rule in ("gpt3", "llama2"):
         one = scanned(tmp_path, {"suites": [questions], "documents": [whole]}, rule=rule)
         other = scanned(tmp_path, {"suites": [questions], "documents": [cut]}, rule=rule)
@@ -371,7 +372,7 @@ def test_spans_of_covered_words() -> None:
 
 
 def test_texts_of_a_shard_come_with_their_ids(tmp_path: Path) -> None:
-    documents(tmp_path / "web", ["a", "b"])
-    (task,) = training_texts.tasks_of("documents", "web", tmp_path / "web")
+    web = documents(tmp_path / "web", ["a", "b"])
+    (task,) = training_texts.tasks_of("documents", "web", web.entries())
     (batch,) = training_texts.read_texts("documents", json.loads(json.dumps(task)))
     assert (batch[0], batch[1].to_pylist()) == (["web/0", "web/1"], ["a", "b"])
