@@ -17,7 +17,7 @@ from stages.core.artifacts import INLINE_FILES, Artifact, ArtifactManifest, File
 from stages.core.checkpoints import upload_folder
 from stages.core.config import StageConfig
 from stages.core.context import LocalArtifact
-from stages.core.errors import InfraError, InputError, Preempted
+from stages.core.errors import InfraError, InputError, Preempted, StageError
 from stages.core.events import Events, world_size
 from stages.core.index import write_index
 from stages.core.interpreters import packages_digest
@@ -150,9 +150,10 @@ class RuntimeContext:
         A store that fails is waited for; when it does not come back, the outputs are kept for the next attempt on this
         machine.
         """
+        usual = self.ledger.store.patience
         self.ledger.store.patience *= PUBLISH_PATIENCE
         try:
-            return self._publish(started, cache)
+            result = self._publish(started, cache)
         except (InfraError, Preempted) as error:
             if (
                 isinstance(error, LeaseLost) or world_size() > 1
@@ -164,6 +165,24 @@ class RuntimeContext:
                 f"{error}. The outputs are done and kept in {where}: the next attempt that has this folder publishes"
                 " them"
             ) from error
+        self.ledger.store.patience = usual
+        self._drop_work()
+        return result
+
+    def _drop_work(self) -> None:
+        """Delete what tasks left that the result does not refer to, receipts first. What stays for a failure, or where
+        a result is replaced that somebody may be reading, `moxin gc` finds.
+        """
+        if self.request.replaces:
+            return
+        kept = {entry.object[len(self.tasks.prefix) :] for entries in self.adopted.values() for entry in entries}
+        try:
+            names = [row.key for row in self.tasks.list("") if row.key not in kept]
+            receipts = [name for name in names if name.endswith(".json")]
+            self.tasks.delete(receipts)
+            self.tasks.delete(name for name in names if not name.endswith(".json"))
+        except (StageError, Damaged) as error:
+            self.log(f"what the tasks of {self.node} left stays for 'moxin gc': {error}", "warning")
 
     def _state(self) -> dict[str, Any]:
         """What a later attempt needs to publish what this one has made."""

@@ -23,7 +23,10 @@ from stages.core.ledger import Ledger
 from stages.core.messages import InputRef, Secrets, StageRequest, StageResult
 from stages.core.registry import find_stage, validated_config
 from stages.core.staging import Cache, link_or_copy
+from stages.lib.data.workers import Pool
 from tests.support.probe_pipeline import Stream, published, request_of, train_request
+from tests.support.worker_pool import tasks
+from tests.support.worker_tasks import rewrite, square
 
 KEY, OTHER = "a" * 64, "b" * 64
 
@@ -84,6 +87,25 @@ def test_an_attempt_publishes_files_facets_statistics_and_provenance(ledger: Led
     assert result.attempt.peak_rss_bytes > 1 << 20
     assert result.code.packages_digest, "looked up by the stage itself"
     assert result.code.model_copy(update={"packages_digest": None}) == request.code
+
+
+def test_of_what_tasks_left_the_result_keeps_what_it_refers_to(
+    ledger: Ledger, stream: Stream, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def work(ctx: Any) -> None:
+        with Pool(ctx.tasks) as pool:
+            squares = pool.map("squares", square, tasks(tmp_path / "log", 3))
+            copies = pool.map("copies", rewrite, [{"file": result.file("value")} for result in squares])
+        for number, result in enumerate(copies):
+            ctx.adopt("documents", f"part-{number}", result.file("copy/value"))
+
+    monkeypatch.setattr("stages.probe_source.run.run", work)
+    settings: dict[str, Any] = {"text": "x", "parts": 3, "act": "", "sentinel": None}
+    result = run(request_of(ledger.store.address, ledger, **settings), stream)
+    published = {f.object: f.path for f in result.outputs["documents"].files}
+    assert sorted(published.values()) == ["part-0", "part-1", "part-2"]
+    assert {row.key for row in ledger.store.list("work/")} == published.keys()
+    assert ledger.missing_objects(result) == []
 
 
 def test_many_files_are_listed_by_an_index_and_a_consumer_is_told_no_more_than_its_root(
