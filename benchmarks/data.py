@@ -33,7 +33,8 @@ from benchmarks.data_truth import Truth, batches, edges_of, equal_texts, same_cl
 from benchmarks.memory import peak_kib
 from stages.core.artifacts import Documents, Tokenizer
 from stages.core.testing import LocalContext, local_artifact
-from stages.dedup.bloom_filter import BYTES_PER_NGRAM, BloomFilter
+from stages.dedup.bloom_filter import BloomFilter
+from stages.dedup.bloom_size import BYTES_PER_NGRAM
 from stages.dedup.minhash import Signer
 from stages.lib.formats.documents import DocumentWriter
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -144,3 +145,16 @@ def test_what_stays_is_not_copied() -> None:
     out, ends = BloomFilter(10_000).filter(data, np.array([0, len(data)]))
     assert np.shares_memory(out, data)
     assert ends.tolist() == [0, len(data)]
+
+
+def test_a_large_paragraph_takes_no_more_than_its_copy() -> None:
+    """Words and n-grams of a whole paragraph would be sixteen times its bytes."""
+    data = np.frombuffer(" ".join(map(str, range(1_000_000))).encode(), np.uint8)
+    machine = BloomFilter(1_100_000)
+    machine.filter(data[:1000], np.array([0, 1000]), piece=64)
+    tracemalloc.start()
+    try:
+        machine.filter(data, np.array([0, len(data)]), piece=1 << 16)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * len(data)
+    finally:
+        tracemalloc.stop()
