@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 from stages.core.context import Context
 from stages.core.errors import ConfigError, InputError
 from stages.core.preflight import require_digest
+from stages.lib.data.group_sampling import read_groups, row_groups, spread
 from stages.lib.formats import vocabulary
-from stages.lib.formats.documents import read_documents
 from stages.tokenizer.spec import TokenizerConfig
 
+OVERSAMPLE = 4
+"""What is read of a large corpus, in times of the sample: row groups, of which every n-th document is taken."""
 LONGEST = 256
 """Characters of the longest word that training looks at whole. Longer ones (base64, DNA, minified code) are cut: the
 trainer's time grows with the square of a word, and no piece is longer than `max_piece` anyway.
@@ -30,23 +35,56 @@ whitespace.
 def run(ctx: Context[TokenizerConfig]) -> None:
     """Write the tokenizer folder."""
     folder = ctx.output("tokenizer")
-    tokenizer = _train(ctx) if ctx.config.origin == "train" else _adopt(ctx)
+    sample = _keep_sample(ctx) if ctx.config.origin == "train" else None
+    tokenizer = _adopt(ctx) if sample is None else _train(ctx, sample)
     vocabulary.save(tokenizer, folder)
     size = tokenizer.get_vocab_size()
     ctx.describe("tokenizer", facets={"tokenizer_digest": vocabulary.digest(folder), "vocab_size": size})
-    ctx.stat(
-        vocab_size=size, origin=ctx.config.origin, **(_fertility(ctx, folder) if ctx.config.origin == "train" else {})
-    )
+    ctx.stat(vocab_size=size, origin=ctx.config.origin, **({} if sample is None else _fertility(folder, sample)))
 
 
 def _sample(ctx: Context[TokenizerConfig]) -> Iterator[str]:
-    """Documents of all inputs in turn, every n-th so that `sample_bytes` covers the corpus evenly."""
-    total = sum(int(i.meta.get("text_bytes", 0)) for i in ctx.inputs("documents"))
-    step = max(1, -(-total // ctx.config.sample_bytes))
-    for source in ctx.inputs("documents"):
-        for index, document in enumerate(read_documents(source.path)):
-            if index % step == 0:
-                yield document["text"]
+    """Documents of all inputs in turn, every n-th of row groups all over the corpus, so that it is covered evenly. Of a
+    corpus that is not larger than OVERSAMPLE samples, every n-th document of all.
+    """
+    inputs = ctx.inputs("documents")
+    sources = [row_groups(source.entries()) for source in inputs]
+    everything = [group for groups in sources for group in groups]
+    held = sum(group.size for group in everything)
+    text = sum(
+        int(source.meta.get("text_bytes") or sum(g.size for g in groups))
+        for source, groups in zip(inputs, sources, strict=True)
+    )
+    if not everything or not text:
+        return
+    chosen = set(spread([g.size for g in everything], OVERSAMPLE * ctx.config.sample_bytes * held / text))
+    share = sum(group.size for n, group in enumerate(everything) if n in chosen) / held
+    step, start = max(1, math.ceil(text * share / ctx.config.sample_bytes)), 0
+    for groups in sources:
+        mine = [group for n, group in enumerate(groups, start) if n in chosen]
+        start, index = start + len(groups), 0
+        for table in read_groups(mine, ["text"]):
+            yield from table.column("text").take(pa.array(range(-index % step, len(table), step))).to_pylist()
+            index += len(table)
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """The sample, read from local disk."""
+    with pa.memory_map(str(path)) as stream:
+        for batch in pa.ipc.open_stream(stream):
+            yield from batch.column("text").to_pylist()
+
+
+def _keep_sample(ctx: Context[TokenizerConfig]) -> Path:
+    """Fetch the sample once: training passes over it several times."""
+    path = Path(ctx.scratch) / "sample.arrow"
+    schema = pa.schema([pa.field("text", pa.large_string())])
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    texts = _sample(ctx)
+    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_stream(stream, schema, options=options) as writer:
+        while batch := list(itertools.islice(texts, 1024)):
+            writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema=schema))
+    return path
 
 
 def alphabet(texts: Iterable[str], size: int) -> list[str]:
@@ -61,9 +99,9 @@ def alphabet(texts: Iterable[str], size: int) -> list[str]:
     return [character for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:size]]
 
 
-def _train(ctx: Context[TokenizerConfig]) -> Tokenizer:
+def _train(ctx: Context[TokenizerConfig], sample: Path) -> Tokenizer:
     config = ctx.config
-    letters = alphabet(_sample(ctx), min(1000, config.vocab_size // 8))
+    letters = alphabet(_texts(sample), min(1000, config.vocab_size // 8))
     model = models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer, tokenizer.decoder = vocabulary.metaspace_parts()
@@ -79,7 +117,7 @@ def _train(ctx: Context[TokenizerConfig]) -> Tokenizer:
         limit_alphabet=len(letters),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sample(ctx), trainer)
+    tokenizer.train_from_iterator(_texts(sample), trainer)
     if (got := tokenizer.get_vocab_size()) != config.vocab_size:
         raise InputError(
             f"{ctx.node}: the corpus yields {got} pieces, vocab_size asks for {config.vocab_size}: set"
@@ -166,10 +204,10 @@ def from_sentencepiece(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _fertility(ctx: Context[TokenizerConfig], folder: Path) -> dict[str, float]:
-    """Bytes per token on the first documents: how well the vocabulary fits."""
+def _fertility(folder: Path, sample: Path) -> dict[str, float]:
+    """Bytes per token on the first documents of the sample: how well the vocabulary fits."""
     tokenizer = vocabulary.load(folder)
-    texts = [text for _, text in zip(range(200), _sample(ctx), strict=False)]
+    texts = [text for _, text in zip(range(200), _texts(sample), strict=False)]
     tokens = sum(len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
     size = sum(len(t.encode("utf-8", "surrogatepass")) for t in texts)
     return {"bytes_per_token": round(size / max(1, tokens), 3), "sampled_documents": len(texts)}

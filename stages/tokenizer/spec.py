@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from stages.core.artifacts import Documents, Tokenizer
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem, model_file
 from stages.core.resources import Resources
-from stages.core.stage import Facets, Input, Output, Stage, output
+from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 
 
 class TokenizerConfig(StageConfig):
@@ -41,8 +41,10 @@ class TokenizerConfig(StageConfig):
     )
 
 
-class TrainTokenizer(Stage[TokenizerConfig], env="data", revision=4, reproducible="bits"):
+class TrainTokenizer(Stage[TokenizerConfig], env="data", revision=5, reproducible="bits"):
     """Train a SentencePiece-like BPE tokenizer on the corpus, or adopt an existing one."""
+
+    reads: ClassVar[Mapping[str, Reading]] = {"documents": "stream"}
 
     documents: Sequence[Input[Documents]]
     tokenizer: Output[Tokenizer] = output()

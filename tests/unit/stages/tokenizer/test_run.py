@@ -20,10 +20,12 @@ from transformers import AutoTokenizer
 from stages.core.artifacts import Documents
 from stages.core.errors import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
+from stages.lib.data import group_sampling
 from stages.lib.formats import vocabulary
-from stages.lib.formats.documents import write_documents
+from stages.lib.formats.documents import SCHEMA, write_documents
+from stages.lib.formats.parquet_parts import PartWriter
 from stages.tokenize.encoder import Encoder
-from stages.tokenizer.run import LONGEST, WORDS, _sample, alphabet, run
+from stages.tokenizer.run import LONGEST, OVERSAMPLE, WORDS, _sample, alphabet, run
 from stages.tokenizer.spec import TokenizerConfig, TrainTokenizer
 from tests.support.paths import ROOT
 
@@ -146,6 +148,29 @@ def test_a_sample_covers_the_corpus_evenly(tmp_path: Path) -> None:
     inputs = {"documents": [local_artifact(Documents, folder, meta={"text_bytes": size})]}
     sample = list(_sample(LocalContext(tmp_path, TokenizerConfig(sample_bytes=size // 3 + 1), inputs)))
     assert sample == texts[::3]
+
+
+def test_of_a_large_corpus_a_few_row_groups_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two sources of 200 row groups some forty: the sample has its size, and comes from every tenth of each."""
+    inputs, sizes = [], []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        with PartWriter(tmp_path / name, SCHEMA, row_group_bytes=10_000, part_bytes=300_000) as writer:
+            for n in range(2000):
+                writer.append((f"{n}", f"{name} {n:04d} " + "text " * 100, "s", "", ""), 744)
+        sizes.append(2000 * 507)
+        inputs.append(local_artifact(Documents, tmp_path / name, meta={"text_bytes": sizes[-1]}))
+    read: list[int] = []
+    plain = group_sampling.read_group
+    monkeypatch.setattr(
+        group_sampling, "read_group", lambda group, columns: read.append(group.rows) or plain(group, columns)
+    )
+    wanted = sum(sizes) // 40
+    sample = list(_sample(LocalContext(tmp_path, TokenizerConfig(sample_bytes=wanted), {"documents": inputs})))
+    assert abs(sum(map(len, sample)) / wanted - 1) < 0.2
+    assert sum(read) < 1.2 * 4000 / 40 * OVERSAMPLE
+    assert {(text[0], int(text[2:6]) // 200) for text in sample} == {(s, n) for s in "ab" for n in range(10)}
+    assert len(set(sample)) == len(sample)
 
 
 def test_too_little_text_names_what_to_set(tmp_path: Path) -> None:
