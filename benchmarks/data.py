@@ -92,7 +92,9 @@ def measure_substrings(corpus: Path) -> dict[str, float]:
 
 def measure_scorer(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
     """The collapsed classifier and fastText on the same texts; the largest difference of a score."""
+    from stages.lib.data.workers import Pool
     from stages.quality import run as quality
+    from stages.quality import training
     from stages.quality.fasttext_scorer import Scorer
     from stages.quality.spec import QualityConfig
 
@@ -106,14 +108,16 @@ def measure_scorer(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
                     if keep(d):
                         writer.add(f"{n}-{d}", source[ends[d] : ends[d + 1]].tobytes().decode(), "s")
         inputs[port] = [local_artifact(Documents, root / port)]
-    model, _ = quality._train(LocalContext(root, QualityConfig(buckets=200_000), inputs))
+    with Pool(root / "work") as pool:
+        ctx = LocalContext(root, QualityConfig(buckets=200_000), inputs)
+        model, _ = training.fitted(root, **quality.sample(ctx, pool))
     scorer = Scorer.of(model)
     assert scorer is not None
     work = batches(corpus, 8000)
     texts = [s[a:b].tobytes().decode() for s, e in work for a, b in itertools.pairwise(e)]
     found = np.concatenate([scorer.score(*part) for part in work])
     started = time.process_time()
-    wanted = quality.scores(model, texts)
+    wanted = training.scores(model, texts)
     plain = time.process_time() - started
     return {
         "score, collapsed": {"MB/s": size_of(work) / timed(lambda: [scorer.score(*part) for part in work])},

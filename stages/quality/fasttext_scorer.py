@@ -26,6 +26,8 @@ LOG_FLOOR = 1e-5
 """fastText's std_log adds this before the logarithm (utils.cc), so that its probabilities are too large by it."""
 MOST_NGRAMS = 8
 """Longest n-grams of words that the compiled scorer has room for."""
+TABLES = ("keys.npy", "rows.npy", "buckets.npy")
+"""Files of a collapsed classifier."""
 OFFSET, PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 """FNV-1a, 64 bits: finds a word in the table. fastText's own 32-bit hash makes the n-grams."""
 
@@ -230,13 +232,13 @@ class Scorer:
 
     def save(self, folder: Path) -> None:
         """Write the tables, for the workers to map."""
-        for name in ("keys", "rows", "buckets"):
-            np.save(folder / f"{name}.npy", getattr(self, name))
+        for name in TABLES:
+            np.save(folder / name, getattr(self, Path(name).stem))
 
     @classmethod
-    def load(cls, folder: Path, ngrams: int) -> Scorer:
-        """Map the tables that `save` wrote."""
-        keys, rows, buckets = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("keys", "rows", "buckets"))
+    def load(cls, *paths: Path, ngrams: int) -> Scorer:
+        """Map the tables that `save` wrote, in the order of TABLES."""
+        keys, rows, buckets = (np.load(path, mmap_mode="r") for path in paths)
         return cls(keys, rows, buckets, ngrams)
 
     def score(self, source: np.ndarray, ends: np.ndarray) -> np.ndarray:

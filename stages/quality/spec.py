@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from stages.core.artifacts import Documents
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem, model_file
 from stages.core.resources import Resources
-from stages.core.stage import Input, Output, Stage, output
+from stages.core.stage import Input, Output, Reading, Stage, output
 
 
 class QualityConfig(StageConfig):
@@ -57,8 +57,10 @@ class QualityConfig(StageConfig):
     )
 
 
-class Quality(Stage[QualityConfig], env="data", revision=3, reproducible="same hardware"):
+class Quality(Stage[QualityConfig], env="data", revision=4, reproducible="same hardware"):
     """Score documents with a fastText classifier and keep the best tenth."""
+
+    reads: ClassVar[Mapping[str, Reading]] = {"documents": "shards", "positives": "shards"}
 
     documents: Input[Documents]
     positives: Input[Documents]

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import gc
 import random
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from stages.core.artifacts import Documents
 from stages.core.errors import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
+from stages.lib.data.group_sampling import row_groups
+from stages.lib.data.workers import Pool
+from stages.lib.formats import documents as formats
 from stages.lib.formats.documents import read_documents, write_documents
 from stages.quality import run as quality
-from stages.quality.fasttext_scorer import Scorer
-from stages.quality.run import line, run
-from stages.quality.selection import best
+from stages.quality import selection, training
+from stages.quality.fasttext_scorer import Scorer, line
+from stages.quality.run import run
 from stages.quality.spec import QualityConfig
 
 SMALL: dict[str, Any] = {"dim": 8, "buckets": 2000, "epochs": 10, "learning_rate": 0.5}
@@ -90,23 +96,48 @@ def test_training_is_the_same_whatever_the_memory_held_before(tmp_path: Path) ->
 
 
 def test_a_c_library_without_mallopt_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality.ctypes, "CDLL", lambda name: object())
-    ctx = LocalContext(tmp_path, QualityConfig(**SMALL))
-    with quality.zeroed_memory(ctx):
-        pass
-    assert ctx.logs == [
+    zeroed = training.zeroed_memory
+
+    @contextmanager
+    def unknown() -> Iterator[bool]:
+        with zeroed():
+            yield False
+
+    with zeroed() as before, monkeypatch.context() as patch:
+        patch.setattr(training.ctypes, "CDLL", lambda name: object())
+        with zeroed() as without:
+            assert (before, without) == (True, False)
+    monkeypatch.setattr(training, "zeroed_memory", unknown)
+    web, _, reference = corpus(good=5, junk=40)
+    assert filtered(tmp_path, web, reference).logs == [
         "warning: this C library has no mallopt: the classifier may differ from one training to the next"
     ]
 
 
-def written(folder: Path, values: np.ndarray, cuts: list[int]) -> list[Path]:
-    """Scores in files, as shards leave them."""
-    folder.mkdir(exist_ok=True)
-    files = []
-    for n, part in enumerate(np.split(values, cuts)):
-        part.tofile(folder / f"{n}")
-        files.append(folder / f"{n}")
-    return files
+def trained(ctx: LocalContext[QualityConfig]) -> Any:
+    """The classifier of a run's inputs."""
+    folder = ctx.root / "model"
+    folder.mkdir()
+    with Pool(folder / "work") as pool:
+        return training.fitted(folder, **quality.sample(ctx, pool))[0]
+
+
+def selected(folder: Path, values: np.ndarray, cuts: list[int], keep: int) -> np.ndarray:
+    """Which of some scores stay, when they lie in shards."""
+    parts = np.split(values, cuts)
+    for n, part in enumerate(parts):
+        (folder / f"{n}").mkdir(parents=True)
+        selection.write_scores(folder / f"{n}", part)
+    entries = [local_artifact(Documents, folder / f"{n}").entries() for n in range(len(parts))]
+    scores, bins = ([next(e for e in of_one if e.path == name) for of_one in entries] for name in ("scores", "bins"))
+    with Pool(folder / "work") as pool:
+        edge = selection.cut(pool, scores, bins, keep)
+    found = []
+    for part, ties in zip(parts, edge.ties, strict=True):
+        equal = selection.ordered(part) == edge.key
+        assert ties <= equal.sum()
+        found.append((selection.ordered(part) > edge.key) | (equal & (np.cumsum(equal) <= ties)))
+    return np.concatenate(found)
 
 
 @pytest.mark.parametrize(
@@ -115,25 +146,55 @@ def written(folder: Path, values: np.ndarray, cuts: list[int]) -> list[Path]:
 def test_the_share_is_exact_and_ties_go_to_the_earlier(
     tmp_path: Path, documents: int, fraction: float, wanted: int
 ) -> None:
-    ctx = LocalContext(tmp_path, QualityConfig(keep_fraction=fraction))
-    keep = np.concatenate(list(quality._chosen(ctx, written(tmp_path / "s", np.full(documents, 0.5), [3, 5]))))
-    assert_array_equal(np.flatnonzero(keep), np.arange(wanted))
+    """Every document is the same: the first of them stay."""
+    _, _, reference = corpus(good=5, junk=40)
+    ctx = filtered(tmp_path, ["the same text"] * documents, reference, keep_fraction=fraction)
+    assert [d["id"] for d in read_documents(ctx.output("kept"))] == [str(n) for n in range(wanted)]
+    assert_array_equal(
+        np.flatnonzero(selected(tmp_path / "s", np.full(documents, 0.5), [3, 5], wanted)), np.arange(wanted)
+    )
 
 
+@settings(max_examples=60)
 @given(
-    st.lists(st.floats(-1e-5, 1.00001) | st.sampled_from([0.0, -0.0, 0.25, 1e-5]), min_size=10, max_size=60), st.data()
+    st.lists(st.floats(-1e-5, 1.00001) | st.sampled_from([0.0, -0.0, 0.25, 1e-5]), min_size=10, max_size=60),
+    st.integers(1, 3),
+    st.data(),
 )
-def test_the_best_are_those_of_a_sort(
-    tmp_path_factory: pytest.TempPathFactory, scores: list[float], data: st.DataObject
-) -> None:
-    """The radix selection over files keeps exactly what a stable sort of all scores would."""
+def test_the_best_are_those_of_a_sort(scores: list[float], files: int, data: st.DataObject) -> None:
+    """The selection over shards keeps exactly what a stable sort of all scores would."""
     values = np.array(scores)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(scores)), max_size=3)))
-    keep = data.draw(st.integers(0, len(scores)))
+    keep = data.draw(st.integers(1, len(scores)))
     wanted = np.zeros(len(values), bool)
     wanted[np.argsort(-values, kind="stable")[:keep]] = True
-    found = np.concatenate(list(best(written(tmp_path_factory.getbasetemp() / "scores", values, cuts), keep)))
-    assert_array_equal(found, wanted)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "FILES", files)
+        assert_array_equal(selected(Path(folder), values, cuts, keep), wanted)
+
+
+def test_of_a_large_corpus_a_few_row_groups_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some 20 of 300 row groups are read, from all over the corpus, and the classifier is as good."""
+    web, useful, reference = corpus(good=300, junk=2700)
+    monkeypatch.setattr(formats, "ROW_GROUP_BYTES", 5000)
+    inputs = {
+        "documents": [local_artifact(Documents, write(tmp_path / "web", web))],
+        "positives": [local_artifact(Documents, write(tmp_path / "reference", reference))],
+    }
+    read: list[int] = []
+    plain = training.read_group
+    monkeypatch.setattr(
+        training, "read_group", lambda group, columns: read.append(group.number) or plain(group, columns)
+    )
+    monkeypatch.setattr(quality, "OVERSAMPLE", 2)
+    ctx = LocalContext(tmp_path, QualityConfig(**SMALL, train_documents=100), inputs)
+    run(ctx)
+    groups = len(row_groups(inputs["documents"][0].entries()))
+    assert groups > 200
+    assert 15 <= len([n for n in read if n >= 20]) < groups / 6
+    assert max(read) > groups * 0.9
+    assert ctx.stats["train_documents"] + ctx.stats["test_documents"] == 200
+    assert len(set(kept(ctx)) & useful) >= 280
 
 
 def test_a_threshold_replaces_the_share(tmp_path: Path) -> None:
@@ -149,7 +210,7 @@ def test_labels_in_a_text_are_words(tmp_path: Path) -> None:
     assert line("see __label__spam and __label__hq") == "see labelspam and labelhq"
     web, _, reference = corpus()
     ctx = filtered(tmp_path, [t + " __label__other __label__hq" for t in web], reference)
-    model, _ = quality._train(ctx)
+    model = trained(ctx)
     assert sorted(model.labels) == ["__label__cc", "__label__hq"]
     assert not any("label" in word for word in model.words if word not in ("labelother", "labelhq", "</s>"))
 
@@ -182,7 +243,7 @@ def test_the_collapsed_scorer_is_fasttext(tmp_path: Path, ngrams: int) -> None:
     web, _, reference = corpus()
     rng = random.Random(1)
     web = [t if n % 3 else t + " " + "".join(rng.choices(ODD, k=8)) for n, t in enumerate(web)]
-    model, _ = quality._train(filtered(tmp_path, web, reference, word_ngrams=ngrams, buckets=500))
+    model = trained(filtered(tmp_path, web, reference, word_ngrams=ngrams, buckets=500))
     scorer = Scorer.of(model)
     assert scorer is not None
     tests = [
@@ -195,7 +256,7 @@ def test_the_collapsed_scorer_is_fasttext(tmp_path: Path, ngrams: int) -> None:
     ]
     data = [t.encode() for t in tests]
     found = scorer.score(np.frombuffer(b"".join(data), np.uint8), np.cumsum([0, *map(len, data)]))
-    wanted = quality.scores(model, tests)
+    wanted = training.scores(model, tests)
     even = np.abs(wanted - 0.5) < 2e-5  # rounding decides which label fastText adds its 1e-5 to
     assert np.abs(found - wanted)[~even].max() < 1e-6
     assert np.abs(found - wanted).max() < 2.1e-5
@@ -206,14 +267,14 @@ def test_the_collapsed_scorer_is_fasttext(tmp_path: Path, ngrams: int) -> None:
 def test_a_classifier_that_does_not_fit_is_left_to_fasttext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     web, _, reference = corpus()
     plain = filtered(tmp_path / "collapsed", web, reference)
-    model, _ = quality._train(plain)
+    model = trained(plain)
     arguments = type("Arguments", (), {"loss": "loss_name.hs", "maxn": 0, "wordNgrams": 1})
     assert Scorer.of(type("Model", (), {"f": type("F", (), {"getArgs": staticmethod(lambda: arguments)})})) is None
     monkeypatch.setattr(Scorer, "of", classmethod(lambda cls, model: None))
     slow = filtered(tmp_path / "plain", web, reference)
     assert kept(slow) == kept(plain)
     assert slow.logs == [
-        "warning: this classifier cannot be collapsed: fastText scores the documents itself, on one core"
+        "warning: this classifier cannot be collapsed: fastText scores the documents itself, which is slower"
     ]
     model.save_model(str(tmp_path / "model.bin"))
     adopted = filtered(tmp_path / "adopted", web, reference, model=str(tmp_path / "model.bin"))
@@ -241,8 +302,8 @@ def test_two_workers_keep_the_same(tmp_path: Path) -> None:
 
 def test_scores_are_the_probability_of_the_positive_label(tmp_path: Path) -> None:
     web, _, reference = corpus()
-    model, _ = quality._train(filtered(tmp_path, web, reference))
-    good, junk, empty = quality.scores(model, [" ".join(GOOD), " ".join(JUNK), ""])
+    model = trained(filtered(tmp_path, web, reference))
+    good, junk, empty = training.scores(model, [" ".join(GOOD), " ".join(JUNK), ""])
     assert good > 0.8 > 0.5 > 0.2 > junk
     assert 0 <= empty <= 1.0001
 
@@ -266,7 +327,7 @@ def test_a_classifier_that_diverges_names_the_setting(tmp_path: Path, monkeypatc
     def nan(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("Encountered NaN.")
 
-    monkeypatch.setattr(quality.fasttext, "train_supervised", nan)
+    monkeypatch.setattr(training.fasttext, "train_supervised", nan)
     web, _, reference = corpus(good=5, junk=40)
     with pytest.raises(ConfigError, match=r"test\.learning_rate = 0\.5: the classifier diverged; lower it"):
         filtered(tmp_path, web, reference)
