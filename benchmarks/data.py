@@ -167,7 +167,7 @@ def measure_tokens(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
         shutil.rmtree(root / "work", ignore_errors=True)  # with its receipts: nothing would be done again
         with Pool(root / "work") as pool:
             stream = Stream([Encoded(entry, len(ids))], len(ids))
-            packing.shuffle(pool, "train", [stream], 2000, np.dtype(np.uint16), 1, 16_000)
+            packing.shuffle(pool, "train", [stream], packing.Windows(2000, "uint16", 16_000, 1))
 
     rows["pack and shuffle"] = {"MB/s": ids.nbytes / 1e6 / timed(pack)}
     return rows

@@ -30,7 +30,7 @@ from stages.quality.spec import Quality, QualityConfig
 BATCH = 512
 """Documents that fastText scores together."""
 OVERSAMPLE = 8
-"""What is read of a large corpus to train on, in times of the documents wanted: row groups, from which they are drawn.
+"""What is read of a large corpus to train on, in times of the documents chosen: row groups, from which they are drawn.
 """
 TASK_GROUPS = 8
 """Row groups that one task fetches: about 128 MB of text."""
@@ -89,19 +89,19 @@ def _score(ctx: Context[QualityConfig], pool: Pool, work: list[Shard]) -> tuple[
     config = ctx.config
     if config.model:
         tasks = [{"path": config.model, "sha256": config.model_sha256, "node": ctx.node}]
-        (made,) = pool.map("adopt", training.adopt, tasks)
+        (classifier,) = pool.map("adopt", training.adopt, tasks)
     else:
-        (made,) = pool.map("train", training.train, [sample(ctx, pool)])
-        if not made.value["zeroed"]:
+        (classifier,) = pool.map("train", training.train, [sample(ctx, pool)])
+        if not classifier.value["zeroed"]:
             ctx.log("this C library has no mallopt: the classifier may differ from one training to the next", "warning")
-    test = {name: value for name, value in made.value.items() if name not in ("zeroed", "ngrams")}
-    ngrams = made.value["ngrams"]
+    test = {name: value for name, value in classifier.value.items() if name not in ("zeroed", "ngrams")}
+    ngrams = classifier.value["ngrams"]
     if ngrams is None:
         ctx.log("this classifier cannot be collapsed: fastText scores the documents itself, which is slower", "warning")
-        model = made.file(training.MODEL).value()
+        model = classifier.file(training.MODEL).value()
         tasks = [{"shard": asdict(shard), "model": model} for shard in work]
         return pool.map("score-plainly", score_plainly, tasks, ctx.progress), test
-    tables = [made.file(name).value() for name in TABLES]
+    tables = [classifier.file(name).value() for name in TABLES]
     tasks = [{"shard": asdict(shard), "tables": tables, "ngrams": ngrams} for shard in work]
     return pool.map("score", selection.score, tasks, ctx.progress), test
 
@@ -111,8 +111,8 @@ def score_plainly(folder: Path, shard: dict[str, Any], model: dict[str, Any]) ->
     with local_file(FileEntry.model_validate(model)) as path:
         loaded = fasttext.load_model(str(path))
     batches = read_shard(Shard(**shard), columns=["text"], rows=BATCH)
-    found = [training.scores(loaded, batch.column("text").to_pylist()) for batch in batches]
-    return selection.write_scores(folder, np.concatenate(found))
+    parts = [training.scores(loaded, batch.column("text").to_pylist()) for batch in batches]
+    return selection.write_scores(folder, np.concatenate(parts))
 
 
 def sample(ctx: Context[QualityConfig], pool: Pool) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def sample(ctx: Context[QualityConfig], pool: Pool) -> dict[str, Any]:
 
 def _fetches(label: str, groups: Sequence[Group], train: np.ndarray, test: np.ndarray) -> list[dict[str, Any]]:
     """The tasks that fetch some documents, by their numbers among those of the groups, in order."""
-    wanted, start = [], 0
+    chosen, start = [], 0
     for group in groups:
         rows = [
             (numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, start + group.rows)] - start).tolist()
@@ -165,5 +165,5 @@ def _fetches(label: str, groups: Sequence[Group], train: np.ndarray, test: np.nd
         ]
         start += group.rows
         if rows[0] or rows[1]:
-            wanted.append({"part": group.part.value(), "number": group.number, "train": rows[0], "test": rows[1]})
-    return [{"label": label, "groups": wanted[n : n + TASK_GROUPS]} for n in range(0, len(wanted), TASK_GROUPS)]
+            chosen.append({"part": group.part.value(), "number": group.number, "train": rows[0], "test": rows[1]})
+    return [{"label": label, "groups": chosen[n : n + TASK_GROUPS]} for n in range(0, len(chosen), TASK_GROUPS)]

@@ -63,8 +63,8 @@ def score(folder: Path, shard: Mapping[str, Any], tables: Sequence[Mapping[str, 
         paths = [stack.enter_context(local_file(FileEntry.model_validate(table))) for table in tables]
         scorer = Scorer.load(*paths, ngrams=ngrams)
         batches = read_shard(Shard(**shard), columns=["text"])
-        found = [scorer.score(*text_buffer(batch.column("text"))) for batch in batches]
-    return write_scores(folder, np.concatenate(found))
+        parts = [scorer.score(*text_buffer(batch.column("text"))) for batch in batches]
+    return write_scores(folder, np.concatenate(parts))
 
 
 def write_scores(folder: Path, scores: np.ndarray) -> list[int]:
@@ -106,8 +106,8 @@ def look_into(folder: Path, files: Sequence[Mapping[str, Any]], first: int, bin:
 
 def keep(folder: Path, shard: Mapping[str, Any], scores: Mapping[str, Any], edge: int, ties: int) -> Any:
     """A task: the documents of a shard whose scores are above the edge, and the first `ties` of those at it."""
-    found, start = _scores(scores), 0
-    keys = ordered(found)
+    mine, start = _scores(scores), 0
+    keys = ordered(mine)
     equal = keys == np.uint64(edge)
     mask = (keys > np.uint64(edge)) | (equal & (np.cumsum(equal) <= ties))
     counts: dict[str, Counter[str]] = {column: Counter() for column in COLUMNS}
@@ -120,7 +120,7 @@ def keep(folder: Path, shard: Mapping[str, Any], scores: Mapping[str, Any], edge
             start += batch.num_rows
     if not writer.documents:
         (folder / "part-00000.parquet").unlink()
-    lowest = float(found[mask].min()) if mask.any() else None
+    lowest = float(mine[mask].min()) if mask.any() else None
     return {"documents": writer.documents, "bytes": writer.text_bytes, "lowest": lowest, **counts}
 
 

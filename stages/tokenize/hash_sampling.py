@@ -104,11 +104,11 @@ def look_into(folder: Path, files: Sequence[Mapping[str, Any]], bin: int) -> Any
     with open(folder / "rows", "wb") as out:
         for file in files:
             rows = read_rows(FileEntry.model_validate(file))
-            found = bins(rows["place"])
-            mine = rows[found == bin]
+            of = bins(rows["place"])
+            mine = rows[of == bin]
             out.write(mine.data)
             counts.append(len(mine))
-            before.append(int(rows["tokens"][found < bin].sum(dtype=np.int64)))
+            before.append(int(rows["tokens"][of < bin].sum(dtype=np.int64)))
     return {"counts": counts, "before": before}
 
 
@@ -128,11 +128,11 @@ def cut(pool: Pool, name: str, documents: Sequence[FileEntry], tokens: int) -> C
     bin = int(np.searchsorted(reached, tokens))
     missing = tokens - (int(reached[bin - 1]) if bin else 0)
     looks = pool.map(f"{name}-bin", look_into, [{"files": group, "bin": bin} for group in groups])
-    found = []
+    looked = []
     for result in looks:
         with open_file(result.file("rows")) as stream:
-            found.append(np.frombuffer(stream.read(), ROW))
-    rows = np.concatenate(found)
+            looked.append(np.frombuffer(stream.read(), ROW))
+    rows = np.concatenate(looked)
     ordered = np.sort(rows, order="place")
     last = int(ordered["place"][int(np.searchsorted(np.cumsum(ordered["tokens"], dtype=np.int64), missing))])
     counts = np.array([n for result in looks for n in result.value["counts"]])

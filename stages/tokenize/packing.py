@@ -24,6 +24,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from stages.lib.data.workers import Pool, Result
 from stages.lib.formats.shards import MOST_ROWS, check_ids
 from stages.tokenize.streams import READERS, Layout, Stream, fill, read
 
+Progress = Callable[[float, float, str], None]
 GROUP_BYTES = 1 << 30
 """Ids that one task deals: what it holds in memory, and writes."""
 SHARD_BYTES = 256 << 20
@@ -47,50 +49,33 @@ BLOCK_BYTES = 32 << 20
 """Of the sorted windows that are written together."""
 
 
-def window_keys(start: int, count: int, seed: int) -> np.ndarray:
-    """Random keys of the windows from `start` on: [count], uint64. SplitMix64 (Steele et al. 2014) of their numbers."""
-    with np.errstate(over="ignore"):
-        value = (
-            np.arange(start, start + count, dtype=np.uint64)
-            + (np.uint64(seed & 0xFFFFFFFF) << np.uint64(32))
-            + np.uint64(1)
-        )
-        value *= np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-        return value ^ value >> np.uint64(31)
+@dataclass(frozen=True)
+class Windows:
+    """What windows are like, and the seed of their order."""
 
+    length: int
+    dtype: str
+    vocab_size: int
+    seed: int
 
-def edges(first: int, end: int, step: int, partitions: int) -> np.ndarray:
-    """The lowest key of every `step`-th partition after `first` and before `end`: uint64. The ranges of all partitions
-    are equal within one key.
-    """
-    return np.array([-(-(n << 64) // partitions) for n in range(first + step, end, step)], np.uint64)
-
-
-def record(length: int, dtype: np.dtype) -> np.dtype:
-    """A window on its way: its key, and its ids."""
-    return np.dtype([("key", "<u8"), ("ids", dtype, (length,))])
-
-
-# --- tasks ------------------------------------------------------------------------------------------------------------
+    @property
+    # --- tasks ------------------------------------------------------------------------------------------------------------
 
 
 def deal(
     folder: Path,
     pieces: Sequence[Mapping[str, Any]],
     start: int,
-    length: int,
-    dtype: str,
-    seed: int,
+    windows: Mapping[str, Any],
     step: int,
     partitions: int,
 ) -> None:
     """A task: windows from number `start` on, cut from ranges of ids, into `windows` by their keys; `parts` says where
     every `step`-th partition begins.
     """
-    ids = read(pieces, np.dtype(dtype)).reshape(-1, length)
-    keys = window_keys(start, len(ids), seed)
+    kind = Windows(**windows)
+    ids = read(pieces, np.dtype(kind.dtype)).reshape(-1, kind.length)
+    keys = window_keys(start, len(ids), kind.seed)
     _write_sorted(folder, keys, ids, edges(0, partitions, step, partitions))
 
 
@@ -98,27 +83,27 @@ def deal_again(
     folder: Path,
     table: Mapping[str, Any],
     part: int,
-    length: int,
-    dtype: str,
+    windows: Mapping[str, Any],
     first: int,
     end: int,
     partitions: int,
 ) -> None:
     """A task: as `deal`, of one part of several files, into the partitions from `first` to before `end`."""
-    rows = _read_part(table, part, record(length, np.dtype(dtype)))
+    rows = _read_part(table, part, Windows(**windows).record)
     _write_sorted(folder, rows["key"], rows["ids"], edges(first, end, 1, partitions))
 
 
-def gather(folder: Path, table: Mapping[str, Any], part: int, length: int, dtype: str, vocab_size: int) -> int:
+def gather(folder: Path, table: Mapping[str, Any], part: int, windows: Mapping[str, Any]) -> int:
     """A task: one part of several files becomes `shard`, its windows in the order of their keys. Returns how many."""
-    rows = _read_part(table, part, record(length, np.dtype(dtype)))
+    kind = Windows(**windows)
+    rows = _read_part(table, part, kind.record)
     order = np.argsort(rows["key"], kind="stable")
     step = _block(rows.dtype)
     with open(folder / "shard", "wb") as out:
         for n in range(0, len(order), step):
-            windows = rows["ids"][order[n : n + step]]
-            check_ids(windows, vocab_size)
-            out.write(windows.data)
+            block = rows["ids"][order[n : n + step]]
+            check_ids(block, kind.vocab_size)
+            out.write(block.data)
     return len(rows)
 
 
@@ -129,9 +114,8 @@ def collate(folder: Path, files: Sequence[Mapping[str, Any]]) -> None:
     every file, the checksums of the parts, the entries of the files.
     """
     with ThreadPoolExecutor(READERS) as readers:
-        found = list(readers.map(_read_parts, (FileEntry.model_validate(file["parts"]) for file in files)))
-    starts = np.stack([a for a, _ in found], axis=1)
-    sums = np.stack([b for _, b in found], axis=1)
+        tables = list(readers.map(_read_parts, (FileEntry.model_validate(file["parts"]) for file in files)))
+    starts, sums = (np.stack([table[n] for table in tables], axis=1) for n in (0, 1))
     names = json.dumps(
         [{**file["windows"], "blocks": ""} for file in files]
     ).encode()  # its parts have sums of their own
@@ -147,7 +131,7 @@ def _write_sorted(folder: Path, keys: np.ndarray, ids: np.ndarray, inner: np.nda
     order = np.argsort(keys, kind="stable")
     starts = np.concatenate([[0], np.searchsorted(keys[order], inner), [len(order)]]).astype(np.int64)
     sums = np.zeros(len(inner) + 1, np.uint64)
-    kind = record(ids.shape[1], ids.dtype)
+    kind = Windows(ids.shape[1], ids.dtype.name, 0, 0).record
     step, buffer = _block(kind), np.empty(0, kind)
     with open(folder / "windows", "wb") as out:
         for part, (first, end) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
@@ -196,7 +180,7 @@ def _read_part(table: Mapping[str, Any], part: int, kind: np.dtype) -> np.ndarra
     return rows
 
 
-def _read_range(entry: FileEntry, start: int, out: np.ndarray, wanted: int) -> None:
+def _read_range(entry: FileEntry, start: int, out: np.ndarray, checksum: int) -> None:
     """Windows of one file, checked. What came wrong is fetched once more: it may have been damaged on its way."""
     if not len(out):
         return
@@ -204,7 +188,7 @@ def _read_range(entry: FileEntry, start: int, out: np.ndarray, wanted: int) -> N
         with open_file(entry) as stream:
             stream.seek(start * out.itemsize)
             fill(stream, out, entry)
-        if xxhash.xxh3_64_intdigest(out.data) == wanted:
+        if xxhash.xxh3_64_intdigest(out.data) == checksum:
             return
     raise InfraError(f"windows {start} to {start + len(out)} of {entry.object} came damaged twice: try again")
 
@@ -213,64 +197,53 @@ def _read_range(entry: FileEntry, start: int, out: np.ndarray, wanted: int) -> N
 
 
 def shuffle(
-    pool: Pool,
-    name: str,
-    streams: Sequence[Stream],
-    length: int,
-    dtype: np.dtype,
-    seed: int,
-    vocab_size: int,
-    progress: Callable[[float, float, str], None] | None = None,
+    pool: Pool, name: str, streams: Sequence[Stream], windows: Windows, progress: Progress | None = None
 ) -> list[tuple[FileEntry, int]]:
     """The windows of the streams in the order of their keys: shards, in order, and the windows of each. What does not
     fill the last window is left out. name: of the steps, beside others of this pool.
     """
     layout = Layout(streams)
-    count = layout.total // length
+    count, length = layout.total // windows.length, windows.length
     if not count:
         return []
-    size = length * dtype.itemsize
-    partitions = -(-count // min(MOST_ROWS, max(1, SHARD_BYTES // size)))
-    group = max(1, GROUP_BYTES // size)
+    partitions = -(-count // min(MOST_ROWS, max(1, SHARD_BYTES // windows.size)))
+    group = max(1, GROUP_BYTES // windows.size)
     groups = -(-count // group)
     ranges = partitions if groups <= FAN else min(partitions, math.isqrt(groups - 1) + 1)
     step = -(-partitions // ranges)
     if groups > FAN * len(range(0, partitions, step)):
         raise ConfigError(
-            f"{count} windows of {size} bytes are {groups} groups of {GROUP_BYTES} bytes: {FAN**2} can be shuffled:"
-            " take fewer (max_tokens), or several nodes with draw"
+            f"{count} windows of {windows.size} bytes are {groups} groups of {GROUP_BYTES} bytes: {FAN**2} can be"
+            " shuffled: take fewer (max_tokens), or several nodes with draw"
         )
-    common = {"length": length, "dtype": dtype.name}
+    common = {"windows": asdict(windows)}
     tasks = []
     for start in range(0, count, group):
         pieces = layout.pieces(start * length, min(start + group, count) * length)
-        tasks.append({"pieces": pieces, "start": start, "seed": seed, "step": step, "partitions": partitions, **common})
+        tasks.append({"pieces": pieces, "start": start, "step": step, "partitions": partitions, **common})
     dealt = pool.map(f"{name}-deal", deal, tasks, progress)
-    last = {"vocab_size": vocab_size, **common}
-    if step == 1:
-        (table,) = _tables(pool, f"{name}-table", [dealt])
-        shards = pool.map(
-            f"{name}-gather", gather, [{"table": table, "part": n, **last} for n in range(partitions)], progress
-        )
+    if step > 1:
+        parts = _deal_again(pool, name, dealt, step, partitions, common, progress)
     else:
-        shards = _gather_twice(pool, name, dealt, step, partitions, common, last, progress)
-    found = [(result.file("shard"), int(result.value)) for result in shards if result.value]
-    if sum(rows for _, rows in found) != count:
-        raise InfraError(f"{name}: {sum(rows for _, rows in found)} windows came out of {count}: try again")
-    return found
+        parts = [(table, n) for table in _tables(pool, f"{name}-table", [dealt]) for n in range(partitions)]
+    tasks = [{"table": table, "part": part, **common} for table, part in parts]
+    gathered = pool.map(f"{name}-gather", gather, tasks, progress)
+    shards = [(result.file("shard"), int(result.value)) for result in gathered if result.value]
+    if sum(rows for _, rows in shards) != count:
+        raise InfraError(f"{name}: {sum(rows for _, rows in shards)} windows came out of {count}: try again")
+    return shards
 
 
-def _gather_twice(
+def _deal_again(
     pool: Pool,
     name: str,
     dealt: Sequence[Result],
     step: int,
     partitions: int,
     common: Mapping[str, Any],
-    last: Mapping[str, Any],
-    progress: Callable[[float, float, str], None] | None,
-) -> list[Result]:
-    """Of wide ranges: each is dealt again, by as many tasks as hold it, and gathered."""
+    progress: Progress | None,
+) -> list[tuple[dict[str, Any], int]]:
+    """Deal each wide range by as many tasks as hold it; of every partition its table, and its number there."""
     starts = range(0, partitions, step)
     width = len(starts)  # files of a task: together they hold about one group of each range
     tables = _tables(pool, f"{name}-table", [dealt[n : n + width] for n in range(0, len(dealt), width)])
@@ -282,12 +255,9 @@ def _gather_twice(
     again = pool.map(f"{name}-deal-again", deal_again, wide, progress)
     of_each = [again[n : n + len(tables)] for n in range(0, len(again), len(tables))]
     narrow = _tables(pool, f"{name}-table-again", of_each)
-    tasks = [
-        {"table": table, "part": part, **last}
-        for table, n in zip(narrow, starts, strict=True)
-        for part in range(min(step, partitions - n))
+    return [
+        (table, part) for table, n in zip(narrow, starts, strict=True) for part in range(min(step, partitions - n))
     ]
-    return pool.map(f"{name}-gather", gather, tasks, progress)
 
 
 def _tables(pool: Pool, name: str, groups: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:

@@ -185,9 +185,9 @@ def _write(
     **extra: Any,
 ) -> int:
     """The windows of some streams as shards and an index under a folder of the output; returns how many windows."""
-    config, seed = ctx.config, ctx.config.seed + (name == "heldout")
-    length, dtype = config.sequence_length, np.dtype(dtype_for(size))
-    shards = packing.shuffle(pool, name, streams, length, dtype, seed, size, ctx.progress)
+    config, length = ctx.config, ctx.config.sequence_length
+    windows = packing.Windows(length, dtype_for(size), size, config.seed + (name == "heldout"))
+    shards = packing.shuffle(pool, name, streams, windows, ctx.progress)
     for number, (entry, _) in enumerate(shards):
         ctx.adopt("shards", f"{under}{shard_name(number)}", entry)
     folder = Path(ctx.output("shards")) / under

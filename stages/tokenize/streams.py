@@ -85,7 +85,7 @@ class Layout:
 
     def pieces(self, first: int, end: int) -> list[dict[str, Any]]:
         """The ranges of files (JSON) that hold the ids from `first` to before `end`, in order."""
-        found = []
+        pieces = []
         for part in self._passes:
             a, b = max(first - part.start, 0), min(end - part.start, part.length)
             if a >= b:
@@ -98,8 +98,8 @@ class Layout:
                 piece: dict[str, Any] = {"ids": file.ids.value(), "first": low, "end": high}
                 if part.cut is not None and file.documents is not None:
                     piece |= {"documents": file.documents.value(), "last": part.cut.last}
-                found.append(piece)
-        return found
+                pieces.append(piece)
+        return pieces
 
 
 def read(pieces: Sequence[Mapping[str, Any]], dtype: np.dtype) -> np.ndarray:

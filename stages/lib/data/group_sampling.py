@@ -1,7 +1,7 @@
 """A sample of a corpus that reads a few of its row groups, spread evenly over all of it, and nothing else.
 
 A uniform sample of documents would open nearly every row group of a large corpus. Instead, row groups are drawn that
-hold several times as much as is wanted, and the sample is drawn from their documents: neighbours are hardly more alike
+hold several times as much as is least, and the sample is drawn from their documents: neighbours are hardly more alike
 than any others, and what is read does not grow with the corpus. Where the corpus is not larger than what would be read,
 the sample is that of all documents.
 """
@@ -47,20 +47,20 @@ def row_groups(entries: Iterable[FileEntry]) -> list[Group]:
     ]
 
 
-def spread(weights: Sequence[int], wanted: float) -> list[int]:
-    """Which items to take so that their weights reach `wanted`: one from each of equal stretches of all, at a place
+def spread(weights: Sequence[int], least: float) -> list[int]:
+    """Which items to take so that their weights reach `least`: one from each of equal stretches of all, at a place
     that is drawn in it, so that no period of the corpus shows. All of them where they do not reach it.
     """
     ends = np.cumsum(np.array(weights, np.int64)) if len(weights) else np.zeros(1, np.int64)
     total = int(ends[-1])
-    if wanted >= total:
+    if least >= total:
         return list(range(len(weights)))
-    stretches = max(1, int(wanted * len(weights) / total))
+    stretches = max(1, int(least * len(weights) / total))
     while True:
         places = (np.arange(stretches) + np.random.default_rng(0).random(stretches)) * total / stretches
-        found = np.unique(np.searchsorted(ends, places, "right"))
-        if int(np.array(weights)[found].sum()) >= wanted:
-            return found.tolist()
+        taken = np.unique(np.searchsorted(ends, places, "right"))
+        if int(np.array(weights)[taken].sum()) >= least:
+            return taken.tolist()
         stretches += stretches // 8 + 1
 
 

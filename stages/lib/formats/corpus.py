@@ -45,8 +45,8 @@ class Shard:
 
 def parts_of(entries: Iterable[FileEntry]) -> list[FileEntry]:
     """The Parquet parts among the files of an artifact, in order."""
-    found = (e for e in entries if Path(e.path).match("part-*.parquet") and "/" not in e.path)
-    return sorted(found, key=lambda entry: entry.path)
+    parts = (e for e in entries if Path(e.path).match("part-*.parquet") and "/" not in e.path)
+    return sorted(parts, key=lambda entry: entry.path)
 
 
 def groups_of(part: FileEntry) -> list[tuple[int, int]]:

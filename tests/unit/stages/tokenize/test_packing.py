@@ -23,7 +23,7 @@ from stages.core.errors import ConfigError, InfraError
 from stages.lib.data.workers import Pool
 from stages.tokenize import hash_sampling, packing, streams
 from stages.tokenize.hash_sampling import Cut
-from stages.tokenize.packing import edges, shuffle, window_keys
+from stages.tokenize.packing import Windows, edges, shuffle, window_keys
 from stages.tokenize.streams import Encoded, Layout, Stream
 
 U16 = np.dtype(np.uint16)
@@ -85,7 +85,7 @@ def test_the_order_is_the_same_whatever_the_memory(
     with Pool(tmp_path / "work") as pool:
         plain, steps = pool.map, list[str]()
         monkeypatch.setattr(pool, "map", lambda name, *rest: steps.append(name) or plain(name, *rest))
-        shards = shuffle(pool, "train", given, LENGTH, U16, 5, VOCABULARY)
+        shards = shuffle(pool, "train", given, Windows(LENGTH, "uint16", VOCABULARY, 5))
     assert np.array_equal(ids_of(shards), in_order(stream, 5))
     assert ("train-deal-again" in steps) == (fan < 10)
     assert len(shards) >= 8 or shard > 300
@@ -120,7 +120,7 @@ def test_any_sizes_give_the_order_of_a_sort_in_memory(
         groups = -(-(sum(takes) // length) // max(1, group // (2 * length)))
         if groups > fan * fan // 4:
             return  # perhaps more than two deals can sort
-        shards = shuffle(pool, "train", given, length, U16, 1, VOCABULARY)
+        shards = shuffle(pool, "train", given, Windows(length, "uint16", VOCABULARY, 1))
         assert np.array_equal(ids_of(shards, length), in_order(stream, 1, length))
 
 
@@ -132,7 +132,9 @@ def test_every_shard_is_a_uniform_sample_of_the_whole(tmp_path: Path, monkeypatc
     monkeypatch.setattr(packing, "SHARD_BYTES", 4 * 500)
     ids = np.repeat(np.arange(3, 13, dtype=np.uint16), 2 * 2000)
     with Pool(tmp_path / "work") as pool:
-        shards = shuffle(pool, "train", [Stream(encoded(tmp_path, [ids]), len(ids))], 2, U16, 1, VOCABULARY)
+        shards = shuffle(
+            pool, "train", [Stream(encoded(tmp_path, [ids]), len(ids))], Windows(2, "uint16", VOCABULARY, 1)
+        )
     assert len(shards) == 40
     languages = [ids_of([shard], 2)[:, 0] - 3 for shard in shards]
     everything = np.concatenate(languages)
@@ -202,7 +204,9 @@ def test_a_task_reads_few_files_and_opens_fewer_at_once(tmp_path: Path, monkeypa
         monkeypatch.setattr(packing, name, counted)
     ids = random_parts([7 * 1000])
     with Pool(tmp_path / "work") as pool:
-        shards = shuffle(pool, "train", [Stream(encoded(tmp_path, ids), 7000)], LENGTH, U16, 1, VOCABULARY)
+        shards = shuffle(
+            pool, "train", [Stream(encoded(tmp_path, ids), 7000)], Windows(LENGTH, "uint16", VOCABULARY, 1)
+        )
     assert np.array_equal(ids_of(shards), in_order(ids[0], 1))
     assert of_tasks == {"deal": 1, "collate": 10, "deal_again": 11, "gather": 7}  # with the table
     assert most[0] <= streams.READERS
@@ -216,7 +220,7 @@ def test_more_than_two_deals_can_sort_is_refused(tmp_path: Path, monkeypatch: py
         Pool(tmp_path / "work") as pool,
         pytest.raises(ConfigError, match=r"100 windows of 14 bytes are 100 groups of 14 bytes: 16 can be shuffled"),
     ):
-        shuffle(pool, "train", [stream], LENGTH, U16, 1, VOCABULARY)
+        shuffle(pool, "train", [stream], Windows(LENGTH, "uint16", VOCABULARY, 1))
     assert not list((tmp_path / "work").glob("*")), "nothing was read"
 
 
@@ -242,17 +246,17 @@ def test_a_range_that_came_damaged_is_fetched_once_more(tmp_path: Path, monkeypa
             monkeypatch.setattr(packing, "open_file", flipping)
             flips[:] = wrong
             if len(wrong) == 1:
-                found = ids_of(shuffle(pool, "train", [stream], LENGTH, U16, 1, VOCABULARY))
+                found = ids_of(shuffle(pool, "train", [stream], Windows(LENGTH, "uint16", VOCABULARY, 1)))
                 assert np.array_equal(found, in_order(ids[0], 1))
             else:
                 with pytest.raises(InfraError, match=r"windows 0 to 100 of .*windows came damaged twice"):
-                    shuffle(pool, "train", [stream], LENGTH, U16, 1, VOCABULARY)
+                    shuffle(pool, "train", [stream], Windows(LENGTH, "uint16", VOCABULARY, 1))
 
 
 def test_an_id_outside_the_vocabulary_is_an_error(tmp_path: Path) -> None:
     stream = Stream(encoded(tmp_path, [np.array([3, 4, 300, 5], np.uint16)]), 4)
     with Pool(tmp_path / "work") as pool, pytest.raises(ValueError, match="ids run from 3 to 300"):
-        shuffle(pool, "train", [stream], 2, U16, 1, VOCABULARY)
+        shuffle(pool, "train", [stream], Windows(2, "uint16", VOCABULARY, 1))
 
 
 # --- where ids lie ----------------------------------------------------------------------------------------------------
