@@ -134,13 +134,13 @@ def encode(
         for batch in read_shard(Shard(**shard), columns=["id", "text"], rows=2048):
             ids = batch.column("id").to_pylist()
             out = np.array([held_out(id, heldout) for id in ids] if heldout else [False] * len(ids), bool)
-            found = hash_sampling.places(ids)
-            wanted = hash_sampling.drawn(found, draw) | out
-            if not wanted.all():
-                left = batch.filter(pa.array(~wanted))
+            place_of = hash_sampling.places(ids)
+            taken = hash_sampling.drawn(place_of, draw) | out
+            if not taken.all():
+                left = batch.filter(pa.array(~taken))
                 counts["apart"]["documents"] += len(left)
                 counts["apart"]["bytes"] += text_bytes(left.column("text"))
-                batch, out, found = batch.filter(pa.array(wanted)), out[wanted], found[wanted]
+                batch, out, place_of = batch.filter(pa.array(taken)), out[taken], place_of[taken]
             if not len(batch):
                 continue
             texts = batch.column("text").to_pylist()
@@ -152,7 +152,7 @@ def encode(
             tokens, ends = with_ends(*encoder.encode(texts), np.dtype(dtype))
             sizes = np.diff(ends)
             whose = np.repeat(out, sizes)
-            where.append(found[~out])
+            where.append(place_of[~out])
             lengths.append(sizes[~out])
             for name, stream, documents, part in (("train", train, ~out, ~whose), ("heldout", apart, out, whose)):
                 if documents.any():

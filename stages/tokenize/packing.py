@@ -59,7 +59,38 @@ class Windows:
     seed: int
 
     @property
-    # --- tasks ------------------------------------------------------------------------------------------------------------
+    def record(self) -> np.dtype:
+        """A window on its way: its key, and its ids."""
+        return np.dtype([("key", "<u8"), ("ids", self.dtype, (self.length,))])
+
+    @property
+    def size(self) -> int:
+        """Bytes of the ids of one."""
+        return self.length * np.dtype(self.dtype).itemsize
+
+
+def window_keys(start: int, count: int, seed: int) -> np.ndarray:
+    """Random keys of the windows from `start` on: [count], uint64. SplitMix64 (Steele et al. 2014) of their numbers."""
+    with np.errstate(over="ignore"):
+        value = (
+            np.arange(start, start + count, dtype=np.uint64)
+            + (np.uint64(seed & 0xFFFFFFFF) << np.uint64(32))
+            + np.uint64(1)
+        )
+        value *= np.uint64(0x9E3779B97F4A7C15)
+        value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        return value ^ value >> np.uint64(31)
+
+
+def edges(first: int, end: int, step: int, partitions: int) -> np.ndarray:
+    """The lowest key of every `step`-th partition after `first` and before `end`: uint64. The ranges of all partitions
+    are equal within one key.
+    """
+    return np.array([-(-(n << 64) // partitions) for n in range(first + step, end, step)], np.uint64)
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
 
 
 def deal(
@@ -255,9 +286,7 @@ def _deal_again(
     again = pool.map(f"{name}-deal-again", deal_again, wide, progress)
     of_each = [again[n : n + len(tables)] for n in range(0, len(again), len(tables))]
     narrow = _tables(pool, f"{name}-table-again", of_each)
-    return [
-        (table, part) for table, n in zip(narrow, starts, strict=True) for part in range(min(step, partitions - n))
-    ]
+    return [(table, part) for table, n in zip(narrow, starts, strict=True) for part in range(min(step, partitions - n))]
 
 
 def _tables(pool: Pool, name: str, groups: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def shards_of(artifacts: Iterable[Iterable[FileEntry]], size: int = SHARD_BYTES)
 def _cut(parts: list[tuple[str, FileEntry | None, list[tuple[int, int]]]], size: int) -> list[Shard]:
     weights = [[held + DOCUMENT_BYTES * rows for rows, held in groups] for _, _, groups in parts]
     size = max(size, sum(map(sum, weights)) // MAX_SHARDS)
-    found: list[Shard] = []
+    cuts: list[Shard] = []
     start = 0
     for (path, entry, groups), weight in zip(parts, weights, strict=True):
         value = None if entry is None else entry.value()
@@ -87,9 +87,9 @@ def _cut(parts: list[tuple[str, FileEntry | None, list[tuple[int, int]]]], size:
         for number, (count_, _) in enumerate(groups):
             rows, held = rows + count_, held + weight[number]
             if rows and (held >= size or number == len(groups) - 1):
-                found.append(Shard(path, first, number + 1, start, rows, value))
+                cuts.append(Shard(path, first, number + 1, start, rows, value))
                 start, first, rows, held = start + rows, number + 1, 0, 0
-    return found
+    return cuts
 
 
 def renumbered(chosen: Iterable[Shard]) -> list[Shard]:

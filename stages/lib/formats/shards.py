@@ -141,10 +141,10 @@ class Shards:
         self._parts = []
         for number, rows in enumerate(index["rows"]):
             path = Path(folder) / shard_name(number)
-            wanted = rows * self.sequence_length * dtype.itemsize
-            if not path.is_file() or path.stat().st_size != wanted:
+            expected = rows * self.sequence_length * dtype.itemsize
+            if not path.is_file() or path.stat().st_size != expected:
                 size = path.stat().st_size if path.is_file() else "no"
-                raise InputError(f"{path.name} has {size} bytes, but {INDEX} says {wanted}: the shards are damaged")
+                raise InputError(f"{path.name} has {size} bytes, but {INDEX} says {expected}: the shards are damaged")
             self._parts.append(np.memmap(path, dtype, "r", shape=(rows, self.sequence_length)))
         self._ends = np.cumsum(index["rows"])
 
@@ -157,8 +157,8 @@ class Shards:
         except (OSError, ValueError) as error:
             raise InputError(f"{path.name} cannot be read: {error}") from error
         if not isinstance(index, dict) or index.get("version") != VERSION:
-            found = index.get("version") if isinstance(index, dict) else None
-            raise InputError(f"{path.name} has version {found}, this code reads {VERSION}")
+            version = index.get("version") if isinstance(index, dict) else None
+            raise InputError(f"{path.name} has version {version}, this code reads {VERSION}")
         try:
             return cls(folder, index)
         except (KeyError, TypeError) as error:
