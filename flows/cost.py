@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from flows import memory
+from flows import memory, scale
 from flows.data_files import DATA
 from flows.memory import Memory
 from flows.plan import NodePlan
 from flows.profiles import Profile
+from flows.scale import NodeScale, size
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.records import DamagedRecord, NodeRecord
 from stages.core.resources import Resources
+from stages.core.scale import Amounts
 from stages.lib.modeling.shape import ModelShape
 
 GPU_PRICES = DATA / "infra" / "gpu_prices.toml"
@@ -52,50 +54,79 @@ class Estimate:
     """Of one GPU, where a training on GPUs is planned and its formula is known."""
     lost_seconds: float = 0.0
     """What an attempt that breaks loses at most."""
+    scale: NodeScale | None = None
+    """Bytes, disk, tasks; None where the ledger answers."""
 
     def row(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self) | {"memory": self.memory.row() if self.memory else None}
+        return asdict(self) | {
+            "memory": self.memory.row() if self.memory else None,
+            "scale": self.scale.row() if self.scale else None,
+        }
 
     def text(self) -> str:
         """For the plan's table."""
-        held = f"; {self.memory.text()} a GPU" if self.memory else ""
+        parts = [text] if self.scale and (text := self.scale.text()) else []
+        if self.memory:
+            parts.append(f"{self.memory.text()} a GPU")
         if not self.basis:
-            return "not estimated" + held
-        if self.gpu_hours:
-            return f"{duration(self.seconds)}, {_hours(self.gpu_hours)} GPU-h, ${self.dollars:,.0f}{held}"
-        return duration(self.seconds)
+            time = "not estimated" if not parts else "time not known"
+        elif self.gpu_hours:
+            time = f"{duration(self.seconds)}, {_hours(self.gpu_hours)} GPU-h, ${self.dollars:,.0f}"
+        elif self.core_hours >= 1:
+            dollars = f"${self.dollars:,.{0 if self.dollars >= 10 else 2}f}"
+            time = f"{duration(self.seconds)}, {_hours(self.core_hours)} core-h, {dollars}"
+        else:
+            time = duration(self.seconds)
+        return "; ".join([time, *parts])
 
 
 def duration(seconds: float) -> str:
     """Seconds in the unit that people would name."""
-    for size, unit, most in ((1.0, "s", 600), (60.0, "min", 7200), (3600.0, "h", 259_200)):
+    for one, unit, most in ((1.0, "s", 600), (60.0, "min", 7200), (3600.0, "h", 259_200)):
         if seconds < most:
-            return f"{seconds / size:,.0f} {unit}"
+            return f"{seconds / one:,.0f} {unit}"
     return f"{seconds / 86_400:,.0f} days"
 
 
-def estimate(plans: Sequence[NodePlan], profile: Profile, ledger: Ledger) -> dict[str, Estimate]:
-    """Estimate every planned node; nodes that the ledger answers cost nothing."""
+def estimate(
+    plans: Sequence[NodePlan],
+    profile: Profile,
+    ledger: Ledger | None,
+    sources: Mapping[str, Amounts] | None = None,
+) -> dict[str, Estimate]:
+    """Estimate every planned node; nodes that the ledger answers cost nothing.
+
+    ledger: None: as if nothing had ever run. sources: what raw sources hold, by output port, instead of what is
+    declared of them.
+    """
     prices = prices_of(profile)
-    history = ledger.nodes(profile.name, skip_damaged=True)
+    history = ledger.nodes(profile.name, skip_damaged=True) if ledger else {}
     out: dict[str, Estimate] = {}
     expected: dict[str, dict[str, Any]] = {}
+    amounts: dict[str, Mapping[str, Amounts]] = {}
     for plan in plans:
         expected[plan.node.name] = _expected_meta(plan, profile, expected)
         if not plan.will_run:
+            results = plan.resolved.result.outputs if plan.resolved and plan.resolved.result else {}
+            amounts[plan.node.name] = {port: scale.held(manifest) for port, manifest in results.items()}
             out[plan.node.name] = Estimate(basis="ledger")
             continue
         record = history.get(plan.node.name)
-        last_result = _last(ledger, record)
-        inputs = _inputs(plan, expected)
+        last_result = _last(ledger, record) if ledger else None
+        inputs = _inputs(plan, expected, amounts)
+        config, resources = profile.configs[plan.node.name], profile.resources[plan.node.name]
+        sizes = scale.of_node(plan.node, config, resources, inputs, expected[plan.node.name])
+        listed = {port: {**sizes.outputs[port], **(sources or {}).get(port, {})} for port in sizes.outputs}
+        amounts[plan.node.name] = listed if plan.node.stage == "collect" else sizes.outputs
         one = (
-            _measured(last_result[0], profile.resources[plan.node.name], prices)
+            _measured(last_result[0], resources, prices)
             if last_result
-            else _computed(plan, profile, prices, inputs)
+            else _computed(plan, profile, prices, inputs, sizes)
         )
         held = _memory(plan, profile, prices, expected, inputs)
-        out[plan.node.name] = replace(one, memory=held, lost_seconds=one.seconds * _lost(plan, profile, inputs))
+        lost = one.seconds * (1 / sizes.tasks if sizes.tasks > 1 else _lost(plan, profile, inputs))
+        out[plan.node.name] = replace(one, memory=held, lost_seconds=lost, scale=sizes)
     return out
 
 
@@ -177,6 +208,8 @@ def warnings(plans: Sequence[NodePlan], profile: Profile, estimates: Mapping[str
             continue
         name, config, one = plan.node.name, profile.configs[plan.node.name], estimates[plan.node.name]
         resources = profile.resources[name]
+        if one.scale is not None:
+            lines += scale.limits(name, one.scale, resources)
         if one.memory is not None and not one.memory.fits:
             lines.append(f"{name}: needs {one.memory.text()} of a GPU's memory: {one.memory.largest()}")
         if one.seconds > LONG:
@@ -240,18 +273,27 @@ def _measured(result: StageResult, resources: Resources, prices: Mapping[str, An
     )
 
 
-def _inputs(plan: NodePlan, expected: Mapping[str, dict[str, Any]]) -> dict[str, list[ArtifactManifest]]:
+def _inputs(
+    plan: NodePlan, expected: Mapping[str, dict[str, Any]], amounts: Mapping[str, Mapping[str, Amounts]]
+) -> dict[str, list[ArtifactManifest]]:
     """The artifacts that a node reads, or what is known of them before they are there."""
     if plan.resolved:
         return {port: [ref.manifest for ref in refs] for port, refs in plan.resolved.inputs.items()}
     return {
-        port: [_provisional(expected.get(s.node.name, {})) for s in sources]
+        port: [
+            scale.expected({**expected.get(s.node.name, {}), **amounts.get(s.node.name, {}).get(s.port, {})})
+            for s in sources
+        ]
         for port, sources in plan.node.wires.items()
     }
 
 
 def _computed(
-    plan: NodePlan, profile: Profile, prices: Mapping[str, Any], inputs: Mapping[str, Sequence[ArtifactManifest]]
+    plan: NodePlan,
+    profile: Profile,
+    prices: Mapping[str, Any],
+    inputs: Mapping[str, Sequence[ArtifactManifest]],
+    sizes: NodeScale,
 ) -> Estimate:
     config, resources = profile.configs[plan.node.name], profile.resources[plan.node.name]
     work = plan.node.work(config, inputs)
@@ -265,6 +307,9 @@ def _computed(
         hours = seconds / 3600 * gpus  # those that wait are paid for
         return Estimate(seconds, hours, 0.0, hours * gpu["dollars_per_hour"], work.flops + work.written_flops, "FLOPs")
     cpu = prices["cpu"]
+    if sizes.core_seconds:
+        hours = sizes.core_seconds / 3600
+        return Estimate(sizes.seconds, 0.0, hours, hours * cpu["dollars_per_core_hour"], basis=", ".join(sizes.rates))
     if work.flops:
         core_seconds = (work.flops + work.written_flops) / (cpu["gflops_per_core"] * 1e9)
     elif work.bytes:
@@ -286,9 +331,14 @@ def _hours(hours: float) -> str:
     return f"{hours:,.{0 if hours >= 10 else 1}f}"
 
 
-def _provisional(meta: Mapping[str, Any]) -> ArtifactManifest:
-    """An artifact that is not there yet: no files, and what is known of it."""
-    return ArtifactManifest(type="", digest="0" * 64, facets={}, meta=dict(meta), files=())
+def assumptions(estimates: Mapping[str, Estimate]) -> str:
+    """What the sums rest on beside measurements and settings, as one line for people; "": nothing was assumed."""
+    notes = [note for one in estimates.values() if one.scale and one.basis != "ledger" for note in one.scale.notes]
+    if not notes:
+        return ""
+    return (
+        f"assumed: {'; '.join(dict.fromkeys(notes))}. Rates and their sources: infra/rates.toml, infra/data_sets.toml"
+    )
 
 
 def total(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
@@ -299,6 +349,10 @@ def total(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
         "dollars": sum(e.dollars for e in estimates.values()),
         "flops": sum(e.flops for e in estimates.values()),
         "unknown": [name for name, e in estimates.items() if not e.basis],
+        "bytes_out": sum(e.scale.bytes_out for e in estimates.values() if e.scale),
+        "bytes_moved": sum(e.scale.moved for e in estimates.values() if e.scale),
+        "requests": sum(e.scale.requests for e in estimates.values() if e.scale),
+        "tasks": sum(e.scale.tasks for e in estimates.values() if e.scale),
     }
 
 
@@ -308,7 +362,14 @@ def total_text(estimates: Mapping[str, Estimate], plans: Sequence[NodePlan]) -> 
     run = sum(p.will_run for p in plans)
     line = f"{len(plans)} nodes, {run} to run"
     if run:
-        line += f": {_hours(sums['gpu_hours'])} GPU-hours, {sums['core_hours']:.2f} core-hours, ${sums['dollars']:,.2f}"
+        line += (
+            f": {_hours(sums['gpu_hours'])} GPU-hours, {sums['core_hours']:,.2f} core-hours, ${sums['dollars']:,.2f}"
+        )
     if sums["unknown"]:
-        line += f"; no estimate yet for {len(sums['unknown'])} of them"
+        line += f"; no time yet for {len(sums['unknown'])} of them"
+    if run:
+        line += (
+            f"\n{size(sums['bytes_out'])} to store, {size(sums['bytes_moved'])} through the network,"
+            f" {sums['requests']:,.0f} store requests, {sums['tasks']:,.0f} tasks"
+        )
     return line

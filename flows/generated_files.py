@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from flows import bake, cost, deploy, environments, memory, profiles
+from flows import bake, cost, deploy, environments, memory, profiles, scale_tables
 from flows.data_files import require_checkout
 from stages.core.errors import StageError
 from stages.core.files import ROOT
@@ -82,10 +82,12 @@ def stages() -> dict[str, str]:
 def files() -> dict[Path, str]:
     """Every derived file with the text that it should have."""
     readme, dag, memories = ROOT / "README.md", ROOT / "docs" / "dag.md", ROOT / "infra" / "profiles" / "README.md"
+    scales = ROOT / "docs" / "scale.md"
     return {
         ROOT / "docker-bake.json": bake.bake_text(stages()),
         ROOT / "prefect.yaml": deploy.prefect_yaml(),
         memories: embed("memory", memories, memory_tables()),
+        scales: embed("scale", scales, scale_tables.tables()),
         readme: embed("dag", readme, diagram()),
         dag: embed("stages", dag, stage_table()),
         **{

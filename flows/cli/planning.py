@@ -63,6 +63,8 @@ def plan(
         return
     out.print(plan_table(plans, {name: e.text() for name, e in estimates.items()}))
     out.print(cost.total_text(estimates, plans))
+    if assumed := cost.assumptions(estimates):
+        out.print(assumed, soft_wrap=True)
     for warning in warnings:
         out.print(f"warning: {warning}", markup=False, highlight=False)
     print_problems(findings, "will stop this run")

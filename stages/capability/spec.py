@@ -7,10 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.artifacts import Documents, EvalSuite
+from stages.core.artifacts import ArtifactManifest, Documents, EvalSuite
 from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem, data_set
 from stages.core.resources import Resources
+from stages.core.scale import Scale
 from stages.core.stage import Input, Output, Reading, Stage, output
 
 Benchmark = Literal["arc", "hellaswag", "mmlu", "piqa", "winogrande"]
@@ -79,6 +80,14 @@ class Capability(Stage[CapabilityConfig], env="data", revision=4, reproducible="
     suite: Output[EvalSuite] = output()
 
     reads: ClassVar[Mapping[str, Reading]] = {"documents": "shards"}
+
+    @classmethod
+    def scale(cls, config: CapabilityConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Scale:
+        """The hub's training splits: some 50 M tokens (declared), whatever `documents` hold, which it does not read."""
+        if config.origin != "hub":
+            return Scale()
+        train = {"documents": 150e3, "text_bytes": 200e6, "bytes": 100e6, "files": 1.0}
+        return Scale(outputs={"train": train, "suite": {"bytes": 100e6, "files": 20.0}}, outside=200e6)
 
     @classmethod
     def unread(cls, config: CapabilityConfig) -> Collection[str]:

@@ -19,8 +19,10 @@ from stages.core.artifacts import (
     Problems,
 )
 from stages.core.config import Operational, StageConfig
-from stages.core.resources import Resources, Work
+from stages.core.resources import Resources
+from stages.core.scale import Scale, amount
 from stages.core.stage import Input, Output, Reading, Stage, output
+from stages.lib.data.amounts import shards, text_of
 
 RUNS: Mapping[str, int] = {"gpt3": 13, "llama2": 11}
 """Words that a match has at least: GPT-3's 13-grams; Llama 2's "longer than 10 tokens"."""
@@ -96,6 +98,16 @@ class Contamination(Stage[ContaminationConfig], env="data", revision=1, reproduc
         return Resources(cpus=cpus, memory_gib=2 + cpus)
 
     @classmethod
-    def work(cls, config: ContaminationConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
-        """What is read: the training data, once."""
-        return Work(bytes=float(sum(m.size for port in TRAINING for m in inputs.get(port, ()))))
+    def scale(cls, config: ContaminationConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Scale:
+        """What is read: the training data, once. A data set of images counts by its conversations."""
+        training = ("documents", "conversations", "preferences", "problems")
+        read = [one for port in training for one in inputs.get(port, ())]
+        text = sum(text_of([one]) for one in read)
+        tasks, held = shards(text)
+        return Scale(
+            work={f"contamination.{config.rule}": text},
+            tasks=tasks,
+            task_disk=held,
+            task_memory=1 << 30,
+            read=amount(read, "bytes"),
+        )

@@ -27,6 +27,7 @@ from stages.core.config import StageConfig
 from stages.core.errors import ConfigError
 from stages.core.preflight import PreflightContext, Probe, Problem
 from stages.core.resources import Measuring, Processes, Resources, Work
+from stages.core.scale import Scale
 
 A_co = TypeVar("A_co", bound=Artifact, covariant=True)
 C_co = TypeVar("C_co", bound=StageConfig, covariant=True)
@@ -226,6 +227,13 @@ class Stage(_Declared, Generic[C_co]):
     def work(cls, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
         """How much work an attempt is, for `moxin plan`. Stages with a known formula override this."""
         return Work(bytes=float(sum(m.size for many in inputs.values() for m in many)))
+
+    @classmethod
+    def scale(cls, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Scale:
+        """How large an attempt is: outputs, tasks, disk, memory, what it reads (`stages.core.scale`). Data stages
+        override this. Raises Unknown.
+        """
+        return Scale()
 
     @classmethod
     def measuring(cls, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Measuring | None:

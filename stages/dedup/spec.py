@@ -13,8 +13,11 @@ from stages.core.config import Operational, StageConfig
 from stages.core.errors import ConfigError
 from stages.core.preflight import PreflightContext, Problem
 from stages.core.resources import Resources
+from stages.core.scale import Scale
 from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.dedup import limits
+from stages.dedup.bloom_size import filter_bytes
+from stages.lib.data.amounts import DEDUPLICATED, corpus, documents, shards
 from stages.lib.data.expected_size import expected_size
 
 RecipeName = Literal[
@@ -81,6 +84,10 @@ RECIPES: dict[RecipeName, Recipe] = {
     # order of a Python set; here they are the connected components.
     "the-stack-as-published": Recipe("token set", 1, 256, 13, 19, 0.85, verify=False, min_tokens=10, extremes=True),
 }
+
+
+BAND_BYTES = 16
+"""Spilled for each band of a document: its hash and the document's place."""
 
 
 class DedupConfig(StageConfig):
@@ -199,6 +206,28 @@ class Dedup(Stage[DedupConfig], env="data", revision=3, reproducible="bits"):
                 f"{node}.bloom_memory_gib = {config.bloom_memory_gib:g}, but resources.{node}.memory_gib ="
                 f" {resources.memory_gib:g}: lower the one, or raise the other"
             )
+
+    @classmethod
+    def scale(cls, config: DedupConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Scale:
+        """The text is read to be signed, compared and written; bands, pairs and hashes are spilled between."""
+        recipe, (count, text, stored) = config.resolved(), corpus(inputs["sources"])
+        kept = next((share for name, share in DEDUPLICATED.items() if config.recipe.startswith(name)), 1.0)
+        filters = filter_bytes(text / config.partitions) if recipe.bloom else 0
+        tasks, held = shards(text)
+        return Scale(
+            outputs={"documents": documents(count * kept, text * kept)},
+            work=({"dedup.near": text} if recipe.bands else {})
+            | ({"dedup.bloom": text} if recipe.bloom else {})
+            | ({"dedup.substrings": text} if recipe.substring_bytes else {}),
+            tasks=tasks * (3 + recipe.bloom),
+            task_disk=2 * held + (config.memory_mib << 20),
+            task_memory=(config.memory_mib + 300) << 20,
+            memory=max(filters, min(filters * config.partitions, config.bloom_memory_gib * 2**30)),
+            read=3 * stored + 2 * recipe.bands * BAND_BYTES * count,
+            written=2 * recipe.bands * BAND_BYTES * count,
+            notes=(f"deduplication keeps {kept:.0%}",),
+            refusals=tuple(f"{one.fault}: {one.key} = {one.value}: {one.remedy}" for one in config.problems(count, text)),
+        )
 
     @classmethod
     def resources(cls, config: DedupConfig) -> Resources:

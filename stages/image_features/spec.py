@@ -11,6 +11,7 @@ from stages.core.artifacts import ArtifactManifest, ImageConversations, ImageFea
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem, model_file
 from stages.core.resources import Resources, Work
+from stages.core.scale import Scale, amount
 from stages.core.stage import Facets, Input, Output, Stage, output
 from stages.lib.vision.shape import DINO, SIGLIP, TowerShape
 
@@ -109,6 +110,18 @@ class SeeImages(Stage[ImageFeaturesConfig], env="vlm", revision=2, reproducible=
     def work(cls, config: ImageFeaturesConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:
         images = sum(int(m.meta.get("images", 0)) for m in inputs.get("images", ()))
         return Work(flops=images * config.patches * (_flops(config.dino) + _flops(config.siglip)))
+
+    @classmethod
+    def scale(cls, config: ImageFeaturesConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Scale:
+        """Every image is read once, and what both towers see of it is stored."""
+        images, size = amount(inputs["images"], "images"), amount(inputs["images"], "bytes")
+        width = (4 if config.dtype == "fp32" else 2) * config.patches * (config.dino.hidden + config.siglip.hidden)
+        return Scale(
+            outputs={"features": {"bytes": images * width, "files": max(1.0, images * width / (1 << 30))}},
+            tasks=max(1.0, images * width / (1 << 30)),
+            task_disk=float(2 << 30),
+            read=size,
+        )
 
     @classmethod
     def smaller(cls, config: ImageFeaturesConfig) -> ImageFeaturesConfig | None:

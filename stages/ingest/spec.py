@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.core.artifacts import Documents, RawFiles
+from stages.core.artifacts import ArtifactManifest, Documents, RawFiles
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem, model_file
 from stages.core.resources import Resources
+from stages.core.scale import Scale, amount
 from stages.core.stage import Input, Output, Stage, output
+from stages.lib.data.amounts import PART_BYTES, REFINEDWEB_KEPT, STORED, documents
 from stages.lib.formats.uris import shown
 
 BANNED = ("domains", "strict", "hard", "soft")
@@ -105,6 +107,24 @@ class Ingest(Stage[IngestConfig], env="data", revision=3, reproducible="bits"):
 
     raw: Input[RawFiles]
     documents: Output[Documents] = output()
+
+    @classmethod
+    def scale(cls, config: IngestConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Scale:
+        """Every raw byte is fetched once; pages of WARC are taken apart, rules ask every page."""
+        raw = inputs["raw"]
+        count, text, size = amount(raw, "documents"), amount(raw, "text_bytes"), amount(raw, "source_bytes")
+        count, text = (x * min(1.0, (config.limit or count) / count) for x in (count, text))
+        kept = 1.0 if config.heuristics == "none" else REFINEDWEB_KEPT
+        tasks = max(amount(raw, "files"), size / PART_BYTES)
+        return Scale(
+            outputs={"documents": documents(count * kept, text * kept)},
+            work={"ingest.text": text} | ({} if config.heuristics == "none" else {"ingest.refinedweb": count}),
+            tasks=tasks,
+            task_disk=text * kept / tasks * STORED + PART_BYTES,
+            task_memory=2 << 30,
+            outside=size,
+            notes=() if config.heuristics == "none" else (f"RefinedWeb's rules keep {REFINEDWEB_KEPT:.0%} of pages",),
+        )
 
     def preflight(self, config: IngestConfig, context: PreflightContext) -> Iterable[Problem]:
         if config.heuristics == "none":

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from stages.core.artifacts import Documents
+from stages.core.artifacts import ArtifactManifest, Documents
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem, model_file
 from stages.core.resources import Resources
+from stages.core.scale import Scale
 from stages.core.stage import Input, Output, Reading, Stage, output
+from stages.lib.data.amounts import corpus, documents, shards
 
 
 class QualityConfig(StageConfig):
@@ -65,6 +67,21 @@ class Quality(Stage[QualityConfig], env="data", revision=4, reproducible="same h
     documents: Input[Documents]
     positives: Input[Documents]
     kept: Output[Documents] = output()
+
+    @classmethod
+    def scale(cls, config: QualityConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Scale:
+        """The text is read to be scored, and again to write what stays."""
+        (count, text, stored), kept = corpus(inputs["documents"]), config.keep_fraction
+        tasks, held = shards(text)
+        return Scale(
+            outputs={"kept": documents(count * kept, text * kept)},
+            work={"quality.score": text},
+            tasks=2 * tasks,
+            task_disk=2 * held,
+            task_memory=4 << 30,
+            read=2 * stored,
+            written=8 * count,
+        )
 
     @classmethod
     def unread(cls, config: QualityConfig) -> Collection[str]:

@@ -7,11 +7,17 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.artifacts import Documents, Tokenizer, TokenShards
+from stages.core.artifacts import ArtifactManifest, Documents, Tokenizer, TokenShards
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem
 from stages.core.resources import Resources
+from stages.core.scale import Scale, amount
 from stages.core.stage import Facets, Input, Output, Reading, Stage, output
+from stages.lib.data.amounts import BYTES_A_TOKEN, STORED
+from stages.lib.data.amounts import shards as text_shards
+
+TOKEN_BYTES = 2
+"""A token id below 65,536 (`facets`: dtype)."""
 
 
 class TokenizeConfig(StageConfig):
@@ -74,6 +80,30 @@ class Tokenize(Stage[TokenizeConfig], env="data", revision=4, reproducible="bits
     documents: Sequence[Input[Documents]]
     tokenizer: Input[Tokenizer]
     shards: Output[TokenShards] = output()
+
+    @classmethod
+    def scale(cls, config: TokenizeConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Scale:
+        """Drawn documents are encoded once; their windows are written, merged by key and written as shards."""
+        sources = inputs["documents"]
+        ranges = config.draw or [(0.0, 1.0)] * len(sources)
+        drawn = [amount([one], "text_bytes") * (end - first) for one, (first, end) in zip(sources, ranges, strict=True)]
+        tokens = sum(drawn) / BYTES_A_TOKEN * (1.0 if config.weights is None else config.max_epochs)
+        tokens = min(tokens, float(config.max_tokens or tokens))
+        read = min(sum(drawn), tokens * BYTES_A_TOKEN)
+        size, (tasks, _) = TOKEN_BYTES * tokens, text_shards(read)
+        return Scale(
+            outputs={
+                "shards": {"tokens": tokens, "windows": tokens / config.sequence_length, "bytes": size}
+                | {"files": max(1.0, size / (256 << 20))}
+            },
+            work={"tokenize.encode": read, "tokenize.shuffle": 2 * size},
+            tasks=tasks + 2 * size / (1 << 30),
+            task_disk=max(size / tasks, float(1 << 30)),
+            task_memory=2 << 30,
+            read=read * STORED + size,
+            written=size,
+            notes=(f"{BYTES_A_TOKEN:g} bytes of text a token",),
+        )
 
     @classmethod
     def facets(cls, config: TokenizeConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:

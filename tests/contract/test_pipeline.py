@@ -75,7 +75,15 @@ def test_a_stale_derived_file_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     )
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "dag.md").write_text("<!-- derived: stages -->\nold\n<!-- /derived -->\n", encoding="utf-8")
-    names = ("docker-bake.json", "prefect.yaml", "infra/profiles/README.md", "README.md", "docs/dag.md")
+    (tmp_path / "docs" / "scale.md").write_text("<!-- derived: scale -->\nold\n<!-- /derived -->\n", encoding="utf-8")
+    names = (
+        "docker-bake.json",
+        "prefect.yaml",
+        "infra/profiles/README.md",
+        "docs/scale.md",
+        "README.md",
+        "docs/dag.md",
+    )
     assert generated_files.check()[0] == [f"{name} is stale: run 'moxin check --write'" for name in names]
     assert generated_files.check(write=True) == ([], [])
     assert generated_files.check() == ([], [])

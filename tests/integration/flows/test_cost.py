@@ -56,7 +56,9 @@ def test_what_the_ledger_answers_costs_nothing(finished_run: Ledger, tmp_path: P
     found = estimates(finished_run, tmp_path)
     assert set(found) == set(PIPE.nodes)
     assert all(e == Estimate(basis="ledger") for e in found.values())
-    assert total(found) == {"gpu_hours": 0, "core_hours": 0, "dollars": 0, "flops": 0, "unknown": []}
+    sums = total(found)
+    assert sums.pop("unknown") == []
+    assert set(sums.values()) == {0}
 
 
 def test_the_last_result_of_a_node_is_the_best_estimate(finished_run: Ledger, tmp_path: Path) -> None:
@@ -114,7 +116,7 @@ def test_other_work_is_counted_in_bytes_of_its_inputs(finished_run: Ledger, tmp_
 
 def test_no_number_is_made_up(ledger: Ledger, tmp_path: Path) -> None:
     found = estimates(ledger, tmp_path, select="+shards")
-    assert all(e == Estimate() for e in found.values())
+    assert all((e.seconds, e.dollars, e.basis) == (0.0, 0.0, "") for e in found.values())
     assert total(found)["unknown"] == ["source_a", "source_b", "vocabulary", "shards"]
     assert found["shards"].text() == "not estimated"
 
@@ -138,6 +140,6 @@ def test_the_sums_in_one_line(ledger: Ledger, finished_run: Ledger, tmp_path: Pa
     assert sums["flops"] == 8e15
     assert sums["gpu_hours"] == pytest.approx(16 / 3600)
     text = total_text(found, plans)
-    assert text == "6 nodes, 6 to run: 0.0 GPU-hours, 0.00 core-hours, $0.01; no estimate yet for 4 of them"
+    assert text.splitlines()[0] == "6 nodes, 6 to run: 0.0 GPU-hours, 0.00 core-hours, $0.01; no time yet for 4 of them"
     done = make_plan(PIPE, profile_of(PIPE, tmp_path), finished_run, "full")
     assert total_text(estimate(done, profile, finished_run), done) == "6 nodes, 0 to run"
