@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.store_garbage import CHECKPOINTS, HOUR, Garbage, Limits, StoreGarbage
+from stages.core import eviction
 from stages.core.errors import StageError
 from stages.core.ledger import Ledger
 from stages.core.records import DamagedRecord
@@ -52,15 +52,15 @@ LINES = {
 
 
 def local(home: Path, ledger: Ledger, cache_bytes: int | None = None, shared: Path | None = None) -> Iterator[Garbage]:
-    """Everything of this machine's disks that goes. cache_bytes: what the cache may keep; None: all. shared: the folder
-    that a cluster's jobs share.
+    """Everything of this machine's disks that goes.
+
+    cache_bytes: what the cache may keep, instead of its budget. shared: the folder that a cluster's jobs share.
     """
     for kind in (_workspaces, _kept, _requests, _downloads):
         yield from kind(home, ledger)
     if shared is not None:  # folders of its stages are swept by the launcher, which knows whether jobs are in the queue
         yield from _kept(shared, ledger)
-    if cache_bytes is not None:
-        yield from _cache(home, cache_bytes)
+    yield from _cache(home, cache_bytes)
 
 
 def _workspaces(home: Path, ledger: Ledger) -> Iterator[Garbage]:
@@ -165,19 +165,23 @@ def _entry_lock(entry: Path) -> Iterator[bool]:
             yield True
 
 
-def _cache(home: Path, budget: int) -> Iterator[Garbage]:
-    """Entries of the cache beyond its budget, those that were not read for longest first. A stage that has linked one
-    keeps its link.
+def _cache(home: Path, budget: int | None) -> Iterator[Garbage]:
+    """Entries of the cache beyond its budget, those that were not used for longest first; what a stage has linked
+    stays.
     """
-    entries = [path for path in (home / "cache").glob("??/*") if len(path.name) == 64 and path.is_file()]
-    oldest = sorted(((path.stat(), path) for path in entries), key=lambda one: max(one[0].st_atime, one[0].st_mtime))
-    over = sum(stat.st_size for stat, _ in oldest) - budget
-    for stat, path in oldest:
+    folder = home / "cache"
+    entries = eviction.entries(folder)
+    over = sum(entry.size for entry in entries) - (eviction.budget(folder) if budget is None else budget)
+    for entry in sorted((entry for entry in entries if not entry.held), key=lambda entry: entry.used):
         if over <= 0:
             return
-        over -= stat.st_size
-        size = stat.st_size if stat.st_nlink == 1 else 0
-        yield Garbage(CACHE, os.fspath(path), 1, size, remove=partial(_unlink_entry, path))
+        over -= entry.size
+        yield Garbage(CACHE, str(entry.path), 1, entry.size, remove=partial(_evict, entry))
+
+
+def _evict(entry: eviction.Entry) -> tuple[int, int]:
+    gone = eviction.evict_oldest([entry], 1)
+    return (1 if gone else 0), gone
 
 
 def _checkpoints(home: Path, ledger: Ledger) -> Iterator[Garbage]:

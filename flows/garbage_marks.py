@@ -16,11 +16,11 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from flows.idle_keys import at_work
-from stages.core.artifacts import ArtifactManifest
 from stages.core.ledger import Ledger, attempt_prefix
 from stages.core.messages import InputRef, StageRequest, StageResult
 from stages.core.records import DamagedRecord, LeaseRecord
 from stages.core.store import Stored
+from stages.core.store_errors import Damaged
 
 THREADS = 16
 T = TypeVar("T")
@@ -42,14 +42,8 @@ class Published:
     """Keys of the results that it was made from."""
     files: dict[str, set[str]] = field(default_factory=dict)
     """Objects elsewhere that it refers to, by the folder of their key (`folder_of`)."""
-
-
-@dataclass(frozen=True)
-class Requested:
-    """What a live attempt reads: keys, and objects by folder."""
-
-    inputs: frozenset[str]
-    files: dict[str, set[str]]
+    replaced: set[str] = field(default_factory=set)
+    """Inputs whose key has another result now, or none: the bytes that this was made from may be nowhere else."""
 
 
 class Marks:
@@ -69,7 +63,7 @@ class Marks:
         """Of `live`, those whose request is not in the store: what they read is not known."""
         self._etags: dict[str, str] = {}
         self._leases: dict[str, tuple[str, LeaseRecord | None]] = {}
-        self._requested: dict[str, Requested] = {}
+        self._requested: dict[str, frozenset[str]] = {}
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -77,13 +71,17 @@ class Marks:
         """Objects of a key's folder (`objects/<stage>/<key>/`, `work/<stage>/<key>/`) that something refers to from
         elsewhere.
         """
-        users = [*self.published.values(), *self._requested.values()]
-        return set().union(*(one.files.get(folder, ()) for one in users))
+        return set().union(*(one.files.get(folder, ()) for one in self.published.values()))
+
+    def reads(self, key: str) -> bool:
+        """Whether an attempt at work reads a key, or a result was made from what the key held before."""
+        live = any(key in inputs for inputs in self._requested.values())
+        return live or any(key in one.replaced for one in self.published.values())
 
     def needed(self, keep: Iterable[str] = ()) -> set[str]:
         """Keys that names point to, that live attempts work on or read, and `keep`, with all that those came from."""
         keys: set[str] = set()
-        queue = [*self.named, *self.live, *keep, *(key for one in self._requested.values() for key in one.inputs)]
+        queue = [*self.named, *self.live, *keep, *(key for inputs in self._requested.values() for key in inputs)]
         while queue:
             key = queue.pop()
             if key not in keys:
@@ -126,15 +124,14 @@ class Marks:
         results = dict(zip(changed, self._each(self._manifest, changed), strict=True))
         for key, result in results.items():
             self._etags[key] = rows[key].etag
-            if isinstance(result, StageResult):
-                self.published[key] = self._read(result, rows[key])
+            one = self._read(result, rows[key]) if isinstance(result, StageResult) else None
+            if one is not None:
+                self.published[key] = one
             elif result is not None:
                 self.unreadable.add(key)
         for key, result in results.items():  # once all current results are known: are an input's bytes elsewhere?
-            for refs in result.inputs.values() if isinstance(result, StageResult) else ():
-                for ref in refs:
-                    if not self._held_elsewhere(ref):
-                        self._note(self.published[key], self._objects(ref.manifest))
+            for refs in result.inputs.values() if isinstance(result, StageResult) and key in self.published else ():
+                self.published[key].replaced |= {ref.key for ref in refs if not self._held_elsewhere(ref)}
 
     def _manifest(self, key: str) -> StageResult | DamagedRecord | None:
         try:
@@ -143,7 +140,8 @@ class Marks:
             return error
         return stored[0] if stored else None
 
-    def _read(self, result: StageResult, row: Stored) -> Published:
+    def _read(self, result: StageResult, row: Stored) -> Published | None:
+        """A manifest and its trees; None: a page is lost or damaged, so that what it refers to is not known."""
         one = Published(
             attempt_prefix(result),
             result.attempt.epoch,
@@ -154,8 +152,12 @@ class Marks:
             {port: manifest.digest for port, manifest in result.outputs.items()},
             frozenset(ref.key for refs in result.inputs.values() for ref in refs),
         )
-        for manifest in result.outputs.values():
-            self._note(one, self._objects(manifest))
+        try:
+            for manifest in result.outputs.values():
+                self._note(one, self.ledger.index_objects(manifest))
+                self._note(one, (entry.object for entry in self.ledger.entries(manifest)))
+        except Damaged:
+            return None
         self._note(one, [result.metrics_object] if result.metrics_object else [])
         return one
 
@@ -168,10 +170,6 @@ class Marks:
         for name in objects:
             if not name.startswith(one.folder):
                 one.files.setdefault(folder_of(name), set()).add(name)
-
-    def _objects(self, manifest: ArtifactManifest) -> Iterable[str]:
-        """Every object that a manifest refers to: index objects and files."""
-        return (entry.object for entry in manifest.files)
 
     def _read_names(self) -> None:
         """Node records of all profiles, and tags: each names a key. One that cannot be read may name any."""
@@ -210,7 +208,7 @@ class Marks:
         self._requested = {key: one for key, one in requests if one is not None}
         self.blind = self.live.keys() - self._requested.keys()
 
-    def _request(self, attempt: tuple[str, int]) -> Requested | None:
+    def _request(self, attempt: tuple[str, int]) -> frozenset[str] | None:
         stored = self.ledger.store.get(f"requests/{attempt[0]}/{attempt[1]:06d}.json")
         try:
             request = StageRequest.model_validate_json(stored[0]) if stored else None
@@ -218,12 +216,7 @@ class Marks:
             return None
         if request is None:
             return None
-        refs = [ref for many in request.inputs.values() for ref in many]
-        files: dict[str, set[str]] = {}
-        for ref in refs:
-            for name in self._objects(ref.manifest):
-                files.setdefault(folder_of(name), set()).add(name)
-        return Requested(frozenset(ref.key for ref in refs), files)
+        return frozenset(ref.key for refs in request.inputs.values() for ref in refs)
 
     def _each(self, read: Callable[..., T], items: list) -> list[T]:
         with ThreadPoolExecutor(THREADS) as pool:

@@ -139,6 +139,8 @@ class StoreGarbage:
             return ATTEMPTS, ""
         if self._young(published.written):  # whoever reads the one before may have been started just now
             return None
+        if self.marks.reads(key):
+            return REPLACED, "an attempt at work may read it, or a result was made from it that has no newer input"
         blind = self.marks.blind - {held}
         kind = REPLACED if group.committed else ATTEMPTS  # by its digests; results of before have none
         return kind, "an attempt is at work whose inputs are not known" if blind else ""

@@ -29,7 +29,8 @@ def gc(
         ),
     ] = [],  # noqa: B006
     cache_gib: Annotated[
-        float | None, typer.Option("--cache-gib", min=0, help="what the local cache may keep; not given: all of it")
+        float | None,
+        typer.Option("--cache-gib", min=0, help="what the local cache may keep, instead of MOXIN_CACHE_BYTES"),
     ] = None,
     min_age: Annotated[
         float, typer.Option("--min-age", metavar="HOURS", min=0, help="what was written later stays")

@@ -77,7 +77,7 @@ def make_room(folder: Path, coming: int, needed: frozenset[str] = frozenset()) -
             rows = entries(folder)
             counted = sum(row.size for row in rows)
             over = max(counted + coming - limit, coming + spare - disk.free)
-            counted -= _evict_oldest([r for r in rows if not r.held and r.path.name not in needed], over)
+            counted -= evict_oldest([r for r in rows if not r.held and r.path.name not in needed], over)
         free = _disk(folder).free
         if coming + spare > free:
             raise InfraError(
@@ -127,7 +127,7 @@ def _is_still(path: Path, opened: IO[str]) -> bool:
         return False
 
 
-def _evict_oldest(rows: list[Entry], over: int) -> int:
+def evict_oldest(rows: list[Entry], over: int) -> int:
     """Remove entries until they were `over` bytes, if there are so many; the bytes that went."""
     gone = 0
     for row in sorted(rows, key=lambda row: row.used):

@@ -226,7 +226,9 @@ class Dedup(Stage[DedupConfig], env="data", revision=3, reproducible="bits"):
             read=3 * stored + 2 * recipe.bands * BAND_BYTES * count,
             written=2 * recipe.bands * BAND_BYTES * count,
             notes=(f"deduplication keeps {kept:.0%}",),
-            refusals=tuple(f"{one.fault}: {one.key} = {one.value}: {one.remedy}" for one in config.problems(count, text)),
+            refusals=tuple(
+                f"{one.fault}: {one.key} = {one.value}: {one.remedy}" for one in config.problems(count, text)
+            ),
         )
 
     @classmethod
