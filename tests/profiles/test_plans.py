@@ -148,9 +148,7 @@ def test_a_limit_that_is_reached_is_said_by_the_plan() -> None:
     assert any("dedup_web: cannot run: a filter for 15,065.0 GB of text" in line for line in one)
     many = warned("7b", "dedup_web.partitions=1", "ingest_web.heuristics=none")
     assert any("dedup_web: cannot run: 13,100,000,000 documents" in line and "set 4 or more" in line for line in many)
-    assert any(
-        "quality_web.scratch_gib = 1000" in line for line in warned("7b", "resources.quality_web.scratch_gib=1000")
-    )
+    assert any("quality_web.scratch_gib = 1" in line for line in warned("7b", "resources.quality_web.scratch_gib=1"))
     assert any(
         "tokenize_short: needs" in line and "of memory" in line
         for line in warned("7b", "resources.tokenize_short.memory_gib=8")
