@@ -131,7 +131,9 @@ def of_node(
     bytes_in = max(scale.read, sum(float(amounts.get("bytes", 0)) for _, amounts in reads))
     bytes_out = sum(float(amounts.get("bytes", 0)) for amounts in outputs.values())
     in_flight = min(scale.tasks, _workers(config, resources))
-    disk = in_flight * scale.task_disk + whole + (0.0 if scale.task_disk else bytes_out)  # tasks store their own
+    disk = (
+        in_flight * scale.task_disk + scale.local + whole + (0.0 if scale.task_disk else bytes_out)
+    )  # tasks store their own
     work = {"store.read": bytes_in, "store.write": bytes_out + scale.written, **scale.work}
     seconds = sum(amount / rates()[name]["rate"] for name, amount in work.items())
     moved = bytes_in + scale.outside + bytes_out + scale.written

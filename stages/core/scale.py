@@ -30,6 +30,8 @@ class Scale:
     tasks: float = 1.0
     task_disk: float = 0.0
     """Local disk of one task in flight."""
+    local: float = 0.0
+    """Bytes that stay on the machine's disk until the stage ends, beside the tasks in flight."""
     task_memory: float = 0.0
     memory: float = 0.0
     """Of the machine at another time than when its tasks take theirs."""

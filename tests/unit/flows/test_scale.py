@@ -12,6 +12,7 @@ from stages.core.scale import Unknown, amount
 from stages.dedup.spec import DedupConfig
 from stages.lib.data.amounts import BYTES_A_TOKEN, STORED
 from stages.pipeline import PIPELINE
+from stages.quality.spec import QualityConfig
 from stages.tokenize.spec import TokenizeConfig
 
 TEXT = {"documents": 1e6, "text_bytes": 4e9, "bytes": 1.6e9, "files": 3.0}
@@ -55,9 +56,9 @@ def test_the_windows_of_a_corpus() -> None:
 
 
 def test_disk_is_bounded_by_tasks_where_ports_are_read_by_tasks() -> None:
-    node, config = PIPELINE["dedup_text"], DedupConfig(recipe="slimpajama", workers=4)
+    node, config = PIPELINE["quality_web"], QualityConfig(model="/m", workers=4)
     small, large = (
-        scale.of_node(node, config, Resources(cpus=4), {"sources": corpus(**sizes)}, {})
+        scale.of_node(node, config, Resources(cpus=4), {"documents": corpus(**sizes)}, {})
         for sizes in (
             {"documents": 1e7, "text_bytes": 4e10, "bytes": 1.6e10},
             {"documents": 1e8, "text_bytes": 4e11, "bytes": 1.6e11},
@@ -76,7 +77,7 @@ def test_what_is_not_known_is_said() -> None:
 
 
 def test_the_network_bounds_what_many_cores_would_do_faster() -> None:
-    node, config = PIPELINE["quality_web"], PIPELINE["quality_web"].config_type(model="/m", workers=1)  # type: ignore[call-arg]
+    node, config = PIPELINE["quality_web"], QualityConfig(model="/m", workers=1)
     one = scale.of_node(node, config, Resources(cpus=1000), {"documents": corpus()}, {})
     assert one.seconds == pytest.approx(one.moved / scale.NETWORK)
     assert one.seconds > one.core_seconds / 1000
