@@ -344,24 +344,15 @@ def _check_processes(
 
 
 def _check_arrays(node: Node, config: StageConfig, launcher: str, origin: Mapping[str, str]) -> None:
-    """A stage that asks for arrays of jobs needs the launcher that submits them, and a folder that all of them see."""
-    if getattr(config, "workers", None) != "slurm":
+    """A stage that asks for arrays of jobs needs the launcher that submits them."""
+    by = getattr(config, "workers", None)
+    if by not in ("slurm", "kubernetes") or launcher == by:
         return
-    file, key = (
-        _origin(origin, f"node.{node.name}.workers", f"stage.{node.stage}.workers"),
-        f"{node.name}.workers = 'slurm'",
+    file = _origin(origin, f"node.{node.name}.workers", f"stage.{node.stage}.workers")
+    raise ConfigError(
+        f"{file}: {node.name}.workers = '{by}' needs the {by} launcher, but '{launcher}' runs it: set"
+        f" launchers.{node.name} to {by}, or workers to a number"
     )
-    if launcher != "slurm":
-        raise ConfigError(
-            f"{file}: {key} needs the slurm launcher, but '{launcher}' runs it: set launchers.{node.name} to slurm, or"
-            " workers to a number"
-        )
-    work = getattr(config, "work", None)
-    if not work or not Path(work).is_absolute():
-        raise ConfigError(
-            f"{file}: {key} needs {node.name}.work, the absolute path of a folder that login and compute nodes share;"
-            f" it is {work!r}"
-        )
 
 
 def _explain(error: ValidationError, model: type[BaseModel], *table: str) -> str:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 from flows import environments
 from flows.launch.base import Job, parse_event, secrets_of, with_provenance
-from flows.launch.kubernetes_manifests import Site, batch_job, name_of, secret, service
+from flows.launch.kubernetes_arrays import IndexedJobs
+from flows.launch.kubernetes_manifests import Site, batch_job, name_of, secret, service, uses_arrays
 from flows.launch.relay import on_loopback
 from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
@@ -37,8 +38,11 @@ _PREEMPTED = (
 class KubernetesHandle:
     """A Job in the cluster."""
 
-    def __init__(self, core: Any, batch: Any, namespace: str, name: str, node: str) -> None:
+    def __init__(
+        self, core: Any, batch: Any, namespace: str, name: str, node: str, arrays: IndexedJobs | None = None
+    ) -> None:
         self._core, self._batch, self._namespace, self._name, self._node = core, batch, namespace, name, node
+        self._arrays = arrays
         self._end: tuple[int, dict[str, Any] | None] | None = None
         self._done_event: dict[str, Any] = {}
         self._stopping = False
@@ -63,6 +67,10 @@ class KubernetesHandle:
                     yield {"event": "log", "level": "info", "message": f"Kubernetes runs image {image_id}"}
                 for event in self._log(pod.metadata.name, seen):
                     seen += 1
+                    if event["event"] == "array" and self._arrays:
+                        if not self._stopping:
+                            yield from self._arrays.submit(event)
+                        continue
                     if event["event"] == "done":
                         self._done_event = event
                     yield event
@@ -128,6 +136,8 @@ class KubernetesHandle:
             if self._end is None:
                 time.sleep(POLL_SECONDS)
         code, done_class = self._end[0], self._done_event.get("exit")
+        if self._arrays:
+            self._arrays.cancel()
         delete(self._core, self._batch, self._namespace, self._name, 0)
         if code and done_class and done_class != ExitClass.OK:  # torchrun ends with 1 whatever its workers ended with
             return ExitClass(done_class).code
@@ -136,6 +146,8 @@ class KubernetesHandle:
     def stop(self, grace: float) -> None:
         if self._end is None and not self._stopping:
             self._stopping = True
+            if self._arrays:
+                self._arrays.cancel()
             threading.Thread(
                 target=delete, args=(self._core, self._batch, self._namespace, self._name, int(grace)), daemon=True
             ).start()
@@ -225,7 +237,12 @@ class KubernetesLauncher:
             except BaseException:
                 delete(core, batch, namespace, name, 0)
                 raise
-        return KubernetesHandle(core, batch, namespace, name, job.request.node)
+        arrays = self._arrays(job, created.metadata.uid) if uses_arrays(job) else None
+        return KubernetesHandle(core, batch, namespace, name, job.request.node, arrays)
+
+    def _arrays(self, job: Job, owner: str) -> IndexedJobs:
+        core, batch = self._clients()
+        return IndexedJobs(job, self._site, self._installation, core, batch, owner)
 
     def adopt(self, id: str, job: Job) -> KubernetesHandle | None:
         """Follow a Job that another control plane started; None when it is over or gone."""
@@ -233,12 +250,13 @@ class KubernetesLauncher:
 
         core, batch = self._clients()
         try:
-            status = batch.read_namespaced_job_status(id, self._site.namespace).status
+            there = batch.read_namespaced_job_status(id, self._site.namespace)
         except ApiException:
             return None
-        if any(c.type in ("Complete", "Failed") and c.status == "True" for c in status.conditions or []):
+        if any(c.type in ("Complete", "Failed") and c.status == "True" for c in there.status.conditions or []):
             return None
-        return KubernetesHandle(core, batch, self._site.namespace, id, job.request.node)
+        arrays = self._arrays(job, there.metadata.uid) if uses_arrays(job) else None
+        return KubernetesHandle(core, batch, self._site.namespace, id, job.request.node, arrays)
 
     def reap(self, run_id: str | None = None) -> list[str]:
         if run_id is None:  # what a dead control plane left is adopted, not killed

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import environments
 from flows.data_files import DATA
+from flows.launch.array_request import ArrayRequest
 from flows.launch.base import Job, load_site, public_environment, torchrun
 from stages.core.errors import ConfigError
 from stages.core.messages import Secrets
+from stages.core.resources import Processes
 
 UID = 65532
 PORT = 29500
 """torchrun's own default."""
+TRIES = 3
+"""How often a pod of an array that was killed is made again."""
 SECRET_BYTES = 1 << 20
 """The most that a Secret holds (Kubernetes documentation, "Secrets", Restrictions)."""
 
@@ -33,6 +38,10 @@ class Site(BaseModel):
     pull_secrets: tuple[str, ...] = Field(default=(), description="names of secrets for the image registry")
     gpu: str = Field(default="nvidia.com/gpu", description="the resource that stands for a GPU")
     priority_class: str = ""
+    array_size: int = Field(
+        default=1000, gt=0, le=100_000, description="indexes of an array at most; more tasks share them"
+    )
+    array_limit: int = Field(default=0, ge=0, description="pods of an array that run at the same time; 0: all")
     keep_seconds: int = Field(
         default=3600, ge=0, description="a finished job is removed by the cluster after this, if we did not"
     )
@@ -159,8 +168,56 @@ def batch_job(job: Job, site: Site, installation: str) -> dict[str, Any]:
     }
 
 
+def uses_arrays(job: Job) -> bool:
+    """Whether a stage will ask for arrays (`stages/lib/data/job_array.py`)."""
+    return job.request.config.get("workers") == "kubernetes"
+
+
+def array_name(job: Job, request: ArrayRequest) -> str:
+    """Name of an array's Job: short enough for its pods' host names, `<name>-<index>`, of 63 characters."""
+    node = job.request.node.replace("_", "-")[:18].strip("-")
+    return f"moxin-{node}-{job.request.key[:10]}-{job.request.lease.epoch}-{request.name[-8:]}"
+
+
+def array_job(job: Job, site: Site, request: ArrayRequest, installation: str, owner: str) -> dict[str, Any]:
+    """The Indexed Job of an array that a stage asked for: its image, its secret, its scratch, and for each pod what one
+    task needs. owner: uid of the stage's Job.
+    """
+    needs = {"cpus": request.cpus, "memory_gib": request.memory_gib, "gpus": 0, "nodes": 1, "nproc_per_node": 1}
+    element = replace(job, resources=job.resources.model_copy(update=needs), processes=Processes.SINGLE)
+    count = min(request.tasks, site.array_size)
+    body = batch_job(element, site, installation)
+    stage = {"apiVersion": "batch/v1", "kind": "Job", "name": name_of(job), "uid": owner}
+    body["metadata"] |= {"name": array_name(job, request), "ownerReferences": [stage]}
+    spec = body["spec"]
+    del spec["backoffLimit"]  # of all indexes together: each has its own
+    spec |= {
+        "completionMode": "Indexed",
+        "completions": count,
+        "parallelism": min(count, site.array_limit or count),
+        "backoffLimitPerIndex": TRIES,
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                {
+                    "action": "FailIndex",
+                    "onExitCodes": {"containerName": "stage", "operator": "In", "values": [1]},
+                },
+            ]
+        },
+    }
+    (container,) = spec["template"]["spec"]["containers"]
+    container["command"] = [
+        *("python", "-m", "stages.lib.data.job_array"),
+        *(word.replace("$(", "$$(") for word in (request.place, request.name)),
+        *("$(JOB_COMPLETION_INDEX)", str(count), "--secrets", "/secrets/secrets.json"),
+    ]
+    return body
+
+
 def _container(job: Job, site: Site) -> dict[str, Any]:
     resources = job.resources
+    arrays = {"MOXIN_ARRAYS": "1"} if uses_arrays(job) else {}
     memory = f"{max(1, round(resources.memory_gib * 1024))}Mi"
     limits: dict[str, str] = {"memory": memory}
     requests = {"memory": memory, "cpu": f"{resources.cpus:g}", "ephemeral-storage": f"{resources.scratch_gib:g}Gi"}
@@ -172,7 +229,7 @@ def _container(job: Job, site: Site) -> dict[str, Any]:
         "command": command(job),
         "env": [
             {"name": name, "value": value.replace("$(", "$$(")}
-            for name, value in sorted(public_environment(job).items())
+            for name, value in sorted((public_environment(job) | arrays).items())
         ],  # `$(X)` is X's value
         "resources": {"requests": requests, "limits": limits},
         "securityContext": {

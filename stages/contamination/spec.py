@@ -49,10 +49,11 @@ class ContaminationConfig(StageConfig):
     left_out_splits: tuple[str, ...] = Field(
         default=("train", "auxiliary_train", "dev"), description="splits of a suite that nothing is scored on"
     )
-    workers: Operational[int | Literal["ray", "slurm"]] = Field(
+    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
         default=1,
         description=(
-            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
+            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"
+            " launcher; never changes the result"
         ),
     )
     work: Operational[str | None] = Field(

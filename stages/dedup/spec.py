@@ -138,10 +138,11 @@ class DedupConfig(StageConfig):
         ge=64,
         description="what sorting and merging may use in each process, about; never changes the result",
     )
-    workers: Operational[int | Literal["ray", "slurm"]] = Field(
+    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
         default=1,
         description=(
-            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
+            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"
+            " launcher; never changes the result"
         ),
     )
     work: Operational[str | None] = Field(

@@ -77,10 +77,11 @@ class IngestConfig(StageConfig):
         gt=0,
         description="records to read at most, usable or not, drawn over the files of the listing; for trials",
     )
-    workers: Operational[int | Literal["ray", "slurm"]] = Field(
+    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
         default=1,
         description=(
-            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes the result"
+            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"
+            " launcher; never changes the result"
         ),
     )
     work: Operational[str | None] = Field(

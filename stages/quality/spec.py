@@ -46,11 +46,11 @@ class QualityConfig(StageConfig):
         default=0.1, gt=0, lt=1, description="share of the training documents that tests the classifier"
     )
     seed: int = Field(default=1, description="which documents train")
-    workers: Operational[int | Literal["ray", "slurm"]] = Field(
+    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
         default=1,
         description=(
-            "processes that score, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never changes"
-            " the result"
+            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"
+            " launcher; never changes the result"
         ),
     )
     work: Operational[str | None] = Field(

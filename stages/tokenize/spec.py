@@ -48,11 +48,11 @@ class TokenizeConfig(StageConfig):
     threads: Operational[int] = Field(
         default=2, ge=1, description="encoder threads in each process; they never change the result"
     )
-    workers: Operational[int | Literal["ray", "slurm"]] = Field(
+    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
         default=1,
         description=(
-            "processes that encode, 'ray': the cluster that RAY_ADDRESS names, or 'slurm': arrays of jobs; never"
-            " changes the result"
+            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"
+            " launcher; never changes the result"
         ),
     )
     work: Operational[str | None] = Field(

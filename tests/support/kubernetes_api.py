@@ -74,6 +74,8 @@ class Cluster:
     def _make(self, namespace: str, body: dict[str, Any]) -> Any:
         if body["kind"] == self.fail:
             raise ApiException(status=403, reason="Forbidden")
+        if body["kind"] == "Job" and any(body["metadata"]["name"] == made["metadata"]["name"] for made in self.made):
+            raise ApiException(status=409, reason="AlreadyExists")
         self.made.append(body)
         return read("V1Job", metadata={"name": body["metadata"]["name"], "uid": "uid-1"})
 

@@ -35,13 +35,14 @@ from stages.lib.data.task import Job, Receipt, compute, fingerprint, plain, rece
 
 ARRAYS = "MOXIN_ARRAYS"
 """Set by the launcher that answers when a stage asks for an array."""
+BY_ARRAYS = ("slurm", "kubernetes")
 PORTS = (
     *("sources", "documents", "positives", "tokenizer", "raw"),
     *("suites", "image_suites", "conversations", "preferences", "problems", "images"),
 )
 """Input ports of the stages that work through a pool: what lies there is part of a work folder's name."""
 Function = Callable[..., Any]
-Workers = int | Literal["ray", "slurm"]
+Workers = int | Literal["ray", "slurm", "kubernetes"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,14 @@ class Pool:
         """The pool of a stage. `need`: what one of its processes needs. folders: results stay files of a folder
         (`Result.folder`), for a stage that does not work by reference yet.
         """
-        if ctx.config.workers == "slurm" and not (os.environ.get(ARRAYS) and (ctx.config.work or not folders)):
-            work = f" and {ctx.node}.work, a folder that all nodes share" if folders else ""
-            raise ConfigError(f"{ctx.node}.workers = 'slurm' needs the slurm launcher (--launcher slurm){work}")
+        by = ctx.config.workers
+        if by in BY_ARRAYS and not os.environ.get(ARRAYS):
+            raise ConfigError(f"{ctx.node}.workers = '{by}' needs the {by} launcher (--launcher {by})")
+        if by in BY_ARRAYS and folders and not ctx.config.work:
+            raise ConfigError(
+                f"{ctx.node}.workers = '{by}' needs {ctx.node}.work, a folder that all nodes share: this stage does not"
+                " work by reference yet"
+            )
         return cls(
             work_folder(ctx) if folders else ctx.tasks,
             ctx.config.workers,
@@ -152,7 +158,7 @@ class Pool:
     def _runs(self, name: str, jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:
         if len(jobs) <= 1 or self.workers == 1:
             return _inline(jobs)
-        if self.workers == "slurm":
+        if self.workers in BY_ARRAYS:
             assert self._request_array is not None
             return job_array.run(self.objects, name, jobs, self._request_array)
         if self.workers == "ray":
