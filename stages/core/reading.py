@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from stages.core.artifacts import FileEntry
-from stages.core.errors import InfraError
+from stages.core.errors import InfraError, InputError, StageError
 from stages.core.messages import StoreAddress
 from stages.core.range_file import StoredFile
 from stages.core.staging import Cache
 from stages.core.store import Store
+from stages.core.store_errors import Damaged
 from stages.core.workspace import workspace
 
 STORE = "MOXIN_STORE"
@@ -60,6 +61,41 @@ def local_file(entry: FileEntry) -> Iterator[Path]:
         cache = Path(os.environ.get(CACHE) or folder / "cache")
         Cache(cache, store, os.environ.get(ATTEMPT, ""), logging.getLogger(__name__).warning).fetch([(entry, target)])
         yield target
+
+
+def unreadable(entry: FileEntry, why: object) -> StageError:
+    """What to raise when a file's bytes make no sense to its reader: InfraError where the store has them whole (they
+    changed on their way, or this machine is bad), Damaged where it has others, InputError for a file of this machine.
+    """
+    line = " ".join(str(why).split())
+    if entry.is_local:
+        return InputError(f"{entry.path} cannot be read: {line}")
+    store = _store(_address(), os.getpid())
+    try:
+        digest = store.digest(entry.object)
+    except Damaged as error:
+        return error
+    if digest != entry.sha256:
+        return Damaged(
+            f"{store.where(entry.object)} is damaged: SHA-256 {digest}, but its manifest says {entry.sha256}",
+            entry.object,
+            digest,
+        )
+    return InfraError(
+        f"{store.where(entry.object)} is whole in the store, but came here as what is no file of its kind"
+        f" ({line}): try again, and look at this machine's network and memory"
+    )
+
+
+@contextmanager
+def sense(entry: FileEntry, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn a library's errors of these kinds over a file's bytes into `unreadable`; what the store raised stays."""
+    try:
+        yield
+    except StageError:
+        raise
+    except kinds as error:
+        raise unreadable(entry, error) from error
 
 
 def _address() -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,8 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.core.artifacts import FileEntry
-from stages.core.errors import InputError
-from stages.core.reading import open_file
+from stages.core.reading import open_file, unreadable
 from stages.lib.data.numba_jit import njit
 
 FAN = 512
@@ -32,7 +32,7 @@ HELD_BYTES = 128 << 20
 """Bytes of records that a Spiller holds before it writes a file."""
 CHUNK_BYTES = 1 << 20
 """Bytes of records that are compressed together: what a reader holds of a file."""
-MAGIC = b"MOXSPIL1"
+MAGIC = b"MOXSPIL2"
 CODEC = "zstd"
 LEVEL = 1
 
@@ -194,6 +194,7 @@ def write_grouped(
 ) -> None:
     """Write records that are grouped by partition: those of `low + p` are the records from `starts[p]` to
     `starts[p + 1]`. A file is magic, a JSON header, where each block begins, and the blocks: chunks, one after another.
+    Header and chunks have a CRC32 each: a reader of small ranges has no other check (`stages.core.range_file`).
     """
     with open(path, "wb") as stream:
         _write(stream, layout, low, high, per_block, starts, records)
@@ -207,7 +208,7 @@ def _write(
     blocks = -(-(high - low) // per_block)
     stream.write(MAGIC + struct.pack("<q", len(head)) + head)
     table = stream.tell()
-    stream.seek(table + 8 * (blocks + 1))
+    stream.seek(table + 8 * (blocks + 2))
     edges = starts[[*range(0, high - low, per_block), high - low]].tolist()
     offsets, codec = [stream.tell()], pa.Codec(CODEC, LEVEL)
     for block, (first, last) in enumerate(itertools.pairwise(edges)):
@@ -215,7 +216,8 @@ def _write(
             _write_block(stream, codec, layout, starts[block * per_block : (block + 1) * per_block + 1], records)
         offsets.append(stream.tell())
     stream.seek(table)
-    stream.write(np.array(offsets, "<i8").tobytes())
+    table_bytes = np.array(offsets, "<i8").tobytes()
+    stream.write(table_bytes + struct.pack("<q", _crc(head, table_bytes)))
 
 
 def _write_block(stream: BinaryIO, codec: Any, layout: Layout, bounds: np.ndarray, records: Records) -> None:
@@ -227,7 +229,8 @@ def _write_block(stream: BinaryIO, codec: Any, layout: Layout, bounds: np.ndarra
             ends = records.ends[first : last + 1]
             streams += [np.diff(ends), records.source[ends[0] : ends[-1]]]
         packed = [codec.compress(_planes(part), asbytes=True) for part in streams]
-        stream.write(struct.pack(f"<{1 + len(packed)}q", last - first, *map(len, packed)))
+        sizes = struct.pack(f"<{1 + len(packed)}q", last - first, *map(len, packed))
+        stream.write(sizes + struct.pack("<q", _crc(sizes, *packed)))
         stream.writelines(packed)
 
 
@@ -247,6 +250,13 @@ def _planes(column: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(data.view(np.uint8).reshape(-1, data.itemsize).T).ravel()
 
 
+def _crc(*parts: bytes) -> int:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -257,18 +267,24 @@ class _File:
         self._stream, self._entry = stream, entry
         magic, size = self._read(8), struct.unpack("<q", self._read(8))[0]
         if magic != MAGIC:
-            raise InputError(f"{entry.path}: no file of a shuffle: begins with {magic!r}")
-        head = json.loads(self._read(size))
-        self.layout, self.low, self.high = Layout.of(head["layout"]), int(head["low"]), int(head["high"])
-        self._per_block = int(head["per_block"])
-        blocks = -(-(self.high - self.low) // self._per_block)
-        self._offsets = np.frombuffer(self._read(8 * (blocks + 1)), "<i8")
+            raise unreadable(entry, f"no file of a shuffle: begins with {magic!r}")
+        text = self._read(size)
+        try:
+            head = json.loads(text)
+            self.layout, self.low, self.high = Layout.of(head["layout"]), int(head["low"]), int(head["high"])
+            self._per_block = int(head["per_block"])
+            table = self._read(8 * (-(-(self.high - self.low) // self._per_block) + 1))
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
+            raise unreadable(entry, f"its header: {error}") from error
+        if struct.unpack("<q", self._read(8))[0] != _crc(text, table):
+            raise unreadable(entry, "its header has another CRC32")
+        self._offsets = np.frombuffer(table, "<i8")
         self._codec = pa.Codec(CODEC)
 
     def _read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        if len(data) < size:
-            raise InputError(f"{self._entry.path}: ends early, {self._entry.size} bytes were written")
+        data = self._stream.read(size) if 0 <= size <= self._entry.size else b""
+        if len(data) != size:
+            raise unreadable(self._entry, f"it ends early: {self._entry.size} bytes were written")
         return data
 
     def read(self, low: int, high: int) -> Iterator[tuple[np.ndarray, Records]]:
@@ -295,8 +311,12 @@ class _File:
         """How many records of each partition, and the records."""
         columns = self.layout.columns
         streams = 1 + len(columns) + 2 * self.layout.payload
-        records, *sizes = struct.unpack(f"<{1 + streams}q", self._read(8 * (1 + streams)))
-        packed = iter([self._read(size) for size in sizes])
+        head, place = self._read(8 * (1 + streams)), self._stream.tell()
+        crc, (records, *sizes) = struct.unpack("<q", self._read(8))[0], struct.unpack(f"<{1 + streams}q", head)
+        parts = [self._read(size) for size in sizes]
+        if _crc(head, *parts) != crc:
+            raise unreadable(self._entry, f"the chunk at byte {place - len(head)} has another CRC32")
+        packed = iter(parts)
         counts = self._values(next(packed), "<u4", partitions if partitions > 1 else 0)
         counts = counts if partitions > 1 else np.array([records])
         found = [self._values(next(packed), name, records * width) for name, width in columns]
@@ -309,10 +329,7 @@ class _File:
 
     def _values(self, packed: bytes, name: str, count: int) -> np.ndarray:
         kind = np.dtype(name)
-        try:
-            data = np.frombuffer(self._codec.decompress(packed, count * kind.itemsize), np.uint8)
-        except OSError as error:
-            raise InputError(f"{self._entry.path}: damaged: {error}") from error
+        data = np.frombuffer(self._codec.decompress(packed, count * kind.itemsize), np.uint8)
         return np.ascontiguousarray(data.reshape(kind.itemsize, -1).T).reshape(-1).view(kind)
 
 

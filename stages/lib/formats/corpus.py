@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from stages.core.artifacts import FileEntry
 from stages.core.context import Context
-from stages.core.reading import open_file
+from stages.core.reading import open_file, sense
 from stages.lib.formats.documents import write_documents
 from stages.lib.formats.parquet_parts import OTHERS, VALUES
 
@@ -53,7 +53,7 @@ def groups_of(part: FileEntry) -> list[tuple[int, int]]:
     """(rows, bytes before compression) of each row group of a part: from its entry, or from its footer alone."""
     if part.detail is not None and "groups" in part.detail:
         return [(int(rows), int(size)) for rows, size in part.detail["groups"]]
-    with open_file(part) as stream:
+    with sense(part, pa.ArrowException, OSError), open_file(part) as stream:
         return _groups(pq.read_metadata(stream))
 
 
@@ -107,7 +107,9 @@ def read_shard(shard: Shard, columns: list[str] | None = None, rows: int = 8192)
     with ExitStack() as stack:
         source: Any = shard.path
         if shard.entry is not None:
-            source = stack.enter_context(open_file(FileEntry.model_validate(shard.entry)))
+            entry = FileEntry.model_validate(shard.entry)
+            stack.enter_context(sense(entry, pa.ArrowException, OSError))
+            source = stack.enter_context(open_file(entry))
         parquet = stack.enter_context(pq.ParquetFile(source))
         for group in range(shard.first_group, shard.end_group):
             yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
@@ -118,7 +120,7 @@ def read_parts(
 ) -> Iterator[pa.RecordBatch]:
     """Record batches of whole parts, in order, each within one row group."""
     for part in parts:
-        with open_file(part) as stream, pq.ParquetFile(stream) as parquet:
+        with sense(part, pa.ArrowException, OSError), open_file(part) as stream, pq.ParquetFile(stream) as parquet:
             for group in range(parquet.num_row_groups):
                 yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
 

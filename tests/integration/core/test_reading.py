@@ -13,8 +13,9 @@ import pytest
 
 from stages.core import reading
 from stages.core.artifacts import FileEntry
-from stages.core.errors import InfraError
+from stages.core.errors import InfraError, InputError
 from stages.core.ledger import Ledger
+from stages.core.store import Store
 from stages.core.store_errors import Damaged
 
 
@@ -80,3 +81,45 @@ def test_a_lost_or_cut_file_is_damage_and_a_missing_address_says_so(
     monkeypatch.delenv(reading.STORE)
     with pytest.raises(InfraError, match="MOXIN_STORE is not set"):
         reading.open_file(entry)
+
+
+def test_bytes_that_make_no_sense_are_blamed_on_whom_it_may_concern(
+    entry: FileEntry, ledger: Ledger, tmp_path: Path
+) -> None:
+    """A reader of small ranges finds it; the store is asked before anybody says that the data is bad."""
+    with (
+        pytest.raises(InfraError, match=r"files/part is whole in the store, but came here .* \(Invalid: no magic\)"),
+        reading.sense(entry, pa.ArrowException),
+    ):
+        raise pa.ArrowInvalid("Invalid:\n no magic")
+    ledger.store.put("files/part", b"other bytes")
+    with (
+        pytest.raises(Damaged, match="files/part is damaged: SHA-256") as caught,
+        reading.sense(entry, pa.ArrowException),
+    ):
+        raise pa.ArrowInvalid("no magic")
+    assert caught.value.key == "files/part"
+    ledger.store.delete(["files/part"])
+    assert "404" in str(reading.unreadable(entry, "x"))
+    local = entry.model_copy(update={"object": str(tmp_path / "x")})
+    assert isinstance(reading.unreadable(local, "x"), InputError)
+    with pytest.raises(KeyError), reading.sense(entry, pa.ArrowException):
+        raise KeyError("of the consumer's own")
+    with pytest.raises(InfraError, match="away"), reading.sense(entry, Exception):
+        raise InfraError("the store is away")
+
+
+def test_a_shard_of_a_file_whose_bytes_came_wrong_is_no_bad_data(
+    entry: FileEntry, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stages.lib.formats.corpus import Shard, groups_of, read_shard
+
+    real = Store.get_range
+    monkeypatch.setattr(Store, "get_range", lambda *a: bytes(byte ^ 1 for byte in real(*a)))
+    with pytest.raises(InfraError, match="is whole in the store"):
+        groups_of(entry)
+    with pytest.raises(InfraError, match="is whole in the store"):
+        list(read_shard(Shard("x", 0, 1, 0, 1000, entry.value())))
+    monkeypatch.undo()
+    reading.share(ledger.store.address, "test")
+    assert sum(batch.num_rows for batch in read_shard(Shard("x", 0, 1, 0, 1000, entry.value()))) == 1000

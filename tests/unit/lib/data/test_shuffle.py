@@ -129,11 +129,22 @@ def test_damage_is_named(tmp_path: Path) -> None:
     path = path if path.exists() else next(tmp_path.rglob("rows-00000"))
     data = path.read_bytes()
     path.write_bytes(data[:-3])
-    with pytest.raises(InputError, match="rows-00000: ends early"):
+    with pytest.raises(InputError, match="rows-00000 cannot be read: it ends early"):
         read_all(found.source(1), PLAIN)
     path.write_bytes(b"x" + data[1:])
-    with pytest.raises(InputError, match="rows-00000: no file of a shuffle"):
+    with pytest.raises(InputError, match="rows-00000 cannot be read: no file of a shuffle"):
         read_all(found.source(1), PLAIN)
+
+
+def test_a_byte_that_changed_anywhere_is_named(tmp_path: Path) -> None:
+    """A reader of small ranges has no other check than the file's own."""
+    found = shuffled(tmp_path, [[0, 1, 1]], 2, 512, True, 1 << 20)
+    path = next(tmp_path.rglob("rows-00000"))
+    data = path.read_bytes()
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x20]) + data[at + 1 :])
+        with pytest.raises(InputError, match="rows-00000 cannot be read"):
+            [read_all(found.source(p), RUNS) for p in range(2)]
 
 
 def test_many_shards_with_a_limit_of_open_files(tmp_path: Path) -> None:
