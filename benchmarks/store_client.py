@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,115 +51,122 @@ def where(address: StoreAddress, number: int) -> dict[str, str]:
     return {"Bucket": address.bucket, "Key": f"{address.prefix}{PREFIX}{number}"}
 
 
-def sides(address: StoreAddress, entries: list[FileEntry], folder: Path) -> dict[str, Callable[[], Work]]:
-    """Each way by its name: makes its client, and gives what moves object `number`."""
-    source = folder / "source"
+@dataclass
+class Sides:
+    """Ways to move objects; each method makes its client, and gives what moves object `number`."""
 
-    def target(number: int) -> Path:
-        return folder / str(number)
+    address: StoreAddress
+    entries: list[FileEntry]
+    folder: Path
 
-    def boto_download_file() -> Work:
-        client = boto(address)
+    def _target(self, number: int) -> Path:
+        return self.folder / str(number)
 
-        def work(number: int) -> None:
-            at = where(address, number)
-            client.download_file(at["Bucket"], at["Key"], str(target(number)))
-            assert file_sha256(target(number)) == entries[number].sha256
+    def _source(self, number: int) -> Path:
+        """The file to send, read once for its SHA-256."""
+        assert file_sha256(self.folder / "source") == self.entries[number].sha256
+        return self.folder / "source"
 
-        return work
-
-    def streamed(chunks: Callable[[int], Any]) -> Work:
+    def _streamed(self, chunks: Callable[[int], Any]) -> Work:
         def work(number: int) -> None:
             digest = hashlib.sha256()
-            with open(target(number), "wb", buffering=0) as stream:
+            with open(self._target(number), "wb", buffering=0) as stream:
                 for chunk in chunks(number):
                     digest.update(chunk)
                     stream.write(chunk)
-            assert digest.hexdigest() == entries[number].sha256
+            assert digest.hexdigest() == self.entries[number].sha256
 
         return work
 
-    def boto_stream() -> Work:
-        client = boto(address)
-        return streamed(lambda n: client.get_object(**where(address, n))["Body"].iter_chunks(CHUNK))
+    def boto_download_file(self) -> Work:
+        client = boto(self.address)
 
-    def urllib3_stream() -> Work:
+        def work(number: int) -> None:
+            at = where(self.address, number)
+            client.download_file(at["Bucket"], at["Key"], str(self._target(number)))
+            assert file_sha256(self._target(number)) == self.entries[number].sha256
+
+        return work
+
+    def boto_stream(self) -> Work:
+        client = boto(self.address)
+        return self._streamed(lambda n: client.get_object(**where(self.address, n))["Body"].iter_chunks(CHUNK))
+
+    def urllib3_stream(self) -> Work:
         import urllib3
 
-        client, pool = boto(address), urllib3.PoolManager(maxsize=AT_ONCE)
+        client, pool = boto(self.address), urllib3.PoolManager(maxsize=AT_ONCE)
 
         def chunks(number: int) -> Any:
-            url = client.generate_presigned_url("get_object", Params=where(address, number))
+            url = client.generate_presigned_url("get_object", Params=where(self.address, number))
             return pool.request("GET", url, preload_content=False).stream(CHUNK, decode_content=False)
 
-        return streamed(chunks)
+        return self._streamed(chunks)
 
-    def obstore_client() -> Any:
-        return import_module("obstore.store").S3Store(
-            address.bucket,
-            endpoint=address.endpoint,
-            region=address.region,
+    def _obstore(self) -> tuple[Any, Any]:
+        client = import_module("obstore.store").S3Store(
+            self.address.bucket,
+            endpoint=self.address.endpoint,
+            region=self.address.region,
             client_options={"allow_http": True},
             virtual_hosted_style_request=False,
         )
+        return import_module("obstore"), client
 
-    def obstore_stream() -> Work:
-        obstore, client = import_module("obstore"), obstore_client()
-        return streamed(lambda n: obstore.get(client, where(address, n)["Key"]).stream(min_chunk_size=CHUNK))
+    def obstore_stream(self) -> Work:
+        obstore, client = self._obstore()
+        return self._streamed(lambda n: obstore.get(client, where(self.address, n)["Key"]).stream(min_chunk_size=CHUNK))
 
-    def moxin_down() -> Work:
-        store = Store(address)
-        return lambda number: store.get_file(entries[number], target(number))
+    def moxin_down(self) -> Work:
+        store = Store(self.address)
+        return lambda number: store.get_file(self.entries[number], self._target(number))
 
-    def boto_upload_file() -> Work:
-        client = boto(address)
+    def boto_upload_file(self) -> Work:
+        client = boto(self.address)
 
         def work(number: int) -> None:
-            assert file_sha256(source) == entries[number].sha256
-            at = where(address, number)
-            client.upload_file(str(source), at["Bucket"], at["Key"])
+            at = where(self.address, number)
+            client.upload_file(str(self._source(number)), at["Bucket"], at["Key"])
 
         return work
 
-    def obstore_put() -> Work:
-        obstore, client = import_module("obstore"), obstore_client()
+    def obstore_put(self) -> Work:
+        obstore, client = self._obstore()
+        options = {"chunk_size": PART, "max_concurrency": 4}
+        return lambda n: obstore.put(client, where(self.address, n)["Key"], self._source(n), **options)
+
+    def moxin_up(self) -> Work:
+        store = Store(self.address)
 
         def work(number: int) -> None:
-            assert file_sha256(source) == entries[number].sha256
-            obstore.put(client, where(address, number)["Key"], source, chunk_size=PART, max_concurrency=4)
+            entry = store.put_file(f"{PREFIX}{number}", self.folder / "source")
+            assert entry.sha256 == self.entries[number].sha256
 
         return work
 
-    def moxin_up() -> Work:
-        store = Store(address)
 
-        def work(number: int) -> None:
-            assert store.put_file(f"{PREFIX}{number}", source).sha256 == entries[number].sha256
-
-        return work
-
-    return {
-        "down: boto3 download_file, SHA-256 after": boto_download_file,
-        "down: boto3 get_object, SHA-256 beside": boto_stream,
-        "down: urllib3 on a presigned address, SHA-256 beside": urllib3_stream,
-        "down: obstore stream, SHA-256 beside": obstore_stream,
-        "down: moxin (Store.get_file)": moxin_down,
-        "up: boto3 upload_file, SHA-256 before": boto_upload_file,
-        "up: obstore put, SHA-256 before, no CRC32": obstore_put,
-        "up: moxin (Store.put_file), CRC32 of each block too": moxin_up,
-    }
+SIDES = {
+    "down: boto3 download_file, SHA-256 after": Sides.boto_download_file,
+    "down: boto3 get_object, SHA-256 beside": Sides.boto_stream,
+    "down: urllib3 on a presigned address, SHA-256 beside": Sides.urllib3_stream,
+    "down: obstore stream, SHA-256 beside": Sides.obstore_stream,
+    "down: moxin (Store.get_file)": Sides.moxin_down,
+    "up: boto3 upload_file, SHA-256 before": Sides.boto_upload_file,
+    "up: obstore put, SHA-256 before, no CRC32": Sides.obstore_put,
+    "up: moxin (Store.put_file), CRC32 of each block too": Sides.moxin_up,
+}
 
 
 def measure(address: StoreAddress, name: str, mib: int, folder: Path) -> dict[str, float]:
     """One side, in this process: CPU and wall seconds a GiB."""
     entries = [FileEntry.model_validate(row) for row in json.loads((folder / "entries").read_text())]
-    work = sides(address, entries, folder)[name]()
-    own = resource.getrusage(resource.RUSAGE_SELF)
+    work = SIDES[name](Sides(address, entries, folder))
+    before = resource.getrusage(resource.RUSAGE_SELF)
     start = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(work, range(OBJECTS)))
     wall, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - own.ru_utime - own.ru_stime
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"cpu": cpu * 1024 / mib, "wall": wall * 1024 / mib}
 
 
@@ -167,7 +175,7 @@ def prepare(address: StoreAddress, mib: int, folder: Path) -> list[str]:
     (folder / "source").write_bytes(os.urandom((mib << 20) // OBJECTS))
     entries = [Store(address).put_file(f"{PREFIX}{number}", folder / "source") for number in range(OBJECTS)]
     (folder / "entries").write_text(json.dumps([entry.value() for entry in entries]))
-    return [name for name in sides(address, entries, folder) if "obstore" not in name or find_spec("obstore")]
+    return [name for name in SIDES if "obstore" not in name or find_spec("obstore")]
 
 
 def main() -> None:

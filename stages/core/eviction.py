@@ -143,11 +143,11 @@ def evict_oldest(rows: list[Entry], over: int) -> int:
     return gone
 
 
-def _used(path: Path, made: float) -> float:
+def _used(path: Path, written: float) -> float:
     try:
         return path.with_name(f"{path.name}.verified").stat().st_mtime
     except OSError:
-        return made
+        return written
 
 
 def _disk(folder: Path) -> shutil._ntuple_diskusage:
