@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.dedup.lsh import EXACT, KEPT, NEAR, SHORT
+from stages.lib.data import stored_array
 from stages.lib.formats.corpus import Shard, count_values, read_shard
 from stages.lib.formats.documents import DocumentWriter, text_buffer
 
@@ -70,13 +71,16 @@ class Funnel:
         return [{"from": 1 << (k - 1) if k else 0, "documents": self.lengths[k]} for k in sorted(self.lengths)]
 
 
-def write_kept(folder: Path, shard: dict[str, Any], fates: str, examples: list[int]) -> Any:
-    """Write the documents of a shard that are kept; the funnel, and the labels of example documents."""
-    fate, start, funnel, labels = np.load(fates, mmap_mode="r"), shard["start"], Funnel(), {}
+def write_kept(folder: Path, shard: dict[str, Any], fates: dict[str, Any], examples: list[int]) -> Any:
+    """Write the documents of a shard that are kept; the funnel, and the labels of example documents. fates: those of
+    the shard's documents (`stored_array`).
+    """
+    fate, first, funnel, labels = stored_array.read(fates), shard["start"], Funnel(), {}
+    start = first
     wanted = set(examples)
     with DocumentWriter(folder) as writer:
         for batch in read_shard(Shard(**shard)):
-            here = fate[start : start + batch.num_rows]
+            here = fate[start - first : start - first + batch.num_rows]
             sizes = np.diff(text_buffer(batch.column("text"))[1])
             funnel.count("in", batch.num_rows, int(sizes.sum()))
             for code, reason in REASONS.items():

@@ -7,18 +7,18 @@ A text is hashed once for each pair that it is in; the disk holds 8 bytes a hash
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from stages.dedup.jaccard import MOST_HASHES, next_values, reaches, slot, slots_of
-from stages.dedup.lsh import group
+from stages.dedup.lsh import partition_of
 from stages.dedup.normalization import table
 from stages.dedup.shingles import DONE, KINDS, SimilarityRule, begin, buffers, new_state
 from stages.dedup.union_find import find, unite_two
 from stages.lib.data.numba_jit import njit
+from stages.lib.data.spills import group
 
 READ_HASHES = 1 << 20
 """Hashes that are in memory together, besides the tables; a table holds MOST_HASHES, on average."""
@@ -57,14 +57,13 @@ def _scatter(folder: Path, rule: SimilarityRule, source: np.ndarray, start: int,
     work = buffers()
     state, made, offsets = new_state(), np.empty(READ_HASHES, np.uint64), np.empty(ranges + 1, np.int64)
     begin(state, start)
-    with ExitStack() as stack:
-        files = [stack.enter_context(open(path, "wb", buffering=0)) for path in paths]
-        while not state[DONE]:
-            values = made[: _next_mixed(KINDS[rule.kind], rule.width, table(), source, end, state, *work, made)]
-            order = np.empty(len(values), np.int64)
-            group(values, ranges, order, offsets)
-            values = values[order]
-            for file, low, high in zip(files, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+    while not state[DONE]:
+        values = made[: _next_mixed(KINDS[rule.kind], rule.width, table(), source, end, state, *work, made)]
+        order = np.empty(len(values), np.int64)
+        group(partition_of(values, ranges), order, offsets)
+        values = values[order]
+        for path, low, high in zip(paths, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+            with open(path, "ab", buffering=0) as file:  # one at a time: a text of a gigabyte has a thousand ranges
                 file.write(values[low:high].view(np.uint8).data)
     return paths
 

@@ -1,20 +1,20 @@
-"""From shards to candidate pairs, out of core: signatures to runs partitioned by hash, each partition sorted by itself.
+"""From shards to candidate pairs, out of core: signatures shuffled by hash, pairs by document.
 
-    sign        shard      -> LSH keys and content digests, grouped by partition (`*.keys`, `*.docs`)
-    exact       partition  -> documents whose content came before
-    pair        partition  -> sorted unique pairs that share a band
-    rank        partition  -> the same pairs, of ranks instead of numbers: places in an order by candidate cluster
-    merge       range      -> the pairs whose first rank lies in the range, sorted, unique over all partitions
+    sign        shard                -> LSH records (key, document) and content digests, by hash
+    exact       partition of digests -> documents whose content came before
+    pair        partition of records -> pairs that share a band, by the range of their second document
+    merge       range of documents   -> the pairs whose second document is in it, sorted, unique over all partitions
 
-Documents are numbered over all inputs, 32 bits. By rank those that have much in common are neighbours, so that
-verification makes nearly every set only once. How many partitions and ranges there are changes memory, never a result.
+Documents are numbered over all inputs, 32 bits. A pair goes by its second document, of which a bucket makes few pairs,
+however large it is; of its first it may make as many as it has documents. How many partitions and ranges there are
+changes memory, never a result.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,60 +22,30 @@ import numpy as np
 
 from stages.dedup.minhash import Signer
 from stages.lib.data.numba_jit import njit
+from stages.lib.data.shuffle import Cut, Layout, Records, Spiller, read
 from stages.lib.formats.corpus import Shard, read_shard
 from stages.lib.formats.documents import text_buffer
 
 ALL_PAIRS = 16
 """Up to this many documents in a bucket every pair is a candidate; beyond, each with the first and with its neighbour.
 """
-RANKED_TOGETHER = 1 << 20
-"""Pairs that are looked up at the same time: what that takes besides them is small."""
 KEPT, NEAR, SHORT, EXACT = range(4)
 """What becomes of a document, int8."""
+BANDS = Layout((("<u8", 1), ("<u4", 1)))
+"""An LSH record: key, document."""
+DIGESTS = Layout((("<u8", 2), ("<u4", 1)))
+PAIRS = Layout((("<u8", 1),))
+"""First document << 32 | second."""
+DOCUMENTS = Layout((("<u4", 1),))
+FATES = Layout((("i1", 1),))
+WHOLE = Cut(1, 1)
 
 
-@njit
-def group(keys, partitions, order, offsets):
-    """A stable counting sort of `keys` by their upper bits: the order, and where each of `partitions` begins.
-
-    keys: [records] uint64; partitions: a power of two. Written: order [records] int64; offsets [partitions + 1] int64.
-    """
-    shift = np.uint64(64)
-    while (1 << (64 - np.int64(shift))) < partitions:
-        shift -= np.uint64(1)
-    count = np.zeros(partitions + 1, np.int64)
-    for key in keys:
-        count[(np.int64(key >> shift) if shift < np.uint64(64) else 0) + 1] += 1
-    for p in range(partitions):
-        count[p + 1] += count[p]
-    offsets[:] = count
-    for i in range(keys.shape[0]):
-        p = np.int64(keys[i] >> shift) if shift < np.uint64(64) else 0
-        order[count[p]] = i
-        count[p] += 1
-
-
-def write_run(folder: Path, name: str, keys: np.ndarray, documents: np.ndarray, partitions: int) -> None:
-    """Write records grouped by partition (by the first column of `keys`), and where each partition begins."""
-    first = np.ascontiguousarray(keys[:, 0])
-    order, offsets = np.empty(len(keys), np.int64), np.empty(partitions + 1, np.int64)
-    group(first, partitions, order, offsets)
-    keys[order].tofile(folder / f"{name}.keys")
-    documents[order].tofile(folder / f"{name}.docs")
-    offsets.tofile(folder / f"{name}.starts")
-
-
-def read_partition(runs: Sequence[str], name: str, partition: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """(keys [records, columns], documents [records]) of one partition of every run, in run order."""
-    keys, documents = [], []
-    for path in map(Path, runs):
-        low, high = np.fromfile(path / f"{name}.starts", np.int64, 2, offset=8 * partition).tolist()
-        if high > low:
-            keys.append(np.fromfile(path / f"{name}.keys", np.uint64, (high - low) * columns, offset=low * columns * 8))
-            documents.append(np.fromfile(path / f"{name}.docs", np.uint32, high - low, offset=low * 4))
-    if not keys:
-        return np.empty((0, columns), np.uint64), np.empty(0, np.uint32)
-    return np.concatenate(keys).reshape(-1, columns), np.concatenate(documents)
+def partition_of(keys: np.ndarray, partitions: int) -> np.ndarray:
+    """The partition of each key ([records] uint64), by its upper bits; `partitions` is a power of two."""
+    if partitions == 1:
+        return np.zeros(len(keys), np.uint32)
+    return (keys >> np.uint64(65 - partitions.bit_length())).astype(np.uint32)
 
 
 def sign(
@@ -85,32 +55,42 @@ def sign(
     shortest: int,
     short_filter: str,
     min_tokens: int,
-    partitions: int,
+    bands: dict[str, int],
+    digests: dict[str, int],
 ) -> Any:
-    """Sign one shard. Short documents get no record, those of too few or no shingles none for LSH."""
-    machine = Signer(*signer)
-    fates, keys, key_docs, digests, digest_docs = [], [], [], [], []
-    start = shard["start"]
+    """Sign one shard. Short documents get no record, those of too few or no shingles none for LSH. bands, digests: how
+    these are cut (`Cut`).
+    """
+    machine, start, size = Signer(*signer), shard["start"], 0
+    by_key, by_digest = Cut(**bands), Cut(**digests)
+    fates, keys, contents = (
+        Spiller(folder, "fates", FATES, WHOLE),
+        Spiller(folder, "bands", BANDS, by_key),
+        Spiller(folder, "digests", DIGESTS, by_digest),
+    )
+    short = 0
     for batch in read_shard(Shard(**shard), columns=["text"]):
         source, ends = text_buffer(batch.column("text"))
         number = np.arange(start, start + len(ends) - 1, dtype=np.uint32)
-        start += len(number)
+        start, size = start + len(number), size + int(ends[-1] - ends[0])
         found, counts, _ = machine.sign(source, ends)
         long = (
             _lengths(machine, source, ends, counts, short_filter) >= shortest
             if shortest
             else np.ones(len(number), bool)
         )
-        fates.append(np.where(long, KEPT, SHORT).astype(np.int8))
-        digests.append(_digests(source, ends)[long])
-        digest_docs.append(number[long])
+        short += len(long) - int(long.sum())
+        fates.add(np.zeros(len(long), np.uint32), np.where(long, KEPT, SHORT).astype(np.int8))
+        content = _digests(source, ends)[long]
+        contents.add(partition_of(content[:, 0], by_digest.partitions), content, number[long])
         signed = long & (counts[:, 2] >= max(1, min_tokens))
-        keys.append(found[signed].reshape(-1, 1))
-        key_docs.append(np.repeat(number[signed], found.shape[1]))
-    np.concatenate(fates).tofile(folder / "fates")
-    write_run(folder, "bands", np.concatenate(keys), np.concatenate(key_docs), partitions)
-    write_run(folder, "digests", np.concatenate(digests), np.concatenate(digest_docs), partitions)
-    return {"partitions": partitions}
+        key = found[signed].reshape(-1)
+        keys.add(partition_of(key, by_key.partitions), key, np.repeat(number[signed], found.shape[1]))
+    if short:
+        fates.close()
+    keys.close()
+    contents.close()
+    return {"short": short, "bytes": size}
 
 
 def _lengths(
@@ -129,60 +109,121 @@ def _digests(source: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return np.frombuffer(found, np.uint64).reshape(-1, 2)
 
 
-def exact(folder: Path, partition: int, runs: list[str]) -> Any:
-    """Documents of this partition of the digests whose content an earlier one has."""
-    digests, documents = read_partition(runs, "digests", partition, 2)
-    order = np.lexsort((documents, digests[:, 1], digests[:, 0]))
-    digests = digests[order]
-    again = np.zeros(len(order), bool)
-    again[1:] = (digests[1:] == digests[:-1]).all(axis=1)
-    np.sort(documents[order][again]).tofile(folder / "documents")
-    return int(again.sum())
+def exact(folder: Path, source: dict[str, Any], most: int) -> Any:
+    """Documents of a partition of the digests whose content an earlier one has. most: records that are held, about:
+    what came often is held once.
+    """
+    gone = Spiller(folder, "documents", DOCUMENTS, WHOLE)
+    held, size, limit = [Records([np.empty((0, 2), np.uint64), np.empty(0, np.uint32)])], 0, most
+    for records in itertools.chain(read(source), [None]):
+        if records is not None:
+            held.append(records)
+            size += len(records)
+            if size < limit:
+                continue
+        digests, documents = (np.concatenate([part.columns[n] for part in held]) for n in range(2))
+        order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: documents come in order
+        digests, documents = digests[order], documents[order]
+        again = np.zeros(len(order), bool)
+        again[1:] = (digests[1:] == digests[:-1]).all(axis=1)
+        gone.add(np.zeros(int(again.sum()), np.uint32), documents[again])
+        held = [Records([digests[~again], documents[~again]])]
+        size, limit = len(held[0]), max(most, 2 * len(held[0]))
+    return gone.close()
 
 
 @njit
-def _bucket_pairs(keys, documents, star, out):
+def _bucket_pairs(keys, documents, known, star, last, out, left):
     """Pairs of each run of equal keys, earlier document first, as `a << 32 | b`; how many (with no `out`, only
     counted).
+
+    keys: [records] uint64, sorted; documents: [records] uint32. known: [records] bool: the record is the first or the
+    latest document of a bucket whose pairs are made up to that. last: bool: no more records follow; where some do, no
+    pair is made of a bucket that may still be a small one. Written: out uint64; left [records] uint8: what to hold
+    until more come, 1, and 2 where it is known then.
     """
     made, start, counting = 0, 0, out.shape[0] == 0
     for i in range(1, keys.shape[0] + 1):
         if i < keys.shape[0] and keys[i] == keys[start]:
             continue
         size = i - start
-        everyone = size <= ALL_PAIRS and not star
+        everyone = size <= ALL_PAIRS and not star and not known[start]
+        if size == 1 or (everyone and not last):
+            left[start:i] = 1
+            start = i
+            continue
+        done = start + 2 if known[start] else start + 1  # up to here nothing is new
         for one in range(start, i):
-            for other in range(one + 1, i):
+            for other in range(max(one + 1, done), i):
                 if not (everyone or one == start or (other == one + 1 and not star)):
                     break
                 if not counting:
                     out[made] = np.uint64(documents[one]) << np.uint64(32) | np.uint64(documents[other])
                 made += 1
+        left[start:i] = 0
+        left[start], left[i - 1] = 2, 2
         start = i
     return made
 
 
-def pair(folder: Path, partition: int, runs: list[str], fates: str, star: bool) -> Any:
-    """Pairs that share a band whose key lies in this partition; `star`: just enough of them to connect each bucket."""
-    keys, documents = read_partition(runs, "bands", partition, 1)
-    kept = np.load(fates, mmap_mode="r")[documents] == KEPT
-    keys, documents = keys[kept, 0], documents[kept]
-    order = np.argsort(keys, kind="stable")
-    keys, documents = keys[order], documents[order]
-    del kept, order  # a bucket that everything is in makes one partition as large as all together should be
-    found = bucket_pairs(keys, documents, star)
-    found.tofile(folder / "pairs")
-    return len(found)
+class Buckets:
+    """The pairs of buckets whose records come bit by bit: of a small bucket all records are held, of a large one the
+    first and the latest.
+    """
+
+    def __init__(self, star: bool) -> None:
+        self._star = star
+        self._keys, self._documents, self._known = np.empty(0, np.uint64), np.empty(0, np.uint32), np.empty(0, bool)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def add(self, keys: Sequence[np.ndarray], documents: Sequence[np.ndarray], last: bool = False) -> np.ndarray:
+        """The pairs that more records make (some may come twice): uint64. Documents come in order; last: these are the
+        last.
+        """
+        key = np.concatenate([self._keys, *keys])
+        order = np.argsort(key, kind="stable")
+        key, document = key[order], np.concatenate([self._documents, *documents])[order]
+        known = np.concatenate([self._known, np.zeros(len(key) - len(self._known), bool)])[order]
+        del order  # a bucket that everything is in makes one partition as large as all together should be
+        left = np.zeros(len(key), np.uint8)
+        out = np.empty(_bucket_pairs(key, document, known, self._star, last, np.empty(0, np.uint64), left), np.uint64)
+        if len(out):
+            _bucket_pairs(key, document, known, self._star, last, out, left)
+        held = left > 0
+        self._keys, self._documents, self._known = key[held], document[held], left[held] == 2
+        return out
+
+
+def pair(folder: Path, source: dict[str, Any], star: bool, most: int, width: int, ranges: Mapping[str, int]) -> Any:
+    """Pairs that share a band whose key lies in this partition; `star`: just enough of them to connect each bucket.
+
+    most: records that are looked at together, about; width: documents in a range; ranges: how they are cut (`Cut`).
+    """
+    spill, buckets = Spiller(folder, "pairs", PAIRS, Cut(**ranges)), Buckets(star)
+    held: list[Records] = []
+    size, limit = 0, most
+    for records in itertools.chain(read(source), [None]):
+        if records is not None:
+            held.append(records)
+            size += len(records)
+            if size < limit:
+                continue
+        found = distinct(buckets.add(*([r.columns[n] for r in held] for n in range(2)), last=records is None))
+        spill.add(range_of(found, width), found)
+        held, size, limit = [], len(buckets), max(most, 2 * len(buckets))
+    return spill.close()
+
+
+def range_of(pairs: np.ndarray, width: int) -> np.ndarray:
+    """The range of documents that the second of each pair is in: uint32."""
+    return ((pairs & np.uint64(0xFFFFFFFF)) // np.uint64(width)).astype(np.uint32)
 
 
 def bucket_pairs(keys: np.ndarray, documents: np.ndarray, star: bool = False) -> np.ndarray:
     """Sorted unique pairs of the documents whose (sorted) keys are equal: uint64, `first << 32 | second`."""
-    if not len(keys):
-        return np.empty(0, np.uint64)
-    out = np.empty(_bucket_pairs(keys, documents, star, np.empty(0, np.uint64)), np.uint64)
-    if len(out):
-        _bucket_pairs(keys, documents, star, out)
-    return distinct(out)
+    return distinct(Buckets(star).add([keys], [documents], last=True))
 
 
 def distinct(values: np.ndarray) -> np.ndarray:
@@ -191,40 +232,16 @@ def distinct(values: np.ndarray) -> np.ndarray:
     return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
 
 
-def rank(folder: Path, pairs: str, ranks: str) -> Any:
-    """The pairs of a file with each document's rank in its place, sorted."""
-    places, found = np.load(ranks, mmap_mode="r"), np.fromfile(pairs, np.uint64)
-    for start in range(0, len(found), RANKED_TOGETHER):
-        part = found[start : start + RANKED_TOGETHER]
-        firsts, seconds = places[part >> np.uint64(32)], places[part & np.uint64(0xFFFFFFFF)]
-        part[:] = np.minimum(firsts, seconds).astype(np.uint64) << np.uint64(32) | np.maximum(firsts, seconds)
-    found.sort()
-    found.tofile(folder / "pairs")
-    return len(found)
-
-
-def ranges(files: Sequence[Path], most: int) -> list[int]:
-    """Boundaries that cut the pairs of all files into ranges of about `most` pairs, those that files share included."""
-    mapped = [np.memmap(path, np.uint64, "r") for path in files if path.stat().st_size]
-    total = sum(map(len, mapped))
-    count = -(-total // most) if total else 0
-    if count <= 1:
-        return [0, 1 << 64] if count else []
-    step = max(1, total // (count * 64))
-    sample = np.sort(np.concatenate([m[::step] for m in mapped]))
-    inner = {int(sample[len(sample) * n // count]) for n in range(1, count)} - {0}
-    return [0, *sorted(inner), 1 << 64]
-
-
-def merge(folder: Path, low: int, high: int, files: list[str]) -> Any:
-    """All pairs in [low, high), sorted, each once."""
-    parts = []
-    for path in map(Path, files):
-        if path.stat().st_size:
-            mapped = np.memmap(path, np.uint64, "r")
-            first = int(np.searchsorted(mapped, np.uint64(low)))
-            last = len(mapped) if high >> 64 else int(np.searchsorted(mapped, np.uint64(high)))
-            parts.append(np.asarray(mapped[first:last]))
-    found = distinct(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
-    found.tofile(folder / "pairs")
-    return len(found)
+def merge(folder: Path, source: dict[str, Any], most: int) -> Any:
+    """The pairs of a range, sorted, each once; how many. most: pairs that are held together, about."""
+    spill = Spiller(folder, "pairs", PAIRS, WHOLE)
+    held, size, limit = [np.empty(0, np.uint64)], 0, most
+    for records in read(source):
+        held.append(records.columns[0])
+        size += len(records)
+        if size >= limit:
+            held = [distinct(np.concatenate(held))]
+            size, limit = len(held[0]), max(most, 2 * len(held[0]))
+    found = distinct(np.concatenate(held))
+    spill.add(np.zeros(len(found), np.uint32), found)
+    return spill.close()

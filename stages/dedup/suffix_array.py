@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stages.core.artifacts import FileEntry
+from stages.dedup.bloom_pass import Kept
 from stages.dedup.funnel import Funnel
 from stages.lib.data.numba_jit import njit
 from stages.lib.data.workers import Pool, Result
-from stages.lib.formats.documents import DocumentWriter, read_batches, text_buffer, text_bytes
+from stages.lib.formats.corpus import read_parts
+from stages.lib.formats.documents import DocumentWriter, text_buffer, text_bytes
 
 JOINT = 0xFF
 """Between two texts: a byte that no UTF-8 holds."""
@@ -81,13 +84,13 @@ def repetitions(source: np.ndarray, length: int) -> np.ndarray:
     return gone.astype(bool)
 
 
-def cut_group(folder: Path, folders: list[str], length: int, together: int) -> Any:
-    """Cut repetitions out of the documents of some folders, `together` bytes of text at a time."""
+def cut_group(folder: Path, parts: list[dict[str, Any]], length: int, together: int) -> Any:
+    """Cut repetitions out of the documents of some parts (`FileEntry.value`), `together` bytes of text at a time."""
     funnel = Funnel()
     held: list[pa.RecordBatch] = []
     size = 0
     with DocumentWriter(folder) as writer:
-        for batch in (batch for name in folders for batch in read_batches(Path(name), rows=4096)):
+        for batch in read_parts(map(FileEntry.model_validate, parts), rows=4096):
             more = text_bytes(batch.column("text"))
             if held and size + more > together:
                 _cut_batches(held, length, writer, funnel)
@@ -128,26 +131,25 @@ def _cut_batches(batches: list[pa.RecordBatch], length: int, writer: DocumentWri
 
 def cut(
     pool: Pool,
-    folders: Sequence[Path],
+    shards: Sequence[Kept],
     length: int,
     together: int,
     funnel: Funnel,
     progress: Callable[[float, float, str], None] | None = None,
 ) -> list[Result]:
-    """Cut repetitions out of the documents of the shards' folders; what is left."""
-    groups: list[list[str]] = [[]]
+    """Cut repetitions out of the documents of the shards; what is left."""
+    groups: list[list[dict[str, Any]]] = [[]]
     held = 0
-    for folder in folders:
-        size = sum(text_bytes(batch.column("text")) for batch in read_batches(folder, columns=["text"]))
-        if groups[-1] and held + size > together:
+    for kept in shards:
+        if groups[-1] and held + kept.text_bytes > together:
             groups.append([])
             held = 0
-        groups[-1].append(str(folder))
-        held += size
+        groups[-1] += [part.value() for part in kept.parts]
+        held += kept.text_bytes
     results = pool.map(
         "substrings",
         cut_group,
-        [{"folders": group, "length": length, "together": together} for group in groups],
+        [{"parts": group, "length": length, "together": together} for group in groups],
         progress,
     )
     funnel.restart()

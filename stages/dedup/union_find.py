@@ -11,6 +11,11 @@ import numpy as np
 
 from stages.lib.data.numba_jit import njit
 
+LARGE = np.uint32(1 << 31)
+"""Marks the slices of a tree that is larger than a slice."""
+TOGETHER = 1 << 22
+"""Documents that are looked at together."""
+
 
 @njit
 def find(parent, node):
@@ -83,20 +88,50 @@ def around(parent, following):
     return order
 
 
+@njit
+def cut_slices(parent, order, most, out):
+    """Cut the documents of all trees (`around`) into slices of about `most`, trees whole; how many slices. A tree of
+    more gets slices of its own, marked LARGE.
+
+    parent: see `find`; order: [documents], of `around`. Written: out [documents] uint32, the slice of each.
+    """
+    number = held = i = 0
+    while i < order.shape[0]:
+        root, stop = find(parent, order[i]), i + 1
+        while stop < order.shape[0] and find(parent, order[stop]) == root:
+            stop += 1
+        if held and held + stop - i > most:
+            number, held = number + 1, 0
+        if stop - i <= most:
+            out[i:stop] = number
+            held += stop - i
+        else:
+            for k in range(i, stop):
+                out[k] = LARGE | np.uint32(number + (k - i) // most)
+            number += (stop - i - 1) // most + 1
+        i = stop
+    return number + int(held > 0)
+
+
 def clusters(parent: np.ndarray) -> np.ndarray:
     """Rows (first document, document) of all trees of more than one member, sorted: [rows, 2], uint32."""
     flatten(parent)
-    joined = np.flatnonzero(parent != np.arange(len(parent), dtype=parent.dtype))
-    members = np.union1d(joined, parent[joined]).astype(np.uint32)
+    joined = [
+        start + np.flatnonzero(parent[start : start + TOGETHER] != np.arange(start, min(start + TOGETHER, len(parent))))
+        for start in range(0, len(parent), TOGETHER)
+    ]
+    rest = np.concatenate([np.empty(0, np.int64), *joined])
+    members = np.union1d(rest, parent[rest]).astype(np.uint32)
     firsts = parent[members].astype(np.uint32)
     order = np.lexsort((members, firsts))
     return np.stack([firsts[order], members[order]], axis=1)
 
 
-def flatten(parent: np.ndarray) -> None:
-    """Point every node at its root. A parent is always lower, so one ascending pass, in blocks, until nothing moves."""
-    while True:
-        above = parent[parent]
-        if np.array_equal(above, parent):
-            return
-        parent[:] = above
+@njit
+def flatten(parent):
+    """Point every node at its root. A parent is never higher than its child: one ascending pass.
+
+    parent: see `find`.
+    """
+    for node in range(parent.shape[0]):
+        parent[node] = parent[parent[node]]

@@ -1,90 +1,149 @@
 """The real Jaccard similarity of candidate pairs, out of core.
 
-    spill    shard           -> the texts of the documents that are candidates
-    verify   slice of pairs  -> the pairs at or above the threshold
-    extremes clusters        -> of each, the documents to keep (the-stack-dedup's rule)
+    assign   range of documents -> their pairs by slice: clusters of candidates that fit together
+    spill    shard              -> the texts of candidates by slice
+    verify   slice              -> the pairs at or above the threshold
+    extremes slice of clusters  -> of each, the documents to keep (the-stack-dedup's rule)
 
-The pairs of a slice are compared some thousand at a time (`jaccard.py`). They come in an order in which documents that
-have much in common are neighbours (`clusters.splice`), so that nearly every set is made once for all of its pairs.
+A task reads its slice, pairs and texts, and nothing else: no text is looked up among those of all shards. A cluster
+larger than a slice has several; a pair is in that of its second document, and the text of its first goes there too.
+
+The pairs of a slice are compared some thousand at a time (`jaccard.py`). They are put into an order in which documents
+that have much in common are neighbours (`union_find.splice`), so that nearly every set is made once for all of its
+pairs.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.core.artifacts import FileEntry
 from stages.dedup.jaccard import MOST_HASHES, joined, small_pairs
 from stages.dedup.jaccard_on_disk import large_pairs
+from stages.dedup.lsh import DOCUMENTS, PAIRS, WHOLE
 from stages.dedup.shingles import ShingleKind, SimilarityRule, jaccard, reread, shingles
-from stages.dedup.union_find import find, unite
+from stages.dedup.union_find import LARGE, around, find, splice, unite
+from stages.lib.data import stored_array
 from stages.lib.data.numba_jit import njit
+from stages.lib.data.shuffle import Cut, Layout, Records, Spiller, read, read_all
+from stages.lib.data.spills import read_files, taken
 from stages.lib.formats.corpus import Shard, read_shard
 from stages.lib.formats.documents import text_buffer
 
 CHUNK_BYTES = 4 << 20
 """Text of the pairs that are looked at together. Their sets take some eight times that."""
+NOWHERE = np.uint32(0xFFFFFFFF)
+"""The slice of a document that is no candidate."""
+TEXTS = Layout((("<u4", 1),), payload=True)
+"""Document, and its text."""
+WANTED = Layout((("<u4", 1), ("<u4", 1)))
+"""Document, and a slice besides its own that its text goes to."""
+MEMBERS = Layout((("<u4", 2),))
+"""First document of a cluster, and one of it."""
 
 
-def spill(folder: Path, shard: dict[str, Any], candidates: str) -> Any:
-    """Write the texts of a shard's candidates one after another, with their numbers and ends."""
-    mask, start = np.load(candidates, mmap_mode="r"), shard["start"]
-    numbers, lengths = [np.empty(0, np.uint32)], [np.empty(0, np.int64)]
-    with open(folder / "texts", "wb") as out:
-        for batch in read_shard(Shard(**shard), columns=["text"]):
-            chosen = np.flatnonzero(mask[start : start + batch.num_rows])
-            if len(chosen):
-                source, ends = text_buffer(pc.take(batch.column("text"), pa.array(chosen)))
-                out.write(memoryview(source.data)[ends[0] : ends[-1]])
-                numbers.append((chosen + start).astype(np.uint32))
-                lengths.append(np.diff(ends))
-            start += batch.num_rows
-    np.save(folder / "numbers.npy", np.concatenate(numbers))
-    np.save(folder / "ends.npy", np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64))
-    return int(sum(map(len, numbers)))
+def assign(
+    folder: Path,
+    pairs: list[dict[str, Any]],
+    slices: dict[str, Any],
+    width: int,
+    cut: Mapping[str, int],
+    ranges: Mapping[str, int],
+) -> Any:
+    """Send the pairs of a range to the slices of their second documents. pairs: the range's files; slices: of its
+    documents (`stored_array`); width, ranges: how documents are cut into ranges; cut: how slices are.
+
+    Returns how many texts are wanted in slices that may not be their own.
+    """
+    label, low = stored_array.read(slices), np.uint64(slices["low"])
+    spill, wanted = Spiller(folder, "pairs", PAIRS, Cut(**cut)), Spiller(folder, "wanted", WANTED, Cut(**ranges))
+    for _, records in read_files(map(FileEntry.model_validate, pairs), 0, 1):
+        found = records.columns[0]
+        slice_ = label[(found & np.uint64(0xFFFFFFFF)) - low]
+        spill.add(slice_ & ~LARGE, found)
+        large = slice_ >= LARGE
+        if large.any():
+            firsts = (found[large] >> np.uint64(32)).astype(np.uint32)
+            wish = np.unique(np.stack([firsts, slice_[large] & ~LARGE]), axis=1)
+            wanted.add(wish[0] // np.uint32(width), wish[0], wish[1])
+    spill.close()
+    return {"wanted": wanted.close()}
+
+
+def spill(
+    folder: Path, shard: dict[str, Any], slices: dict[str, Any], wanted: list[dict[str, Any]], cut: Mapping[str, int]
+) -> Any:
+    """Write the texts of a shard's candidates by slice; how many. slices: of the shard's documents; wanted: sources of
+    the ranges that they are in (`WANTED`), where there are any; cut: how slices are cut.
+    """
+    texts, start, label = Spiller(folder, "texts", TEXTS, Cut(**cut)), shard["start"], stored_array.read(slices)
+    own = label & ~LARGE
+    besides, where = _wishes(wanted, start, own)
+    done = 0
+    for batch in read_shard(Shard(**shard), columns=["text"]):
+        some = slice(done, done + batch.num_rows)
+        chosen, done = np.flatnonzero(label[some] != NOWHERE), done + batch.num_rows
+        places = own[some][chosen]
+        more = slice(*np.searchsorted(besides, (some.start, some.stop)).tolist())
+        if more.start < more.stop:
+            chosen = np.concatenate([chosen, besides[more] - some.start])
+            places = np.concatenate([places, where[more]])
+        if len(chosen):
+            source, ends = text_buffer(pc.take(batch.column("text"), pa.array(chosen)))
+            numbers = (chosen + (start + some.start)).astype(np.uint32)
+            texts.add(places, numbers, source=source, ends=ends)
+    return texts.close()
+
+
+def _wishes(wanted: list[dict[str, Any]], start: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which documents of a shard (counted within it, sorted) go to which slices besides their `own`."""
+    pairs = [np.empty((2, 0), np.int64)]
+    for source in wanted:
+        for records in read(source):
+            document = records.columns[0].astype(np.int64) - start
+            here = (document >= 0) & (document < len(own))
+            document, place = document[here], records.columns[1][here].astype(np.int64)
+            other = own[document] != place
+            pairs.append(np.stack([document[other], place[other]]))
+    found = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    return found[0], found[1]
 
 
 class SpilledTexts:
-    """The spilled texts by document number. Reads from disk, and maps only the index: memory is what is asked for at a
-    time.
-    """
+    """The texts of a slice by document number: on local disk, mapped, so that memory is what is asked for at a time."""
 
-    def __init__(self, folders: list[str], starts: list[int], kind: ShingleKind) -> None:
-        self._folders, self._starts = [Path(f) for f in folders], np.array(starts, np.int64)
+    def __init__(self, records: Iterable[Records], kind: ShingleKind, folder: Path) -> None:
         self._kind: ShingleKind = kind
+        numbers, lengths = [np.empty(0, np.uint32)], [np.empty(0, np.int64)]
+        with TemporaryFile(dir=folder) as file:
+            for some in records:
+                numbers.append(some.columns[0])
+                lengths.append(np.diff(some.ends))
+                file.write(some.source.data)
+            file.flush()
+            empty = not file.tell()
+            self._source = np.empty(0, np.uint8) if empty else np.memmap(file, np.uint8, "r")
+        self._ends = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
+        every = np.concatenate(numbers)
+        self._order = np.argsort(every, kind="stable")
+        self._numbers = every[self._order]
 
-    def locate(self, documents: np.ndarray) -> np.ndarray:
-        """Shard, offset and length of each text: [documents, 3], int64."""
-        found = np.empty((len(documents), 3), np.int64)
-        found[:, 0] = np.searchsorted(self._starts, documents, side="right") - 1
-        for shard in np.unique(found[:, 0]):
-            mine = found[:, 0] == shard
-            numbers, ends = (
-                np.load(self._folders[shard] / f"{name}.npy", mmap_mode="r") for name in ("numbers", "ends")
-            )
-            rows = np.searchsorted(numbers, documents[mine].astype(np.uint32))
-            found[mine, 1], found[mine, 2] = ends[rows], ends[rows + 1] - ends[rows]
-        return found
+    def locate(self, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each text is, and its bytes: [documents], int64."""
+        rows = self._order[np.searchsorted(self._numbers, documents)]
+        return rows, self._ends[rows + 1] - self._ends[rows]
 
     def read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The texts at these places, as bytes and ends; what needs Python's normalization has had it."""
-        ends = np.concatenate([[0], np.cumsum(places[:, 2])]).astype(np.int64)
-        source = np.empty(int(ends[-1]), np.uint8)
-        view = memoryview(source.data)
-        for shard in np.unique(places[:, 0]).tolist():
-            rows = np.flatnonzero(places[:, 0] == shard)
-            with open(self._folders[shard] / "texts", "rb", buffering=0) as stream:
-                for low, high, offset in zip(
-                    ends[rows].tolist(), ends[rows + 1].tolist(), places[rows, 1].tolist(), strict=True
-                ):
-                    while low < high:
-                        done = os.preadv(stream.fileno(), [view[low:high]], offset)
-                        low, offset = low + done, offset + done
+        source, ends = taken(self._source, self._ends, places)
         if not _needs_python(source):
             return source, ends
         pieces = (source[low:high] for low, high in pairwise(ends.tolist()))
@@ -130,38 +189,48 @@ def similar_pairs(
     return out
 
 
-def verify(
-    folder: Path,
-    pairs: str,
-    low: int,
-    high: int,
-    order: str,
-    spilled: dict[str, Any],
-    rule: dict[str, Any],
-) -> Any:
-    """Of the pairs [low, high) of a file (ranks: places in `order`), write those that reach the threshold, as
-    documents (uint64, first << 32 | second). spilled: arguments of `SpilledTexts`; rule: those of `SimilarityRule`.
+def verify(folder: Path, pairs: dict[str, Any], texts: dict[str, Any], rule: dict[str, Any]) -> Any:
+    """Of the pairs of a slice, write those that reach the threshold (`PAIRS`). pairs, texts: sources of the slice;
+    rule: arguments of `SimilarityRule`.
     """
     similarity = SimilarityRule(**rule)
-    texts = SpilledTexts(**spilled, kind=similarity.kind)
-    every = np.fromfile(pairs, np.uint64, high - low, offset=low * 8)
-    ranks, places = np.unique(np.stack([every >> np.uint64(32), every & np.uint64(0xFFFFFFFF)]), return_inverse=True)
-    documents = np.load(order, mmap_mode="r")[ranks]
-    located, places = texts.locate(documents), places.reshape(2, -1)
-    parent, members = np.arange(len(ranks)), np.empty(len(ranks), np.int64)
-    local, chosen = np.full((2, len(ranks)), -1), np.empty((2, len(every)), np.int64)
+    every = np.sort(read_all(pairs, PAIRS).columns[0])
+    documents, places = _as_neighbours(every)
+    slice_ = SpilledTexts(read(texts), similarity.kind, folder)
+    located, lengths = slice_.locate(documents)
+    parent, members = np.arange(len(documents)), np.empty(len(documents), np.int64)
+    local, chosen = np.full((2, len(documents)), -1), np.empty((2, len(every)), np.int64)
     values = np.empty(max(CHUNK_BYTES, 2 * MOST_HASHES) * 9 // 8, np.uint64)
-    found, start = [np.empty(0, np.uint64)], 0
+    edges, start = Spiller(folder, "edges", PAIRS, WHOLE), 0
     while start < len(every):
-        size, made, start = next_pairs(places, located[:, 2], start, CHUNK_BYTES, parent, local, members, chosen)
+        size, made, start = next_pairs(places, lengths, start, CHUNK_BYTES, parent, local, members, chosen)
         here, (firsts, seconds) = members[:size], chosen[:, :made]
-        reached = similar_pairs(*texts.read(located[here]), firsts, seconds, similarity, values, folder)
+        reached = similar_pairs(*slice_.read(located[here]), firsts, seconds, similarity, values, folder)
         one, other = here[firsts[reached]], here[seconds[reached]]
         unite(parent, one, other)
-        found.append(documents[one].astype(np.uint64) << np.uint64(32) | documents[other])
-    edges = np.concatenate(found)
-    edges.tofile(folder / "edges")
-    return {"pairs": len(every), "edges": len(edges)}
+        found = documents[one].astype(np.uint64) << np.uint64(32) | documents[other]
+        edges.add(np.zeros(len(found), np.uint32), found)
+    return {"pairs": len(every), "edges": edges.close()}
+
+
+def _as_neighbours(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The documents of sorted pairs, those that have much in common close together; and the pairs as places among them
+    ([2, pairs], int64), sorted.
+    """
+    documents, places = np.unique(
+        np.stack([pairs >> np.uint64(32), pairs & np.uint64(0xFFFFFFFF)]), return_inverse=True
+    )
+    firsts, seconds = places.reshape(2, -1).astype(np.uint32)
+    parent, following = np.arange(len(documents), dtype=np.uint32), np.arange(len(documents), dtype=np.uint32)
+    splice(parent, following, firsts, seconds)
+    order = around(parent, following)
+    ranks = np.empty(len(documents), np.uint64)
+    ranks[order] = np.arange(len(order), dtype=np.uint64)
+    firsts, seconds = ranks[firsts], ranks[seconds]
+    found = np.sort(np.minimum(firsts, seconds) << np.uint64(32) | np.maximum(firsts, seconds))
+    return documents[order].astype(np.uint32), np.stack([found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)]).astype(
+        np.int64
+    )
 
 
 @njit
@@ -190,34 +259,26 @@ def next_pairs(places, lengths, start, most, parent, local, members, chosen):
     return size, made, places.shape[1]
 
 
-def extremes(
-    folder: Path,
-    members: str,
-    low: int,
-    high: int,
-    spilled: dict[str, Any],
-    rule: dict[str, Any],
-) -> Any:
-    """Of the clusters in rows [low, high) of `members` ([rows, 2]: cluster, document), the documents that go.
-
-    spilled: arguments of `SpilledTexts`; rule: those of `SimilarityRule`.
+def extremes(folder: Path, members: dict[str, Any], texts: dict[str, Any], rule: dict[str, Any]) -> Any:
+    """Of the clusters of a slice, write the documents that go (`DOCUMENTS`). members: source of the rows of clusters,
+    in order (`MEMBERS`); texts: source of theirs; rule: arguments of `SimilarityRule`.
     """
     similarity = SimilarityRule(**rule)
-    texts = SpilledTexts(**spilled, kind=similarity.kind)
-    rows = np.fromfile(members, np.uint32, 2 * (high - low), offset=8 * low).reshape(-1, 2)
-    documents, places = np.unique(rows[:, 1], return_inverse=True)
-    located = texts.locate(documents)
+    slice_ = SpilledTexts(read(texts), similarity.kind, folder)
+    rows = read_all(members, MEMBERS).columns[0]
+    located, _ = slice_.locate(rows[:, 1])
     gone: list[int] = []
     kept: list[np.ndarray] = []
     cluster = -1
-    for (number, document), place in zip(rows.tolist(), places.tolist(), strict=True):
+    for (number, document), place in zip(rows.tolist(), located.tolist(), strict=True):
         if number != cluster:
             cluster, kept = number, []
-        text = texts.read(located[place : place + 1])[0].tobytes().decode()
+        text = slice_.read(np.array([place]))[0].tobytes().decode()
         hashes = shingles(similarity.kind, text, similarity.width)
         if all(jaccard(hashes, other) < similarity.threshold for other in kept):
             kept.append(hashes)
         else:
             gone.append(document)
-    np.array(gone, np.uint32).tofile(folder / "gone")
-    return len(gone)
+    spill = Spiller(folder, "gone", DOCUMENTS, WHOLE)
+    spill.add(np.zeros(len(gone), np.uint32), np.array(gone, np.uint32))
+    return spill.close()

@@ -85,7 +85,7 @@ class Records:
         """Those at the places of a mask, or of an array of numbers."""
         places = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         columns = [column[places] for column in self.columns]
-        return Records(columns) if len(self.ends) == 1 else Records(columns, *_taken(self.source, self.ends, places))
+        return Records(columns) if len(self.ends) == 1 else Records(columns, *taken(self.source, self.ends, places))
 
 
 @njit
@@ -108,7 +108,7 @@ def group(places, order, starts):
     starts[0] = 0
 
 
-def _taken(source: np.ndarray, ends: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def taken(source: np.ndarray, ends: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Runs of bytes at these places, one after another, with their ends."""
     runs = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(source)]
