@@ -103,9 +103,7 @@ def _deduplicate(
     left = [_kept(result) for result in results]
     if recipe.substring_bytes:
         together = ctx.config.substring_megabytes << 20
-        left = [
-            _kept(r) for r in suffix_array.cut(pool, left, recipe.substring_bytes, together, here, ctx.progress)
-        ]
+        left = [_kept(r) for r in suffix_array.cut(pool, left, recipe.substring_bytes, together, here, ctx.progress)]
     funnel.add(here.value())
     return left
 

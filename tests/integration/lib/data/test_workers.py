@@ -124,12 +124,13 @@ def test_ray_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.
 
 def test_an_attempt_with_other_memory_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Partitions and ranges are cut otherwise: only what does not depend on them is taken over."""
-    from stages.dedup import run as stage
+    from stages.dedup import duplicates as stage
 
     work = str(tmp_path / "work")
     monkeypatch.setattr(stage, "RECORD_BYTES", 1 << 22)
     many = dedup(tmp_path / "many", *corpus(), work=work)
     assert len(list(Path(work).glob("*/merge/*.json"))) > 1
+    assert len(list(Path(work).glob("*/pair/*.json"))) > 1
     monkeypatch.setattr(stage, "RECORD_BYTES", 32)
     few = dedup(tmp_path / "few", *corpus(), work=work)
     assert parts(tmp_path / "many") == parts(tmp_path / "few")
