@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.core.artifacts import FileEntry
 from stages.dedup import lsh
 from stages.dedup.minhash import Signer
+from stages.lib.data.spills import read_files
 from stages.lib.formats.corpus import read_shard, shards
 from stages.lib.formats.documents import text_buffer
 
@@ -82,5 +84,9 @@ def equal_texts(texts: list[str]) -> np.ndarray:
 
 def edges_of(root: Path) -> np.ndarray:
     """The verified pairs that a run left in its scratch folder."""
-    found = np.concatenate([np.fromfile(path, np.uint64) for path in sorted(root.glob("scratch/verify/*/edges"))])
+    entries = [
+        FileEntry(path=path.name, size=path.stat().st_size, sha256="0" * 64, object=str(path.absolute()))
+        for path in sorted(root.glob("scratch/**/edges-*"))
+    ]
+    found = np.concatenate([np.empty(0, np.uint64), *(r.columns[0] for _, r in read_files(entries, 0, 1))])
     return np.stack([found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
