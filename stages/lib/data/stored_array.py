@@ -70,14 +70,14 @@ def store_files(pool: Pool, name: str, write: Callable[[Path], None]) -> list[Fi
     """Store what `write` writes into a folder: files of the stage itself, that tasks read as those of other tasks."""
     objects: Any = getattr(pool, "objects", None)
     if objects is not None:
-        name = f"{name}.stage.{secrets.token_hex(4)}"
+        name = f"{pool.prefix}{name}.stage.{secrets.token_hex(4)}"
         folder = objects.folder(name)
         try:
             write(folder)
             return list(objects.upload(name, folder))
         finally:
             objects.drop(folder)
-    folder = pool.folder / f"{name}.stage"
+    folder = pool.folder / f"{pool.prefix}{name}.stage"
     folder.mkdir(exist_ok=True)
     write(folder)
     return [
