@@ -94,9 +94,11 @@ class Search:
         permutations = recipe.permutations if banded else 1
         common = {
             "signer": [recipe.shingle, recipe.width, permutations, bands, rows, self._config.seed],
-            "shortest": recipe.min_characters,
-            "short_filter": recipe.short_filter,
-            "min_tokens": recipe.min_tokens,
+            "least": {
+                "characters": recipe.min_characters,
+                "filter": recipe.short_filter,
+                "tokens": recipe.min_tokens,
+            },
             "bands": asdict(self._bands),
             "digests": asdict(self._digests),
         }
@@ -107,9 +109,9 @@ class Search:
     def _exact(self, signed: list[Result]) -> np.ndarray:
         """The fate of every document after the short filter and the exact duplicates: [documents], int8."""
         fate = np.zeros(self._total, np.int8)
-        for shard, own in zip(self._work, _loaded(_named(result, "fates") for result in signed), strict=True):
-            if len(own):  # some of its documents are short
-                fate[shard.start : shard.start + shard.rows] = own
+        for shard, fates in zip(self._work, _loaded(_named(result, "fates") for result in signed), strict=True):
+            if len(fates):  # some of its documents are short
+                fate[shard.start : shard.start + shard.rows] = fates
         if self._recipe.exact:
             digests = self._gather("digests", [_named(result, "digests") for result in signed], self._digests)
             tasks = [{"source": digests.source(p), "most": self._most} for p in range(self._digests.partitions)]
@@ -199,25 +201,27 @@ class Search:
         ]
         assigned = self._map("assign", verification.assign, tasks)
         by_slice = self._gather("slice-pairs", [_named(result, "pairs") for result in assigned], cut)
-        wanted = None
-        if any(result.value["wanted"] for result in assigned):
-            wanted = self._gather("wanted", [_named(result, "wanted") for result in assigned], self._ranges)
-        texts = self._spill("spill", stored, cut, wanted)
+        besides = None
+        if any(result.value["besides"] for result in assigned):
+            besides = self._gather("besides", [_named(result, "besides") for result in assigned], self._ranges)
+        texts = self._spill("spill", stored, cut, besides)
         tasks = [{"pairs": by_slice.source(n), "texts": texts.source(n), "rule": self._rule()} for n in range(count)]
         return self._map("verify", verification.verify, tasks)
 
-    def _spill(self, name: str, slices: stored_array.StoredArray, cut: Cut, wanted: Shuffled | None = None) -> Shuffled:
-        """Bring the texts of candidates together by slice. wanted: what goes to others besides."""
+    def _spill(
+        self, name: str, slices: stored_array.StoredArray, cut: Cut, besides: Shuffled | None = None
+    ) -> Shuffled:
+        """Bring the texts of candidates together by slice. besides: what goes to others, too."""
         tasks = []
         for shard in self._work:
             low, high = shard.start, shard.start + shard.rows
-            ranges = range(low // self._width, -(-high // self._width)) if wanted else ()
-            sources = [wanted.source(n) for n in ranges] if wanted else []
+            ranges = range(low // self._width, -(-high // self._width)) if besides else ()
+            sources = [besides.source(n) for n in ranges] if besides else []
             tasks.append(
                 {
                     "shard": asdict(shard),
                     "slices": slices.part(low, high),
-                    "wanted": sources,
+                    "besides": sources,
                     "cut": asdict(cut),
                 }
             )

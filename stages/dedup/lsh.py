@@ -52,14 +52,12 @@ def sign(
     folder: Path,
     shard: dict[str, Any],
     signer: list[Any],
-    shortest: int,
-    short_filter: str,
-    min_tokens: int,
+    least: dict[str, Any],
     bands: dict[str, int],
     digests: dict[str, int],
 ) -> Any:
-    """Sign one shard. Short documents get no record, those of too few or no shingles none for LSH. bands, digests: how
-    these are cut (`Cut`).
+    """Sign one shard. Documents of fewer than `characters` of `least` (as its `filter` counts) get no record, those of
+    fewer `tokens` or no shingles none for LSH. bands, digests: how these are cut (`Cut`).
     """
     machine, start, size = Signer(*signer), shard["start"], 0
     by_key, by_digest = Cut(**bands), Cut(**digests)
@@ -75,15 +73,15 @@ def sign(
         start, size = start + len(number), size + int(ends[-1] - ends[0])
         found, counts, _ = machine.sign(source, ends)
         long = (
-            _lengths(machine, source, ends, counts, short_filter) >= shortest
-            if shortest
+            _lengths(machine, source, ends, counts, least["filter"]) >= least["characters"]
+            if least["characters"]
             else np.ones(len(number), bool)
         )
         short += len(long) - int(long.sum())
         fates.add(np.zeros(len(long), np.uint32), np.where(long, KEPT, SHORT).astype(np.int8))
         content = _digests(source, ends)[long]
         contents.add(partition_of(content[:, 0], by_digest.partitions), content, number[long])
-        signed = long & (counts[:, 2] >= max(1, min_tokens))
+        signed = long & (counts[:, 2] >= max(1, least["tokens"]))
         key = found[signed].reshape(-1)
         keys.add(partition_of(key, by_key.partitions), key, np.repeat(number[signed], found.shape[1]))
     if short:

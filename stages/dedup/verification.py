@@ -44,7 +44,7 @@ NOWHERE = np.uint32(0xFFFFFFFF)
 """The slice of a document that is no candidate."""
 TEXTS = Layout((("<u4", 1),), payload=True)
 """Document, and its text."""
-WANTED = Layout((("<u4", 1), ("<u4", 1)))
+BESIDES = Layout((("<u4", 1), ("<u4", 1)))
 """Document, and a slice besides its own that its text goes to."""
 MEMBERS = Layout((("<u4", 2),))
 """First document of a cluster, and one of it."""
@@ -61,10 +61,10 @@ def assign(
     """Send the pairs of a range to the slices of their second documents. pairs: the range's files; slices: of its
     documents (`stored_array`); width, ranges: how documents are cut into ranges; cut: how slices are.
 
-    Returns how many texts are wanted in slices that may not be their own.
+    Returns how many texts go to slices that may not be their own.
     """
     label, low = stored_array.read(slices), np.uint64(slices["low"])
-    spill, wanted = Spiller(folder, "pairs", PAIRS, Cut(**cut)), Spiller(folder, "wanted", WANTED, Cut(**ranges))
+    spill, besides = Spiller(folder, "pairs", PAIRS, Cut(**cut)), Spiller(folder, "besides", BESIDES, Cut(**ranges))
     for _, records in read_files(map(FileEntry.model_validate, pairs), 0, 1):
         found = records.columns[0]
         slice_ = label[(found & np.uint64(0xFFFFFFFF)) - low]
@@ -73,28 +73,28 @@ def assign(
         if large.any():
             firsts = (found[large] >> np.uint64(32)).astype(np.uint32)
             wish = np.unique(np.stack([firsts, slice_[large] & ~LARGE]), axis=1)
-            wanted.add(wish[0] // np.uint32(width), wish[0], wish[1])
+            besides.add(wish[0] // np.uint32(width), wish[0], wish[1])
     spill.close()
-    return {"wanted": wanted.close()}
+    return {"besides": besides.close()}
 
 
 def spill(
-    folder: Path, shard: dict[str, Any], slices: dict[str, Any], wanted: list[dict[str, Any]], cut: Mapping[str, int]
+    folder: Path, shard: dict[str, Any], slices: dict[str, Any], besides: list[dict[str, Any]], cut: Mapping[str, int]
 ) -> Any:
-    """Write the texts of a shard's candidates by slice; how many. slices: of the shard's documents; wanted: sources of
-    the ranges that they are in (`WANTED`), where there are any; cut: how slices are cut.
+    """Write the texts of a shard's candidates by slice; how many. slices: of the shard's documents; besides: sources of
+    the ranges that they are in (`BESIDES`), where there are any; cut: how slices are cut.
     """
     texts, start, label = Spiller(folder, "texts", TEXTS, Cut(**cut)), shard["start"], stored_array.read(slices)
-    own = label & ~LARGE
-    besides, where = _wishes(wanted, start, own)
+    home = label & ~LARGE
+    extras, where = _wishes(besides, start, home)
     done = 0
     for batch in read_shard(Shard(**shard), columns=["text"]):
         some = slice(done, done + batch.num_rows)
         chosen, done = np.flatnonzero(label[some] != NOWHERE), done + batch.num_rows
-        places = own[some][chosen]
-        more = slice(*np.searchsorted(besides, (some.start, some.stop)).tolist())
+        places = home[some][chosen]
+        more = slice(*np.searchsorted(extras, (some.start, some.stop)).tolist())
         if more.start < more.stop:
-            chosen = np.concatenate([chosen, besides[more] - some.start])
+            chosen = np.concatenate([chosen, extras[more] - some.start])
             places = np.concatenate([places, where[more]])
         if len(chosen):
             source, ends = text_buffer(pc.take(batch.column("text"), pa.array(chosen)))
@@ -103,15 +103,15 @@ def spill(
     return texts.close()
 
 
-def _wishes(wanted: list[dict[str, Any]], start: int, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which documents of a shard (counted within it, sorted) go to which slices besides their `own`."""
+def _wishes(besides: list[dict[str, Any]], start: int, home: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which documents of a shard (counted within it, sorted) go to which slices besides their `home`."""
     pairs = [np.empty((2, 0), np.int64)]
-    for source in wanted:
+    for source in besides:
         for records in read(source):
             document = records.columns[0].astype(np.int64) - start
-            here = (document >= 0) & (document < len(own))
+            here = (document >= 0) & (document < len(home))
             document, place = document[here], records.columns[1][here].astype(np.int64)
-            other = own[document] != place
+            other = home[document] != place
             pairs.append(np.stack([document[other], place[other]]))
     found = np.unique(np.concatenate(pairs, axis=1), axis=1)
     return found[0], found[1]

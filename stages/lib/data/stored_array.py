@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from stages.core.artifacts import FileEntry
-from stages.core.files import file_sha256
 from stages.lib.data.spills import Layout, Records, read_files, write_grouped
 from stages.lib.data.workers import Pool
 
@@ -68,19 +67,10 @@ def read(part: Mapping[str, Any]) -> np.ndarray:
 
 def store_files(pool: Pool, name: str, write: Callable[[Path], None]) -> list[FileEntry]:
     """Store what `write` writes into a folder: files of the stage itself, that tasks read as those of other tasks."""
-    objects: Any = getattr(pool, "objects", None)
-    if objects is not None:
-        name = f"{pool.prefix}{name}.stage.{secrets.token_hex(4)}"
-        folder = objects.folder(name)
-        try:
-            write(folder)
-            return list(objects.upload(name, folder))
-        finally:
-            objects.drop(folder)
-    folder = pool.folder / f"{pool.prefix}{name}.stage"
-    folder.mkdir(exist_ok=True)
-    write(folder)
-    return [
-        FileEntry(path=p.name, size=p.stat().st_size, sha256=file_sha256(p), object=str(p.absolute()))
-        for p in sorted(folder.iterdir())
-    ]
+    name = f"{pool.prefix}{name}.stage.{secrets.token_hex(4)}"
+    folder = pool.objects.folder(name)
+    try:
+        write(folder)
+        return list(pool.objects.upload(name, folder))
+    finally:
+        pool.objects.drop(folder)
