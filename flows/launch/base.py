@@ -19,7 +19,8 @@ from flows import environments
 from flows.data_files import load_toml
 from flows.settings import directly, environment
 from stages.core.errors import ConfigError, ExitClass
-from stages.core.messages import Secrets, StageRequest
+from stages.core.keys import sha256
+from stages.core.messages import Secrets, StageRequest, StoredRequest
 from stages.core.resources import Processes, Resources
 from stages.lib.formats import source_credentials
 
@@ -181,6 +182,14 @@ def secrets_of(job: Job, credentials: dict[str, str]) -> Secrets:
     }
     files = {name: Path(path).read_text(encoding="utf-8") for name, path in paths.items() if Path(path).is_file()}
     return Secrets(environment={name: value for name, value in variables.items() if name not in paths}, files=files)
+
+
+def stored_request(job: Job) -> tuple[StoredRequest, bytes]:
+    """Where a job's request is to lie in the store, and its bytes: a job of another machine gets no more than that."""
+    request = job.request
+    body = request.model_dump_json().encode()
+    name = f"requests/{request.key}/{request.lease.epoch:06d}.json"
+    return StoredRequest(store=request.store, object=name, sha256=sha256(body)), body
 
 
 def torchrun(job: Job, *rendezvous: str) -> list[str]:

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from flows import environments
-from flows.launch.base import Job, parse_event, secrets_of, with_provenance
+from flows.launch.base import Job, parse_event, secrets_of, stored_request, with_provenance
 from flows.launch.kubernetes_arrays import IndexedJobs
 from flows.launch.kubernetes_manifests import Site, batch_job, name_of, secret, service, uses_arrays
 from flows.launch.relay import on_loopback
 from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
+from stages.core.store import Store
 
 POLL_SECONDS = 5.0
 _PREEMPTED = (
@@ -183,10 +184,16 @@ class KubernetesLauncher:
     name: ClassVar[str] = "kubernetes"
     detached: ClassVar[bool] = True
 
-    def __init__(self, settings: Settings, site: Site | None = None, clients: tuple[Any, Any] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        site: Site | None = None,
+        clients: tuple[Any, Any] | None = None,
+        store: Store | None = None,
+    ) -> None:
         self._settings, self._site = settings, site or Site.load()
         self._installation = sha256(str(settings.home).encode())[:16]
-        self._pair = clients
+        self._pair, self._store = clients, store
 
     def _clients(self) -> tuple[Any, Any]:
         """The core and the batch API. Raises InfraError when no cluster is configured."""
@@ -219,21 +226,20 @@ class KubernetesLauncher:
         core, batch = self._clients()
         namespace, name = self._site.namespace, name_of(job)
         job = with_provenance(job, image=environments.stage_image(job.request.stage, job.env).reference)
+        place, body = stored_request(job)
+        (self._store or Store(place.store)).put(place.object, body)
         secrets = secret(job, secrets_of(job, self._settings.store_environment()), self._installation)
         with _errors(f"create job {name}"):
             delete(core, batch, namespace, name, 0)
             created = batch.create_namespaced_job(namespace, batch_job(job, self._site, self._installation))
             owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": created.metadata.uid}
             try:  # owned by the Job: the cluster removes them with it, whatever becomes of this process
-                for body in (secrets, service(job, self._installation)):
-                    if body is not None:
-                        body["metadata"]["ownerReferences"] = [owner]
-                        create = (
-                            core.create_namespaced_secret
-                            if body["kind"] == "Secret"
-                            else core.create_namespaced_service
-                        )
-                        create(namespace, body)
+                for owned in (secrets, service(job, self._installation)):
+                    if owned is not None:
+                        owned["metadata"]["ownerReferences"] = [owner]
+                        is_secret = owned["kind"] == "Secret"
+                        create = core.create_namespaced_secret if is_secret else core.create_namespaced_service
+                        create(namespace, owned)
             except BaseException:
                 delete(core, batch, namespace, name, 0)
                 raise

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows import environments
 from flows.data_files import DATA
 from flows.launch.array_request import ArrayRequest
-from flows.launch.base import Job, load_site, public_environment, torchrun
+from flows.launch.base import Job, load_site, public_environment, stored_request, torchrun
 from stages.core.errors import ConfigError
 from stages.core.messages import Secrets
 from stages.core.resources import Processes
@@ -66,12 +66,12 @@ def labels_of(job: Job, installation: str) -> dict[str, str]:
 
 
 def secret(job: Job, secrets: Secrets, installation: str) -> dict[str, Any]:
-    """Request and credentials. Raises ConfigError when they are more than a Secret holds."""
-    data = {"request.json": job.request.model_dump_json(), "secrets.json": secrets.model_dump_json()}
+    """Credentials. Raises ConfigError when they are more than a Secret holds."""
+    data = {"secrets.json": secrets.model_dump_json()}
     if sum(len(text.encode()) for text in data.values()) > SECRET_BYTES:
         raise ConfigError(
-            f"node {job.request.node}: its request is over 1 MiB, more than a Kubernetes Secret holds: use fewer,"
-            " larger shards"
+            f"node {job.request.node}: its credentials, with the files that they name, are over 1 MiB, more than a"
+            " Kubernetes Secret holds: name a smaller bundle of certificates (AWS_CA_BUNDLE, SSL_CERT_FILE)"
         )
     return {
         "apiVersion": "v1",
@@ -111,7 +111,7 @@ def command(job: Job) -> list[str]:
         *launcher,
         "-m",
         "stages.core.runtime",
-        "/secrets/request.json",
+        stored_request(job)[0].model_dump_json(exclude_defaults=True).replace("$(", "$$("),
         "--secrets",
         "/secrets/secrets.json",
     ]

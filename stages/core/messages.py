@@ -96,6 +96,14 @@ class StageRequest(_Document):
     replaces: str | None = Field(None, description="ETag of the manifest that a forced rerun replaces")
 
 
+class StoredRequest(_Document):
+    """Where a request lies in the store, and what its bytes must be: all that a job needs beside credentials."""
+
+    store: StoreAddress
+    object: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Attempt(_Document):
     """When and on what an attempt ran, and what it used."""
 

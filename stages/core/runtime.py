@@ -1,6 +1,8 @@
 """The entry point in every container: read a request, stage the inputs in, run the stage, publish, and say how it went.
 
-    python -m stages.core.runtime request.json [--secrets secrets.json]
+    python -m stages.core.runtime REQUEST [--secrets secrets.json]
+
+REQUEST is a file, or JSON that says where in the store it lies (`StoredRequest`).
 
 Events go to standard output as JSON lines ({"event": "log" | "progress" | "metric" | "array" | "done", ...}); whatever
 a library prints goes to standard error. The exit status carries the exit class (`ExitClass.code`). When standard input
@@ -27,12 +29,13 @@ from pathlib import Path
 
 from stages.core import selfcheck
 from stages.core.config import StageConfig
-from stages.core.errors import ConfigError, ExitClass, Preempted
+from stages.core.errors import ConfigError, ExitClass, InfraError, Preempted
 from stages.core.events import Events, own_rank, world_size
 from stages.core.failures import classify, disk_told
 from stages.core.interpreters import interpreter
+from stages.core.keys import sha256
 from stages.core.ledger import Ledger
-from stages.core.messages import SCHEMA, Secrets, StageRequest, StageResult
+from stages.core.messages import SCHEMA, Secrets, StageRequest, StageResult, StoredRequest
 from stages.core.reading import CACHE, share
 from stages.core.records import now
 from stages.core.registry import find_stage, validated_config
@@ -125,9 +128,22 @@ def cache_folder(request: StageRequest, root: Path) -> Iterator[Path]:
             del os.environ[CACHE]
 
 
-def take_secrets(path: Path) -> None:
+def read_request(given: str) -> StageRequest:
+    """The request of the command line: of a file, or of the store. Raises InfraError when the store has another one."""
+    if not given.startswith("{"):
+        return StageRequest.model_validate_json(Path(given).read_bytes())
+    place = StoredRequest.model_validate_json(given)
+    store = Store(place.store)
+    found = store.get(place.object)
+    if found is None or sha256(found[0]) != place.sha256:
+        state = "gone" if found is None else "another one now"
+        raise InfraError(f"the request {store.where(place.object)} is {state}: another attempt has taken over")
+    return StageRequest.model_validate_json(found[0])
+
+
+def take_secrets(path: Path) -> Path | None:
     """Set the environment that a `Secrets` file holds; files in it get paths of their own, in variables of their
-    names.
+    names, under the folder that is returned.
     """
     secrets = Secrets.model_validate_json(path.read_bytes())
     os.environ.update(secrets.environment)
@@ -139,6 +155,8 @@ def take_secrets(path: Path) -> None:
             (folder / name).touch(mode=0o600)
             (folder / name).write_text(text, encoding="utf-8")
             os.environ[name] = str(folder / name)
+        return folder
+    return None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m stages.core.runtime", description=__doc__.splitlines()[0] if __doc__ else ""
     )
-    parser.add_argument("request", type=Path, help="the StageRequest, a JSON file")
+    parser.add_argument("request", help="the StageRequest: a JSON file, or JSON that says where in the store it lies")
     parser.add_argument("--secrets", type=Path, help="credentials of the store, a JSON file")
     options = parser.parse_args(arguments)
     descriptor = os.dup(1)
@@ -155,11 +173,12 @@ def main(arguments: list[str] | None = None) -> int:
     events = Events(descriptor)
     try:
         stopper = Stopper()
-        request = StageRequest.model_validate_json(options.request.read_bytes())
+        secrets = take_secrets(options.secrets) if options.secrets else None  # the store may ask for them
+        request = read_request(options.request)
         if python := engine_python(find_stage(request.stage), request):
+            if secrets:  # the Python that stays takes them again: one that is left removes no files
+                shutil.rmtree(secrets, ignore_errors=True)
             enter(python, sys.argv[1:] if arguments is None else arguments, descriptor)
-        if options.secrets:  # by the Python that stays: one that is left removes no files
-            take_secrets(options.secrets)
         result = run(request, events, stopper)
     except BaseException as error:
         exit_class, message = classify(error, scratch())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -51,8 +52,6 @@ class RuntimeContext:
         self.config = validated_config(stage, request.node, request.config)
         self.scratch = root / "scratch"
         self.scratch.mkdir()
-        self.tasks = StoreObjects(ledger.store, work_prefix(request.stage, request.key), self.scratch / "tasks")
-        self.tasks.scratch.mkdir()
         self.metrics_path = root / METRICS_FILE
         self.metrics_path.touch()
         self.checkpoints = RuntimeCheckpoints(request, ledger, events, root)
@@ -66,6 +65,12 @@ class RuntimeContext:
         self.adopted: dict[str, list[FileEntry]] = {port: [] for port in request.outputs}
         self._inputs: dict[str, list[LocalArtifact]] = {}
         self.bytes_in = 0
+
+    @functools.cached_property
+    def tasks(self) -> StoreObjects:
+        folder = self.scratch / "tasks"
+        folder.mkdir(exist_ok=True)
+        return StoreObjects(self.ledger.store, work_prefix(self.request.stage, self.request.key), folder)
 
     # inputs -----------------------------------------------------------------------------------------------------
 
@@ -173,7 +178,8 @@ class RuntimeContext:
         """Delete what tasks left that the result does not refer to, receipts first. What stays for a failure, or where
         a result is replaced that somebody may be reading, `moxin gc` finds.
         """
-        if self.request.replaces:
+        used = "tasks" in self.__dict__ or any(self.adopted.values())
+        if self.request.replaces or not used:
             return
         kept = {entry.object[len(self.tasks.prefix) :] for entries in self.adopted.values() for entry in entries}
         try:

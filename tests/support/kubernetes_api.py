@@ -69,7 +69,12 @@ class Cluster:
         self.deleted: list[tuple[str, Any]] = []
         self.status: list[dict[str, Any]] = [{}]
         self.log = b""
+        self.stored: dict[str, bytes] = {}
         self.fail: str = ""
+
+    def put(self, key: str, data: bytes) -> None:
+        """As the store does that pods read their requests from."""
+        self.stored[key] = data
 
     def _make(self, namespace: str, body: dict[str, Any]) -> Any:
         if body["kind"] == self.fail:
@@ -108,4 +113,4 @@ def launcher(cluster: Cluster, tmp_path: Path) -> KubernetesLauncher:
     settings = Settings(
         tmp_path, StoreAddress(bucket="b", endpoint="https://s3.example.org"), "", True, False, CREDENTIALS
     )
-    return KubernetesLauncher(settings, Site(), (cluster, cluster))
+    return KubernetesLauncher(settings, Site(), (cluster, cluster), cluster)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from stages.core.failures import classify
 from stages.core.keys import artifact_digest, sha256
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
-from stages.core.messages import InputRef, Secrets, StageRequest, StageResult
+from stages.core.messages import InputRef, Secrets, StageRequest, StageResult, StoredRequest
 from stages.core.registry import find_stage, validated_config
 from stages.core.staging import Cache, link_or_copy
 from stages.lib.data.workers import Pool
@@ -278,6 +278,21 @@ def test_secrets_are_taken_by_the_python_that_stays(
         for number, saved in enumerate(real, 1):
             os.dup2(saved, number)
             os.close(saved)
+
+
+def test_a_request_is_read_from_the_store_and_must_have_its_digest(ledger: Ledger, tmp_path: Path) -> None:
+    request = request_of(ledger.store.address, ledger, KEY)
+    body = request.model_dump_json().encode()
+    place = StoredRequest(store=ledger.store.address, object=f"requests/{KEY}/000001.json", sha256=sha256(body))
+    with pytest.raises(InfraError, match=r"000001\.json is gone: another attempt has taken over"):
+        runtime.read_request(place.model_dump_json())
+    ledger.store.put(place.object, body)
+    assert runtime.read_request(place.model_dump_json(exclude_defaults=True)) == request
+    ledger.store.put(place.object, body + b" ")
+    with pytest.raises(InfraError, match="is another one now"):
+        runtime.read_request(place.model_dump_json())
+    (tmp_path / "request.json").write_bytes(body)
+    assert runtime.read_request(str(tmp_path / "request.json")) == request
 
 
 def test_a_link_falls_back_to_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

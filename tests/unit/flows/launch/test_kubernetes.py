@@ -16,7 +16,8 @@ from flows.launch.base import Job, secrets_of
 from flows.launch.kubernetes import KubernetesHandle, outcome
 from flows.launch.kubernetes_manifests import Site
 from stages.core.errors import ConfigError, ExitClass, InfraError
-from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
+from stages.core.keys import sha256
+from stages.core.messages import CodeRef, Lease, Secrets, StageRequest, StoreAddress, StoredRequest
 from stages.core.resources import Processes, Resources
 from tests.support.kubernetes_api import CREDENTIALS, Cluster, against, launcher, pod
 
@@ -112,7 +113,19 @@ def test_secrets_are_in_the_secret_alone() -> None:
     assert "the-id" not in shown
     data = manifests.secret(given, secrets_of(given, CREDENTIALS), "mark")["stringData"]
     assert json.loads(data["secrets.json"])["environment"] == CREDENTIALS
-    assert StageRequest.model_validate_json(data["request.json"]) == given.request
+    assert data.keys() == {"secrets.json"}, "credentials alone"
+
+
+def test_a_pod_is_told_where_its_request_lies_and_what_its_bytes_must_be(tmp_path: Path) -> None:
+    cluster, given = Cluster(), job()
+    launcher(cluster, tmp_path).start(given)
+    command = cluster.made[0]["spec"]["template"]["spec"]["containers"][0]["command"]
+    place = StoredRequest.model_validate_json(command[command.index("stages.core.runtime") + 1])
+    assert (place.store, place.object) == (given.request.store, f"requests/{'a' * 64}/000012.json")
+    body = cluster.stored[place.object]
+    assert sha256(body) == place.sha256
+    stored = StageRequest.model_validate_json(body)
+    assert stored.model_copy(update={"code": given.request.code}) == given.request
 
 
 def test_a_value_that_looks_like_a_variable_stays_as_it_is() -> None:
@@ -152,21 +165,17 @@ def test_several_nodes_are_an_indexed_job_whose_pods_find_the_first_by_name() ->
         "--node-rank=$(JOB_COMPLETION_INDEX)",
         f"--master-addr={name}-0.{name}",
     } <= set(line)
-    assert manifests.command(job()) == [
-        "python",
-        "-m",
-        "stages.core.runtime",
-        "/secrets/request.json",
-        "--secrets",
-        "/secrets/secrets.json",
-    ]
+    line = manifests.command(job())
+    assert [line[:3], line[4:]] == [["python", "-m", "stages.core.runtime"], ["--secrets", "/secrets/secrets.json"]]
 
 
-def test_a_request_that_no_secret_holds_is_an_error_before_anything_is_made() -> None:
+def test_a_request_of_any_size_is_told_in_a_line_and_credentials_that_no_secret_holds_are_an_error() -> None:
     given = job()
     large = Job(given.request.model_copy(update={"config": {"text": "x" * (1 << 20)}}), given.resources, given.env)
-    with pytest.raises(ConfigError, match="its request is over 1 MiB"):
-        manifests.secret(large, secrets_of(large, {}), "mark")
+    assert len(json.dumps(manifests.batch_job(large, Site(), "mark"))) < 10_000
+    secrets = Secrets(files={"AWS_CA_BUNDLE": "x" * (1 << 20)})
+    with pytest.raises(ConfigError, match="its credentials, with the files that they name, are over 1 MiB"):
+        manifests.secret(given, secrets, "mark")
 
 
 def test_a_clusters_file_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
