@@ -9,7 +9,7 @@ tasks, of which each reads ranges of files and writes one file:
     table    where the parts of each range lie, of at most FAN such files
     gather   the parts of one range are sorted by key: an output shard
 
-A gather reads from as many files as there were deals. Beyond FAN of those (512 GiB) the deals cut the keys into fewer,
+A gather reads from as many files as there were deals. Beyond FAN of those (256 GiB) the deals cut the keys into fewer,
 wider ranges, and each range is dealt again: every task then reads from the square root of the number of groups. Nobody
 holds the order of all windows, opens more than READERS files at once, or looks at a key but to sort it.
 
@@ -39,7 +39,7 @@ from stages.lib.formats.shards import MOST_ROWS, check_ids
 from stages.tokenize.streams import READERS, Layout, Stream, fill, read
 
 Progress = Callable[[float, float, str], None]
-GROUP_BYTES = 1 << 30
+GROUP_BYTES = 1 << 29
 """Ids that one task deals: what it holds in memory, and writes."""
 SHARD_BYTES = 256 << 20
 """Of an output shard, about, where its windows are not fewer."""
@@ -70,13 +70,14 @@ class Windows:
 
 
 def window_keys(start: int, count: int, seed: int) -> np.ndarray:
-    """Random keys of the windows from `start` on: [count], uint64. SplitMix64 (Steele et al. 2014) of their numbers."""
+    """Random keys of the windows from `start` on: [count], uint64."""
+    return keys_of(np.arange(start, start + count, dtype=np.uint64), seed)
+
+
+def keys_of(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """Random keys of windows, uint64. SplitMix64 (Steele et al. 2014) of their numbers."""
     with np.errstate(over="ignore"):
-        value = (
-            np.arange(start, start + count, dtype=np.uint64)
-            + (np.uint64(seed & 0xFFFFFFFF) << np.uint64(32))
-            + np.uint64(1)
-        )
+        value = numbers.astype(np.uint64) + (np.uint64(seed & 0xFFFFFFFF) << np.uint64(32)) + np.uint64(1)
         value *= np.uint64(0x9E3779B97F4A7C15)
         value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
         value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)

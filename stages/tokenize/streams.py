@@ -16,11 +16,12 @@ import numpy as np
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InfraError
+from stages.core.range_file import BLOCK
 from stages.core.reading import open_file
 from stages.tokenize import hash_sampling
 from stages.tokenize.hash_sampling import Cut
 
-READ_TOKENS = 1 << 22
+READ_TOKENS = 1 << 23
 """Ids read together where documents are picked out of them."""
 READERS = 8
 """Files that one task reads at the same time: it waits for the store's answers, not for its processor."""
@@ -115,8 +116,7 @@ def _read_one(piece: Mapping[str, Any], out: np.ndarray) -> None:
     entry = FileEntry.model_validate(piece["ids"])
     with open_file(entry) as stream:
         if "last" not in piece:
-            stream.seek(piece["first"] * out.itemsize)
-            fill(stream, out, entry)
+            fill_at(stream, piece["first"] * out.itemsize, out, entry)
             return
         rows = hash_sampling.read_rows(FileEntry.model_validate(piece["documents"]))
         ends = np.cumsum(rows["tokens"], dtype=np.int64)
@@ -130,11 +130,35 @@ def _read_one(piece: Mapping[str, Any], out: np.ndarray) -> None:
             low, high = max(piece["first"] - position, 0), min(piece["end"] - position, count)
             if low < high:
                 ids = np.empty(int(ends[end - 1]) - begin, out.dtype)
-                stream.seek(begin * out.itemsize)
-                fill(stream, ids, entry)
+                fill_at(stream, begin * out.itemsize, ids, entry)
                 out[at : at + high - low] = ids[np.repeat(mine, sizes)][low:high]
                 at += high - low
             position, first = position + count, end
+
+
+def fill_at(stream: BinaryIO, start: int, out: np.ndarray, entry: FileEntry) -> None:
+    """Fill an array from a place in a file. Where checksums of its blocks are known, whole blocks are read: only those
+    are held against them (`stages.core.range_file`).
+    """
+    data, done = out.reshape(-1).view(np.uint8), 0
+    while done < len(data):
+        at = start + done
+        block = at // BLOCK * BLOCK
+        if entry.blocks and not entry.is_local and (at > block or len(data) - done < BLOCK):
+            rest = np.empty(max(0, min(BLOCK, entry.size - block)), np.uint8)
+            stream.seek(block)
+            fill(stream, rest, entry)
+            piece = rest[at - block : at - block + len(data) - done]
+            if not len(piece):
+                raise InfraError(f"{entry.path} ended {len(data) - done} bytes too early: {entry.object}")
+            data[done : done + len(piece)] = piece
+            done += len(piece)
+        else:
+            whole = len(data) - done
+            whole -= whole % BLOCK if entry.blocks and not entry.is_local else 0
+            stream.seek(at)
+            fill(stream, data[done : done + whole], entry)
+            done += whole
 
 
 def fill(stream: BinaryIO, out: np.ndarray, entry: FileEntry) -> None:

@@ -1,0 +1,120 @@
+"""tokenize's shuffle of an artifact that lies nowhere: through a store on loopback that makes its bytes when asked.
+
+    python -m benchmarks.streaming [--gigabytes 8] [--workers 2]
+
+Prints the rate, the memory of the largest process, and the most that lay on the local disk when an object was complete.
+With `--gigabytes 300` it is the size that issue 16 names; the store makes and checks every byte in this process, so it
+takes a share of the machine that a real one would not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.generated_store import GeneratedStore, serving
+from stages.core import reading
+from stages.core.artifacts import FileEntry
+from stages.core.messages import StoreAddress
+from stages.core.store import Store
+from stages.core.task_objects import StoreObjects
+from stages.lib.data.workers import Pool
+from stages.tokenize import packing
+from stages.tokenize.packing import Windows
+from stages.tokenize.streams import Encoded, Stream
+
+LENGTH, SEED = 2000, 1
+
+
+def drive(address: str, files: list[Mapping[str, Any]], scratch: str, workers: int, sizes: Mapping[str, int]) -> None:
+    """Shuffle what some entries name; prints the shards as JSON, and the peak memory of the largest process, KiB.
+
+    sizes: of the packing's constants, for runs in small.
+    """
+    for name, value in sizes.items():
+        setattr(packing, name, value)
+    store = Store(StoreAddress.model_validate_json(address))
+    reading.share(store.address, "benchmark")
+    entries = [FileEntry.model_validate(value) for value in files]
+    stream = Stream([Encoded(e, e.size // 2) for e in entries], sum(e.size for e in entries) // 2)
+    with Pool(StoreObjects(store, "work/tokenize/benchmark/", Path(scratch)), workers) as pool:
+        shards = packing.shuffle(pool, "train", [stream], Windows(LENGTH, "uint16", 1 << 16, SEED))
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps({"shards": [entry.object for entry, _ in shards], "peak": peak}))
+
+
+def command(store: GeneratedStore, scratch: Path, workers: int, **sizes: int) -> tuple[list[str], dict[str, Any]]:
+    """How `drive` is started in a process of its own: the arguments of `subprocess.Popen`."""
+    given = [store.address.model_dump_json(), [e.value() for e in store.files()], str(scratch), workers, sizes]
+    environment = os.environ | {"AWS_ACCESS_KEY_ID": "generated", "AWS_SECRET_ACCESS_KEY": "generated"}
+    root = Path(__file__).parents[1]
+    options = {"env": environment, "cwd": root, "stdout": subprocess.PIPE, "text": True}
+    return [sys.executable, "-m", "benchmarks.streaming", "--drive", json.dumps(given)], options
+
+
+def on_disk(folder: Path) -> int:
+    """Bytes of the files of a folder."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(place, name)).st_size
+            except FileNotFoundError:  # it has just left
+                continue
+    return total
+
+
+def complete(store: GeneratedStore, shards: list[str]) -> bool:
+    """Whether some shards hold every window once, whole, in the order of the keys."""
+    numbers = np.concatenate([store.numbers[key] for key in shards])
+    keys = packing.keys_of(numbers, SEED)
+    once = bool((np.bincount(numbers, minlength=store.count) == 1).all())
+    return not store.broken and once and bool((keys[:-1] < keys[1:]).all())
+
+
+def main() -> None:
+    """Measure, and print one row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=8.0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--drive", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.drive:
+        drive(*json.loads(options.drive))
+        return
+    windows = int(options.gigabytes * 1e9) // (2 * LENGTH)
+    most = 0
+    with tempfile.TemporaryDirectory() as scratch, serving(GeneratedStore(windows, LENGTH, SEED)) as store:
+
+        def look(key: str) -> None:
+            nonlocal most
+            most = max(most, on_disk(Path(scratch)))
+
+        store.stored = look
+        arguments, how = command(store, Path(scratch), options.workers)
+        began = time.monotonic()
+        ended = subprocess.run(arguments, check=True, **how)
+        took = time.monotonic() - began
+        outcome = json.loads(ended.stdout)
+        assert complete(store, outcome["shards"])
+    size = windows * 2 * LENGTH
+    print(
+        f"| {size / 1e9:.1f} GB | {options.workers} workers | {len(outcome['shards'])} shards | {took:.0f} s |"
+        f" {size / 1e6 / took:.0f} MB/s | {outcome['peak'] / 1024:.0f} MiB | {most / 1e9:.2f} GB on disk |"
+        f" {store.requests} requests | load {os.getloadavg()[0]:.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
