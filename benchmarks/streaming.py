@@ -38,7 +38,8 @@ LENGTH, SEED = 2000, 1
 
 
 def drive(address: str, files: list[Mapping[str, Any]], scratch: str, workers: int, sizes: Mapping[str, int]) -> None:
-    """Shuffle what some entries name; prints the shards as JSON, and the peak memory of the largest process, KiB.
+    """Shuffle what some entries name; prints the shards as JSON, the peak memory of the largest process in KiB, and the
+    CPU seconds of all.
 
     sizes: of the packing's constants, for runs in small.
     """
@@ -50,8 +51,9 @@ def drive(address: str, files: list[Mapping[str, Any]], scratch: str, workers: i
     stream = Stream([Encoded(e, e.size // 2) for e in entries], sum(e.size for e in entries) // 2)
     with Pool(StoreObjects(store, "work/tokenize/benchmark/", Path(scratch)), workers) as pool:
         shards = packing.shuffle(pool, "train", [stream], Windows(LENGTH, "uint16", 1 << 16, SEED))
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps({"shards": [entry.object for entry, _ in shards], "peak": peak}))
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu, peak = sum(u.ru_utime + u.ru_stime for u in used), max(u.ru_maxrss for u in used)
+    print(json.dumps({"shards": [entry.object for entry, _ in shards], "peak": peak, "cpu": cpu}))
 
 
 def command(store: GeneratedStore, scratch: Path, workers: int, **sizes: int) -> tuple[list[str], dict[str, Any]]:
@@ -109,11 +111,19 @@ def main() -> None:
         outcome = json.loads(ended.stdout)
         assert complete(store, outcome["shards"])
     size = windows * 2 * LENGTH
-    print(
-        f"| {size / 1e9:.1f} GB | {options.workers} workers | {len(outcome['shards'])} shards | {took:.0f} s |"
-        f" {size / 1e6 / took:.0f} MB/s | {outcome['peak'] / 1024:.0f} MiB | {most / 1e9:.2f} GB on disk |"
-        f" {store.requests} requests | load {os.getloadavg()[0]:.1f} |"
-    )
+    row = [
+        f"{size / 1e9:.1f} GB",
+        f"{options.workers} workers",
+        f"{len(outcome['shards'])} shards",
+        f"{took:.0f} s",
+        f"{size / 1e6 / took:.0f} MB/s",
+        f"{outcome['cpu'] / size * 1e9:.1f} CPU s a GB",
+        f"{outcome['peak'] / 1024:.0f} MiB",
+        f"{most / 1e9:.2f} GB on disk",
+        f"{store.requests} requests",
+        f"load {os.getloadavg()[0]:.1f}",
+    ]
+    print(f"| {' | '.join(row)} |")
 
 
 if __name__ == "__main__":

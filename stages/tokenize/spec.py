@@ -20,6 +20,9 @@ TOKEN_BYTES = 2
 """A token id below 65,536 (`facets`: dtype)."""
 
 
+GIB = float(1 << 30)
+
+
 class TokenizeConfig(StageConfig):
     """Window length, mixture and order."""
 
@@ -91,17 +94,18 @@ class Tokenize(Stage[TokenizeConfig], env="data", revision=4, reproducible="bits
         tokens = min(tokens, float(config.max_tokens or tokens))
         read = min(sum(drawn), tokens * BYTES_A_TOKEN)
         size, (tasks, _) = TOKEN_BYTES * tokens, text_shards(read)
+        deals = 1 if size <= 256 * GIB else 2  # packing.FAN groups of GROUP_BYTES
         return Scale(
             outputs={
                 "shards": {"tokens": tokens, "windows": tokens / config.sequence_length, "bytes": size}
                 | {"files": max(1.0, size / (256 << 20))}
             },
-            work={"tokenize.encode": read, "tokenize.shuffle": 2 * size},
-            tasks=tasks + 2 * size / (1 << 30),
-            task_disk=max(size / tasks, float(1 << 30)),
-            task_memory=2 << 30,
-            read=read * STORED + size,
-            written=size,
+            work={"tokenize.encode": read, "tokenize.shuffle": (1 + deals) * size},
+            tasks=tasks + (2 * deals + 4) * size / GIB,
+            task_disk=max(size / tasks, GIB / 2),
+            task_memory=2 * GIB,
+            read=read * STORED + (1 + deals) * size,
+            written=(1 + deals) * size,
             notes=(f"{BYTES_A_TOKEN:g} bytes of text a token",),
         )
 
