@@ -102,7 +102,7 @@ class Tokenize(Stage[TokenizeConfig], env="data", revision=4, reproducible="bits
             },
             work={"tokenize.encode": read, "tokenize.shuffle": (1 + deals) * size},
             tasks=tasks + (2 * deals + 4) * size / GIB,
-            task_disk=max(size / tasks, GIB / 2),
+            task_disk=max(2 * size / tasks, GIB),  # with the file of the task before, on its way
             task_memory=2 * GIB,
             read=read * STORED + (1 + deals) * size,
             written=(1 + deals) * size,
