@@ -62,13 +62,16 @@ def prepare(corpus: Path, folder: Path) -> tuple[Path, Path, int]:
 
 def scan_alone(scanned: Path, index: Path, how: dict[str, Any]) -> float:
     """MB/s of one core of the scan, over batches that are in memory."""
-    from stages.contamination.scan import Scanner
+    from stages.contamination.scan import Scanner, load_index
     from stages.contamination.training_texts import read_texts, tasks_of
+    from stages.core.testing import local_artifact
 
-    batches = [b for task in tasks_of("documents", "corpus", scanned) for b in read_texts("documents", task)]
+    entries = local_artifact(Documents, scanned).entries()
+    batches = [b for task in tasks_of("documents", "corpus", entries) for b in read_texts("documents", task)]
+    loaded = load_index({path.name: path for path in index.iterdir()})
     best, size = float("inf"), 0
     for _ in range(3):
-        scanner = Scanner(index, tuple(how["anchors"]), how["least"], how["skips"])
+        scanner = Scanner(loaded, tuple(how["anchors"]), how["least"], how["skips"])
         started = time.process_time()
         for ids, column in batches:
             scanner.add(ids, column)
@@ -89,7 +92,7 @@ def stage(rule: str, scanned: Path, suite: Path, folder: Path) -> tuple[float, f
     how = {"anchors": (13, 8), "least": 13, "skips": None}
     if rule == "llama2":
         how = {"anchors": (10, 1), "least": 11, "skips": 4}
-    alone = scan_alone(scanned, ctx.scratch / "index", how)
+    alone = scan_alone(scanned, next((ctx.root / "tasks").glob("index.stage.*")), how)
     data = (ctx.output("overlap") / items_path(DATA_SET)).read_bytes()
     return ctx.stats["bytes"] / 1e6 / best, alone, parse_items(data, "items")
 

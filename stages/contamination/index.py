@@ -8,7 +8,7 @@ never makes a match.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -224,9 +224,9 @@ def save(folder: Path, name: str, arrays: Words | Table) -> None:
         np.save(folder / f"{name}.{field}.npy", array)
 
 
-def load(folder: Path, name: str, kind: type[Words] | type[Table]) -> Words | Table:
+def load(paths: Mapping[str, Path], name: str, kind: type[Words] | type[Table]) -> Words | Table:
     """The arrays as mapped files: processes of one machine share their memory."""
-    return kind(*(_mapped(folder / f"{name}.{field}.npy") for field in kind._fields))
+    return kind(*(_mapped(paths[f"{name}.{field}.npy"]) for field in kind._fields))
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from stages.contamination.index import Table, Words
 from stages.contamination.scan import IDS
+from stages.core.reading import open_file
+from stages.lib.data.workers import Result
 from stages.lib.formats.overlap import Match
 
 
@@ -29,14 +30,15 @@ class NodeFinds:
     longest: dict[int, tuple[int, str]] = field(default_factory=dict)
 
 
-def gather(folders: Sequence[Path]) -> NodeFinds:
-    """All shards of one node, in order."""
+def gather(results: Sequence[Result]) -> NodeFinds:
+    """What the tasks found in all shards of one node, in order."""
     runs, docs, documents, places = [], [], [], []
     longest: dict[int, tuple[int, str]] = {}
-    for folder in folders:
-        with np.load(folder / "found.npz") as archive:
+    for result in results:
+        with open_file(result.file("found.npz")) as stream, np.load(stream) as archive:
             shard = {name: archive[name] for name in archive.files}
-        ids = json.loads((folder / IDS).read_text(encoding="utf-8"))
+        with open_file(result.file(IDS)) as stream:
+            ids = json.load(stream)
         runs.append(shard["runs"])
         docs.append(shard["docs"])
         documents += [ids[str(d)] for d in shard["first"].tolist()]
@@ -44,7 +46,7 @@ def gather(folders: Sequence[Path]) -> NodeFinds:
         for item, length, document in zip(*(shard[n].tolist() for n in ("items", "longest", "where")), strict=True):
             if length > longest.get(item, (0, ""))[0]:
                 longest[item] = (length, ids[str(document)])
-    if not folders:
+    if not results:
         return NodeFinds(np.empty(0, np.int64), np.empty(0, np.int64), [], np.empty(0, np.int64))
     kept, first, inverse = np.unique(np.concatenate(runs), return_index=True, return_inverse=True)
     counts = np.bincount(inverse, np.concatenate(docs), len(kept)).astype(np.int64)

@@ -17,7 +17,8 @@ from stages.contamination.spec import TRAINING, Contamination, ContaminationConf
 from stages.contamination.training_texts import tasks_of
 from stages.core.context import Context
 from stages.core.errors import InputError
-from stages.lib.data.workers import Pool
+from stages.lib.data.stored_array import store_files
+from stages.lib.data.workers import Pool, Result
 from stages.lib.formats.overlap import (
     ItemOverlap,
     Match,
@@ -39,7 +40,7 @@ def run(ctx: Context[ContaminationConfig]) -> None:
     words = read_words(text for split in splits for text in split.texts)
     rule = _rule(ctx.config)
     tables, anchors = _tables(ctx.config, words)
-    with Pool.of(ctx, Contamination.resources(ctx.config), folders=True) as pool:
+    with Pool.of(ctx, Contamination.resources(ctx.config)) as pool:
         training, finds, equal = _scan(ctx, pool, words, tables, anchors, rule)
     common = merging.common_runs(finds, rule.common)
     matches: dict[int, list[Match]] = defaultdict(list)
@@ -113,25 +114,27 @@ def _scan(
     rule: OverlapRule,
 ) -> tuple[tuple[TrainingData, ...], dict[str, merging.NodeFinds], int]:
     """Scan all training data: what was read, what each node holds, and how many equal hashes meant nothing."""
-    index = pool.folder / "index"
-    index.mkdir(exist_ok=True)
-    for name, arrays in (("words", words), ("runs", tables[0]), ("short", tables[1])):
-        save(index, name, arrays)
+
+    def write(folder: Path) -> None:
+        for name, arrays in (("words", words), ("runs", tables[0]), ("short", tables[1])):
+            save(folder, name, arrays)
+
+    index = store_files(pool, "index", write)
     how = {"anchors": anchors, "least": rule.run, "skips": rule.skips if rule.name == "llama2" else None}
-    training, folders, equal = [], defaultdict[str, list[Path]](list), 0
+    training, shards_of_node, equal = [], defaultdict[str, list[Result]](list), 0
     for kind in TRAINING:
         for number, source in enumerate(ctx.inputs(kind)):
             shards = tasks_of(kind, source.node, source.entries())
-            tasks = [{"shard": shard, "kind": kind, "index": str(index), "rule": how} for shard in shards]
+            tasks = [{"shard": shard, "kind": kind, "index": index, "rule": how} for shard in shards]
             results = pool.map(f"{kind}-{number}", scan, tasks, ctx.progress)
             total = Counter[str]()
             for result in results:
                 total.update(result.value)
-            folders[source.node] += [result.folder for result in results]
+            shards_of_node[source.node] += results
             equal += total["equal_hashes"]
             counts = {name: total[name] for name in ("documents", "bytes", "words")}
             training.append(TrainingData(node=source.node, kind=kind, digest=source.manifest.digest, **counts))
-    return tuple(training), {node: merging.gather(each) for node, each in folders.items()}, equal
+    return tuple(training), {node: merging.gather(each) for node, each in shards_of_node.items()}, equal
 
 
 def _write(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +18,14 @@ import numpy as np
 
 from stages.contamination.index import Table, Words, buffers, find, load, same_run, slot_shift
 from stages.contamination.training_texts import read_texts
+from stages.core.artifacts import FileEntry
+from stages.core.reading import local_file
 from stages.lib.data.numba_jit import njit
 from stages.lib.data.word_hashes import BASE, hash_words, reread, same_word, tables
 from stages.lib.formats.documents import text_buffer
 
+Index = tuple[Words, tuple[Table, Table]]
+"""The words of all items, and the tables of their long and short runs."""
 IDS = "ids.json"
 HOLDS, NEEDS_PYTHON, MORE = 1, 2, 3
 """What became of a document, uint8; 0: it holds nothing."""
@@ -176,12 +182,12 @@ def scan_batch(text, begins, first_number, mapping, words, plain, tables_of, anc
 
 
 class Scanner:
-    """Scans batches of texts with the index in a folder, and keeps what was found. ids: of documents that hold
+    """Scans batches of texts with an index, and keeps what was found. ids: of documents that hold
     something.
     """
 
-    def __init__(self, index: Path, anchors: tuple[int, int], least: int, skips: int | None) -> None:
-        self.words, self.tables = _index(str(index))
+    def __init__(self, index: Index, anchors: tuple[int, int], least: int, skips: int | None) -> None:
+        self.words, self.tables = index
         self.anchors, self.rule = anchors, (least, -1 if skips is None else skips)
         runs = sum(len(table.hashes) for table in self.tables) if skips is None else 0
         places, items = (0, 0) if skips is None else (len(self.words.hashes), len(self.words.items) - 1)
@@ -228,18 +234,29 @@ class Scanner:
 
 
 @functools.lru_cache(maxsize=1)
-def _index(folder: str) -> tuple[Words, tuple[Table, Table]]:
-    """The index, once a process."""
-    path = Path(folder)
-    first, second = (cast(Table, load(path, name, Table)) for name in ("runs", "short"))
-    return cast(Words, load(path, "words", Words)), (first, second)
+def _index(files: str) -> Index:
+    """The index, once a process. files: JSON of their entries."""
+    with ExitStack() as stack:
+        paths = {}
+        for row in json.loads(files):
+            entry = FileEntry.model_validate(row)
+            paths[entry.path] = stack.enter_context(local_file(entry))
+        return load_index(paths)  # mapped: the files may go
 
 
-def scan(folder: Path, shard: dict[str, Any], kind: str, index: str, rule: dict[str, Any]) -> dict[str, int]:
+def load_index(paths: Mapping[str, Path]) -> Index:
+    """The index from its files."""
+    first, second = (cast(Table, load(paths, name, Table)) for name in ("runs", "short"))
+    return cast(Words, load(paths, "words", Words)), (first, second)
+
+
+def scan(
+    folder: Path, shard: dict[str, Any], kind: str, index: list[dict[str, Any]], rule: dict[str, Any]
+) -> dict[str, int]:
     """Task: scan one shard, and leave what was found; the value counts documents, bytes, words and equal hashes of
     texts that differ.
     """
-    scanner = Scanner(Path(index), tuple(rule["anchors"]), rule["least"], rule["skips"])
+    scanner = Scanner(_index(json.dumps(index)), tuple(rule["anchors"]), rule["least"], rule["skips"])
     for ids, column in read_texts(kind, shard):
         scanner.add(ids, column)
     runs, items, places = np.flatnonzero(scanner.docs), np.flatnonzero(scanner.longest), np.flatnonzero(scanner.covered)

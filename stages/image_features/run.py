@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stages.core.artifacts import FileEntry
 from stages.core.context import Context
 from stages.core.errors import ConfigError, InputError
 from stages.core.files import file_sha256
 from stages.image_features.spec import ImageFeaturesConfig
+from stages.lib.data.workers import Pool
 from stages.lib.modeling.device import compute_device
-from stages.lib.vision.conversations import ImageReader, read_rows
-from stages.lib.vision.features import FeatureWriter
+from stages.lib.vision.conversations import ImageReader, read_part
+from stages.lib.vision.features import DTYPES, images_a_file, write_features, write_index
 from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode
 from stages.lib.vision.modeling_moxin_vlm import pixel_values, tower_features
 from stages.lib.vision.towers import Kind, draw_towers, import_tower, patches, save_towers
+
+FILE = "features.safetensors"
 
 
 def run(ctx: Context[ImageFeaturesConfig]) -> None:
     """Write `towers` and `features`."""
     config, images = ctx.config, ctx.input("images")
-    device = compute_device(ctx.node, ctx.config.device, ctx.config.precision)
+    compute_device(ctx.node, config.device, config.precision)  # whether there is one, before anything else
     torch.set_num_threads(config.threads)
-    dino, siglip = _towers(ctx)
+    settings = config.model_dump_json()
+    dino, siglip = _towers(ctx.node, settings)
     save_towers(Path(ctx.output("towers")), dino, siglip)
     count, width = patches(dino.config, siglip.config), dino.config.hidden_size + siglip.config.hidden_size
-    names = list(dict.fromkeys(row.image for row in read_rows(images.path) if row.image is not None))
+    rows = (row for part in images.entries(".jsonl") for row in read_part(part))
+    names = list(dict.fromkeys(row.image for row in rows if row.image is not None))
     if not names:
         raise InputError(f"{ctx.node}: the rows of {images.node} have no image")
     digest = images.manifest.digest
-    writer = FeatureWriter(Path(ctx.output("features")), config.dtype, digest)
-    seconds = _look(ctx, (dino.to(device), siglip.to(device)), names, writer, device)
-    writer.close()
+    started = time.perf_counter()
+    size = images_a_file(count, width, config.dtype)
+    parts = [names[start : start + size] for start in range(0, len(names), size)]
+    where = _archives(images.entries(".zip"))
+    tasks = [{"node": ctx.node, "settings": settings, "names": part, "archives": where(part)} for part in parts]
+    results = Pool(ctx.tasks).map("look", look, tasks, ctx.progress)
+    for number, result in enumerate(results):
+        ctx.adopt("features", f"features-{number:05d}.safetensors", result.file(FILE))
+    write_index(Path(ctx.output("features")), names, [len(part) for part in parts], config.dtype, digest)
     parameters = sum(p.numel() for tower in (dino, siglip) for p in tower.parameters())
     shared = {"patches": count, "feature_width": width}
     ctx.describe(
@@ -52,12 +65,24 @@ def run(ctx: Context[ImageFeaturesConfig]) -> None:
         patches=count,
         feature_width=width,
         tower_parameters=parameters,
-        images_per_second=round(len(names) / seconds, 1),
+        images_per_second=round(len(names) / (time.perf_counter() - started), 1),
     )
 
 
-def _towers(ctx: Context[ImageFeaturesConfig]) -> tuple[Any, Any]:
-    config = ctx.config
+def _archives(entries: Sequence[FileEntry]) -> Callable[[Iterable[str]], list[FileEntry]]:
+    """Which archives hold these images, by their tables of contents alone."""
+    holds: dict[str, FileEntry] = {}
+    for entry in entries:
+        reader = ImageReader([entry], MAX_BYTES)
+        holds.update(dict.fromkeys(reader, entry))
+        reader.close()
+    return lambda names: list({holds[name].path: holds[name] for name in names if name in holds}.values())
+
+
+@functools.lru_cache(maxsize=1)
+def _towers(node: str, settings: str) -> tuple[Any, Any]:
+    """The two towers, once a process."""
+    config = ImageFeaturesConfig.model_validate_json(settings)
     if config.origin == "drawn":
         return draw_towers(config.dino, config.siglip, config.image_size, config.seed)
     found = []
@@ -68,11 +93,11 @@ def _towers(ctx: Context[ImageFeaturesConfig]) -> tuple[Any, Any]:
     for kind, path, sha256, shape in parts:
         if path is None or not Path(path).exists():
             raise ConfigError(
-                f"{ctx.node}.{kind}_path = {path!r}: name a Hugging Face folder or timm's safetensors file on this"
-                f" machine, or set {ctx.node}.origin = 'drawn'"
+                f"{node}.{kind}_path = {path!r}: name a Hugging Face folder or timm's safetensors file on this"
+                f" machine, or set {node}.origin = 'drawn'"
             )
         if sha256 is not None:
-            _check_sum(f"{ctx.node}.{kind}_sha256", Path(path), sha256)
+            _check_sum(f"{node}.{kind}_sha256", Path(path), sha256)
         found.append(import_tower(kind, Path(path), shape, config.image_size))
     return found[0], found[1]
 
@@ -87,26 +112,20 @@ def _check_sum(where: str, path: Path, wanted: str) -> None:
 
 
 @torch.no_grad()
-def _look(
-    ctx: Context[ImageFeaturesConfig],
-    towers: tuple[Any, Any],
-    names: list[str],
-    writer: FeatureWriter,
-    device: torch.device,
-) -> float:
-    """Features of all images, in order; returns the seconds that it took."""
-    config = ctx.config
-    reader = ImageReader(ctx.input("images").files(".zip"), MAX_BYTES)
-    started = time.perf_counter()
-    done = 0
+def look(folder: Path, node: str, settings: str, names: list[str], archives: list[dict[str, Any]]) -> int:
+    """Task: the features of some images, in order, in one file; how many."""
+    config = ImageFeaturesConfig.model_validate_json(settings)
+    device = compute_device(node, config.device, config.precision)
+    dino, siglip = (tower.to(device) for tower in _towers(node, settings))
+    reader = ImageReader([FileEntry.model_validate(row) for row in archives], MAX_BYTES)
+    features = []
     for part in _parts(names, config.batch_size):
         pixels = pixel_values([_image(reader, name) for name in part], config.image_size).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            writer.add(part, tower_features(*towers, pixels))
-        done += len(part)
-        ctx.progress(done, len(names), "images")
+            features.append(tower_features(dino, siglip, pixels).to(DTYPES[config.dtype]).cpu())
     reader.close()
-    return time.perf_counter() - started
+    write_features(folder / FILE, features, config.dtype)
+    return len(names)
 
 
 def _parts(names: list[str], size: int) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem, model_file
 from stages.core.resources import Resources, Work
 from stages.core.scale import Scale, amount
-from stages.core.stage import Facets, Input, Output, Stage, output
+from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 from stages.lib.vision.shape import DINO, SIGLIP, TowerShape
 
 
@@ -87,6 +87,8 @@ class SeeImages(Stage[ImageFeaturesConfig], env="vlm", revision=2, reproducible=
     images: Input[ImageConversations]
     towers: Output[VisionTowers] = output()
     features: Output[ImageFeatures] = output()
+
+    reads: ClassVar[Mapping[str, Reading]] = {"images": "shards"}
 
     @classmethod
     def facets(cls, config: ImageFeaturesConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:

@@ -152,17 +152,20 @@ class ImageWriter:
 
 
 class ImageReader(Mapping[str, bytes]):
-    """The images of a folder's zip files, by name. Members larger than `limit` are not read (a KeyError names them)."""
+    """The images of zip files, by name: of local ones, or of stored ones, of which the images asked for are read.
+    Members larger than `limit` are not read (a KeyError names them).
+    """
 
-    def __init__(self, paths: Iterable[Path], limit: int) -> None:
+    def __init__(self, archives: Iterable[Path | FileEntry], limit: int) -> None:
         self._limit = limit
         self._where: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
         self._zips: list[zipfile.ZipFile] = []
-        for path in sorted(paths):
+        for source in sorted(archives, key=str):
             try:
-                archive = zipfile.ZipFile(path)
+                archive = zipfile.ZipFile(open_file(source) if isinstance(source, FileEntry) else source)
             except (OSError, zipfile.BadZipFile) as error:
-                raise InputError(f"{path.name} is no zip file: {error}") from error
+                name = Path(source.path).name if isinstance(source, FileEntry) else source.name
+                raise InputError(f"{name} is no zip file: {error}") from error
             self._zips.append(archive)
             self._where.update({info.filename: (archive, info) for info in archive.infolist() if not info.is_dir()})
 

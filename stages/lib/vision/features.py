@@ -26,37 +26,20 @@ SHARD_BYTES = 2 * 2**30
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class FeatureWriter:
-    """Writes features in order, in shards of about two gigabytes."""
+def images_a_file(patches: int, width: int, dtype: str) -> int:
+    """How many images one file holds: about two gigabytes."""
+    return max(1, SHARD_BYTES // (patches * width * DTYPES[dtype].itemsize))
 
-    def __init__(self, folder: Path, dtype: str, digest: str) -> None:
-        self._folder, self._dtype, self._digest = folder, dtype, digest
-        self._names: list[str] = []
-        self._counts: list[int] = []
-        self._parts: list[Tensor] = []
-        self._bytes = 0
 
-    def add(self, names: Sequence[str], features: Tensor) -> None:
-        """Features [B, P, F] of B images."""
-        part = features.to(DTYPES[self._dtype]).cpu().contiguous()
-        self._names.extend(names)
-        self._parts.append(part)
-        self._bytes += part.nbytes
-        if self._bytes >= SHARD_BYTES:
-            self._flush()
+def write_features(path: Path, features: Sequence[Tensor], dtype: str) -> None:
+    """One file: features [B, P, F] of its images, in parts, in order."""
+    save_file({"features": torch.cat([part.to(DTYPES[dtype]).cpu() for part in features]).contiguous()}, path)
 
-    def _flush(self) -> None:
-        if self._parts:
-            whole = torch.cat(self._parts)
-            save_file({"features": whole}, self._folder / f"features-{len(self._counts):05d}.safetensors")
-            self._counts.append(len(whole))
-        self._parts, self._bytes = [], 0
 
-    def close(self) -> None:
-        """Write what is left, and the index."""
-        self._flush()
-        index = {"names": self._names, "images": self._counts, "dtype": self._dtype, "images_digest": self._digest}
-        (self._folder / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
+def write_index(folder: Path, names: Sequence[str], counts: Sequence[int], dtype: str, digest: str) -> None:
+    """The index: names in order, images of each file, digest of the images that they were made of."""
+    index = {"names": list(names), "images": list(counts), "dtype": dtype, "images_digest": digest}
+    (folder / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
 
 
 class Features:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from stages.contamination import index, merging, scan, training_texts
 from stages.contamination.run import run
-from stages.contamination.spec import Contamination, ContaminationConfig
+from stages.contamination.spec import ContaminationConfig
 from stages.core.artifacts import (
     Artifact,
     Conversations,
@@ -33,7 +34,6 @@ from stages.core.artifacts import (
 from stages.core.errors import InputError
 from stages.core.testing import LocalContext, local_artifact
 from stages.lib.data.decontamination import words
-from stages.lib.data.workers import PORTS
 from stages.lib.formats.documents import write_documents
 from stages.lib.formats.examples import ConversationWriter, PreferenceWriter, ProblemWriter, assistant, user
 from stages.lib.formats.overlap import ItemOverlap, parse_items, parse_overlap
@@ -271,7 +271,7 @@ def test_equal_hashes_are_no_match(tmp_path: Path) -> None:
     arrays = {"words": forged, "runs": index.make_table(forged, 4, 4, None), "short": index.make_table(forged, 2, 2, 1)}
     for name, each in arrays.items():
         index.save(tmp_path, name, each)
-    scanner = scan.Scanner(tmp_path, (4, 2), 4, None)
+    scanner = scan.Scanner(scan.load_index({path.name: path for path in tmp_path.iterdir()}), (4, 2), 4, None)
     scanner.add(["x", "y"], pa.array(["z e f g h", "a b c d"], pa.large_string()))
     assert scanner.tally[1] == 1, "the hash of 'e f g h' is in the table, its text is not"
     assert not scanner.docs.any()
@@ -298,15 +298,15 @@ def test_neither_workers_nor_the_cut_of_the_files_change_the_result(tmp_path: Pa
     assert files(two) == files(other)
 
 
-def test_a_work_folder_that_outlives_an_attempt_is_of_these_items_alone(tmp_path: Path) -> None:
+def test_results_of_tasks_that_outlive_an_attempt_are_of_these_items_alone(tmp_path: Path) -> None:
     web = documents(tmp_path / "web", [ITEMS[0], ITEMS[1]])
-    ports = {port.name for port in Contamination.ports.values() if port.direction == "input"}
-    assert ports <= set(PORTS), "a port that the work folder's name leaves out would mix up two results"
     first = {"suites": [suite(tmp_path / "first", ITEMS[:1])], "documents": [web]}
     second = {"suites": [suite(tmp_path / "second", ITEMS[1:3])], "documents": [web]}
-    work = str(tmp_path / "work")
     for inputs in (first, second, first):
-        assert files(scanned(tmp_path, inputs, work=work)) == files(scanned(tmp_path, inputs))
+        ctx = LocalContext(tmp_path / "again", ContaminationConfig(), inputs=inputs, node="contamination")
+        shutil.rmtree(ctx.output("overlap"))
+        run(ctx)
+        assert files(ctx) == files(scanned(tmp_path, inputs))
 
 
 def test_a_document_with_more_matches_than_there_is_room_for(tmp_path: Path) -> None:
