@@ -16,7 +16,7 @@ from stages.core.context import Context
 from stages.core.errors import ConfigError, InputError
 from stages.core.files import file_sha256
 from stages.image_features.spec import ImageFeaturesConfig
-from stages.lib.data.workers import Pool
+from stages.lib.data.steps import Steps
 from stages.lib.modeling.device import compute_device
 from stages.lib.vision.conversations import ImageReader, read_part
 from stages.lib.vision.features import DTYPES, images_a_file, write_features, write_index
@@ -46,7 +46,7 @@ def run(ctx: Context[ImageFeaturesConfig]) -> None:
     parts = [names[start : start + size] for start in range(0, len(names), size)]
     where = _archives(images.entries(".zip"))
     tasks = [{"node": ctx.node, "settings": settings, "names": part, "archives": where(part)} for part in parts]
-    results = Pool(ctx.tasks).map("look", look, tasks, ctx.progress)
+    results = Steps(ctx.tasks).map("look", look, tasks, ctx.progress)
     for number, result in enumerate(results):
         ctx.adopt("features", f"features-{number:05d}.safetensors", result.file(FILE))
     write_index(Path(ctx.output("features")), names, [len(part) for part in parts], config.dtype, digest)

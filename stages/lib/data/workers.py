@@ -17,21 +17,21 @@ import functools
 import hashlib
 import json
 import os
-import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from stages.core.artifacts import FileEntry
 from stages.core.context import Context, TaskObjects
-from stages.core.errors import ConfigError, InfraError
+from stages.core.errors import ConfigError
 from stages.core.resources import Resources
 from stages.core.task_objects import FolderObjects
 from stages.lib.data import job_array, ray_tasks
 from stages.lib.data.job_array import RequestArray
-from stages.lib.data.process_pool import Background, ProcessPool
-from stages.lib.data.task import Job, Receipt, compute, fingerprint, plain, receipts
+from stages.lib.data.process_pool import ProcessPool
+from stages.lib.data.steps import Result, Steps
+from stages.lib.data.task import Job, Receipt
+
+__all__ = ["Pool", "Result", "Workers"]
 
 ARRAYS = "MOXIN_ARRAYS"
 """Set by the launcher that answers when a stage asks for an array."""
@@ -41,31 +41,7 @@ PORTS = (
     *("suites", "image_suites", "conversations", "preferences", "problems", "images"),
 )
 """Input ports of the stages that work through a pool: what lies there is part of a work folder's name."""
-Function = Callable[..., Any]
 Workers = int | Literal["ray", "slurm", "kubernetes"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a task left behind: its value, and its files in the order of their paths."""
-
-    value: Any
-    files: tuple[FileEntry, ...]
-    place: Path | None = None
-
-    def file(self, path: str) -> FileEntry:
-        """One of its files. Raises KeyError."""
-        entry = next((entry for entry in self.files if entry.path == path), None)
-        if entry is None:
-            raise KeyError(f"the task left no file {path}, but {', '.join(e.path for e in self.files) or 'none'}")
-        return entry
-
-    @property
-    def folder(self) -> Path:
-        """Where its files lie on a local disk. Raises TypeError where they are in the store."""
-        if self.place is None:
-            raise TypeError("the files of this task are in the store: use `file`, and stages.core.reading")
-        return self.place
 
 
 def work_folder(ctx: Context[Any]) -> Path:
@@ -84,7 +60,7 @@ def work_folder(ctx: Context[Any]) -> Path:
     return folder
 
 
-class Pool:
+class Pool(Steps):
     """Runs tasks and keeps their results in `objects` (a path: in files of that folder). A context manager: its
     processes live until its end.
     """
@@ -92,12 +68,9 @@ class Pool:
     def __init__(
         self, objects: TaskObjects | Path, workers: Workers = 1, request_array: RequestArray | None = None
     ) -> None:
-        self.objects: TaskObjects = FolderObjects(objects) if isinstance(objects, Path) else objects
+        super().__init__(objects)
         self.workers: Workers = workers
         self._request_array = request_array
-        self.prefix = ""
-        """Of the names of steps, for steps that are done several times."""
-        self._before = ""
         self._processes: ProcessPool | None = None
 
     @classmethod
@@ -133,31 +106,9 @@ class Pool:
         if self._processes is not None:
             self._processes.stop()
 
-    def map(
-        self,
-        name: str,
-        function: Function,
-        tasks: Sequence[Mapping[str, Any]],
-        progress: Callable[[float, float, str], None] | None = None,
-    ) -> list[Result]:
-        """Run every task once; results in the order of the tasks. A task's own exception is raised here as it is."""
-        name = self.prefix + name
-        whose = (function.__module__, function.__qualname__, self.objects.place, name)
-        jobs = [Job(*whose, n, plain(dict(task)), self._before) for n, task in enumerate(tasks)]
-        self._before = hashlib.sha256("".join([name, *map(fingerprint, jobs)]).encode()).hexdigest()
-        finished = dict(receipts(jobs, self.objects, name))
-        left = [job for job in jobs if job.number not in finished]
-        for number, receipt in self._runs(name, left):
-            finished[number] = receipt
-            if progress:
-                progress(len(finished), len(jobs), f"shards ({name})")
-        if missing := len(jobs) - len(finished):
-            raise InfraError(f"{name}: {missing} shards that were done have no receipt")
-        return [self._result(finished[job.number]) for job in jobs]
-
     def _runs(self, name: str, jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:
         if len(jobs) <= 1 or self.workers == 1:
-            return _inline(jobs)
+            return super()._runs(name, jobs)
         if self.workers in BY_ARRAYS:
             assert self._request_array is not None
             return job_array.run(self.objects, name, jobs, self._request_array)
@@ -165,31 +116,3 @@ class Pool:
             return ray_tasks.run(jobs)
         self._processes = self._processes or ProcessPool(int(self.workers))
         return self._processes.run(jobs)
-
-    def _result(self, receipt: Receipt) -> Result:
-        folder = self.objects.root / receipt.name if isinstance(self.objects, FolderObjects) else None
-        return Result(receipt.value, receipt.files, folder)
-
-
-def _inline(jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:
-    """In this process; the files of one task are stored while the next one is at work."""
-    ended: queue.SimpleQueue[tuple[int, Receipt | BaseException]] = queue.SimpleQueue()
-    background, running = Background(), 0
-    try:
-        for job in jobs:
-            computed = compute(job)
-            background.submit(computed, lambda finished, number=job.number: ended.put((number, finished)))
-            running += 1
-            while not ended.empty():
-                running -= 1
-                yield _taken(*ended.get())
-        for _ in range(running):
-            yield _taken(*ended.get())
-    finally:
-        background.close()
-
-
-def _taken(number: int, finished: Receipt | BaseException) -> tuple[int, Receipt]:
-    if isinstance(finished, BaseException):
-        raise finished
-    return number, finished
