@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from stages.capability.benchmarks import DATA_SETS, BenchmarkData, Row, fingerprints, render
 from stages.capability.spec import CapabilityConfig
 from stages.core.context import Context
 from stages.core.errors import InputError
+from stages.lib.formats.corpus import commonest
 from stages.lib.formats.documents import DocumentWriter
-from stages.lib.formats.parquet_parts import count_by
 from stages.lib.formats.reports import TOY
 from stages.lib.formats.suites import DataSet, Suite, split_fingerprints, write_data_set, write_suite
 
@@ -59,7 +59,10 @@ def run(ctx: Context[CapabilityConfig]) -> None:
             )
     _write_suite(ctx, gathered, overlap)
     names = sorted(shown(id, config.origin).rpartition("/")[2] for id in train_on)
-    shares = {f"per_{column}": count_by(Path(ctx.output("train")), column) for column in ("source", "license")}
+    shares = {
+        "per_source": commonest([Counter(shown(data.id, config.origin) for data, _ in kept)]),
+        "per_license": commonest([Counter(data.license for data, _ in kept)]),
+    }
     meta = {"documents": len(kept), "text_bytes": writer.text_bytes, "benchmarks": names, **shares}
     ctx.describe("train", meta=meta)
     ctx.stat(

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stages.core.artifacts import FileEntry
 from stages.ingest import page_filters
 from stages.ingest.readers import READERS
 from stages.ingest.records import Bad
 from stages.ingest.spec import IngestConfig
+from stages.ingest.work_units import NOWHERE
 from stages.lib.formats import raw_file
 from stages.lib.formats.documents import DocumentWriter
 from stages.lib.formats.sources import RawFile
@@ -40,6 +42,7 @@ class Numbers:
     lengths: Counter[str] = field(default_factory=Counter)
     """By the number of bits of the length in characters."""
     per_source: Counter[str] = field(default_factory=Counter)
+    per_license: Counter[str] = field(default_factory=Counter)
     served: Counter[str] = field(default_factory=Counter)
     """Files by the address that served them instead of their own."""
     places: dict[str, list[str]] = field(default_factory=dict)
@@ -68,7 +71,7 @@ class Numbers:
 def read(
     folder: Path,
     files: Sequence[Mapping[str, Any]],
-    raw: str,
+    raw: Mapping[str, Any],
     config: Mapping[str, Any],
     part: Sequence[int] | None = None,
     size: int | None = None,
@@ -76,21 +79,25 @@ def read(
 ) -> dict[str, Any]:
     """Read files (`RawFile`), or a part of one, or its first `records` records; returns `Numbers` as a dictionary.
 
-    raw: the folder of the listing; size: bytes of the file that the part was cut of, which a mirror must have too.
+    raw: those of the files that lie in the listing's artifact, path to entry; size: bytes of the file that the part was
+    cut of, which a mirror must have too.
     Raises InputError or InfraError naming the file.
     """
     settings, numbers = IngestConfig.model_validate(config), Numbers()
+    entries = {path: FileEntry.model_validate(entry) for path, entry in raw.items()}
     raw_file.served.set(numbers.served)
     token = raw_file.required_size.set(None if part is None else size)
+    kept = raw_file.stored.set(entries)
     try:
         with DocumentWriter(folder) as writer:
             for value in files:
                 file = RawFile.model_validate(value)
                 _read_file(
-                    file, Path(raw), settings, None if part is None else (part[0], part[1]), records, writer, numbers
+                    file, NOWHERE, settings, None if part is None else (part[0], part[1]), records, writer, numbers
                 )
     finally:
         raw_file.required_size.reset(token)
+        raw_file.stored.reset(kept)
     numbers.documents, numbers.text_bytes = writer.documents, writer.text_bytes
     if not writer.documents:
         (folder / "part-00000.parquet").unlink()
@@ -131,8 +138,10 @@ def _read_file(
                     numbers.languages[detect_fast(text[:LANGUAGE_CHARACTERS])[0]] += 1
                 identity = hashlib.sha256(f"{name}\0{place}".encode()).hexdigest()[:24]
                 source = f"{file.source}/{record.part}" if record.part else file.source
-                writer.add(identity, text, source, record.url, record.license or file.license)
+                license = record.license or file.license
+                writer.add(identity, text, source, record.url, license)
                 numbers.per_source[source] += 1
+                numbers.per_license[license] += 1
         if left is not None:
             left -= 1
             if left == 0:

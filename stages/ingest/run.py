@@ -4,31 +4,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from stages.core.artifacts import FileEntry
 from stages.core.context import Context
 from stages.core.errors import InputError
+from stages.core.reading import open_file
 from stages.ingest import page_filters, read_task, work_units
 from stages.ingest.read_task import EXAMPLES, Numbers
 from stages.ingest.spec import Ingest, IngestConfig
 from stages.lib.data.workers import Pool, Result
-from stages.lib.formats.corpus import gather_parts
-from stages.lib.formats.parquet_parts import count_by
-from stages.lib.formats.sources import RawFile, read_listing
+from stages.lib.formats.corpus import adopt_parts, commonest, parts_of
+from stages.lib.formats.sources import LISTING, RawFile, parsed_listing
 from stages.lib.formats.uris import shown
+
+Raw = Mapping[str, FileEntry]
+"""The files of the listing's artifact, by path."""
 
 
 def run(ctx: Context[IngestConfig]) -> None:
     """Write the documents; raise InputError when too little of the source is usable."""
     page_filters.check(ctx.node, ctx.config)
-    raw = Path(ctx.input("raw").path)
-    listing = read_listing(raw)
-    files = work_units.expanded(listing)
-    with Pool.of(ctx, Ingest.resources(ctx.config), folders=True) as pool:
+    raw = {entry.path: entry for entry in ctx.input("raw").entries()}
+    files = work_units.expanded(_listing(raw))
+    with Pool.of(ctx, Ingest.resources(ctx.config)) as pool:
         results = _sampled(ctx, pool, files, raw) if ctx.config.limit is not None else _whole(ctx, pool, files, raw)
-        gather_parts([result.folder for result in results], Path(ctx.output("documents")))
+    adopt_parts(ctx, "documents", (part for result in results for part in parts_of(result.files)))
     numbers = Numbers()
     for result in results:
         numbers.add(result.value)
@@ -38,10 +40,13 @@ def run(ctx: Context[IngestConfig]) -> None:
     for address, count in sorted(numbers.served.items()):
         ctx.log(f"{count} files were read from {address}, since their own address could not be had", "warning")
     _refuse(ctx, numbers, files)
-    per_license = count_by(Path(ctx.output("documents")), "license")
     ctx.describe(
         "documents",
-        meta={"documents": numbers.documents, "text_bytes": numbers.text_bytes, "per_license": per_license},
+        meta={
+            "documents": numbers.documents,
+            "text_bytes": numbers.text_bytes,
+            "per_license": commonest([numbers.per_license]),
+        },
     )
     ctx.stat(
         files=len(files),
@@ -63,10 +68,22 @@ def run(ctx: Context[IngestConfig]) -> None:
     )
 
 
-def _task(config: IngestConfig, share: work_units.WorkUnit, raw: Path) -> dict[str, Any]:
+def _listing(raw: Raw) -> list[RawFile]:
+    if LISTING not in raw:
+        raise InputError(f"{LISTING} cannot be read: it is not in the artifact")
+    with open_file(raw[LISTING]) as stream:
+        return parsed_listing(stream.read())
+
+
+def _within(files: Sequence[RawFile], raw: Raw) -> dict[str, FileEntry]:
+    """Those of the files that the listing's own artifact holds."""
+    return {uri: raw[uri] for file in files for uri in (file.uri, *file.mirrors) if uri in raw}
+
+
+def _task(config: IngestConfig, share: work_units.WorkUnit, raw: Raw) -> dict[str, Any]:
     found: dict[str, Any] = {
         "files": [_value(file) for file in share.files],
-        "raw": str(raw),
+        "raw": _within(share.files, raw),
         "config": config.model_dump(mode="json", exclude={"workers", "work"}),
     }
     return (
@@ -80,14 +97,17 @@ def _value(file: RawFile) -> dict[str, Any]:
     return file.model_dump(mode="json", exclude_defaults=True)
 
 
-def _whole(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw: Path) -> list[Result]:
+def _whole(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw: Raw) -> list[Result]:
     """All of every file."""
     sizes: list[int | None] = [None] * len(files)
     asked = [n for n, file in enumerate(files) if work_units.local(file)]
     far = [n for n, file in enumerate(files) if not work_units.local(file) and file.format != "code"]
     asked += far if len(far) <= work_units.MEASURED else []
     batches = [asked[n : n + work_units.TOGETHER_FILES] for n in range(0, len(asked), work_units.TOGETHER_FILES)]
-    tasks = [{"files": [_value(files[n]) for n in batch], "raw": str(raw)} for batch in batches]
+    tasks = [
+        {"files": [_value(files[n]) for n in batch], "raw": _within([files[n] for n in batch], raw)}
+        for batch in batches
+    ]
     for batch, result in zip(batches, pool.map("measure", work_units.measure, tasks), strict=True):
         for number, size in zip(batch, result.value, strict=True):
             sizes[number] = size
@@ -95,7 +115,7 @@ def _whole(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw
     return pool.map("read", read_task.read, [_task(ctx.config, share, raw) for share in work], ctx.progress)
 
 
-def _sampled(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw: Path) -> list[Result]:
+def _sampled(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw: Raw) -> list[Result]:
     """`limit` records, over the files as `work_units.sample` says; in the order of the files."""
     assert ctx.config.limit is not None
     found: dict[int, Result] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,7 +13,7 @@ from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem, model_file
 from stages.core.resources import Resources
 from stages.core.scale import Scale, amount
-from stages.core.stage import Input, Output, Stage, output
+from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.lib.data.amounts import PART_BYTES, REFINEDWEB_KEPT, STORED, documents
 from stages.lib.formats.uris import shown
 
@@ -105,6 +105,8 @@ class IngestConfig(StageConfig):
 
 class Ingest(Stage[IngestConfig], env="data", revision=3, reproducible="bits"):
     """Read text, web pages or code into documents; unusable records are counted by reason."""
+
+    reads: ClassVar[Mapping[str, Reading]] = {"raw": "stream"}
 
     raw: Input[RawFiles]
     documents: Output[Documents] = output()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stages.core.artifacts import FileEntry
 from stages.core.errors import StageError
 from stages.ingest.hub_files import files_of
 from stages.ingest.readers import parted
@@ -27,6 +28,8 @@ TOGETHER_BYTES, TOGETHER_FILES = 32 << 20, 256
 MEASURED = 4_096
 """With more remote files than this nobody asks for their sizes: there is enough to share out."""
 CONNECTIONS = 16
+NOWHERE = Path("/dev/null")
+"""The folder of files that are neither listed by address nor in the listing's artifact: there is none."""
 SAMPLE = 10_000
 """Records that are read of one file at most under a limit, when there are enough files."""
 
@@ -47,15 +50,17 @@ def expanded(listing: Sequence[RawFile]) -> list[RawFile]:
     return [one for file in listing for one in (files_of(file) if file.format == "hf" else (file,))]
 
 
-def measure(folder: Path, files: Sequence[Mapping[str, Any]], raw: str) -> list[int | None]:
-    """A task: the size of each file, bytes; None where it is not known."""
+def measure(folder: Path, files: Sequence[Mapping[str, Any]], raw: Mapping[str, Any]) -> list[int | None]:
+    """A task: the size of each file, bytes; None where it is not known. raw: as in `read_task.read`."""
 
     def size(value: Mapping[str, Any]) -> int | None:
         file = RawFile.model_validate(value)
-        with opened(file, Path(raw)) as stream:
+        if file.uri in raw:
+            return FileEntry.model_validate(raw[file.uri]).size
+        with opened(file, NOWHERE) as stream:
             size = stream.size
         for uri in file.mirrors if size is None else ():  # one server may not tell what another does
-            with suppress(StageError), opened(file.model_copy(update={"uri": uri, "mirrors": ()}), Path(raw)) as stream:
+            with suppress(StageError), opened(file.model_copy(update={"uri": uri, "mirrors": ()}), NOWHERE) as stream:
                 size = size or stream.size
         return size
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import io
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
+from stages.core.artifacts import FileEntry
 from stages.core.errors import InfraError, InputError, StageError
+from stages.core.reading import open_file
 from stages.lib.formats.compression import unpacked, utf8
 from stages.lib.formats.remote import RemoteFile
 from stages.lib.formats.remote_http import Http, HubFile
@@ -29,6 +31,10 @@ served: ContextVar[Counter[str]] = ContextVar("served")
 
 required_size: ContextVar[int | None] = ContextVar("required_size", default=None)
 """Bytes of the file that parts were measured at: an address that has another length is none of its mirrors."""
+
+
+stored: ContextVar[Mapping[str, FileEntry]] = ContextVar("stored")
+"""Files of the listing's own artifact, by their path in it: read where they are stored."""
 
 
 class Raw(io.RawIOBase):
@@ -151,6 +157,8 @@ def _below(uri: str, folder: Path, format: str) -> Any:
         path = Path(urllib.parse.unquote(parts.path))
     elif "://" in uri:
         raise InputError(f"{shown(uri)}: no way to read '{parts.scheme}://' addresses of format {format}")
+    elif uri in (entries := stored.get(None) or {}):
+        return open_file(entries[uri])
     else:
         path = folder / uri
         if not path.resolve().is_relative_to(folder.resolve()):

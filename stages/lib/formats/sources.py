@@ -51,8 +51,16 @@ def write_listing(folder: Path, rows: Iterable[RawFile]) -> None:
 def read_listing(folder: Path) -> list[RawFile]:
     """Read a listing. Raises InputError naming the line that is not one."""
     try:
-        text = (folder / LISTING).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return parsed_listing((folder / LISTING).read_bytes())
+    except OSError as error:
+        raise InputError(f"{LISTING} cannot be read: {error}") from error
+
+
+def parsed_listing(data: bytes) -> list[RawFile]:
+    """The rows of a listing. Raises InputError naming the line that is not one."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
         raise InputError(f"{LISTING} cannot be read: {error}") from error
     rows = []
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):

@@ -72,6 +72,11 @@ def ingest(raw: Path, root: Path, **config: Any) -> LocalContext[IngestConfig]:
     return ctx
 
 
+def entries(folder: Path) -> dict[str, Any]:
+    """The files of a listing's artifact, as tasks are told of them."""
+    return {entry.path: entry.value() for entry in local_artifact(RawFiles, folder).entries()}
+
+
 def parts(ctx: LocalContext[IngestConfig]) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(Path(ctx.output("documents")).iterdir())}
 
@@ -178,7 +183,7 @@ def test_pages_of_an_archive_that_was_packed_as_a_whole_have_ids_of_their_own(tm
     (tmp_path / "one.warc.gz").write_bytes(gzip.compress(b"".join(page(n) for n in range(80)), mtime=0))
     file = {"uri": "one.warc.gz", "format": "warc", "source": "s"}
     (tmp_path / "out").mkdir()
-    assert read_task.read(tmp_path / "out", [file], str(tmp_path), {})["documents"] == 80
+    assert read_task.read(tmp_path / "out", [file], entries(tmp_path), {})["documents"] == 80
     assert len({document["id"] for document in read_documents(tmp_path / "out")}) == 80
 
 
@@ -283,28 +288,28 @@ def test_a_kill_costs_the_file_at_hand(tmp_path: Path, small_pieces: None) -> No
     differs.
     """
     corpus(tmp_path / "raw")
-    work = tmp_path / "work"
+    work = tmp_path / "killed" / "tasks"
     script = (
         "import sys, pathlib; from stages.ingest import work_units; work_units.PART_BYTES, work_units.TOGETHER_BYTES = "
         "3000, 2000\n"
         "from tests.integration.stages.ingest.test_run_pieces import ingest\n"
-        "ingest(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), work=sys.argv[3])"
+        "ingest(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "raw"), str(tmp_path / "killed"), str(work)]
+    command = [sys.executable, "-c", script, str(tmp_path / "raw"), str(tmp_path / "killed")]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     deadline = time.monotonic() + HANG
-    while not list(work.glob("*/read/000005.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(work.glob("read/000005.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     process.kill()
     process.wait()
-    done = {p: p.stat().st_mtime_ns for p in work.glob("*/read/*.json")}
+    done = {p: p.stat().st_mtime_ns for p in work.glob("read/*.json")}
     assert len(done) >= 6
-    resumed = ingest(tmp_path / "raw", tmp_path / "resumed", work=str(work))
+    resumed = ingest(tmp_path / "raw", tmp_path / "killed")
     assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "a finished piece was read again"
     whole = ingest(tmp_path / "raw", tmp_path / "whole")
     assert parts(resumed) == parts(whole)
     assert resumed.stats == whole.stats
-    assert len(list(work.glob("*/read/*.json"))) > len(done)
+    assert len(list(work.glob("read/*.json"))) > len(done)
 
 
 def test_who_served_instead_is_recorded(tmp_path: Path) -> None:
@@ -331,14 +336,14 @@ def test_a_part_is_read_of_a_file_as_long_as_the_one_that_was_cut(tmp_path: Path
     found = 0
     for number, part in enumerate(((0, half), (half, len(rows)))):
         (tmp_path / str(number)).mkdir()
-        numbers = read_task.read(tmp_path / str(number), [file], str(tmp_path), {}, part=part, size=len(rows))
+        numbers = read_task.read(tmp_path / str(number), [file], entries(tmp_path), {}, part=part, size=len(rows))
         assert numbers["served"] == {mirrors[1]: 1}
         found += numbers["documents"]
     assert found == 40
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match=r"longer\.jsonl has .* bytes, and the file was cut into parts as one of"):
         read_task.read(
-            tmp_path / "none", [{**file, "mirrors": mirrors[:1]}], str(tmp_path), {}, part=(0, 5), size=len(rows)
+            tmp_path / "none", [{**file, "mirrors": mirrors[:1]}], {}, {}, part=(0, 5), size=len(rows)
         )
 
 
