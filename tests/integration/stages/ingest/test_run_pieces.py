@@ -342,9 +342,7 @@ def test_a_part_is_read_of_a_file_as_long_as_the_one_that_was_cut(tmp_path: Path
     assert found == 40
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match=r"longer\.jsonl has .* bytes, and the file was cut into parts as one of"):
-        read_task.read(
-            tmp_path / "none", [{**file, "mirrors": mirrors[:1]}], {}, {}, part=(0, 5), size=len(rows)
-        )
+        read_task.read(tmp_path / "none", [{**file, "mirrors": mirrors[:1]}], {}, {}, part=(0, 5), size=len(rows))
 
 
 def test_names_on_the_hub_may_hold_anything(monkeypatch: pytest.MonkeyPatch) -> None:
