@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pyarrow as pa
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
-from stages.lib.formats.corpus import Shard, groups_of, parts_of, read_shard, shards_of
+from stages.core.store_errors import Damaged
+from stages.lib.formats.corpus import Shard, read_shard, shards_of
 from stages.lib.vision import conversations as visual
 
 PARQUET_ROWS = 4096
@@ -50,10 +52,8 @@ def tasks_of(kind: str, node: str, entries: Sequence[FileEntry]) -> list[dict[st
     if kind == "images":
         parts = (e for e in entries if Path(e.path).match("part-*.jsonl"))
         return [{"entry": entry.value(), "node": node} for entry in sorted(parts, key=lambda entry: entry.path)]
-    try:
+    with _damage_told(node):
         return [asdict(shard) | {"node": node} for shard in shards_of([entries])]
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(node, _first_damaged(entries), error) from error
 
 
 def read_texts(kind: str, shard: Mapping[str, Any]) -> Iterator[tuple[list[str], pa.Array]]:
@@ -64,15 +64,13 @@ def read_texts(kind: str, shard: Mapping[str, Any]) -> Iterator[tuple[list[str],
         yield from _lines(FileEntry.model_validate(place["entry"]))
         return
     columns, text = TEXTS[kind]
-    try:
+    with _damage_told(node):
         for batch in read_shard(Shard(**place), columns=columns, rows=PARQUET_ROWS):
             ids = batch.column("id").to_pylist()
             if text is None:
                 yield ids, batch.column("text")
             else:
                 yield ids, pa.array([text(row) for row in batch.to_pylist()], pa.large_string())
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise _damaged(node, Path(place["path"]).name, error) from error
 
 
 def _lines(entry: FileEntry) -> Iterator[tuple[list[str], pa.Array]]:
@@ -88,16 +86,12 @@ def _lines(entry: FileEntry) -> Iterator[tuple[list[str], pa.Array]]:
         yield ids, pa.array(texts, pa.large_string())
 
 
-def _first_damaged(entries: Sequence[FileEntry]) -> str:
-    for part in parts_of(entries):
-        try:
-            groups_of(part)
-        except (pa.ArrowException, OSError):
-            return part.path
-    return "its Parquet"
-
-
-def _damaged(node: str, file: str, error: BaseException) -> InputError:
-    return InputError(
-        f"training data of {node}: {file} cannot be read: {' '.join(str(error).split())}; run {node} again"
-    )
+@contextmanager
+def _damage_told(node: str) -> Iterator[None]:
+    """A file that is no Parquet, or has not the columns, is told in a line with whose it is."""
+    try:
+        yield
+    except Damaged:
+        raise
+    except (InputError, pa.ArrowException, KeyError) as error:
+        raise InputError(f"training data of {node}: {' '.join(str(error).split())}; run {node} again") from error
