@@ -68,7 +68,7 @@ class NodeScale:
         moved = self.bytes_in + self.outside
         if not moved and not self.bytes_out:
             return ""
-        read = "?" if self.unknown and not moved else size(moved)
+        read = "over " * bool(self.unknown) + size(moved) if moved else "?" if self.unknown else size(0)
         sides = f"{read} -> {size(self.bytes_out)}" if self.bytes_out else f"reads {read}"
         return f"{sides}, disk {'?' if self.unknown else size(self.disk)}"
 
