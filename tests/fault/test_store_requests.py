@@ -9,17 +9,21 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import boto3
 import pytest
 from botocore.config import Config
 
-from stages.core import connection, downloads, uploads
+from stages.core import connection, downloads, runtime, uploads
 from stages.core.errors import StageError
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
+from stages.core.stopping import Stopper
 from stages.core.store import Store
 from stages.core.store_errors import Damaged, Unavailable
+from tests.support.probe_pipeline import Stream, request_of
 from tests.support.s3_proxy import WAYS, Proxy, proxied
 
 PART = 5 << 20
@@ -173,3 +177,44 @@ def test_a_file_whose_manifest_is_wrong_about_it_is_damaged(ledger: Ledger, tmp_
         with pytest.raises(Damaged, match=r"s3://moxin/.*/big"):
             ledger.store.get_file(entry.model_copy(update=change), tmp_path / "out" / "file")
         assert list((tmp_path / "out").iterdir()) == []
+
+
+def on_request(number: int, what: str) -> Callable[[str, str], str | None]:
+    """A rule: one request goes wrong, by its number."""
+    seen, lock = [0], threading.Lock()
+
+    def rule(method: str, path: str) -> str | None:
+        with lock:
+            seen[0] += 1
+            return what if seen[0] == number + 1 else None
+
+    return rule
+
+
+def test_an_attempt_publishes_the_same_or_nothing_whichever_request_goes_wrong(
+    proxy: Proxy, behind: Store, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request of an attempt in turn, each in another way."""
+    monkeypatch.setenv("MOXIN_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setattr(runtime, "Store", lambda address: Store(address, behind._client, patience=5))
+
+    def attempt(key: str) -> str:
+        """The digest of what it published, or the error."""
+        stream, stopper = Stream(tmp_path / key), cast("Stopper", SimpleNamespace(context=None, cooperative=False))
+        try:
+            result = runtime.run(
+                request_of(behind.address, ledger, key * 16, text="x", parts=2), stream.events, stopper
+            )
+        except StageError as error:
+            return str(error)
+        assert result is not None
+        assert ledger.missing_objects(result) == []
+        return result.outputs["documents"].digest
+
+    digest, requests = attempt("0000"), len(proxy.log)
+    assert requests > 4
+    for number in range(requests):
+        key = f"{number + 1:04x}"
+        proxy.rule = on_request(number, WAYS[number % len(WAYS)])
+        answer = attempt(key)
+        assert answer == digest or (ledger.manifest(key * 16) is None and "\n" not in answer), answer
