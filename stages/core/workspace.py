@@ -45,24 +45,38 @@ def workspace() -> Iterator[Path]:
 
 @contextmanager
 def shared_folder(name: str) -> Iterator[Path]:
-    """A folder of all processes of an attempt on this machine, removed by the last of them."""
+    """A folder of all processes of an attempt on this machine, removed by the last of them. On a file system without
+    locks each has its own.
+    """
     root = scratch() / f"stage-{name}"
     while True:
         root.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # the last one before us removed it just now
-            owner = open(root / OWNER, "a")  # noqa: SIM115 - open for as long as we are here
-            with contextlib.suppress(OSError):
+        try:
+            owner = open(root / OWNER, "a")  # noqa: SIM115 - closed below
+        except FileNotFoundError:  # removed just now
+            continue
+        with owner:
+            try:
                 fcntl.flock(owner, fcntl.LOCK_SH)
-            if os.path.samestat(os.fstat(owner.fileno()), (root / OWNER).stat()):
-                break
-            owner.close()
+            except OSError:
+                with tempfile.TemporaryDirectory(dir=scratch(), ignore_cleanup_errors=True) as alone:
+                    yield Path(alone)
+                return
+            if _is_that_of(root / OWNER, owner):  # else the last one before us removed it just now
+                try:
+                    yield root
+                finally:
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        shutil.rmtree(root, ignore_errors=True)
+                return
+
+
+def _is_that_of(path: Path, opened: IO[str]) -> bool:
     try:
-        yield root
-    finally:
-        with contextlib.suppress(OSError):
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(root, ignore_errors=True)
-        owner.close()
+        return os.path.samestat(os.fstat(opened.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def claim(root: Path) -> IO[str]:

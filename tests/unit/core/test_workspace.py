@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,24 @@ def test_a_shared_folder_goes_with_the_last_of_its_processes(tmp_path: Path) -> 
             assert second == first
             assert sweep(tmp_path) == (0, 0), "it is in use"
         assert (first / "file").exists(), "the other is still there"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_each_process_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("stages.core.workspace.fcntl.flock", refuse)
+    with shared_folder("x") as first, shared_folder("x") as second:
+        assert first != second
+        (first / "file").touch()
+    assert not first.exists()
+    assert not second.exists()
+
+
+def test_a_stages_own_error_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="of the stage"), shared_folder("x"):
+        raise FileNotFoundError("of the stage")
     assert list(tmp_path.iterdir()) == []
 
 
