@@ -128,7 +128,7 @@ def _rows(places: list[Any], costs: Any, removed: Any, nothing: Any) -> list[dic
         groups[item.kept, item.kind].append(item)
     rows = []
     for (kept, kind), items in sorted(groups.items()):
-        anew = sum((costs[item] for item in items), nothing)
+        anew: Any = sum((costs[item] for item in items), nothing)
         rows.append(
             {
                 "kind": kind,
