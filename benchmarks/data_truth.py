@@ -86,7 +86,7 @@ def edges_of(root: Path) -> np.ndarray:
     """The verified pairs that a run left in its scratch folder."""
     entries = [
         FileEntry(path=path.name, size=path.stat().st_size, sha256="0" * 64, object=str(path.absolute()))
-        for path in sorted(root.glob("scratch/**/edges-*"))
+        for path in sorted(root.glob("**/edges-*"))
     ]
     found = np.concatenate([np.empty(0, np.uint64), *(r.columns[0] for _, r in read_files(entries, 0, 1))])
     return np.stack([found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
