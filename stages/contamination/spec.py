@@ -58,7 +58,7 @@ class ContaminationConfig(StageConfig):
     )
     work: Operational[str | None] = Field(
         default=None,
-        description="folder that outlives an attempt and that all workers see: finished shards are not done again",
+        description="not used any more: what tasks leave is in the store, where any attempt finds it",
     )
 
     @property
@@ -69,7 +69,7 @@ class ContaminationConfig(StageConfig):
     @model_validator(mode="after")
     def _possible(self) -> ContaminationConfig:
         if isinstance(self.workers, int) and self.workers < 1:
-            raise ValueError("workers must be 1 or more, 'ray' or 'slurm'")
+            raise ValueError("workers must be 1 or more, 'ray', 'slurm' or 'kubernetes'")
         if self.rule == "gpt3" and self.min_words > self.length:
             raise ValueError(f"min_words = {self.min_words} is more than a run has ({self.length})")
         return self

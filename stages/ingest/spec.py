@@ -86,13 +86,13 @@ class IngestConfig(StageConfig):
     )
     work: Operational[str | None] = Field(
         default=None,
-        description="folder that outlives an attempt and that all workers see: finished files are not read again",
+        description="not used any more: what tasks leave is in the store, where any attempt finds it",
     )
 
     @model_validator(mode="after")
     def _workers_fit(self) -> IngestConfig:
         if isinstance(self.workers, int) and self.workers < 1:
-            raise ValueError("workers must be 1 or more, 'ray' or 'slurm'")
+            raise ValueError("workers must be 1 or more, 'ray', 'slurm' or 'kubernetes'")
         return self
 
     @field_validator("banned", "banned_sha256")

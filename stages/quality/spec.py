@@ -55,7 +55,7 @@ class QualityConfig(StageConfig):
     )
     work: Operational[str | None] = Field(
         default=None,
-        description="folder that outlives an attempt and that all workers see: finished shards are not done again",
+        description="not used any more: what tasks leave is in the store, where any attempt finds it",
     )
 
 

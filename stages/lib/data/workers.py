@@ -86,6 +86,11 @@ class Pool(Steps):
                 f"{ctx.node}.workers = '{by}' needs {ctx.node}.work, a folder that all nodes share: this stage does not"
                 " work by reference yet"
             )
+        if not folders and getattr(ctx.config, "work", None) and not isinstance(ctx.tasks, FolderObjects):
+            ctx.log(
+                f"{ctx.node}.work is not used any more: what tasks leave is in the store; take it out of the profile",
+                "warning",
+            )
         return cls(
             work_folder(ctx) if folders else ctx.tasks,
             ctx.config.workers,
