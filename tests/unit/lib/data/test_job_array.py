@@ -150,5 +150,5 @@ def test_dedup_through_arrays_is_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_without_a_launcher_that_answers_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MOXIN_ARRAYS", raising=False)
-    with pytest.raises(ConfigError, match=r"test\.workers = 'slurm' needs the slurm launcher .* and test\.work"):
+    with pytest.raises(ConfigError, match=r"test\.workers = 'slurm' needs the slurm launcher"):
         dedup(tmp_path, ["a text"], workers="slurm", work=str(tmp_path / "work"))
