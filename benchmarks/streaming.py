@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.generated_store import GeneratedStore, serving
+from benchmarks.memory import peak_kib
 from stages.core import reading
 from stages.core.artifacts import FileEntry
 from stages.core.messages import StoreAddress
@@ -52,7 +53,8 @@ def drive(address: str, files: list[Mapping[str, Any]], scratch: str, workers: i
     with Pool(StoreObjects(store, "work/tokenize/benchmark/", Path(scratch)), workers) as pool:
         shards = packing.shuffle(pool, "train", [stream], Windows(LENGTH, "uint16", 1 << 16, SEED))
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu, peak = sum(u.ru_utime + u.ru_stime for u in used), max(u.ru_maxrss for u in used)
+    cpu = sum(u.ru_utime + u.ru_stime for u in used)
+    peak = max(peak_kib(), used[1].ru_maxrss if workers > 1 else 0)  # ru_maxrss is also that of who started a process
     print(json.dumps({"shards": [entry.object for entry, _ in shards], "peak": peak, "cpu": cpu}))
 
 
