@@ -172,7 +172,7 @@ def test_two_nodes_and_a_killed_one_give_the_same_bytes(tmp_path: Path, cluster:
     for number in range(ATTEMPTS):
         root = tmp_path / f"killed-{number}"
         killed = stage(cluster, root)
-        sign = root / "scratch" / "sign"
+        sign = root / "tasks" / "sign"
         torn = stopped_at_work(cluster, node, killed, sign)
         if torn:
             break
