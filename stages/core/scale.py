@@ -52,8 +52,8 @@ def amount(manifests: Iterable[ArtifactManifest], name: str) -> float:
     total = 0.0
     for manifest in manifests:
         value = manifest.meta.get(name)
-        if value is None and name in ("bytes", "files") and manifest.files:
-            value = manifest.size if name == "bytes" else len(manifest.files)
+        if value is None and name in ("bytes", "files") and manifest.count:
+            value = manifest.size if name == "bytes" else manifest.count
         if value is None:
             raise Unknown(f"{name} of its input")
         total += float(value)

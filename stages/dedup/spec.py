@@ -17,7 +17,7 @@ from stages.core.scale import Scale
 from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.dedup import limits
 from stages.dedup.bloom_size import filter_bytes
-from stages.lib.data.amounts import DEDUPLICATED, STORED, corpus, documents, shards
+from stages.lib.data.amounts import DEDUPLICATED, corpus, documents, shards
 from stages.lib.data.expected_size import expected_size
 
 RecipeName = Literal[
@@ -222,7 +222,7 @@ class Dedup(Stage[DedupConfig], env="data", revision=3, reproducible="bits"):
             | ({"dedup.substrings": text} if recipe.substring_bytes else {}),
             tasks=tasks * (3 + recipe.bloom),
             task_disk=2 * held + (config.memory_mib << 20),
-            local=text * kept * STORED + 2 * recipe.bands * BAND_BYTES * count,  # its tasks work in folders
+            local=max(filters, min(filters * config.partitions, config.bloom_memory_gib * 2**30)),  # until stored
             task_memory=(config.memory_mib + 300) << 20,
             memory=max(filters, min(filters * config.partitions, config.bloom_memory_gib * 2**30)),
             read=3 * stored + 2 * recipe.bands * BAND_BYTES * count,

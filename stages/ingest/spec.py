@@ -124,7 +124,6 @@ class Ingest(Stage[IngestConfig], env="data", revision=3, reproducible="bits"):
             work={"ingest.text": text} | ({} if config.heuristics == "none" else {"ingest.refinedweb": count}),
             tasks=tasks,
             task_disk=text * kept / tasks * STORED + PART_BYTES,
-            local=text * kept * STORED,  # its tasks' parts are gathered in a folder
             task_memory=2 << 30,
             outside=size,
             notes=() if config.heuristics == "none" else (f"RefinedWeb's rules keep {REFINEDWEB_KEPT:.0%} of pages",),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -129,19 +127,6 @@ def stored_documents(entries: Iterable[FileEntry]) -> Iterator[dict[str, str]]:
     """The documents of an artifact, in order, a batch in memory at a time."""
     for batch in read_parts(parts_of(entries)):
         yield from batch.to_pylist()
-
-
-def gather_parts(folders: Iterable[Path], target: Path) -> None:
-    """Bring the parts that shards were written into under one numbering; one empty part when there is none."""
-    number = 0
-    for path in (path for folder in folders for path in sorted(Path(folder).glob("part-*.parquet"))):
-        try:
-            os.link(path, target / f"part-{number:05d}.parquet")
-        except OSError:
-            shutil.copyfile(path, target / f"part-{number:05d}.parquet")
-        number += 1
-    if not number:
-        write_documents(target, [])
 
 
 def adopt_parts(ctx: Context[Any], port: str, entries: Iterable[FileEntry]) -> None:

@@ -9,14 +9,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 ROW_GROUP_BYTES = 16 << 20
@@ -136,17 +134,3 @@ def detail(path: Path) -> dict[str, Any]:
 VALUES = 200
 """Values of a column that are counted one by one in a manifest, which every reader of the artifact gets."""
 OTHERS = "others"
-
-
-def count_by(folder: Path, column: str, most: int = VALUES) -> dict[str, int]:
-    """Rows by the value of a string column, in the order of the values; beyond `most` of them, the rarest are
-    `OTHERS`. Reads nothing but that column.
-    """
-    counts: Counter[str] = Counter()
-    for batch in read_batches(folder, [column], rows=1 << 16):
-        compute: Any = pc  # its functions are made at import: no checker sees them
-        for row in compute.value_counts(batch.column(column)).to_pylist():
-            counts[row["values"]] += row["counts"]
-    common = dict(sorted(counts.most_common(most)))
-    others = counts.total() - sum(common.values())
-    return common | ({OTHERS: others} if others else {})
