@@ -145,11 +145,8 @@ def serving(store: GeneratedStore) -> Iterator[GeneratedStore]:
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    wbufsize = 1 << 16
     server: GeneratedStore
-
-    def setup(self) -> None:
-        super().setup()
-        self.wbufsize = 1 << 16
 
     def handle_one_request(self) -> None:
         try:
