@@ -102,7 +102,8 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
         stopper.cooperative = stage.checkpoints
         if context.stopping:
             raise Preempted("stopped on request")
-        module.run(context)
+        with context.damage_told():
+            module.run(context)
         stopper.cooperative = False
         if own_rank() > 0:
             return None

@@ -10,9 +10,9 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from stages.core.artifacts import INLINE_FILES, Artifact, ArtifactManifest, FileEntry
 from stages.core.checkpoints import upload_folder
@@ -94,15 +94,35 @@ class RuntimeContext:
             folder.mkdir(parents=True)
             cache.fetch(wanted)
         except Damaged as error:
-            self._require_damage(error, entries)
-            self.ledger.report_damage(
-                error.key, error.found, ref.manifest.index
-            )  # from now on every plan shows its producer as one that must run
-            raise InputError(
-                f"{error}. {ref.node} made it: 'moxin run --select {ref.node} --force' makes it again ('moxin plan'"
-                " shows it now)"
-            ) from error
+            self._tell_damage(error, ref, entries)
         return LocalArtifact(folder, ref.manifest.model_copy(update={"files": tuple(entries)}), ref.node)
+
+    def _tell_damage(self, error: Damaged, ref: InputRef, entries: Sequence[FileEntry]) -> NoReturn:
+        """Report what is damaged in the store: from now on every plan shows its producer as one that must run."""
+        self._require_damage(error, entries)
+        self.ledger.report_damage(error.key, error.found, ref.manifest.index)
+        raise InputError(
+            f"{error}. {ref.node} made it: 'moxin run --select {ref.node} --force' makes it again ('moxin plan'"
+            " shows it now)"
+        ) from error
+
+    @contextlib.contextmanager
+    def damage_told(self) -> Iterator[None]:
+        """While a stage runs: an input that it, or one of its tasks, finds damaged is reported; what another of its
+        tasks had made is forgotten, so that the next attempt makes it again.
+        """
+        try:
+            yield
+        except Damaged as error:
+            if error.key.startswith(self.tasks.prefix):
+                step, _, rest = error.key.removeprefix(self.tasks.prefix).partition(".files/")
+                self.tasks.delete([f"{step}/{rest.partition('.')[0]}.json"])
+                raise InfraError(f"{error}: a task of {self.node} had made it, and makes it again") from error
+            for port, artifacts in self._inputs.items():
+                for artifact, ref in zip(artifacts, self.request.inputs[port], strict=True):
+                    if any(entry.object == error.key for entry in artifact.manifest.files):
+                        self._tell_damage(error, ref, artifact.manifest.files)
+            raise
 
     def _require_damage(self, error: Damaged, entries: Sequence[FileEntry]) -> None:
         """Raise InfraError when the object is whole in the store: then this machine's disk or memory is bad, and its

@@ -57,6 +57,9 @@ class Damaged(InputError):
         self.key, self.found = key, found
         super().__init__(message)
 
+    def __reduce__(self) -> tuple[type[Damaged], tuple[str, str, str | None]]:
+        return Damaged, (str(self), self.key, self.found)  # workers hand it over
+
 
 def object_name(address: StoreAddress, key: str) -> str:
     """The full name of an object, for messages."""

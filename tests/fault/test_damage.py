@@ -15,11 +15,14 @@ from stages.core.errors import InfraError, InputError, Preempted
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
+from stages.core.registry import find_stage
 from stages.core.store_errors import Damaged
+from stages.lib.data.workers import Pool
 from tests.support.bench import PIPE
 from tests.support.checkpoints import save_checkpoint
 from tests.support.limits import HANG
 from tests.support.probe_pipeline import Stream, execution, profile_of, published, request_of, run_nodes, train_request
+from tests.support.worker_tasks import rewrite
 
 KEY = "a" * 64
 
@@ -254,3 +257,41 @@ def test_a_lost_input_names_its_producer(ledger: Ledger, stream: Stream) -> None
     ledger.store.delete([given.manifest.files[0].object])
     with pytest.raises(InputError, match=r"is not in the store .*'moxin run --select up --force'"):
         run(vocabulary(ledger, given, KEY), stream)
+
+
+# --- what tasks read --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_task_finds_lost_is_reported_or_made_again(
+    ledger: Ledger, stream: Stream, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    refs = [published(ledger, b"text", key=f"objects/up/k/000001/documents/{n}") for n in range(2)]
+    monkeypatch.setattr(find_stage("probe_tokenizer"), "reads", {"documents": "shards"})
+    lost: list[str] = []
+
+    def two_steps(ctx: Any) -> None:
+        entries = [entry for given in ctx.inputs("documents") for entry in given.entries()]
+        with Pool(ctx.tasks, workers) as pool:
+            first = pool.map("first", rewrite, [{"file": entry} for entry in entries])
+            files = [result.files[0] for result in first]
+            if lost:
+                ledger.store.delete([files[1].object])
+                lost.clear()
+            second = pool.map("second", rewrite, [{"file": entry} for entry in files])
+        ctx.adopt("tokenizer", "copy", second[1].files[0])
+        ctx.describe("tokenizer", facets={"vocab_size": 9, "tokenizer_digest": "d"})
+
+    monkeypatch.setattr("stages.probe_tokenizer.run.run", two_steps)
+    request = vocabulary(ledger, refs[0], "1" * 64)
+    request = request.model_copy(update={"inputs": {"documents": tuple(refs)}})
+    lost.append("a file of the first step")
+    with pytest.raises(InfraError, match="a task of vocabulary had made it, and makes it again"):
+        run(request, stream)
+    made = run(request, stream).outputs["tokenizer"]
+    assert [(f.path, f.size) for f in made.files] == [("copy", 4)]
+    ledger.store.delete(["objects/up/k/000001/documents/1"])
+    again = request.model_copy(update={"key": "2" * 64, "lease": ledger.acquire("2" * 64, "tester")})
+    with pytest.raises(InputError, match="up made it: 'moxin run --select up --force' makes it again"):
+        run(again, stream)
+    assert ledger.damaged_objects("objects/up/k/000001/") == {"objects/up/k/000001/documents/1": ""}

@@ -24,6 +24,7 @@ from typing import Any
 
 from stages.core.context import TaskObjects
 from stages.core.errors import ConfigError, ExitClass, InfraError, InputError, StageError
+from stages.core.store_errors import Damaged
 from stages.core.task_objects import ARRAYS, OVER, objects_at, state_of
 from stages.lib.data.task import ATTEMPTS, READERS, Job, Receipt, execute, receipt, receipts
 
@@ -150,8 +151,10 @@ def _write_error(objects: TaskObjects, array: str, element: int, error: Exceptio
     from stages.core.workspace import scratch
 
     exit_class, message = classify(error, scratch())
-    text = json.dumps({"exit": exit_class, "message": message.removeprefix("out of memory: ")})
-    objects.put(f"{state_of(array)}error-{element:06d}.json", text.encode())
+    document: dict[str, Any] = {"exit": exit_class, "message": message.removeprefix("out of memory: ")}
+    if isinstance(error, Damaged):
+        document |= {"damaged": error.key, "found": error.found}
+    objects.put(f"{state_of(array)}error-{element:06d}.json", json.dumps(document).encode())
 
 
 def _raise_error(objects: TaskObjects, array: str) -> None:
@@ -159,6 +162,8 @@ def _raise_error(objects: TaskObjects, array: str) -> None:
     for row in objects.list(state_of(array)):
         if row.key.rsplit("/", 1)[1].startswith("error-") and (left := objects.get(row.key)) is not None:
             document = json.loads(left[0])
+            if "damaged" in document:
+                raise Damaged(document["message"], document["damaged"], document["found"])
             raise _ERRORS.get(ExitClass(document["exit"]), TaskFailed)(document["message"])
 
 
