@@ -28,7 +28,7 @@ PREFIX = "objects/benchmark-manifests"
 
 def listing(count: int) -> list[FileEntry]:
     """Entries as tasks leave them: parts of 200 MB with the sums of their blocks and their row groups."""
-    detail = {"groups": [[8000, 16 << 20]] * 32}
+    detail = json.dumps({"groups": [[8000, 16 << 20]] * 32}, separators=(",", ":"))
     return [
         FileEntry(
             path=f"part-{n:06d}.parquet", size=200_000_000, sha256=hashlib.sha256(str(n).encode()).hexdigest(),
@@ -59,11 +59,11 @@ def measure(ledger: Ledger, count: int) -> None:
     )
     attempt = Attempt(
         run_id="r", epoch=1, started_at="", ended_at="", wall_seconds=1, cpu_seconds=1, peak_rss_bytes=1, bytes_in=0,
-        bytes_out=0,
+        bytes_out=0, resumed_from=None,
     )  # fmt: skip
     result = StageResult(
         key="0" * 64, node="b", stage="dedup", revision=1, config={}, identity={}, inputs={"sources": inputs},
-        outputs={"documents": manifest}, code=CodeRef(source_digest="s"), attempt=attempt,
+        outputs={"documents": manifest}, code=CodeRef(source_digest="s"), attempt=attempt, metrics_object=None,
     )  # fmt: skip
     body = result.model_dump_json()
     timed("a plan looks for what the manifest names", lambda: ledger.missing_objects(result))

@@ -128,9 +128,12 @@ class FileEntry(BaseModel):
         description="object key in the store; an absolute path where the file lies on a local disk only"
     )
     blocks: str = Field(default="", description="CRC32 of each 16 MiB block, 8 hexadecimal digits each; '': not known")
-    detail: dict[str, Any] | None = Field(
-        default=None,
-        description="what a reader needs before it opens the file; part of no digest, the bytes say it too",
+    detail: str = Field(
+        default="",
+        description=(
+            "JSON that a reader needs before it opens the file, parsed by that reader alone; part of no digest, since"
+            " the bytes say it too"
+        ),
     )
 
     @property

@@ -41,7 +41,7 @@ def row_groups(entries: Iterable[FileEntry]) -> list[Group]:
     return [
         Group(bare, number, rows, size)
         for part in parts_of(entries)
-        for bare in (part.model_copy(update={"detail": None}),)
+        for bare in (part.model_copy(update={"detail": ""}),)
         for number, (rows, size) in enumerate(groups_of(part))
         if rows
     ]

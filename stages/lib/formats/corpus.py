@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -49,8 +50,8 @@ def parts_of(entries: Iterable[FileEntry]) -> list[FileEntry]:
 
 def groups_of(part: FileEntry) -> list[tuple[int, int]]:
     """(rows, bytes before compression) of each row group of a part: from its entry, or from its footer alone."""
-    if part.detail is not None and "groups" in part.detail:
-        return [(int(rows), int(size)) for rows, size in part.detail["groups"]]
+    if part.detail:
+        return [(int(rows), int(size)) for rows, size in json.loads(part.detail)["groups"]]
     with sense(part, pa.ArrowException, OSError), open_file(part) as stream:
         return _groups(pq.read_metadata(stream))
 
@@ -71,7 +72,7 @@ def shards(folders: Sequence[Path], size: int = SHARD_BYTES) -> list[Shard]:
 def shards_of(artifacts: Iterable[Iterable[FileEntry]], size: int = SHARD_BYTES) -> list[Shard]:
     """As `shards`, from the entries of the artifacts: a part is opened only where its entry does not say its groups."""
     parts = [part for entries in artifacts for part in parts_of(entries)]
-    return _cut([(part.path, part.model_copy(update={"detail": None}), groups_of(part)) for part in parts], size)
+    return _cut([(part.path, part.model_copy(update={"detail": ""}), groups_of(part)) for part in parts], size)
 
 
 def _cut(parts: list[tuple[str, FileEntry | None, list[tuple[int, int]]]], size: int) -> list[Shard]:

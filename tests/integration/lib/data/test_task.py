@@ -102,7 +102,7 @@ def test_two_attempts_end_with_one_receipt_and_no_torn_result(ledger: Ledger, tm
 def test_files_count_by_their_bytes_wherever_they_lie(ledger: Ledger, tmp_path: Path) -> None:
     entry = FileEntry(path="a", size=1, sha256="0" * 64, object="work/x")
     job = Job("stages.dedup.lsh", "sign", machine(ledger, tmp_path).place, "sign", 0, {"file": [entry.value()]}, "")
-    moved = entry.model_copy(update={"object": "objects/y", "path": "b", "detail": {"groups": []}})
+    moved = entry.model_copy(update={"object": "objects/y", "path": "b", "detail": "{}"})
     assert fingerprint(job) == fingerprint(replace(job, arguments={"file": [moved.value()]}))
     changed = entry.model_copy(update={"sha256": "1" * 64})
     assert fingerprint(job) != fingerprint(replace(job, arguments={"file": [changed.value()]}))
@@ -114,11 +114,11 @@ def test_entries_say_what_a_reader_needs(ledger: Ledger, tmp_path: Path, where: 
     objects = machine(ledger, tmp_path / "disk") if where == "store" else FolderObjects(tmp_path / "disk")
     arguments = {"rows": 30, "group": 20, "size": (16 << 20) + 1}
     large, part = execute(Job(table.__module__, "table", objects.place, "step", 0, arguments, "")).files
-    assert (large.path, large.detail) == ("large", None)
+    assert (large.path, large.detail) == ("large", "")
     assert large.blocks == f"{zlib.crc32(bytes(16 << 20)):08x}{zlib.crc32(bytes(1)):08x}"
-    assert part.detail is not None
-    assert [rows for rows, _ in part.detail["groups"]] == [20, 10]
-    assert all(size > 0 for _, size in part.detail["groups"])
+    groups = json.loads(part.detail)["groups"]
+    assert [rows for rows, _ in groups] == [20, 10]
+    assert all(size > 0 for _, size in groups)
     assert large.is_local == (where == "folder")
 
 

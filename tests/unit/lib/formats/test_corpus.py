@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def test_entries_are_cut_as_folders_are(folders: list[Path], size: int) -> None:
 
 def test_an_entry_that_says_its_groups_is_not_opened(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     entries = local_artifact(Documents, folders[0]).entries()
-    told = [e.model_copy(update={"detail": {"groups": corpus.groups_of(e)}}) for e in entries]
+    told = [e.model_copy(update={"detail": json.dumps({"groups": corpus.groups_of(e)})}) for e in entries]
     wanted = shards_of([entries], 9000)
 
     def refuse(entry: Any) -> Any:
