@@ -266,7 +266,7 @@ def misdeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_record_that_does_not_end_is_ended_and_the_next_one_is_read(misdeeds: None) -> None:
-    with BoundedProcess(seconds=0.5) as beside:
+    with BoundedProcess(seconds=3) as beside:
         assert beside.call("misdeeds.spin", b"bad") == ("", SLOW)
         assert beside.call("misdeeds.spin", b"good") == ("still here", "")
 
