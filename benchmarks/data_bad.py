@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.memory import peak_kib
-from stages.core.artifacts import ArtifactManifest
+from stages.core.artifacts import ArtifactManifest, FileEntry
 from stages.core.context import LocalArtifact
 from stages.core.errors import StageError
 from stages.core.testing import LocalContext
@@ -162,7 +162,11 @@ CASES: dict[str, Callable[[Path, float], dict[str, Any]]] = {
 
 def artifact(folder: Path, type: str) -> LocalArtifact:
     """An input as a stage sees it; its files are not hashed, which would read them whole."""
-    return LocalArtifact(folder, ArtifactManifest(type=type, digest="0" * 64, facets={}, files=()), "bad")
+    files = tuple(
+        FileEntry(path=path.name, size=path.stat().st_size, sha256="0" * 64, object=str(path))
+        for path in sorted(folder.iterdir())
+    )
+    return LocalArtifact(folder, ArtifactManifest(type=type, digest="0" * 64, facets={}, files=files), "bad")
 
 
 def ingest(folder: Path, settings: dict[str, Any]) -> LocalContext[Any]:

@@ -46,7 +46,8 @@ class FolderObjects:
 
     @property
     def place(self) -> str:
-        return json.dumps({"folder": str(self.root)})
+        reads = os.environ.get("MOXIN_STORE")  # stages.core.reading: inputs are in the store all the same
+        return json.dumps({"folder": str(self.root)} | ({"reads": reads} if reads else {}))
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         try:
@@ -160,6 +161,14 @@ def _files(folder: Path) -> list[Path]:
 
 
 @functools.lru_cache(maxsize=16)
+def store_of(place: str) -> StoreAddress | None:
+    """The store that tasks at a `place` read from; None: none was known where it was named."""
+    document = json.loads(place)
+    if "folder" in document:
+        return StoreAddress.model_validate_json(document["reads"]) if "reads" in document else None
+    return StoreAddress.model_validate(document["store"])
+
+
 def objects_at(place: str) -> TaskObjects:
     """The objects at a `place`. On another machine than its own, files are made under the scratch folder there."""
     document = json.loads(place)

@@ -5,10 +5,13 @@ These are the only tests that may be skipped, and only where one cannot be start
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,6 +42,15 @@ def start_or_skip(script: str) -> None:
         reason = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         print(f"SKIPPED: {script} started no service: {reason}")
         pytest.skip(f"{script} started no service: {reason}")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """`test_docker.py` restarts the engine: no other file, in another process, uses it meanwhile."""
+    alone = request.module.__name__.endswith("test_docker")
+    with open(Path(tempfile.gettempdir()) / "moxin-tests-engine.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ def test_a_killed_element_costs_one_shard_and_no_byte(launcher: SlurmLauncher, l
     thread.start()
     code, events = finish(launcher.start(job_of(ledger, tmp_path)))
     thread.join()
-    assert code == 0, events
+    assert code == 0, "\n".join(map(str, events))
     assert output(ledger) == parts(tmp_path / "one")
     assert ledger.manifest("d" * 64)[0].stats["funnel"] == expected.stats["funnel"]  # type: ignore[index]
     said = arrays(events)
@@ -237,7 +237,7 @@ def test_a_requeued_stage_does_no_shard_again(launcher: SlurmLauncher, ledger: L
     thread.start()
     code, events = finish(handle)
     thread.join()
-    assert code == 0, events
+    assert code == 0, "\n".join(map(str, events))
     assert output(ledger) == parts(tmp_path / "one")
     assert len(done) >= 2
     assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "a finished shard was done again"

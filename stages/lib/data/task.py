@@ -23,7 +23,7 @@ from stages.core import reading
 from stages.core.artifacts import FileEntry
 from stages.core.context import TaskObjects
 from stages.core.store_errors import Conflict
-from stages.core.task_objects import StoreObjects, objects_at
+from stages.core.task_objects import objects_at, store_of
 from stages.lib.formats import parquet_parts
 
 ATTEMPTS = 4
@@ -158,8 +158,8 @@ def receipts(jobs: Iterable[Job], objects: TaskObjects, step: str) -> Iterator[t
 def compute(job: Job) -> Made:
     """Do the work of a task, in a folder of its own. What it leaves when it fails is taken away."""
     objects = objects_at(job.place)
-    if isinstance(objects, StoreObjects) and not os.environ.get(reading.STORE):  # another machine than the stage's
-        reading.share(objects.store.address, objects.prefix)
+    if not os.environ.get(reading.STORE) and (address := store_of(job.place)):  # another machine than the stage's
+        reading.share(address, job.place)
     token = f"{secrets.token_hex(4)}.{os.getpid()}"  # processes of two containers may have one number
     name = f"{job.step}.files/{job.number:06d}.{token}"
     folder = objects.folder(name)

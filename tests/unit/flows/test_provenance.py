@@ -46,8 +46,8 @@ def handed_over(by: str, given: Job, home: Path, monkeypatch: pytest.MonkeyPatch
     elif by == "kubernetes":
         cluster = Cluster()
         kubernetes_launcher(cluster, home).start(given)
-        (secret,) = [body for body in cluster.made if body["kind"] == "Secret"]
-        return StageRequest.model_validate_json(secret["stringData"]["request.json"]).code
+        (body,) = cluster.stored.values()
+        return StageRequest.model_validate_json(body).code
     else:
         monkeypatch.setattr(slurm, "run", lambda *words: "7")
         slurm.SlurmLauncher(settings, Site(runtime=by.partition("-")[2] or "none")).start(given)  # type: ignore[arg-type]
