@@ -41,13 +41,14 @@ def work_prefix(stage: str, key: str) -> str:
 class FolderObjects:
     """As objects, the files of a folder: unit tests, and stages whose machines share a file system."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reads: str | None = None) -> None:
         self.root = Path(root)
+        self._reads = reads or os.environ.get("MOXIN_STORE")
+        """Where inputs are all the same: what `stages.core.reading` is told, here or where the place was named."""
 
     @property
     def place(self) -> str:
-        reads = os.environ.get("MOXIN_STORE")  # stages.core.reading: inputs are in the store all the same
-        return json.dumps({"folder": str(self.root)} | ({"reads": reads} if reads else {}))
+        return json.dumps({"folder": str(self.root)} | ({"reads": self._reads} if self._reads else {}))
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         try:
@@ -173,7 +174,7 @@ def objects_at(place: str) -> TaskObjects:
     """The objects at a `place`. On another machine than its own, files are made under the scratch folder there."""
     document = json.loads(place)
     if "folder" in document:
-        return FolderObjects(Path(document["folder"]))
+        return FolderObjects(Path(document["folder"]), document.get("reads"))
     here = Path(document["scratch"])
     if not here.is_dir() or not os.access(here, os.W_OK):
         scratch().mkdir(parents=True, exist_ok=True)
