@@ -145,7 +145,6 @@ def serving(store: GeneratedStore) -> Iterator[GeneratedStore]:
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = 1 << 16
     server: GeneratedStore
 
     def handle_one_request(self) -> None:
