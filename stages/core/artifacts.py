@@ -168,7 +168,7 @@ class ArtifactManifest(BaseModel):
     """What one output port of one attempt holds. `digest` covers type, facets and file contents, not locations.
 
     Which files: `files` themselves when they are few (or the result is one of before there were indexes), else the root
-    of an index. A reference to an input (`listed`) leaves `files` out. `Ledger.entries` reads them in every case.
+    of an index. A reference to an input (`reference`) leaves `files` out. `Ledger.entries` reads them in every case.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -153,14 +153,11 @@ class RuntimeContext:
 
     def adopt(self, port: str, path: str, entry: FileEntry) -> None:
         if entry.is_local:
-            link_or_copy(Path(entry.object), self._place(port, path))
+            place = self.output(port) / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(Path(entry.object), place)
         else:
             self.adopted[port].append(entry.model_copy(update={"path": path}))
-
-    def _place(self, port: str, path: str) -> Path:
-        place = self.output(port) / path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place
 
     def describe(
         self, port: str, *, facets: Mapping[str, str | int] | None = None, meta: Mapping[str, Any] | None = None
@@ -206,7 +203,7 @@ class RuntimeContext:
             receipts = [name for name in names if name.endswith(".json")]
             self.tasks.delete(receipts)
             self.tasks.delete(name for name in names if not name.endswith(".json"))
-        except (StageError, Damaged) as error:
+        except StageError as error:
             self.log(f"what the tasks of {self.node} left stays for 'moxin gc': {error}", "warning")
 
     def _state(self) -> dict[str, Any]:

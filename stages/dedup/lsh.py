@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +111,47 @@ def exact(folder: Path, source: dict[str, Any], most: int) -> Any:
     """Documents of a partition of the digests whose content an earlier one has. most: records that are held, about:
     what came often is held once.
     """
-    gone = Spiller(folder, "documents", DOCUMENTS, WHOLE)
-    held, size, limit = [Records([np.empty((0, 2), np.uint64), np.empty(0, np.uint32)])], 0, most
+    gone, firsts = Spiller(folder, "documents", DOCUMENTS, WHOLE), Firsts()
+    for some, _ in portions(source, most, firsts):
+        again = firsts.add(*([r.columns[n] for r in some] for n in range(2)))
+        gone.add(np.zeros(len(again), np.uint32), again)
+    return gone.close()
+
+
+class Firsts:
+    """The first document of every digest that came."""
+
+    def __init__(self) -> None:
+        self._digests, self._documents = np.empty((0, 2), np.uint64), np.empty(0, np.uint32)
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def add(self, digests: Sequence[np.ndarray], documents: Sequence[np.ndarray]) -> np.ndarray:
+        """The documents, of more that come in order, whose digest an earlier one has: uint32."""
+        both, every = np.concatenate([self._digests, *digests]), np.concatenate([self._documents, *documents])
+        order = np.lexsort((both[:, 1], both[:, 0]))  # stable: documents come in order
+        both, every = both[order], every[order]
+        again = np.zeros(len(order), bool)
+        again[1:] = (both[1:] == both[:-1]).all(axis=1)
+        self._digests, self._documents = both[~again], every[~again]
+        return every[again]
+
+
+def portions(source: dict[str, Any], most: int, held: Sized) -> Iterator[tuple[list[Records], bool]]:
+    """The records of a partition, so many at a time that with what is `held` of those before they are `most`, about, or
+    twice what is held; and whether they are the last.
+    """
+    some: list[Records] = []
+    count = 0
     for records in itertools.chain(read(source), [None]):
         if records is not None:
-            held.append(records)
-            size += len(records)
-            if size < limit:
+            some.append(records)
+            count += len(records)
+            if len(held) + count < max(most, 2 * len(held)):
                 continue
-        digests, documents = (np.concatenate([part.columns[n] for part in held]) for n in range(2))
-        order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: documents come in order
-        digests, documents = digests[order], documents[order]
-        again = np.zeros(len(order), bool)
-        again[1:] = (digests[1:] == digests[:-1]).all(axis=1)
-        gone.add(np.zeros(int(again.sum()), np.uint32), documents[again])
-        held = [Records([digests[~again], documents[~again]])]
-        size, limit = len(held[0]), max(most, 2 * len(held[0]))
-    return gone.close()
+        yield some, records is None
+        some, count = [], 0
 
 
 @njit
@@ -200,17 +224,9 @@ def pair(folder: Path, source: dict[str, Any], star: bool, most: int, width: int
     most: records that are looked at together, about; width: documents in a range; ranges: how they are cut (`Cut`).
     """
     spill, buckets = Spiller(folder, "pairs", PAIRS, Cut(**ranges)), Buckets(star)
-    held: list[Records] = []
-    size, limit = 0, most
-    for records in itertools.chain(read(source), [None]):
-        if records is not None:
-            held.append(records)
-            size += len(records)
-            if size < limit:
-                continue
-        found = distinct(buckets.add(*([r.columns[n] for r in held] for n in range(2)), last=records is None))
+    for some, last in portions(source, most, buckets):
+        found = distinct(buckets.add(*([r.columns[n] for r in some] for n in range(2)), last=last))
         spill.add(range_of(found, width), found)
-        held, size, limit = [], len(buckets), max(most, 2 * len(buckets))
     return spill.close()
 
 
