@@ -12,18 +12,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import numpy
 import pytest
-from botocore.config import Config
 
 from stages.core import runtime
 from stages.core.errors import ExitClass, InfraError
 from stages.core.failures import classify
 from stages.core.ledger import Ledger
-from stages.core.store import Store
 from tests.support.probe_pipeline import Stream, request_of
-from tests.support.s3_proxy import proxied
+from tests.support.s3_proxy import proxied, store_behind
 
 VALUES = numpy.random.default_rng(1).random(1 << 20)
 """8 MiB: more than there is."""
@@ -158,13 +155,7 @@ def test_a_store_that_fails_on_a_full_disk_is_not_waited_for_and_names_the_disk(
     monkeypatch.setenv("MOXIN_STORE_FOLDER", str(disk))
     with proxied(str(ledger.store.address.endpoint)) as proxy:
         proxy.rule = lambda method, path: "503"
-        client = boto3.client(
-            "s3",
-            endpoint_url=proxy.url,
-            region_name="us-east-1",
-            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 0}),
-        )
-        behind = Store(ledger.store.address.model_copy(update={"endpoint": proxy.url}), client, patience=600)
+        behind = store_behind(proxy, ledger.store.address, patience=600)
         with pytest.raises(InfraError, match=rf"503.*no space left on the disk that holds {disk} .*free\)"):
             behind.put("x", b"1")
         assert len(proxy.log) == 1

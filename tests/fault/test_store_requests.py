@@ -7,14 +7,12 @@ from __future__ import annotations
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from stages.core import connection, downloads, runtime, uploads
 from stages.core.errors import StageError
@@ -24,7 +22,7 @@ from stages.core.stopping import Stopper
 from stages.core.store import Store
 from stages.core.store_errors import Damaged, Unavailable
 from tests.support.probe_pipeline import Stream, request_of
-from tests.support.s3_proxy import WAYS, Proxy, proxied
+from tests.support.s3_proxy import WAYS, Proxy, store_behind
 
 PART = 5 << 20
 """The smallest part that a store takes."""
@@ -52,21 +50,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def proxy(ledger: Ledger) -> Iterator[Proxy]:
-    with proxied(str(ledger.store.address.endpoint)) as found:
-        yield found
-
-
-@pytest.fixture
 def behind(proxy: Proxy, ledger: Ledger) -> Store:
-    """The store through the proxy. The client itself asks once: the patience is the store's own."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=proxy.url,
-        region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path", "payload_signing_enabled": False}, retries={"max_attempts": 0}),
-    )
-    return Store(ledger.store.address.model_copy(update={"endpoint": proxy.url}), client, patience=5)
+    return store_behind(proxy, ledger.store.address, patience=5)
 
 
 def everything(store: Store, folder: Path) -> dict[str, object]:

@@ -7,14 +7,11 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 
 from stages.core import connection, runtime
 from stages.core.errors import InfraError
@@ -23,7 +20,7 @@ from stages.core.ledger import Ledger
 from stages.core.store import PART_BYTES, Store
 from stages.core.workspace import kept_folder
 from tests.support.probe_pipeline import Stream, request_of, train_request
-from tests.support.s3_proxy import Proxy, proxied
+from tests.support.s3_proxy import Proxy, store_behind
 
 KEY = "a" * 64
 
@@ -37,22 +34,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def proxy(ledger: Ledger) -> Iterator[Proxy]:
-    with proxied(str(ledger.store.address.endpoint)) as found:
-        yield found
-
-
-@pytest.fixture
 def behind(proxy: Proxy, ledger: Ledger) -> Store:
-    """The store through the proxy. The client itself asks once: the patience is the store's own."""
-    address = ledger.store.address.model_copy(update={"endpoint": proxy.url})
-    client = boto3.client(
-        "s3",
-        endpoint_url=proxy.url,
-        region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 0}),
-    )
-    return Store(address, client, patience=60)
+    return store_behind(proxy, ledger.store.address, patience=60)
 
 
 def times(count: int, what: str, *methods: str) -> Any:

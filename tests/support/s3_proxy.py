@@ -13,6 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+import boto3
+from botocore.config import Config
+
+from stages.core.messages import StoreAddress
+from stages.core.store import Store
+
 Rule = Callable[[str, str], str | None]
 """Given method and path: None to pass the request on, or what to do (`WAYS`)."""
 WAYS = ("503", "drop", "cut", "lost", "flip", "flip sent", "slow")
@@ -119,3 +125,14 @@ def proxied(upstream: str) -> Iterator[Proxy]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def store_behind(proxy: Proxy, address: StoreAddress, patience: float) -> Store:
+    """The store through the proxy. The client itself asks once: the patience is the store's own."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=proxy.url,
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path", "payload_signing_enabled": False}, retries={"max_attempts": 0}),
+    )
+    return Store(address.model_copy(update={"endpoint": proxy.url}), client, patience=patience)
