@@ -12,8 +12,7 @@ from stages.core.artifacts import FileEntry
 from stages.dedup import lsh
 from stages.dedup.minhash import Signer
 from stages.lib.data.spills import read_files
-from stages.lib.formats.corpus import read_shard, shards
-from stages.lib.formats.documents import text_buffer
+from stages.lib.formats.documents import read_batches, text_buffer
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -21,12 +20,11 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 def batches(corpus: Path, documents: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first texts of the corpus, as buffers."""
     found, left = [], documents
-    for shard in shards([corpus]):
-        for batch in read_shard(shard, columns=["text"]):
-            part = batch.slice(0, left)
-            if part.num_rows:
-                found.append(text_buffer(part.column("text")))
-            left -= part.num_rows
+    for batch in read_batches(corpus, ["text"]):
+        part = batch.slice(0, left)
+        if part.num_rows:
+            found.append(text_buffer(part.column("text")))
+        left -= part.num_rows
     return found
 
 

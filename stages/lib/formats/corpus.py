@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,13 @@ MAX_SHARDS = 20_000
 class Shard:
     """Consecutive row groups of one part: the unit of parallel work. The same cut whatever the number of workers."""
 
-    path: str
+    entry: Mapping[str, Any]
+    """The part as a stored file (`FileEntry.value`)."""
     first_group: int
     end_group: int
     start: int
-    """Number of its first document, counted over all folders."""
+    """Number of its first document, counted over all artifacts."""
     rows: int
-    entry: Mapping[str, Any] | None = None
-    """The part as a stored file (`FileEntry.value`), where it is not a file of this machine."""
 
 
 def parts_of(entries: Iterable[FileEntry]) -> list[FileEntry]:
@@ -53,40 +51,27 @@ def groups_of(part: FileEntry) -> list[tuple[int, int]]:
     if part.detail:
         return [(int(rows), int(size)) for rows, size in json.loads(part.detail)["groups"]]
     with sense(part, pa.ArrowException, OSError), open_file(part) as stream:
-        return _groups(pq.read_metadata(stream))
-
-
-def _groups(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
+        metadata = pq.read_metadata(stream)
     groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
     return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
-def shards(folders: Sequence[Path], size: int = SHARD_BYTES) -> list[Shard]:
-    """Cut the parts of several artifacts into shards of about `size` bytes, in order, from the Parquet footers
-    alone.
-    """
-    paths = [path for folder in folders for path in sorted(Path(folder).glob("part-*.parquet"))]
-    return _cut([(str(path), None, _groups(pq.read_metadata(path))) for path in paths], size)
-
-
 def shards_of(artifacts: Iterable[Iterable[FileEntry]], size: int = SHARD_BYTES) -> list[Shard]:
-    """As `shards`, from the entries of the artifacts: a part is opened only where its entry does not say its groups."""
-    parts = [part for entries in artifacts for part in parts_of(entries)]
-    return _cut([(part.path, part.model_copy(update={"detail": ""}), groups_of(part)) for part in parts], size)
-
-
-def _cut(parts: list[tuple[str, FileEntry | None, list[tuple[int, int]]]], size: int) -> list[Shard]:
-    weights = [[held + DOCUMENT_BYTES * rows for rows, held in groups] for _, _, groups in parts]
+    """Cut the parts of several artifacts into shards of about `size` bytes, in order. A part is opened, for its footer,
+    only where its entry does not say its groups.
+    """
+    parts = [(part, groups_of(part)) for entries in artifacts for part in parts_of(entries)]
+    weights = [[held + DOCUMENT_BYTES * rows for rows, held in groups] for _, groups in parts]
     size = max(size, sum(map(sum, weights)) // MAX_SHARDS)
     cuts: list[Shard] = []
     start = 0
-    for (path, entry, groups), weight in zip(parts, weights, strict=True):
-        value = None if entry is None else entry.value()
+    for (part, groups), weight in zip(parts, weights, strict=True):
+        value = part.model_copy(update={"detail": ""}).value()
         first = rows = held = 0
         for number, (count_, _) in enumerate(groups):
             rows, held = rows + count_, held + weight[number]
             if rows and (held >= size or number == len(groups) - 1):
-                cuts.append(Shard(path, first, number + 1, start, rows, value))
+                cuts.append(Shard(value, first, number + 1, start, rows))
                 start, first, rows, held = start + rows, number + 1, 0, 0
     return cuts
 
@@ -103,15 +88,8 @@ def read_shard(shard: Shard, columns: list[str] | None = None, rows: int = 8192)
     """Record batches of one shard, in order, each within one row group. Of a stored part only the groups and columns
     asked for are read.
     """
-    with ExitStack() as stack:
-        source: Any = shard.path
-        if shard.entry is not None:
-            entry = FileEntry.model_validate(shard.entry)
-            stack.enter_context(sense(entry, pa.ArrowException, OSError))
-            source = stack.enter_context(open_file(entry))
-        parquet = stack.enter_context(pq.ParquetFile(source))
-        for group in range(shard.first_group, shard.end_group):
-            yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
+    part = FileEntry.model_validate(shard.entry)
+    yield from _read_groups(part, range(shard.first_group, shard.end_group), columns, rows)
 
 
 def read_parts(
@@ -119,9 +97,16 @@ def read_parts(
 ) -> Iterator[pa.RecordBatch]:
     """Record batches of whole parts, in order, each within one row group."""
     for part in parts:
-        with sense(part, pa.ArrowException, OSError), open_file(part) as stream, pq.ParquetFile(stream) as parquet:
-            for group in range(parquet.num_row_groups):
-                yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
+        yield from _read_groups(part, None, columns, rows)
+
+
+def _read_groups(
+    part: FileEntry, groups: Iterable[int] | None, columns: list[str] | None, rows: int
+) -> Iterator[pa.RecordBatch]:
+    """groups: None for all."""
+    with sense(part, pa.ArrowException, OSError), open_file(part) as stream, pq.ParquetFile(stream) as parquet:
+        for group in range(parquet.num_row_groups) if groups is None else groups:
+            yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns, use_threads=False)
 
 
 def stored_documents(entries: Iterable[FileEntry]) -> Iterator[dict[str, str]]:
