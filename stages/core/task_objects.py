@@ -161,7 +161,6 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-@functools.lru_cache(maxsize=16)
 def store_of(place: str) -> StoreAddress | None:
     """The store that tasks at a `place` read from; None: none was known where it was named."""
     document = json.loads(place)
@@ -170,6 +169,7 @@ def store_of(place: str) -> StoreAddress | None:
     return StoreAddress.model_validate(document["store"])
 
 
+@functools.lru_cache(maxsize=16)
 def objects_at(place: str) -> TaskObjects:
     """The objects at a `place`. On another machine than its own, files are made under the scratch folder there."""
     document = json.loads(place)
