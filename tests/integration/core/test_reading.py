@@ -119,7 +119,7 @@ def test_a_shard_of_a_file_whose_bytes_came_wrong_is_no_bad_data(
     with pytest.raises(InfraError, match="is whole in the store"):
         groups_of(entry)
     with pytest.raises(InfraError, match="is whole in the store"):
-        list(read_shard(Shard("x", 0, 1, 0, 1000, entry.value())))
+        list(read_shard(Shard(entry.value(), 0, 1, 0, 1000)))
     monkeypatch.undo()
     reading.share(ledger.store.address, "test")
-    assert sum(batch.num_rows for batch in read_shard(Shard("x", 0, 1, 0, 1000, entry.value()))) == 1000
+    assert sum(batch.num_rows for batch in read_shard(Shard(entry.value(), 0, 1, 0, 1000))) == 1000

@@ -56,7 +56,8 @@ def test_an_interrupted_run_is_cancelled_and_so_is_what_had_not_begun(
     states = task_states(server, shown["id"])
     assert {states[name] for name in ("source_a", "source_b", "vocabulary", "shards")} == {"Completed"}
     assert states["train_1"] == "Cancelled"
-    assert states["train_2"] == "NotReady", "Prefect's word for a task that waits: its run is cancelled"
+    # NotReady is Prefect's word for a task whose parent was cancelled; one that it lets begin all the same ends at once
+    assert states["train_2"] in {"NotReady", "Cancelled"}
 
 
 def test_a_run_whose_terminal_was_killed_is_closed(server: Settings, store: Store, tmp_path: Path) -> None:
