@@ -120,8 +120,9 @@ Sums = tuple[dict[str, float], dict[str, float]]
 
 
 def _pretrain(config: Any, gpus: int, shape: ModelShape, vocabulary: int) -> Sums | None:
-    tensor, own = config.tensor_parallel, config.colossalai
-    if tensor > 1 or (config.engine == "colossalai" and own.plugin != "low_level_zero"):
+    sizes = config.parallel
+    zero = sizes.zero_of(config.engine)
+    if sizes.model_parallel_size > 1 or (config.engine == "colossalai" and zero not in (1, 2)):
         return None
     count, largest = shape.parameters(vocabulary), vocabulary * shape.hidden
     half = config.precision != "fp32"
@@ -138,8 +139,8 @@ def _pretrain(config: Any, gpus: int, shape: ModelShape, vocabulary: int) -> Sum
         # and the largest gradient exist twice while they are exchanged.
         return {
             "weights": size * count,
-            "gradients": size * count if own.zero_stage == 1 else size * count / gpus,
-            "masters, moments": 0.0 if own.cpu_offload else 12 * count / gpus,
+            "gradients": size * count if zero == 1 else size * count / gpus,
+            "masters, moments": 0.0 if sizes.offload else 12 * count / gpus,
             **working,
             "buffers": (
                 4 * size * largest + FULL * count / gpus
@@ -147,12 +148,12 @@ def _pretrain(config: Any, gpus: int, shape: ModelShape, vocabulary: int) -> Sum
         }, {}
     copies = HALF * copied_parameters(shape, vocabulary) if autocast else 0.0
     working["activations"] = with_copies(activation_bytes, copies, config.recompute) * scale
-    # FSDP2 (stages/lib/training/backends/fsdp.py): states are cut; gradients of all but the last micro-batch add up
-    # whole; two blocks and the two vocabularies gathered
-    gathered = FULL * (2 * block_parameters(shape) + 2 * largest) if gpus > 1 else 0.0
+    # FSDP2 (stages/lib/training/backends/fsdp.py): states are cut; at stage 1 gradients of all but the last micro-batch
+    # add up whole; below 3 weights are gathered whole, else two blocks and the two vocabularies
+    gathered = FULL * (2 * block_parameters(shape) + 2 * largest if zero == 3 else count) if gpus > 1 else 0.0
     return {
         "weights": FULL * count / gpus,
-        "gradients": FULL * count if several else FULL * count / gpus,
+        "gradients": FULL * count if several and zero == 1 else FULL * count / gpus,
         "masters, moments": 2 * FULL * count / gpus,
         **working,
         "buffers": gathered,

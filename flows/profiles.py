@@ -217,7 +217,10 @@ def _apply_override(
             raise ConfigError(
                 f"--set {override!r}: no node '{parts[0]}'" + (f"; did you mean '{close[0]}'?" if close else "")
             )
-    parts, value = _override_with_current_names(parts, value, pipeline, f"--set {override!r}", warnings)
+    current = _override_with_current_names(parts, value, pipeline, f"--set {override!r}", warnings)
+    if current is None:
+        return
+    parts, value = current
     if (
         parts[0] == "stage" and len(parts) > 1
     ):  # a node's own value would win over a stage's: set it for each of its nodes
@@ -230,14 +233,19 @@ def _apply_override(
 
 def _override_with_current_names(
     parts: list[str], value: Any, pipeline: Pipeline, source: str, warnings: list[str]
-) -> tuple[list[str], Any]:
-    """An override's path and value with present names of fields; adds to `warnings`."""
+) -> tuple[list[str], Any] | None:
+    """An override's path and value with present names of fields; None: a setting that means nothing any more. Adds to
+    `warnings`.
+    """
     table: Any = value
     for part in reversed(parts):
         table = {part: table}
     table = _with_current_names(table, pipeline, source, warnings)
-    current = []
-    for _ in parts:
+    current: list[str] = []
+    # a setting may have moved into another table, deeper or less deep than before; a table is set as a whole
+    while isinstance(table, dict) and (len(current) < len(parts) or not isinstance(value, dict)):
+        if not table:
+            return None
         part, table = next(iter(table.items()))
         current.append(part)
     return current, table

@@ -2,6 +2,10 @@
 
     global_batch_size: Annotated[int, Renamed("batch_size", until="0.3")] = Field(128, gt=0, description="...")
 
+A field that went into a table, and what a table had, is `Moved` there:
+
+    parallel: Annotated[Sizes, Moved("tensor_parallel", "tensor", until="0.3")] = Field(Sizes(), description="...")
+
 Whoever reads values from a person (`flows/profiles.py`) calls `current_names` before validation. Keys and requests
 know the present names alone.
 """
@@ -28,6 +32,21 @@ class Renamed:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """Metadata of a field that is a table: where a setting within it was before, from the model that has the field."""
+
+    path: str
+    """`tensor_parallel`, or within one table: `colossalai.pipeline`."""
+    to: str
+    """The setting within the table."""
+    until: str
+    values: Mapping[Any, Any] | None = None
+    """What its values mean now; any other says nothing any more. None: they mean what they did."""
+    advice: str = ""
+    """What to do instead of calling it by the new name."""
+
+
+@dataclass(frozen=True)
 class OldName:
     """A value that was given under its field's former name."""
 
@@ -36,10 +55,12 @@ class OldName:
     field: str
     """The field's name."""
     until: str
+    advice: str = ""
 
     def warning(self, place: str) -> str:
         """One line for people. place: what the path is relative to, for example `tiny.toml: stage.sft.`."""
-        return f"{place}{self.path} is called {self.field} now: change it; version {self.until} refuses the old name"
+        advice = self.advice or f"is called {self.field} now: change it"
+        return f"{place}{self.path} {advice}; version {self.until} refuses the old name"
 
 
 def former_names(model: type[BaseModel]) -> dict[str, tuple[str, Renamed]]:
@@ -52,6 +73,16 @@ def former_names(model: type[BaseModel]) -> dict[str, tuple[str, Renamed]]:
     }
 
 
+def moved_settings(model: type[BaseModel]) -> list[tuple[str, Moved]]:
+    """Each field of a model that holds what was elsewhere, with what it was."""
+    return [
+        (field, entry)
+        for field, info in model.model_fields.items()
+        for entry in info.metadata
+        if isinstance(entry, Moved)
+    ]
+
+
 def current_names(
     model: type[BaseModel], values: Mapping[str, Any], path: str = ""
 ) -> tuple[dict[str, Any], list[OldName]]:
@@ -62,6 +93,7 @@ def current_names(
     former = former_names(model)
     renamed: dict[str, Any] = {}
     old: list[OldName] = []
+    values = _moved(model, values, path, old)
     for key, value in values.items():
         name, here = key, f"{path}{key}"
         if key in former:
@@ -72,6 +104,32 @@ def current_names(
         info = model.model_fields.get(name)
         renamed[name] = value if info is None else _inner(info.annotation, value, here, old)
     return renamed, old
+
+
+def _moved(model: type[BaseModel], values: Mapping[str, Any], path: str, old: list[OldName]) -> Mapping[str, Any]:
+    """The values with each setting where it is now; tables that nothing is left of are gone. Adds to `old`."""
+    for field, entry in moved_settings(model):
+        outer, dot, name = entry.path.rpartition(".")
+        table = values.get(outer) if dot else values
+        if not isinstance(table, Mapping) or name not in table:
+            continue
+        old.append(OldName(f"{path}{entry.path}", f"{field}.{entry.to}", entry.until, entry.advice))
+        value, left = table[name], {key: item for key, item in table.items() if key != name}
+        if dot:
+            values = {key: item for key, item in values.items() if key != outer} | ({outer: left} if left else {})
+        else:
+            values = left
+        if entry.values is not None:
+            if value not in entry.values:
+                continue
+            value = entry.values[value]
+        into = values.get(field, {})
+        if not isinstance(into, Mapping):  # validation refuses it
+            continue
+        if entry.to in into:
+            raise ConfigError(f"{path}{field}.{entry.to}: given twice, under its old name too: keep the new one alone")
+        values = {**values, field: {**into, entry.to: value}}
+    return values
 
 
 def _inner(annotation: Any, value: Any, path: str, old: list[OldName]) -> Any:

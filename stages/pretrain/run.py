@@ -33,7 +33,7 @@ def run(ctx: Context[PretrainConfig]) -> None:
     prepare(config.threads)
     validation.require_fitting_processes(ctx.node, config, world_size())
     device = compute_device(ctx.node, config.device, config.precision)
-    with distributed(ctx.node, device, config.model_parallel_size) as dims:
+    with distributed(ctx.node, device, config.parallel.model_parallel_size) as dims:
         _train(ctx, dims)
 
 

@@ -14,7 +14,7 @@ from stages.core.resources import Processes, Resources, Work
 from stages.core.stage import Facets, Input, Output, Stage, output
 from stages.lib.modeling.shape import ModelShape
 from stages.lib.training import validation
-from stages.lib.training.colossalai_settings import ColossalSettings
+from stages.lib.training.parallel_sizes import ParallelSizes
 
 PAPER_VOCABULARY = 32_000
 """Paper 3.1: what the estimate of work assumes before the tokenizer exists."""
@@ -88,20 +88,12 @@ class PretrainConfig(StageConfig):
     checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
     log_every: Operational[int] = Field(default=10, gt=0, description="steps between two metric rows")
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads")
-    tensor_parallel: Operational[int] = Field(
-        default=1, gt=0, description="processes that share each matrix; the others share the batch"
-    )
-    colossalai: Operational[ColossalSettings] = Field(
-        default=ColossalSettings(), description="of engine 'colossalai' alone"
+    parallel: Annotated[Operational[ParallelSizes], *validation.FORMER_SIZES] = Field(
+        default=ParallelSizes(), description="how both engines spread the training over the processes"
     )
     device: Operational[Literal["auto", "cpu", "cuda"]] = Field(
         default="auto", description="auto: a GPU if there is one"
     )
-
-    @property
-    def model_parallel_size(self) -> int:
-        """Processes that work on one part of a batch."""
-        return self.tensor_parallel * (self.colossalai.pipeline if self.engine == "colossalai" else 1)
 
     @property
     def compiles(self) -> bool:
@@ -128,19 +120,7 @@ class PretrainConfig(StageConfig):
             raise ValueError(
                 f"sequence_length = {self.sequence_length} exceeds shape.max_positions = {self.shape.max_positions}"
             )
-        validation.require_divisible(self)
-        if self.engine == "colossalai":
-            validation.require_colossalai(self)
-        elif self.compile and self.tensor_parallel > 1:
-            raise ValueError(
-                f"compile = true cannot be combined with tensor_parallel = {self.tensor_parallel}: set compile = false,"
-                " or tensor_parallel = 1"
-            )
-        elif self.colossalai.pipeline > 1:
-            raise ValueError(
-                f"engine 'torch' has no pipeline: set colossalai.pipeline = 1 (it is {self.colossalai.pipeline}), or"
-                " engine = 'colossalai'"
-            )
+        validation.require_runnable(self)
         return self
 
 

@@ -37,7 +37,7 @@ def run(ctx: Context[VlmConfig]) -> None:
     config = ctx.config
     torch.set_num_threads(config.threads)
     hf_checkpoint.quiet()
-    validation.require_shared_batch(ctx.node, config.global_batch_size, world_size())
+    validation.require_fitting_processes(ctx.node, config, world_size())
     device = compute_device(ctx.node, config.device, config.precision)
     _, vocabulary_size = read_shape(ctx.input("base").path)
     rows, counts = _encoded_rows(ctx, vocabulary_size)  # before: no exchange waits as long as that can take

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.core.artifacts import ArtifactManifest, ImageConversations, ImageFeatures, Model, VisionTowers
 from stages.core.config import Operational, StageConfig
@@ -14,6 +14,7 @@ from stages.core.renamed import Renamed
 from stages.core.resources import Processes, Resources, Work
 from stages.core.stage import Facets, Input, Output, Stage, output
 from stages.lib.training import validation
+from stages.lib.training.parallel_sizes import ParallelSizes
 
 ARCHITECTURE = "MoxinVLM"
 EMBEDDING_MULTIPLE = 64
@@ -64,9 +65,17 @@ class VlmConfig(StageConfig):
     checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
     log_every: Operational[int] = Field(default=10, gt=0, description="steps between two metric rows")
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads of a process")
+    parallel: Operational[ParallelSizes] = Field(
+        default=ParallelSizes(), description="how the training is spread over the processes: data and zero alone"
+    )
     device: Operational[Literal["auto", "cpu", "cuda"]] = Field(
         default="auto", description="auto: GPUs if there are any"
     )
+
+    @model_validator(mode="after")
+    def _spread(self) -> VlmConfig:
+        validation.require_data_parallel(self)
+        return self
 
 
 class TrainVlm(Stage[VlmConfig], env="vlm", revision=1, checkpoints=True, reproducible="same hardware"):
@@ -123,7 +132,7 @@ class TrainVlm(Stage[VlmConfig], env="vlm", revision=1, checkpoints=True, reprod
 
     @classmethod
     def check_resources(cls, node: str, config: VlmConfig, resources: Resources) -> None:
-        validation.require_shared_batch(node, config.global_batch_size, resources.nodes * resources.ranks)
+        validation.require_fitting_processes(node, config, resources.nodes * resources.ranks)
 
     @classmethod
     def work(cls, config: VlmConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:

@@ -12,6 +12,7 @@ from flows.settings import Settings
 from stages.core.errors import ExitClass
 from stages.core.ledger import Ledger
 from stages.lib.modeling.hf_checkpoint import load_model
+from stages.lib.training.parallel_sizes import ParallelSizes
 from tests.support import colossal
 from tests.support.limits import HANG
 from tests.support.pretraining import LENGTH, config
@@ -29,7 +30,7 @@ def test_a_stopped_run_begins_anew_in_the_engines_python_and_goes_on_in_another_
     made = config(
         engine="colossalai", dropout=0.1, tokens=60 * 4 * LENGTH, micro_batch_size=1, checkpoint_every=20,
         eval_windows=0,
-        colossalai={"zero_stage": 2},
+        parallel={"zero": 2},
     )  # fmt: skip
     (handle, lease), steps = _start(settings, ledger, inputs, made), []
     for event in handle.events():
@@ -39,12 +40,7 @@ def test_a_stopped_run_begins_anew_in_the_engines_python_and_goes_on_in_another_
                 handle.stop(HANG)
     assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
     ledger.release(lease)
-    made = made.model_copy(
-        update={
-            "tensor_parallel": 2,
-            "colossalai": made.colossalai.model_copy(update={"plugin": "hybrid", "zero_stage": 0}),
-        }
-    )
+    made = made.model_copy(update={"parallel": ParallelSizes(tensor=2, zero=0)})
     handle, _ = _start(settings, ledger, inputs, made)
     events = list(handle.events())
     assert handle.wait() == 0, events[-5:]

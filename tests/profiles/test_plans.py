@@ -42,9 +42,7 @@ def test_the_sum_of_pretraining_by_hand() -> None:
     block = (16 * 4096 + 4 * 4096 + 4 * 1024 + 4 * 32 + 8 * 14336) * tokens + (4 * 14336 + 4 * 4096) * tokens
     assert held.parts["activations"] == kept + max(block, 12 * 2000 * 32_000)
     assert 36 * block_parameters(shape) + 2 * 32_000 * 4096 + 4096 == P
-    offloaded = planned("7b", "pretrain_1.colossalai.zero_stage=2", "pretrain_1.colossalai.cpu_offload=true")[2][
-        "pretrain_1"
-    ].memory
+    offloaded = planned("7b", "pretrain_1.parallel.zero=2", "pretrain_1.parallel.offload=true")[2]["pretrain_1"].memory
     assert offloaded is not None
     assert (offloaded.parts["masters, moments"], offloaded.parts["gradients"]) == (0.0, 2 * P / 64)
 
@@ -52,7 +50,7 @@ def test_the_sum_of_pretraining_by_hand() -> None:
 def test_pretraining_exchanges_its_gradients_once_a_step() -> None:
     """ZeRO 2 keeps no whole gradient to hold back."""
     config = profiles.load("7b", PIPELINE).configs["pretrain_1"]
-    assert (config.colossalai.zero_stage, config.colossalai.cpu_offload) == (1, False)  # type: ignore[attr-defined]
+    assert (config.parallel.zero, config.parallel.offload) == (1, False)  # type: ignore[attr-defined]
 
 
 def test_a_share_for_another_models_size_is_told() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from stages.lib.modeling.shape import ModelShape
-from stages.lib.training.colossalai_settings import ColossalSettings
+from stages.lib.training.parallel_sizes import ParallelSizes
 
 
 class OptimizerConfig(Protocol):
@@ -45,6 +45,8 @@ class BackendConfig(OptimizerConfig, Protocol):
     def precision(self) -> str: ...
     @property
     def micro_batch_size(self) -> int: ...
+    @property
+    def parallel(self) -> ParallelSizes: ...
 
 
 class ParallelConfig(Protocol):
@@ -57,11 +59,7 @@ class ParallelConfig(Protocol):
     @property
     def micro_batch_size(self) -> int: ...
     @property
-    def tensor_parallel(self) -> int: ...
-    @property
-    def model_parallel_size(self) -> int: ...
-    @property
-    def colossalai(self) -> ColossalSettings: ...
+    def parallel(self) -> ParallelSizes: ...
 
 
 class DecoderConfig(BackendConfig, ParallelConfig, Protocol):

@@ -19,7 +19,7 @@ from flows.profiles import Profile
 from stages.core.config import Operational, StageConfig
 from stages.core.errors import ConfigError
 from stages.core.graph import Pipeline
-from stages.core.renamed import Renamed, current_names, former_names
+from stages.core.renamed import Moved, Renamed, current_names, former_names, moved_settings
 from stages.core.stage import Stage
 from stages.pipeline import PIPELINE
 from tests.support.paths import ROOT
@@ -147,6 +147,81 @@ def test_values_of_any_kind_pass(tmp_path: Path) -> None:
     assert [(name.path, name.field, name.until) for name in old] == [("stages", "context_phases", "9.9")]
 
 
+# --- settings that went into a table ----------------------------------------------------------------------------------
+
+
+class Sizes(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tensor: int = 1
+    zero: int = 1
+
+
+class SpreadConfig(StageConfig):
+    threads: int = 1
+    sizes: Annotated[
+        Sizes,
+        Moved("tensor_parallel", "tensor", until="9.9"),
+        Moved("backend.zero_stage", "zero", until="9.9"),
+        Moved("backend.plugin", "zero", until="9.9", values={"gemini": 3}, advice="follows from sizes.zero: remove it"),
+    ] = Sizes()
+
+
+class Spread(Stage[SpreadConfig], env="train", revision=1):
+    """A stage whose settings have moved."""
+
+
+def load_spread(folder: Path, text: str, *overrides: str) -> Profile:
+    (folder / "test.toml").write_text(text, encoding="utf-8")
+    return profiles.load("test", Pipeline([Spread(name="one")]), overrides, folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "sizes"),
+    [
+        ("[node.one]\ntensor_parallel = 2\nbackend = {zero_stage = 2, plugin = 'zero'}\n", (), (2, 2)),
+        (f"[stage.{STAGE}]\ntensor_parallel = 2\n[node.one.sizes]\nzero = 2\n", (), (2, 2)),
+        ("[node.one.sizes]\nzero = 2\n", ("one.tensor_parallel=2", "one.backend.plugin=zero"), (2, 2)),
+        ("[node.one]\ntensor_parallel = 2\n", (f"{STAGE}.backend.plugin=gemini",), (2, 3)),
+        ("[node.one]\ntensor_parallel = 4\n", ("one.sizes={tensor=2, zero=3}",), (2, 3)),
+        ("", ("one.backend={zero_stage=2}", "one.sizes.tensor=2"), (2, 2)),
+    ],
+)
+def test_a_setting_that_moved_is_found_where_it_is_now(
+    tmp_path: Path, text: str, overrides: tuple[str, ...], sizes: tuple[int, int]
+) -> None:
+    """In files and overrides, one on top of the other, whatever is left of the old table."""
+    profile = load_spread(tmp_path, text, *overrides)
+    assert profile.configs["one"].sizes == Sizes(tensor=sizes[0], zero=sizes[1])  # type: ignore[attr-defined]
+    assert all("version 9.9 refuses the old name" in line for line in profile.warnings)
+    assert len(profile.warnings) == f"{text}{overrides}".count("tensor_parallel") + f"{text}{overrides}".count(
+        "zero_stage"
+    ) + f"{text}{overrides}".count("plugin")
+
+
+def test_a_setting_that_moved_says_where_to(tmp_path: Path) -> None:
+    profile = load_spread(tmp_path, "[node.one]\nbackend = {zero_stage = 2, plugin = 'zero'}\n")
+    assert profile.warnings == (
+        "test.toml: node.one.backend.zero_stage is called sizes.zero now: change it; version 9.9 refuses the old name",
+        "test.toml: node.one.backend.plugin follows from sizes.zero: remove it; version 9.9 refuses the old name",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[node.one]\ntensor_parallel = 2\nsizes = {tensor = 2}\n", r"node\.one\.sizes\.tensor: given twice"),
+        ("[node.one]\nbackend = {zero_stage = 2, plugin = 'gemini'}\n", r"sizes\.zero: given twice"),
+        ("[node.one]\ntensor_parallel = 2\nsizes = 3\n", r"one\.sizes = 3"),
+        ("[node.one]\nbackend = {zero_stage = 2, other = 1}\n", r"one\.backend: no such setting"),
+        ("[node.one]\nbackend = 3\n", r"one\.backend: no such setting"),
+    ],
+)
+def test_what_moved_and_does_not_fit_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        load_spread(tmp_path, text)
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +296,10 @@ def test_no_old_name_outlives_its_version() -> None:
         for name, (field, entry) in former_names(model).items():
             assert name not in model.model_fields, f"{model.__name__}.{field}: {name} is a field"
             assert [int(part) for part in entry.until.split(".")] > version, f"{model.__name__}.{field}: {entry}"
+        for field, moved in moved_settings(model):
+            assert moved.to in model.model_fields[field].annotation.model_fields, moved  # type: ignore[union-attr]
+            assert moved.path.partition(".")[0] not in model.model_fields, moved
+            assert [int(part) for part in moved.until.split(".")] > version, f"{model.__name__}.{field}: {moved}"
 
 
 @pytest.mark.parametrize("name", profiles.names())
@@ -258,3 +337,11 @@ def test_what_post_training_was_set_with_before_is_still_understood() -> None:
     assert before.configs == after.configs
     assert len(before.warnings) == len(old) + 2  # the two inner names of a context phase
     assert after.warnings == ()
+
+
+def test_what_pretraining_was_spread_with_before_is_still_understood() -> None:
+    old = ("7b", ["pretrain_1.tensor_parallel=2", "pretrain_1.colossalai.plugin=hybrid", "pretrain_1.precision=bf16"])
+    new = ("7b", ["pretrain_1.parallel.tensor=2", "pretrain_1.precision=bf16"])
+    before, after = (profiles.load(name, PIPELINE, overrides) for name, overrides in (old, new))
+    assert before.configs == after.configs
+    assert (len(before.warnings), len(after.warnings)) == (2, 0)

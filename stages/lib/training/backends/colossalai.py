@@ -46,7 +46,8 @@ MIXINS = ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin")
 
 def make_plugin(config: DecoderConfig, dims: ParallelDims) -> Any:
     """The plugin that the configuration asks for."""
-    settings, gpu = config.colossalai, dims.device.type == "cuda"
+    sizes, gpu = config.parallel, dims.device.type == "cuda"
+    zero_stage = sizes.zero_of("colossalai")
     common: dict[str, Any] = {
         "precision": config.precision,
         "max_norm": config.grad_clip,
@@ -54,19 +55,19 @@ def make_plugin(config: DecoderConfig, dims: ParallelDims) -> Any:
     }
     zero: dict[str, Any] = {
         "overlap_communication": gpu,
-        "cpu_offload": settings.cpu_offload,
+        "cpu_offload": sizes.offload,
     }  # a processor has no second stream
-    if settings.plugin == "low_level_zero":
-        return LowLevelZeroPlugin(stage=settings.zero_stage, **common, **zero)
-    if settings.plugin == "gemini":
+    if sizes.plugin == "low_level_zero":
+        return LowLevelZeroPlugin(stage=zero_stage, **common, **zero)
+    if sizes.plugin == "gemini":
         several = config.global_batch_size // dims.data_parallel_size > config.micro_batch_size
         return GeminiPlugin(enable_async_reduce=gpu, enable_gradient_accumulation=several, **common)
-    split = config.tensor_parallel > 1
+    split = sizes.tensor > 1
     return HybridParallelPlugin(
-        tp_size=config.tensor_parallel,
-        pp_size=settings.pipeline,
+        tp_size=sizes.tensor,
+        pp_size=sizes.pipeline,
         sp_size=1,
-        zero_stage=settings.zero_stage,
+        zero_stage=zero_stage,
         microbatch_size=config.micro_batch_size,
         enable_sequence_parallelism=split,
         sequence_parallelism_mode="split_gather" if split else None,
@@ -105,7 +106,7 @@ class ColossalBackend:
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         self._config, self._dims = config, dims
         weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        gemini = config.colossalai.plugin == "gemini"
+        gemini = config.parallel.plugin == "gemini"
         optimizer = make_optimizer(model, config, ChunkAdamW if gemini else torch.optim.AdamW)
         self._plugin = make_plugin(config, dims)
         self._booster = Booster(plugin=self._plugin)
@@ -131,7 +132,7 @@ class ColossalBackend:
 
     @property
     def _has_pipeline(self) -> bool:
-        return self._config.colossalai.pipeline > 1
+        return self._config.parallel.pipeline > 1
 
     # --- steps --------------------------------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class ColossalBackend:
         with self._unchanged_scale(scale):
             self._optimizer.step()
         if (
-            self._config.colossalai.plugin == "gemini"
+            self._config.parallel.plugin == "gemini"
         ):  # upstream leaves this on after an overflow, and adds to infinity from then on
             self.model.chunk_manager.accumulating_grads = False
         overflow = self._scaler is not None and self._mixin.found_overflow.item() > 0
@@ -155,7 +156,7 @@ class ColossalBackend:
         total = 0.0
         for batch in batches:
             held = (
-                batch is not batches[-1] and self._config.colossalai.zero_stage < 2
+                batch is not batches[-1] and self._config.parallel.zero_of("colossalai") < 2
             )  # stage 2 keeps no whole gradient to hold back
             with self._booster.no_sync(self.model, self._optimizer) if held else contextlib.nullcontext():
                 loss = self.model(**_arguments(batch))["loss"]

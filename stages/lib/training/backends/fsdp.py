@@ -28,8 +28,10 @@ from stages.lib.training.parallel_dims import ParallelDims
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def shard(trainable: Trainable, dims: ParallelDims, policy: MixedPrecisionPolicy) -> None:
-    """Cut the model's weights over the processes, in place."""
+def shard(trainable: Trainable, dims: ParallelDims, policy: MixedPrecisionPolicy, zero: int = 3) -> None:
+    """Cut the model's weights over the processes, in place. zero: below 3 gathered weights stay whole until the step's
+    end.
+    """
     if dims.world_size == 1:
         return
     model: Any = trainable.module
@@ -39,9 +41,10 @@ def shard(trainable: Trainable, dims: ParallelDims, policy: MixedPrecisionPolicy
         model.tensor_group = mesh["tensor"]
         apply_tensor_parallel(model, mesh["tensor"])
     if dims.data_parallel_size > 1:
+        reshard = None if zero == 3 else False  # None: all but the outermost
         for block in trainable.blocks:
-            fully_shard(block, mesh=mesh["data"], mp_policy=policy)
-        fully_shard(model, mesh=mesh["data"], mp_policy=policy)
+            fully_shard(block, mesh=mesh["data"], mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(model, mesh=mesh["data"], mp_policy=policy, reshard_after_forward=reshard)
         for name in trainable.methods:
             register_fsdp_forward_method(model, name)
 
@@ -64,11 +67,10 @@ class TorchBackend:
     ) -> None:
         """gradient_threads: of a single process on a CPU, whose batches can be split.
 
-        cast_weights: several processes gather weights in the configuration's precision, and compute in it throughout,
-        and exchange gradients after each micro-batch, so that no process holds whole ones; else they gather float32,
-        and autocast casts what goes into a product.
+        cast_weights: several processes gather weights in the configuration's precision, and compute in it throughout;
+        else they gather float32, and autocast casts what goes into a product.
         """
-        self._cast_weights = cast_weights
+        self._zero = config.parallel.zero_of("torch")
         self.model, self._trainable, self._config, self._dims = trainable.module, trainable, config, dims
         self.model.to(dims.device)
         dtype = PRECISION[config.precision]
@@ -76,7 +78,7 @@ class TorchBackend:
         policy = (
             MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if casts else MixedPrecisionPolicy()
         )
-        shard(trainable, dims, policy)
+        shard(trainable, dims, policy, self._zero)
         self._autocast = None if casts or dtype == torch.float32 else dtype
         self.model.train()
         alone = dims.world_size == 1 and dims.device.type == "cpu"
@@ -110,7 +112,7 @@ class TorchBackend:
             return self._threads.gradients(self._loss, list(self.model.parameters()), pieces, scale)
         total = torch.zeros((), device=self._dims.device)
         for batch in batches:
-            self._set_gradient_sync(self._cast_weights or batch is batches[-1])
+            self._set_exchange(batch is batches[-1])
             loss = self._loss(batch)
             self._scaler.scale(loss * scale).backward()
             total += loss.detach()
@@ -123,11 +125,16 @@ class TorchBackend:
         assert self._threads is not None
         return batch.split(max(1, self._config.micro_batch_size // self._threads.threads))
 
-    def _set_gradient_sync(self, exchanged: bool) -> None:
-        """Whether the next backward pass exchanges its gradients, or adds to whole ones."""
+    def _set_exchange(self, last: bool) -> None:
+        """What the next backward pass does, by the stage of ZeRO. last: of this step.
+
+        1: gradients add up whole and are exchanged once. 1, 2: weights are gathered once a step.
+        """
         if isinstance(self.model, FSDPModule):
+            exchanged = last or self._zero > 1
             self.model.set_requires_gradient_sync(exchanged)
             self.model.set_is_last_backward(exchanged)
+            self.model.set_reshard_after_backward(last or self._zero == 3)
 
     @torch.no_grad()
     def evaluate(self, batch: Any) -> float:

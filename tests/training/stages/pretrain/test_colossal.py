@@ -18,6 +18,7 @@ from stages.core.errors import ConfigError
 from stages.core.resources import Resources
 from stages.core.runtime import engine_python
 from stages.lib.modeling.hf_checkpoint import load_model
+from stages.lib.training.parallel_sizes import ParallelSizes
 from stages.pretrain.spec import Pretrain, PretrainConfig
 from tests.support.colossal import Program
 from tests.support.pretraining import LENGTH, SHAPE, artifacts, config, single, train
@@ -35,24 +36,24 @@ def colossal() -> Iterator[Program]:
 
 
 def made(**changes: Any) -> PretrainConfig:
-    """Engine `colossalai`; what is no setting of the stage is one of its own."""
-    own = {k: changes.pop(k) for k in ("plugin", "zero_stage", "pipeline", "cpu_offload") if k in changes}
-    if own.get("plugin") == "hybrid":
-        own.setdefault("zero_stage", 0)
-    return config(**{"engine": "colossalai", "dropout": 0.2, "micro_batch_size": 1, "colossalai": own, **changes})
+    """Engine `colossalai`; what is no setting of the stage is a parallel size."""
+    sizes = {k: changes.pop(k) for k in ParallelSizes.model_fields if k in changes}
+    if "tensor" in sizes or "pipeline" in sizes:
+        sizes.setdefault("zero", 0)
+    return config(**{"engine": "colossalai", "dropout": 0.2, "micro_batch_size": 1, "parallel": sizes, **changes})
 
 
 TOPOLOGIES: dict[str, tuple[int, dict[str, Any]]] = {
-    "one": (1, {"zero_stage": 1}),
-    "ddp": (2, {"plugin": "hybrid"}),
-    "zero1": (2, {"zero_stage": 1}),
-    "zero2": (2, {"zero_stage": 2}),
-    "tp2": (2, {"plugin": "hybrid", "tensor_parallel": 2}),
-    "pp2": (2, {"plugin": "hybrid", "pipeline": 2}),
-    "zero2x4": (4, {"zero_stage": 2}),
-    "tp2dp2": (4, {"plugin": "hybrid", "tensor_parallel": 2}),
-    "pp2dp2": (4, {"plugin": "hybrid", "pipeline": 2}),
-    "tp2pp2": (4, {"plugin": "hybrid", "tensor_parallel": 2, "pipeline": 2}),
+    "one": (1, {"zero": 1}),
+    "ddp": (2, {"zero": 0}),
+    "zero1": (2, {"zero": 1}),
+    "zero2": (2, {"zero": 2}),
+    "tp2": (2, {"tensor": 2}),
+    "pp2": (2, {"pipeline": 2}),
+    "zero2x4": (4, {"zero": 2}),
+    "tp2dp2": (4, {"tensor": 2}),
+    "pp2dp2": (4, {"pipeline": 2}),
+    "tp2pp2": (4, {"tensor": 2, "pipeline": 2}),
 }
 
 
@@ -98,7 +99,7 @@ def test_a_resumed_run_repeats_an_unbroken_one_exactly(
     """In half precision, where Colossal-AI's own checkpoints lose the float32 weights. Gemini:
     `tests/support/colossal/chunks.py`.
     """
-    size, settings = TOPOLOGIES.get(name, (2, {"plugin": "gemini", "micro_batch_size": 2, "device": "cuda"}))
+    size, settings = TOPOLOGIES.get(name, (2, {"zero": 3, "micro_batch_size": 2, "device": "cuda"}))
     chosen = made(**settings, **HALF)
     whole, outcome = colossal.train(tmp_path / "whole", size, chosen, artifacts)
     assert outcome == "done"
@@ -122,16 +123,16 @@ def test_gemini_adds_up_the_gradients_of_several_micro_batches(
     def norms(run: str) -> list[float]:
         return [row["grad_norm"] for row in json.loads((tmp_path / run / "told-0.json").read_text())["metrics"]]
 
-    colossal.train(tmp_path / "whole", 1, made(zero_stage=1, **HALF), artifacts)
-    chosen, found = made(plugin="gemini", device="cuda", **HALF), []
+    colossal.train(tmp_path / "whole", 1, made(zero=1, **HALF), artifacts)
+    chosen, found = made(zero=3, device="cuda", **HALF), []
     for stop in (5, None):
         _, outcome = colossal.train(tmp_path / "gemini", 2, chosen, artifacts, stop=stop)
         found += norms("gemini")
     assert outcome == "done"
     assert np.allclose(found, norms("whole"), rtol=2e-2)  # gradients are added up in bf16
     half = {"dropout": 0.0, "precision": "fp16", "warmup_steps": 0}  # the first steps overflow
-    colossal.train(tmp_path / "zero", 2, made(zero_stage=2, **half), artifacts, scale=2.0**20)
-    colossal.train(tmp_path / "chunks", 2, made(plugin="gemini", device="cuda", **half), artifacts, scale=2.0**20)
+    colossal.train(tmp_path / "zero", 2, made(zero=2, **half), artifacts, scale=2.0**20)
+    colossal.train(tmp_path / "chunks", 2, made(zero=3, device="cuda", **half), artifacts, scale=2.0**20)
     assert norms("zero")[:3] == [np.inf] * 3
     assert np.allclose(norms("chunks"), norms("zero"), rtol=1e-2)
 
@@ -143,13 +144,13 @@ def test_half_precision_keeps_float32_weights_over_topologies(
     """ZeRO inside tensor and pipeline parallel, Gemini, ZeRO with its part elsewhere: in half precision alone,
     resharded on the way.
     """
-    whole, _ = colossal.train(tmp_path / "whole", 1, made(zero_stage=1, **HALF), artifacts)
+    whole, _ = colossal.train(tmp_path / "whole", 1, made(zero=1, **HALF), artifacts)
     told: list[float] = []
     for size, settings in (
-        (4, {"plugin": "hybrid", "zero_stage": 1, "tensor_parallel": 2}),
-        (4, {"plugin": "hybrid", "zero_stage": 1, "pipeline": 2}),
-        (2, {"plugin": "gemini", "micro_batch_size": 2, "device": "cuda"}),
-        (2, {"zero_stage": 2, "cpu_offload": True, "device": "cuda"}),
+        (4, {"zero": 1, "tensor": 2}),
+        (4, {"zero": 1, "pipeline": 2}),
+        (2, {"zero": 3, "micro_batch_size": 2, "device": "cuda"}),
+        (2, {"zero": 2, "offload": True, "device": "cuda"}),
     ):
         losses, _ = colossal.train(tmp_path / "run", size, made(**settings, **HALF), artifacts, stop=3)
         told += losses
@@ -163,7 +164,7 @@ def test_an_overflow_is_left_out_and_the_loss_scale_is_resumed(
     tmp_path: Path, artifacts: Any, colossal: Program
 ) -> None:
     """From 2**20 on, where the first steps overflow; stopped between the two overflows that make it smaller."""
-    chosen = made(zero_stage=2, dropout=0.0, precision="fp16", warmup_steps=0)
+    chosen = made(zero=2, dropout=0.0, precision="fp16", warmup_steps=0)
     whole, outcome = colossal.train(tmp_path / "whole", 2, chosen, artifacts, scale=2.0**20)
     assert outcome == "done"
     assert 2 <= colossal.stats["skipped_steps"] < 12
@@ -211,30 +212,31 @@ def test_activation_checkpointing_and_an_uneven_pipeline_change_nothing(
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
     _, outcome = colossal.train(tmp_path, 2, made(global_batch_size=3, tokens=12 * 3 * LENGTH), artifacts)
     assert outcome == "ConfigError: test.global_batch_size = 3 cannot be shared evenly by 2 parts: change either"
-    _, outcome = colossal.train(tmp_path, 2, made(plugin="hybrid", pipeline=2, micro_batch_size=4), artifacts)
-    assert outcome.startswith("ConfigError: test: colossalai.pipeline = 2 needs as many whole micro-batches")
-    _, outcome = colossal.train(tmp_path, 3, made(plugin="hybrid", pipeline=2), artifacts)
-    assert outcome == "ConfigError: test.tensor_parallel x colossalai.pipeline = 2 does not divide the 3 processes"
+    _, outcome = colossal.train(tmp_path, 2, made(pipeline=2, micro_batch_size=4), artifacts)
+    assert outcome.startswith("ConfigError: test: parallel.pipeline = 2 needs as many whole micro-batches")
+    _, outcome = colossal.train(tmp_path, 3, made(pipeline=2), artifacts)
+    assert outcome == "ConfigError: test.parallel.pipeline = 2 does not divide the 3 processes"
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         (
-            {"plugin": "hybrid", "tensor_parallel": 4},
-            "tensor_parallel = 4 cannot share 4 query and 2 key-value heads evenly",
+            {"tensor": 4},
+            r"parallel\.tensor = 4 cannot share 4 query and 2 key-value heads evenly",
         ),
-        ({"plugin": "hybrid", "pipeline": 3}, r"colossalai\.pipeline = 3 is deeper than the model: shape\.layers = 2"),
+        ({"pipeline": 3}, r"parallel\.pipeline = 3 is deeper than the model: shape\.layers = 2"),
         (
-            {"plugin": "hybrid", "pipeline": 2, "zero_stage": 2, "precision": "bf16"},
+            {"pipeline": 2, "zero": 2, "precision": "bf16"},
             "exchange gradients after every micro-batch",
         ),
-        ({"plugin": "hybrid", "zero_stage": 1}, "no ZeRO in float32"),
-        ({"zero_stage": 0}, r"colossalai\.zero_stage = 0 is no ZeRO"),
-        ({"tensor_parallel": 2}, "'low_level_zero' shares the batch only: set tensor_parallel = 1"),
-        ({"plugin": "low_level_zero", "pipeline": 2}, r"set colossalai\.pipeline = 1"),
-        ({"plugin": "gemini"}, "'gemini' needs GPUs"),
-        ({"cpu_offload": True}, "set device = 'cuda' with precision 'bf16' or 'fp16'"),
+        ({"zero": 1, "tensor": 2}, "Colossal-AI has not in float32"),
+        ({"zero": 2, "pipeline": 2}, "Colossal-AI has not in float32"),
+        ({"zero": 3, "tensor": 2}, r"shares the batch alone: set parallel\.tensor and"),
+        ({"zero": 3}, "Gemini in engine 'colossalai'.*set device = 'cuda'"),
+        ({"zero": 3, "device": "cuda", "precision": "bf16", "offload": True}, "is for parallel.zero = 1 and 2"),
+        ({"offload": True}, "set device = 'cuda' with precision 'bf16' or 'fp16'"),
+        ({"context": 2}, r"parallel\.context = 2: no engine here cuts a sequence"),
         ({"sequence_length": 65, "tokens": 10**6}, r"exceeds shape\.max_positions"),
         ({"engine": "torch", "pipeline": 2}, "engine 'torch' has no pipeline"),
     ],
@@ -250,20 +252,20 @@ def test_what_it_cannot_honour_is_refused_before_the_run(changes: dict[str, Any]
         (
             {"micro_batch_size": 4},
             2,
-            r"^p: colossalai\.pipeline = 2 needs .*: 4 windows are 1 of micro_batch_size = 4$",
+            r"^p: parallel\.pipeline = 2 needs .*: 4 windows are 1 of micro_batch_size = 4$",
         ),
-        ({}, 3, r"^p\.tensor_parallel x colossalai\.pipeline = 2 does not divide the 3 processes$"),
+        ({}, 3, r"^p\.parallel\.pipeline = 2 does not divide the 3 processes$"),
     ],
 )
 def test_processes_that_cannot_share_it_are_refused_before_the_run(
     changes: dict[str, Any], nproc: int, reason: str
 ) -> None:
     with pytest.raises(ConfigError, match=reason):
-        Pretrain.check_resources("p", made(plugin="hybrid", pipeline=2, **changes), Resources(nproc_per_node=nproc))
+        Pretrain.check_resources("p", made(pipeline=2, **changes), Resources(nproc_per_node=nproc))
 
 
 def test_the_engine_is_part_of_the_key_and_the_topology_is_not() -> None:
-    assert made(plugin="hybrid", pipeline=2).identity() == made(zero_stage=1).identity()
+    assert made(pipeline=2).identity() == made(zero=1).identity()
     assert made().identity() != config(dropout=0.2).identity()
 
 

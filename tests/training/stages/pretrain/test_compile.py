@@ -112,6 +112,6 @@ def test_it_trains_the_same_model_in_fsdp2(
 def test_what_cannot_be_compiled_is_refused_before_the_run() -> None:
     with pytest.raises(ValidationError, match="engine 'colossalai' compiles no blocks: set compile = false"):
         config(compile=True, engine="colossalai")
-    with pytest.raises(ValidationError, match="compile = true cannot be combined with tensor_parallel = 2"):
-        config(compile=True, tensor_parallel=2)
+    with pytest.raises(ValidationError, match=r"compile = true cannot be combined with parallel\.tensor = 2"):
+        config(compile=True, parallel={"tensor": 2})
     assert config(compile=True).identity() == config().identity()

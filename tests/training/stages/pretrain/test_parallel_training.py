@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from stages.core.errors import ConfigError
 from stages.core.resources import Resources
 from stages.lib.modeling.hf_checkpoint import load_model
+from stages.lib.training.parallel_sizes import ParallelSizes
 from stages.pretrain.spec import Pretrain
 from tests.support.pretraining import LENGTH, artifacts, config, single, train
 
@@ -35,7 +36,7 @@ def test_any_number_of_processes_trains_the_same_model(
     tmp_path: Path, artifacts: Any, single: Any, size: int, tensor: int
 ) -> None:
     """Data parallel, tensor parallel, both: with dropout, an accumulated batch and held-out windows."""
-    made = config(dropout=0.2, tensor_parallel=tensor, micro_batch_size=1)
+    made = config(dropout=0.2, parallel={"tensor": tensor}, micro_batch_size=1)
     losses, outcome = train(tmp_path, size, made, artifacts)
     assert outcome == "done"
     assert np.allclose(losses, single[0], atol=2e-5)
@@ -51,7 +52,7 @@ def test_activation_checkpointing_changes_nothing(
 ) -> None:
     """Within FSDP2's blocks, whose weights come and go, and with the messages of tensor parallelism in them."""
     losses, outcome = train(
-        tmp_path, 2, config(dropout=0.2, tensor_parallel=tensor, micro_batch_size=1, recompute=policy), artifacts
+        tmp_path, 2, config(dropout=0.2, parallel={"tensor": tensor}, micro_batch_size=1, recompute=policy), artifacts
     )
     assert outcome == "done"
     assert np.allclose(losses, single[0], atol=2e-5)
@@ -63,7 +64,7 @@ def test_a_run_is_resumed_by_another_number_of_processes(tmp_path: Path, artifac
     first, outcome = train(tmp_path, 2, made, artifacts, stop=5)
     assert outcome.startswith(f"Preempted: stopped at step {len(first)} of 12")
     second, _ = train(tmp_path, 1, made, artifacts, stop=4)
-    third, outcome = train(tmp_path, 2, made.model_copy(update={"tensor_parallel": 2}), artifacts)
+    third, outcome = train(tmp_path, 2, made.model_copy(update={"parallel": ParallelSizes(tensor=2)}), artifacts)
     assert outcome == "done"
     assert 5 <= len(first) <= 6  # asked while a step is measured, it stops after the next one
     assert 4 <= len(second) <= 5
@@ -86,15 +87,17 @@ def test_a_lost_process_is_a_preemption_and_the_next_attempt_goes_on(
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, artifacts: Any) -> None:
     _, outcome = train(tmp_path, 2, config(global_batch_size=3, tokens=12 * 3 * LENGTH), artifacts)
     assert outcome == "ConfigError: test.global_batch_size = 3 cannot be shared evenly by 2 parts: change either"
-    _, outcome = train(tmp_path, 3, config(tensor_parallel=2), artifacts)
-    assert outcome == "ConfigError: test.tensor_parallel = 2 does not divide the 3 processes"
+    _, outcome = train(tmp_path, 3, config(parallel={"tensor": 2}), artifacts)
+    assert outcome == "ConfigError: test.parallel.tensor = 2 does not divide the 3 processes"
 
 
 def test_topologies_that_cannot_be_are_refused_before_the_run() -> None:
-    with pytest.raises(ValidationError, match="tensor_parallel = 4 cannot share 4 query and 2 key-value heads evenly"):
-        config(tensor_parallel=4)
-    with pytest.raises(ConfigError, match=r"^p\.tensor_parallel = 2 does not divide the 3 processes$"):
-        Pretrain.check_resources("p", config(tensor_parallel=2), Resources(nproc_per_node=3))
+    with pytest.raises(
+        ValidationError, match=r"parallel\.tensor = 4 cannot share 4 query and 2 key-value heads evenly"
+    ):
+        config(parallel={"tensor": 4})
+    with pytest.raises(ConfigError, match=r"^p\.parallel\.tensor = 2 does not divide the 3 processes$"):
+        Pretrain.check_resources("p", config(parallel={"tensor": 2}), Resources(nproc_per_node=3))
     with pytest.raises(
         ConfigError, match=r"^p\.global_batch_size = 4 cannot be shared evenly by 8 parts: change either$"
     ):
@@ -103,4 +106,4 @@ def test_topologies_that_cannot_be_are_refused_before_the_run() -> None:
 
 
 def test_how_it_is_done_is_no_part_of_the_key() -> None:
-    assert config(tensor_parallel=2, recompute="selective").identity() == config().identity()
+    assert config(parallel={"tensor": 2}, recompute="selective").identity() == config().identity()

@@ -9,27 +9,41 @@ import torch
 
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.shape import ModelShape
+from stages.lib.training.backends import fsdp
 from stages.lib.training.backends.base import Trainable, WindowBatch
 from stages.lib.training.backends.fsdp import TorchBackend
 from stages.lib.training.parallel_dims import ParallelDims
+from stages.lib.training.parallel_sizes import ParallelSizes
 from stages.pretrain.spec import PretrainConfig
 
 SHAPE = ModelShape(layers=1, hidden=16, intermediate=24, heads=2, kv_heads=1, head_dim=8, max_positions=32)
 
 
-@pytest.mark.parametrize(("cast_weights", "exchanges"), [(True, [True] * 3), (False, [False, False, True])])
-def test_with_cast_weights_each_micro_batch_exchanges_its_gradients(
-    cast_weights: bool, exchanges: list[bool], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("zero", "exchanges", "cut_again"),
+    [
+        (1, [False, False, True], [False, False, True]),
+        (2, [True] * 3, [False, False, True]),
+        (3, [True] * 3, [True] * 3),
+    ],
+)
+def test_zero_says_when_gradients_are_exchanged_and_weights_cut_again(
+    zero: int, exchanges: list[bool], cut_again: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = PretrainConfig(
         shape=SHAPE, sequence_length=32, tokens=32 * 30, global_batch_size=3, precision="fp32", warmup_steps=1,
-        device="cpu",
+        device="cpu", parallel=ParallelSizes(zero=zero),
     )  # fmt: skip
     model: Any = MoxinLM(SHAPE, 97, 0.0)
     model.initialize(torch.Generator().manual_seed(3))
-    trainable = Trainable(model, [], lambda batch: model.loss_sum(batch.ids)[0])
-    backend, seen = TorchBackend(trainable, config, ParallelDims(torch.device("cpu")), cast_weights=cast_weights), []
-    monkeypatch.setattr(backend, "_set_gradient_sync", seen.append)
+    seen: dict[str, list[bool]] = {"sync": [], "last": [], "reshard": []}
+    model.set_requires_gradient_sync = seen["sync"].append
+    model.set_is_last_backward = seen["last"].append
+    model.set_reshard_after_backward = seen["reshard"].append
+    backend = TorchBackend(
+        Trainable(model, [], lambda batch: model.loss_sum(batch.ids)[0]), config, ParallelDims(torch.device("cpu"))
+    )
+    monkeypatch.setattr(fsdp, "FSDPModule", MoxinLM)
     whole = WindowBatch(torch.randint(3, 97, (3, 32)), predicted=3 * 31)
     backend.step(whole.split(1), 1e-3, whole.predicted)
-    assert seen == exchanges
+    assert seen == {"sync": exchanges, "last": exchanges, "reshard": cut_again}
