@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from flows.adoption import adopt
 from flows.event_dispatch import EventDispatcher, Observer
 from flows.launch.base import Handle, Job, Launcher
-from flows.lease_manager import LeaseManager
+from flows.lease_manager import LeaseManager, LeaseWatch
 from flows.plan import Resolved, differences, rerun_reason, resolve
 from flows.profiles import Profile
 from flows.retry import RETRYABLE, Tries, judge
@@ -138,10 +139,7 @@ class Execution:
         while True:
             number += 1
             with self._slots:  # before the lease, which would run out while it waited here
-                lease, handle = (
-                    self._patiently(node, lambda: self._adopt(node, resolved)) if number == 1 else (None, None)
-                )
-                lease = lease or self._acquire(node, resolved)
+                lease, handle = self._acquire(node, resolved)
                 if lease is None:  # whoever held the lease has published meanwhile
                     return self._cached(
                         node, self._published(node, resolved.key), "made by another run meanwhile", started
@@ -258,14 +256,16 @@ class Execution:
         record = NodeRecord(node=node.name, key=key, run_id=self.run_id, at=now())
         self._patiently(node, lambda: self.ledger.set_node(self.profile.name, record))
 
-    def _acquire(self, node: Node, resolved: Resolved) -> Lease | None:
-        """Take the lease, waiting while another run works on the key; None when that run has published it."""
-        announced = False
+    def _acquire(self, node: Node, resolved: Resolved) -> tuple[Lease | None, Handle | None]:
+        """Take the lease, waiting while another run works on the key; with the job of a run that died, where there is
+        one to go on with. No lease when another run has published the key.
+        """
+        announced, watch = False, LeaseWatch()
         while True:
             if self._stopping.is_set():
                 raise Preempted(f"{node.name}: the run is stopping")
             try:
-                lease = self._patiently(node, lambda: self._leases.take(resolved.key))
+                lease, handle = self._patiently(node, lambda: self._take(node, resolved, watch))
             except LeaseHeld as held:
                 if self._leases.recover(held.record):
                     continue
@@ -274,35 +274,30 @@ class Execution:
                     announced = True
                 self._stopping.wait(1.0)
                 continue
+            if handle is not None:
+                return lease, handle
             published = self._patiently(node, lambda: self.ledger.manifest(resolved.key))
             if published is not None and (resolved.etag is None or published[1] != resolved.etag):
                 self._give_back(node, lease)
-                return None
-            return lease
+                return None, None
+            return lease, None
+
+    def _take(self, node: Node, resolved: Resolved, watch: LeaseWatch) -> tuple[Lease, Handle | None]:
+        """Take over what a dead run left of the key, or acquire it. Raises LeaseHeld while somebody may be at work."""
+        there = self.ledger.lease(resolved.key)
+        if there is not None and not watch.free(there[0]):
+            raise LeaseHeld(there[0])
+        if there is not None and there[0].holder:
+            launcher = self._launcher_for(node)
+            lease = Lease(key=resolved.key, epoch=there[0].epoch, holder=there[0].holder)
+            if adopted := adopt(self.ledger, launcher, there[0], self._job(node, resolved, lease)):
+                self._leases.adopted(adopted.lease)
+                self.tell(node.name, "log", level="info", message=adopted.message)
+                return adopted.lease, adopted.handle
+        return self._leases.take(resolved.key), None
 
     def _give_back(self, node: Node, lease: Lease) -> None:
         self._quietly(node, "giving the lease back", lambda: self._leases.release(lease))
-
-    def _adopt(self, node: Node, resolved: Resolved) -> tuple[Lease | None, Handle | None]:
-        """Take over a job whose control plane died while the job itself lives on; (None, None) when there is none."""
-        launcher = self._launcher_for(node)
-        held = self.ledger.lease(resolved.key) if launcher.detached else None
-        if held is None or held[0].live or not held[0].holder:
-            return None, None
-        last = next((a for a in reversed(self.ledger.attempts(resolved.key)) if a.epoch == held[0].epoch), None)
-        if last is None or last.launcher != launcher.name or not last.job or last.ended_at:
-            return None, None
-        lease = Lease(key=resolved.key, epoch=held[0].epoch, holder=held[0].holder)
-        handle = launcher.adopt(last.job, self._job(node, resolved, lease))
-        if handle is None:
-            return None, None
-        try:
-            lease = self.ledger.take_over(resolved.key)
-        except LeaseHeld:
-            return None, None
-        self._leases.adopted(lease)
-        self.tell(node.name, "log", level="info", message=f"following job {last.job} of an earlier run that was lost")
-        return lease, handle
 
     def _attempt(
         self, node: Node, resolved: Resolved, config: StageConfig, lease: Lease, reason: str, adopted: Handle | None
@@ -330,12 +325,13 @@ class Execution:
             self._clean.add(resolved.key)
             self.ledger.record_attempt(record)
             self.tell(node.name, "state", state="running", message=reason)
-            handle = adopted or launcher.start(self._job(node, resolved, lease, config))
+            job = self._job(node, resolved, lease, config)
+            handle = adopted or launcher.start(job)
             if launcher.detached:
                 record = record.model_copy(update={"job": handle.id})
                 self._record(record, handle)
             log = self.home / "logs" / "stages" / lease.key / f"{lease.epoch:06d}.jsonl"
-            exit_class, message = self._running.follow(node.name, handle, lease, log)
+            exit_class, message = self._running.follow(node.name, handle, lease, log, job.ranks * job.resources.nodes)
             self._keep_log(node, lease, log)
         except StageError as error:
             exit_class, message, taken_over = error.exit_class, str(error), isinstance(error, LeaseTakenOver)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from stages.core.errors import InfraError
 from stages.core.ledger import Ledger
 from stages.core.messages import Lease
 from stages.core.processes import process_identity
-from stages.core.records import LeaseRecord
+from stages.core.records import LEASE_SECONDS, LeaseRecord
 
 
 class LeaseManager:
@@ -53,3 +54,20 @@ class LeaseManager:
         with self._lock:
             self._held.discard((lease.key, lease.epoch))
         self._ledger.release(lease)
+
+
+class LeaseWatch:
+    """Whether a lease that ran out was watched while it did. When the store was away, its holder could not renew it
+    either: whoever waits for the key lets the holder come first when the store is back.
+    """
+
+    def __init__(self) -> None:
+        self._asked, self._holder_first_until = time.monotonic(), 0.0
+
+    def free(self, record: LeaseRecord) -> bool:
+        """Whether a lease, as the store just answered, may be taken."""
+        now = time.monotonic()
+        if now - self._asked > LEASE_SECONDS / 2:
+            self._holder_first_until = now + LEASE_SECONDS
+        self._asked = now
+        return not record.live and (not record.holder or record.holder_died or now >= self._holder_first_until)

@@ -3,7 +3,7 @@ effects.
 
 | ended | again | uses up a retry |
 | --- | --- | --- |
-| preempted | yes | unless it saved a new checkpoint |
+| preempted | yes | unless it saved a new checkpoint, which also gives back those used before |
 | oom | only with a smaller configuration (`Stage.smaller`) | unless it saved a new checkpoint |
 | infra | yes, after pauses that grow, for `patience` seconds since the first failure: pauses and attempts | no |
 | config, input, bug | never: it would end the same way | |
@@ -98,7 +98,7 @@ def judge(
     if ended not in RETRYABLE:
         return Verdict(False, "it would end the same way again", tries)
     if progress:
-        tries = replace(tries, spent=0.0, pauses=0, had_long_attempt=False)
+        tries = Tries()
     if ended is ExitClass.INFRA:
         pause = tries.pause(patience, chance)
         if pause is None:

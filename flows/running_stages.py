@@ -15,7 +15,7 @@ from stages.core.errors import ExitClass, InfraError, StageError
 from stages.core.leases import LEASE_ENDURANCE, LeaseLost, LeaseTakenOver
 from stages.core.ledger import Ledger
 from stages.core.messages import Lease
-from stages.core.records import LEASE_SECONDS, now
+from stages.core.records import LEASE_SECONDS, AttemptOutcome, now
 
 STOP_GRACE = 30.0
 """Seconds that a stopped stage gets for a last checkpoint. Prefect's worker waits as long before it kills the flow."""
@@ -54,8 +54,9 @@ class RunningStages:
             time.sleep(0.05)
         return False
 
-    def follow(self, node: str, handle: Handle, lease: Lease, log: Path) -> tuple[ExitClass, str]:
-        """Follow a stage to its end: its events go to the log and to the observers, its lease is renewed.
+    def follow(self, node: str, handle: Handle, lease: Lease, log: Path, ranks: int = 1) -> tuple[ExitClass, str]:
+        """Follow a stage to its end: its events go to the log and to the observers, its lease is renewed. ranks: its
+        processes, on all nodes, that a launcher's torchrun starts.
 
         Returns the exit class and the line that says why. Raises what the launcher raises, after it has stopped the
         stage; StageError when the disk of the log is full; LeaseTakenOver when another process follows the stage now,
@@ -99,10 +100,24 @@ class RunningStages:
         if lost:
             return ExitClass.INFRA, str(lost[0])
         exit_class = ExitClass.from_code(code)
+        if not last and (outcome := self._outcome(lease)):  # its last line was lost, or rotated away
+            last = {"exit": outcome.exit_class, "message": outcome.message}
+            if code and outcome.exit_class is not ExitClass.OK:
+                exit_class = outcome.exit_class
         if last.get("exit") == ExitClass.OK and code == 0:
             return ExitClass.OK, ""
+        if not last and ranks > 1 and exit_class is ExitClass.BUG:
+            # torchrun ends with 1 whatever became of its processes: the first, which tells every end, was lost
+            return ExitClass.PREEMPTED, f"exit status {code}: its first process was lost without a word"
         default = f"killed by signal {-code}" if code < 0 else f"exit status {code}, with no message"
         return exit_class, str(last.get("message") or default)
+
+    def _outcome(self, lease: Lease) -> AttemptOutcome | None:
+        """How an attempt ended by its own word in the store; None when it left none, or the store is away."""
+        try:
+            return self._ledger.outcome(lease.key, lease.epoch)
+        except StageError:
+            return None
 
     def _heartbeat(
         self, node: str, lease: Lease, handle: Handle, ended: threading.Event, lost: list[InfraError]

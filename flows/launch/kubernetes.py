@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from flows import environments
 from flows.launch.base import Job, parse_event, secrets_of, stored_request, with_provenance
 from flows.launch.kubernetes_arrays import IndexedJobs
+from flows.launch.kubernetes_log import LogPosition
 from flows.launch.kubernetes_manifests import Site, batch_job, name_of, secret, service, uses_arrays
 from flows.launch.relay import on_loopback
 from flows.settings import Settings
@@ -46,6 +47,7 @@ class KubernetesHandle:
         self._arrays = arrays
         self._end: tuple[int, dict[str, Any] | None] | None = None
         self._done_event: dict[str, Any] = {}
+        self._log_position = LogPosition()
         self._stopping = False
 
     @property
@@ -53,10 +55,13 @@ class KubernetesHandle:
         return self._name
 
     def events(self) -> Iterator[dict[str, Any]]:
-        seen = 0
         reported = image_id = ""
         while self._end is None:
-            pod = self._first_pod()
+            try:
+                pod = self._first_pod()
+            except InfraError:  # a server that is away for a moment ends nothing
+                time.sleep(POLL_SECONDS)
+                continue
             phase = pod.status.phase if pod else "Pending"
             if phase == "Pending" and (reason := _waiting(pod)) != reported:
                 reported = reason
@@ -66,8 +71,7 @@ class KubernetesHandle:
                     image_id := _image_id(pod)
                 ):  # known only now: the result names the image, the log its digest
                     yield {"event": "log", "level": "info", "message": f"Kubernetes runs image {image_id}"}
-                for event in self._log(pod.metadata.name, seen):
-                    seen += 1
+                for event in self._log(pod.metadata.name):
                     if event["event"] == "array" and self._arrays:
                         if not self._stopping:
                             yield from self._arrays.submit(event)
@@ -81,20 +85,22 @@ class KubernetesHandle:
         if self._end[1] is not None and not self._done_event:
             yield self._end[1]
 
-    def _log(self, pod: str, seen: int) -> Iterator[dict[str, Any]]:
-        """The pod's lines from number `seen` on, until its end or until the connection breaks."""
+    def _log(self, pod: str) -> Iterator[dict[str, Any]]:
+        """The pod's lines after those that were read before, until its end or until the connection breaks."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
         with contextlib.suppress(ApiException, HTTPError, OSError):  # broken off: the caller comes again
-            stream = self._core.read_namespaced_pod_log(pod, self._namespace, follow=True, _preload_content=False)
-            rest, number = b"", 0
+            since = self._log_position.since_seconds()
+            options = {"follow": True, "timestamps": True} | ({} if since is None else {"since_seconds": since})
+            stream = self._core.read_namespaced_pod_log(pod, self._namespace, **options, _preload_content=False)
+            rest = b""
+            self._log_position.begin_again()
             for data in stream.stream():
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
-                    number += 1
-                    if number > seen:
-                        yield parse_event(line.decode("utf-8", "replace"))
+                    if (text := self._log_position.unread(line)) is not None:
+                        yield parse_event(text.decode("utf-8", "replace"))
 
     def _first_pod(self) -> Any:
         """The pod of rank 0, which alone speaks; None before there is one."""
@@ -115,6 +121,7 @@ class KubernetesHandle:
     def _refresh(self) -> None:
         """See whether the Job is over, and how."""
         from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
 
         try:
             status = self._batch.read_namespaced_job_status(self._name, self._namespace).status
@@ -125,11 +132,14 @@ class KubernetesHandle:
                     {"event": "done", "exit": ExitClass.PREEMPTED, "message": "the Job was deleted"},
                 )
             return  # a server that is away for a moment ends nothing
+        except (HTTPError, OSError):
+            return
         conditions = {c.type: c for c in status.conditions or [] if c.status == "True"}
         if "Complete" in conditions:
             self._end = (0, None)
         elif "Failed" in conditions:
-            self._end = outcome(self._pods(), conditions["Failed"].reason or "", self._node)
+            with contextlib.suppress(InfraError):  # asked again
+                self._end = outcome(self._pods(), conditions["Failed"].reason or "", self._node)
 
     def wait(self) -> int:
         while self._end is None:
@@ -251,14 +261,19 @@ class KubernetesLauncher:
         return IndexedJobs(job, self._site, self._installation, core, batch, owner)
 
     def adopt(self, id: str, job: Job) -> KubernetesHandle | None:
-        """Follow a Job that another control plane started; None when it is over or gone."""
+        """Follow a Job that another control plane started; None when it is over or gone. Raises InfraError when the
+        server does not say: a second Job must not begin beside the first.
+        """
         from kubernetes.client.exceptions import ApiException
 
         core, batch = self._clients()
-        try:
-            there = batch.read_namespaced_job_status(id, self._site.namespace)
-        except ApiException:
-            return None
+        with _errors(f"look for job {id}"):
+            try:
+                there = batch.read_namespaced_job_status(id, self._site.namespace)
+            except ApiException as error:
+                if error.status != 404:
+                    raise
+                return None
         if any(c.type in ("Complete", "Failed") and c.status == "True" for c in there.status.conditions or []):
             return None
         arrays = self._arrays(job, there.metadata.uid) if uses_arrays(job) else None

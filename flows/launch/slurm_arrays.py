@@ -35,7 +35,7 @@ class JobArrays:
     def submit(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Submit the array that an event asks for, or follow it where that was done; events for people."""
         request = ArrayRequest.checked(event, self._job)
-        self._current = None
+        before, self._current = self._current, None
         if not request.awaited():  # read again by one that came back
             return
         try:
@@ -45,6 +45,8 @@ class JobArrays:
             yield {"event": "log", "level": "warning", "message": f"no array for {request.tasks} shards: {error}"}
             return
         self._current = number, request
+        if before == self._current:  # asked again, lest its event was lost
+            return
         jobs = min(request.tasks, self._site.array_size)
         yield {
             "event": "log",

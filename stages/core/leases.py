@@ -9,7 +9,16 @@ import time
 from stages.core.errors import ExitClass, InfraError
 from stages.core.messages import Lease
 from stages.core.processes import host_identity, process_identity
-from stages.core.records import LEASE_SECONDS, AttemptRecord, DamagedRecord, LeaseRecord, RecordStore, now, sealed
+from stages.core.records import (
+    LEASE_SECONDS,
+    AttemptOutcome,
+    AttemptRecord,
+    DamagedRecord,
+    LeaseRecord,
+    RecordStore,
+    now,
+    sealed,
+)
 from stages.core.store_errors import Conflict
 
 LEASE_ENDURANCE = 900.0
@@ -187,20 +196,35 @@ class LeaseStore(RecordStore):
         return self._parse(AttemptRecord, name, *found) if found else None
 
     def end_attempt(self, key: str, epoch: int) -> bool:
-        """Give an attempt whose end nobody told an end. False when it has one, or is not known."""
+        """Give an attempt whose end nobody told an end: its own, where it left one. False when it has one, or is not
+        known.
+        """
         try:
-            record = self.attempt(key, epoch)
+            record, outcome = self.attempt(key, epoch), self.outcome(key, epoch)
         except DamagedRecord:
             return False
         if record is None or record.ended_at:
             return False
-        lost = {
-            "ended_at": now(),
-            "exit_class": ExitClass.PREEMPTED.value,
-            "message": "whoever followed it died; its own end is not known",
+        end = {
+            "ended_at": outcome.ended_at if outcome else now(),
+            "exit_class": (outcome.exit_class if outcome else ExitClass.PREEMPTED).value,
+            "message": outcome.message if outcome else "whoever followed it died; its own end is not known",
         }
-        self.record_attempt(record.model_copy(update=lost))
+        self.record_attempt(record.model_copy(update=end))
         return True
+
+    def leave_outcome(self, outcome: AttemptOutcome) -> None:
+        """Write down how an attempt ended, by its own process."""
+        self.store.put(self._outcome_name(outcome.key, outcome.epoch), sealed(outcome))
+
+    def outcome(self, key: str, epoch: int) -> AttemptOutcome | None:
+        """How an attempt ended, by its own word; None when it left none. Raises DamagedRecord."""
+        name = self._outcome_name(key, epoch)
+        stored = self.store.get(name)
+        return self._parse(AttemptOutcome, name, *stored) if stored else None
+
+    def _outcome_name(self, key: str, epoch: int) -> str:
+        return f"attempts/{key}/{epoch:06d}.outcome"
 
     def log_key(self, key: str, epoch: int) -> str:
         """Where the events of an attempt are kept."""

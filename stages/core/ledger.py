@@ -5,7 +5,7 @@
     objects/<stage>/<key>/<epoch>/.index/<port>/...  pages that list them, where they are many (stages.core.index)
     work/<stage>/<key>/<step>/...             what tasks have made: files, some of them in manifests, and receipts
     objects/<stage>/<key>/<epoch>/DIGESTS.json  SHA-256 of the manifest itself and of the metric rows
-    attempts/<key>/<epoch>.json               how each attempt went; .log.jsonl beside it holds its events
+    attempts/<key>/<epoch>.json               how each attempt went; .outcome: in its own words; .log.jsonl: its events
     leases/<key>.json                         who works on a key now
     checkpoints/<key>/<step>/<epoch>/...      files of a mid-stage checkpoint; COMMIT.json makes it visible
     nodes/<profile>/<node>.json               the key that a node last had in a profile

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.core.artifacts import FileEntry
-from stages.core.errors import InputError
+from stages.core.errors import ExitClass, InputError
 from stages.core.keys import canonical_json, sha256
 from stages.core.messages import StageResult
 from stages.core.processes import host_identity, process_alive
@@ -64,7 +64,12 @@ class LeaseRecord(BaseModel):
         """
         if not self.holder or self.age > self.seconds:
             return False
-        return not (self.host == host_identity() and self.process and not process_alive(self.process))
+        return not self.holder_died
+
+    @property
+    def holder_died(self) -> bool:
+        """Whether it is known that the holder's process is gone: one of this machine and boot."""
+        return self.host == host_identity() and bool(self.process) and not process_alive(self.process)
 
 
 class SealedRecord(BaseModel):
@@ -120,6 +125,20 @@ class AttemptRecord(SealedRecord):
     """The engine's name for it, where the job outlives its control plane."""
 
 
+class AttemptOutcome(SealedRecord):
+    """How an attempt ended, in the words of its own process, which leaves them in the store: a log may be cut
+    off or rotated, and the attempt's record is its follower's, who may be dead.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    epoch: int
+    ended_at: str
+    exit_class: ExitClass
+    message: str = ""
+
+
 class CheckpointCommit(BaseModel):
     """The commit marker of a checkpoint."""
 
@@ -132,7 +151,7 @@ class CheckpointCommit(BaseModel):
 
 KINDS: dict[type[BaseModel], str] = {
     StageResult: "manifest", LeaseRecord: "lease", NodeRecord: "node record", AttemptRecord: "attempt record",
-    CheckpointCommit: "commit marker of a checkpoint",
+    CheckpointCommit: "commit marker of a checkpoint", AttemptOutcome: "outcome",
 }  # fmt: skip
 """What people call each record."""
 Record = TypeVar("Record", bound=BaseModel)

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from stages.core import selfcheck
 from stages.core.config import StageConfig
-from stages.core.errors import ConfigError, ExitClass, InfraError, Preempted
+from stages.core.errors import ConfigError, ExitClass, InfraError, Preempted, StageError
 from stages.core.events import Events, own_rank, world_size
 from stages.core.failures import classify, disk_told
 from stages.core.interpreters import interpreter
@@ -37,15 +37,18 @@ from stages.core.keys import sha256
 from stages.core.ledger import Ledger
 from stages.core.messages import SCHEMA, Secrets, StageRequest, StageResult, StoredRequest
 from stages.core.reading import CACHE, share
-from stages.core.records import now
+from stages.core.records import AttemptOutcome, now
 from stages.core.registry import find_stage, validated_config
 from stages.core.runtime_context import RuntimeContext
 from stages.core.stage import Stage
 from stages.core.staging import Cache
 from stages.core.stopping import Stopper
 from stages.core.store import Store
+from stages.core.store_errors import Conflict
 from stages.core.workspace import claim, scratch, shared_folder, take_kept, workspace
 
+OUTCOME_PATIENCE, OUTCOME_CHARACTERS = 5.0, 20_000
+"""Seconds for which a store that is away is asked to take an attempt's outcome, and how long its line may be."""
 ENTERED = "MOXIN_ENTERED"
 """Which engine's Python this process has begun anew in."""
 
@@ -168,6 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("request", help="the StageRequest: a JSON file, or JSON that says where in the store it lies")
     parser.add_argument("--secrets", type=Path, help="credentials of the store, a JSON file")
     options = parser.parse_args(arguments)
+    request: StageRequest | None = None
     descriptor = os.dup(1)
     os.dup2(2, 1)  # libraries that print must not disturb the event stream
     sys.stdout = sys.stderr
@@ -186,10 +190,30 @@ def main(arguments: list[str] | None = None) -> int:
         if exit_class is ExitClass.BUG:
             traceback.print_exc(file=sys.stderr)
         events.emit("done", exit=exit_class, message=message)
+        leave_outcome(request, exit_class, message)
         return exit_class.code
     if result is not None:
         events.emit("done", exit=ExitClass.OK, message="", key=result.key, wall_seconds=result.attempt.wall_seconds)
+        leave_outcome(request, ExitClass.OK, "")
     return 0
+
+
+def leave_outcome(request: StageRequest | None, exit_class: ExitClass, message: str) -> None:
+    """Write into the store how the attempt ended: the event `done` may never be read, where logs rotate and followers
+    die. Only the first process does, and a store that is away now is not waited for: the grace may be short.
+    """
+    if request is None or own_rank() > 0:
+        return
+    lease = request.lease
+    outcome = AttemptOutcome(
+        key=lease.key,
+        epoch=lease.epoch,
+        ended_at=now(),
+        exit_class=exit_class,
+        message=message[:OUTCOME_CHARACTERS],
+    )
+    with contextlib.suppress(StageError, Conflict):
+        Ledger(Store(request.store, patience=OUTCOME_PATIENCE)).leave_outcome(outcome)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,9 @@ def test_success_is_status_0_and_nothing_but_events_on_standard_output(
     assert "a line that a library prints" in errors
     assert "a line of a child process" in errors
     assert ledger.manifest("a" * 64) is not None
+    outcome = ledger.outcome("a" * 64, 1)
+    assert outcome is not None
+    assert outcome.exit_class == "ok"
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
@@ -104,6 +107,11 @@ def test_every_failure_has_its_status_and_one_line(ledger: Ledger, start: Start,
         assert [e["event"] for e in events] == ["done"]
         assert events[0]["message"].startswith(message)
         assert ("Traceback" in errors) == (act == "bug"), "a traceback is for bugs, never for a user's mistake"
+        outcome = ledger.outcome(f"{list(expected).index(act):064x}", 1)
+        assert outcome is not None
+        assert (outcome.exit_class, outcome.message) == (events[0]["exit"], events[0]["message"]), (
+            "not in the log alone"
+        )
     assert list(ledger.store.list("manifests/")) == []
     assert list((tmp_path / "scratch").iterdir()) == []
 

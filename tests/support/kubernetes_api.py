@@ -68,7 +68,7 @@ class Cluster:
         self.made: list[dict[str, Any]] = []
         self.deleted: list[tuple[str, Any]] = []
         self.status: list[dict[str, Any]] = [{}]
-        self.log = b""
+        self.log, self.rotated = b"", 0
         self.stored: dict[str, bytes] = {}
         self.fail: str = ""
 
@@ -99,8 +99,15 @@ class Cluster:
             items=[read("V1Job", metadata={"name": "j"})] if "moxin.run=run-1" in label_selector else []
         )
 
-    def read_namespaced_pod_log(self, name: str, namespace: str, **_: Any) -> Any:
-        return SimpleNamespace(stream=lambda: iter([self.log[:20], self.log[20:]]))
+    def read_namespaced_pod_log(self, name: str, namespace: str, *, timestamps: bool, **_: Any) -> Any:
+        """With the time before each line, one a second; without those that were rotated away."""
+        assert timestamps
+        rows = [
+            b"2026-01-01T00:%02d:%02d.000000000Z %s" % (*divmod(number, 60), row)
+            for number, row in enumerate(self.log.splitlines(keepends=True))
+        ]
+        data = b"".join(rows[self.rotated :])
+        return SimpleNamespace(stream=lambda: iter([data[:20], data[20:]]))
 
     def delete_namespaced_job(self, name: str, namespace: str, **how: Any) -> None:
         self.deleted.append((name, how["propagation_policy"]))

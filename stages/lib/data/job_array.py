@@ -13,6 +13,7 @@ stage's. A job without a receipt was lost with its element, and is asked for aga
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import sys
@@ -32,6 +33,8 @@ RequestArray = Callable[[str, str, int], None]
 """Asks the launcher for an array: the place, its name there, and how many elements it can have at most."""
 SECONDS = 0.5
 """Between two looks at the receipts; and ten times that, once they have been looked at for a minute."""
+ASK_SECONDS = 300.0
+"""Between two requests for the same array."""
 PATIENCE = 5.0
 """Seconds before a stage asks again when the launcher could not submit; twice as many each time."""
 PARTS = 4096
@@ -51,8 +54,9 @@ def run(
             time.sleep(PATIENCE * 2 ** (attempt - 1))
         used.append(f"{name}-{secrets.token_hex(4)}")
         parts = write_jobs(objects, used[-1], list(left.values()))
-        request_array(objects.place, used[-1], parts)
-        answer = yield from _follow(objects, used[-1], left)
+        ask = functools.partial(request_array, objects.place, used[-1], parts)
+        ask()
+        answer = yield from _follow(objects, used[-1], left, ask)
         if not left:
             for array in used:
                 objects.delete([row.key for row in objects.list(f"{ARRAYS}/{array}")])
@@ -64,12 +68,13 @@ def run(
 
 
 def _follow(
-    objects: TaskObjects, array: str, left: dict[int, Job]
+    objects: TaskObjects, array: str, left: dict[int, Job], ask: Callable[[], None]
 ) -> Generator[tuple[int, Receipt], None, dict[str, Any]]:
     """Wait until the launcher answers, or all is done; yields each job that is, and takes it out of `left`. Returns the
-    answer.
+    answer. ask: asks for the array, now and then once more: a log may be rotated before the launcher reads it, and one
+    that has the array already lets it be.
     """
-    started = time.monotonic()
+    started = asked = time.monotonic()
     step = next(iter(left.values())).step
     while True:
         answer = _answer(objects, array)
@@ -80,6 +85,9 @@ def _follow(
             yield number, document
         if answer is not None or not left:
             return answer or {}
+        if time.monotonic() - asked > ASK_SECONDS:
+            asked = time.monotonic()
+            ask()
         time.sleep(SECONDS if time.monotonic() - started < 60 else 10 * SECONDS)
 
 

@@ -25,14 +25,14 @@ def test_what_would_end_the_same_way_is_never_tried_again(ended: ExitClass, prog
         (PREEMPTED, False, 1, False, True, 2),
         (PREEMPTED, False, 2, False, False, 2),
         (PREEMPTED, True, 0, False, True, 0),
-        (PREEMPTED, True, 2, False, True, 2),  # none is left, and none is needed
+        (PREEMPTED, True, 2, False, True, 0),  # none is needed, and those used before are given back
         (OOM, False, 0, False, False, 0),
         (OOM, True, 0, False, False, 0),  # a checkpoint makes no room
         (OOM, False, 0, True, True, 1),
         (OOM, True, 0, True, True, 0),
         (OOM, False, 2, True, False, 2),
         (INFRA, False, 2, False, True, 2),
-        (INFRA, True, 2, False, True, 2),
+        (INFRA, True, 2, False, True, 0),
     ],
 )
 def test_the_table(ended: ExitClass, progress: bool, used: int, smaller: bool, again: bool, used_then: int) -> None:
@@ -81,7 +81,7 @@ def test_the_default_outlasts_a_store_that_is_away_for_ten_minutes() -> None:
 def test_progress_starts_patience_anew() -> None:
     worn = Tries(used=1, spent=899, pauses=20)
     fresh = judge(INFRA, True, worn, 2, 900, chance=0.5)
-    assert (fresh.pause, fresh.tries.spent, fresh.tries.used) == (FIRST_PAUSE, FIRST_PAUSE, 1)
+    assert (fresh.pause, fresh.tries.spent, fresh.tries.used) == (FIRST_PAUSE, FIRST_PAUSE, 0)
     assert judge(INFRA, False, worn, 2, 900, chance=0.5).pause == 1
 
 
@@ -117,3 +117,13 @@ def test_hours_of_work_between_two_short_outages_are_not_part_of_either() -> Non
         tries = verdict.tries
     assert tries.spent < 60, "the second outage alone"
     assert not judge(INFRA, False, tries.after_attempt(INFRA, 3600, 900), 2, 900).again, "nor is it made for ever"
+
+
+def test_months_of_interruptions_end_nothing_while_there_is_progress_between_them() -> None:
+    """35 time limits, and after every third of them a node is lost before the next checkpoint."""
+    tries = Tries()
+    for number in range(35):
+        for progress in (True, False) if number % 3 == 0 else (True,):
+            verdict = judge(PREEMPTED, progress, tries, 2, 900)
+            assert verdict.again, f"given up at interruption {number}"
+            tries = verdict.tries

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import ProtocolError
 
 from flows.launch import kubernetes as module
 from flows.launch import kubernetes_manifests as manifests
@@ -247,6 +249,55 @@ def test_events_are_read_once_although_the_log_is_read_again(tmp_path: Path, mon
     assert [e["event"] for e in events] == ["progress", "log", "done"]
     assert handle.wait() == 0
     assert cluster.deleted[-1][1] == "Background"
+
+
+def test_lines_after_a_rotation_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines were counted: those that came after the node had rotated its log were taken for old ones."""
+    cluster = Cluster()
+    cluster.status = [{}, {}, COMPLETE]
+    cluster.log = b"".join(b'{"event": "progress", "done": %d}\n' % number for number in range(30))
+
+    def rotate(seconds: float) -> None:
+        cluster.rotated = 25
+        cluster.log += b'{"event": "done", "exit": "ok", "message": ""}\n'
+
+    monkeypatch.setattr(module.time, "sleep", rotate)
+    events = list(launcher(cluster, tmp_path).start(job()).events())
+    assert [e["done"] for e in events if e["event"] == "progress"] == list(range(30))
+    assert events[-1]["event"] == "done"
+
+
+def test_a_server_that_is_away_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt was ended, and its Job deleted, when one question of many went unanswered."""
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    cluster = Cluster()
+    cluster.log, cluster.status = b'{"event": "done", "exit": "ok", "message": ""}\n', [{}, COMPLETE]
+    list_pods, asked = cluster.list_namespaced_pod, list[int]()
+
+    def away_at_first(namespace: str, label_selector: str) -> Any:
+        asked.append(1)
+        if len(asked) < 3:
+            raise ProtocolError("connection reset") if len(asked) == 1 else ApiException(status=503, reason="away")
+        return list_pods(namespace, label_selector)
+
+    monkeypatch.setattr(cluster, "list_namespaced_pod", away_at_first)
+    handle = launcher(cluster, tmp_path).start(job())
+    before = len(cluster.deleted)
+    assert [e["event"] for e in handle.events()][-1] == "done"
+    assert (handle.wait(), len(cluster.deleted) - before) == (0, 1), "removed at its end, not before"
+
+
+@pytest.mark.parametrize("error", [ApiException(status=503, reason="away"), ProtocolError("connection reset")])
+def test_a_server_that_does_not_say_whether_a_job_lives_is_asked_again(tmp_path: Path, error: Exception) -> None:
+    """It was taken for gone, and a second Job began beside it."""
+    cluster = Cluster()
+
+    def away(name: str, namespace: str) -> Any:
+        raise error
+
+    cluster.read_namespaced_job_status = away  # type: ignore[method-assign]
+    with pytest.raises(InfraError, match="Kubernetes cannot look for job j"):
+        launcher(cluster, tmp_path).adopt("j", job())
 
 
 def test_a_job_that_somebody_deleted_was_preempted(tmp_path: Path) -> None:

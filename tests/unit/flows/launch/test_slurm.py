@@ -524,6 +524,8 @@ def test_an_array_is_submitted_once_whoever_follows_it(controller: Path, tmp_pat
     assert said["message"] == "Slurm array 12: 20 shards in 20 jobs (sign-1a2b3c4d)"
     list(arrays(work).submit(event))
     assert len(calls(controller, "sbatch")) == 1
+    follower = arrays(work)
+    assert [len(list(follower.submit(event))) for _ in range(2)] == [1, 0], "asked for again, lest its event was lost"
     base = tmp_path / f"pretrain_1-{'a' * 16}-3-sign-1a2b3c4d"
     assert calls(controller, "sbatch")[0].endswith(f"--parsable --requeue --export=NONE {base}.sh")
     Path(f"{base}.job").unlink()  # it died before it could write that down

@@ -52,6 +52,21 @@ def test_a_lost_element_costs_its_tasks(tmp_path: Path) -> None:
     assert runs(tmp_path / "log") == [1] * 5
 
 
+def test_a_request_that_the_launcher_never_read_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its event was rotated away with the log, and the stage waited for ever."""
+    monkeypatch.setattr(job_array, "ASK_SECONDS", 0.01)
+    cluster, names = Cluster(), list[str]()
+
+    def ask(place: str, name: str, parts: int) -> None:
+        names.append(name)
+        if len(names) == 3:
+            cluster.ask(place, name, parts)
+
+    results = Pool(tmp_path / "work", "slurm", ask).map("squares", square, tasks(tmp_path / "log"))
+    assert [r.value for r in results] == [0, 1, 4, 9, 16]
+    assert names[:3] == names[:1] * 3, "the same array"
+
+
 def test_torn_results_and_old_errors_are_in_nobodys_way(tmp_path: Path) -> None:
     objects = FolderObjects(tmp_path / "work")
     objects.put("squares/000001.json", b"{")
