@@ -51,7 +51,9 @@ class Estimate:
     flops: float = 0.0
     basis: str = ""
     memory: Memory | None = None
-    """Of one GPU, where a training on GPUs is planned and its formula is known."""
+    """Of one GPU and of a machine, where a training is planned and its formula is known."""
+    memory_unknown: str = ""
+    """Why no formula is known."""
     lost_seconds: float = 0.0
     """What an attempt that breaks loses at most."""
     scale: NodeScale | None = None
@@ -68,7 +70,9 @@ class Estimate:
         """For the plan's table."""
         parts = [text] if self.scale and (text := self.scale.text()) else []
         if self.memory:
-            parts.append(f"{self.memory.text()} a GPU")
+            parts.append(self.memory.summary())
+        elif self.memory_unknown:
+            parts.append(f"no formula of memory: {self.memory_unknown}")
         if not self.basis:
             time = "not estimated" if not parts else "time not known"
         elif self.gpu_hours:
@@ -126,7 +130,8 @@ def estimate(
         )
         held = _memory(plan, profile, prices, expected, inputs)
         lost = one.seconds * (1 / sizes.tasks if sizes.tasks > 1 else _lost(plan, profile, inputs))
-        out[plan.node.name] = replace(one, memory=held, lost_seconds=lost, scale=sizes)
+        why = memory.unknown(plan.node.stage, config, resources)
+        out[plan.node.name] = replace(one, memory=held, memory_unknown=why, lost_seconds=lost, scale=sizes)
     return out
 
 
@@ -198,20 +203,33 @@ def _lost(plan: NodePlan, profile: Profile, inputs: Mapping[str, Sequence[Artifa
     return min(1.0, every / steps) if steps else 1.0
 
 
-def warnings(plans: Sequence[NodePlan], profile: Profile, estimates: Mapping[str, Estimate]) -> list[str]:
-    """What a plan has to say beside its table, one line each: memory, months, warm-ups, what cannot go on in the
-    middle.
+def limits(plans: Sequence[NodePlan], profile: Profile, estimates: Mapping[str, Estimate]) -> list[str]:
+    """What does not fit the machines that the profile asks for, one line each: local disk, memory, a GPU's memory.
+
+    A run is not refused for them, as sums may be wrong where a person knows better; `moxin plan` ends with 1.
     """
     lines = []
     for plan in plans:
         if not plan.will_run:
             continue
+        name, one = plan.node.name, estimates[plan.node.name]
+        if one.scale is not None:
+            lines += scale.limits(name, one.scale, profile.resources[name])
+        if one.memory is not None:
+            lines += one.memory.limits(name)
+    return lines
+
+
+def warnings(plans: Sequence[NodePlan], profile: Profile, estimates: Mapping[str, Estimate]) -> list[str]:
+    """What a plan has to say beside its table, one line each: limits, months, warm-ups, what cannot go on in the
+    middle.
+    """
+    lines = limits(plans, profile, estimates)
+    for plan in plans:
+        if not plan.will_run:
+            continue
         name, config, one = plan.node.name, profile.configs[plan.node.name], estimates[plan.node.name]
         resources = profile.resources[name]
-        if one.scale is not None:
-            lines += scale.limits(name, one.scale, resources)
-        if one.memory is not None and not one.memory.fits:
-            lines.append(f"{name}: needs {one.memory.text()} of a GPU's memory: {one.memory.largest()}")
         if one.seconds > LONG:
             where = f" on {resources.gpus * resources.nodes} GPUs" if one.gpu_hours else f" on {resources.cpus:g} cores"
             lines.append(f"{name}: would take {duration(one.seconds)}{where}")

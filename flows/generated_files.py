@@ -46,7 +46,7 @@ def memory_tables() -> str:
     for name in profiles.names():
         profile = profiles.load(name, PIPELINE)
         gpu = cost.prices_of(profile)["gpu"]
-        if memory.of_profile(profile, PIPELINE, 1.0):
+        if any(one.card for one in memory.of_profile(profile, PIPELINE, 1.0).values()):
             out.append(
                 f"## `{name}`, {gpu['name']}\n\n{memory.table(profile, PIPELINE, gpu['memory_gib'] * memory.GIB)}"
             )

@@ -1,5 +1,5 @@
-"""What a training node needs of a GPU's memory, part by part, against the card's: for `moxin plan` and
-infra/profiles/README.md.
+"""What a training node needs of a GPU's memory and of its machine's, part by part, against what they have: for
+`moxin plan`, infra/profiles/README.md and docs/parallelism.md.
 
 Each sum is of one GPU at its fullest, in bytes. The activations are a formula that is tested against steps that ran
 (`stages/lib/modeling/memory.py`, tests/training/lib/modeling/test_memory.py); how an engine spreads weights, gradients
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flows import host_memory
 from flows.profiles import Profile
 from stages.core.artifacts import ArtifactManifest
 from stages.core.graph import Pipeline
@@ -46,6 +47,10 @@ class Memory:
     other: Mapping[str, float] = field(default_factory=dict)
     measuring: float = 0.0
     """While parent and child are measured, before and after the training."""
+    host: Mapping[str, float] = field(default_factory=dict)
+    """Bytes of one machine's main memory by part, when it holds the most."""
+    machine: float = 0.0
+    """Of main memory, by the profile."""
 
     @property
     def total(self) -> float:
@@ -66,6 +71,8 @@ class Memory:
             "total": self.total,
             "card": self.card,
             "fits": self.fits,
+            "host": dict(self.host),
+            "machine": self.machine,
         }
 
     def largest(self) -> str:
@@ -79,9 +86,27 @@ class Memory:
         largest_first = sorted(((n, v) for n, v in parts.items() if v >= 0.05 * GIB), key=lambda pair: -pair[1])
         return when + ", ".join(f"{name} {value / GIB:.1f}" for name, value in largest_first)
 
+    def limits(self, name: str) -> list[str]:
+        """A line for each memory that it does not fit. name: the node."""
+        lines = [] if self.fits else [f"{name}: needs {self.text()} of a GPU's memory: {self.largest()}"]
+        held = sum(self.host.values())
+        if held > self.machine:
+            parts = ", ".join(f"{part} {value / GIB:.1f}" for part, value in self.host.items())
+            lines.append(
+                f"{name}: needs {held / GIB:.1f} GiB of main memory, but resources.{name}.memory_gib ="
+                f" {self.machine / GIB:g}: {parts}"
+            )
+        return lines
+
     def text(self) -> str:
-        """For the plan's table."""
+        """Of a GPU."""
         return f"{self.total / GIB:.0f} of {self.card / GIB:.0f} GiB"
+
+    def summary(self) -> str:
+        """For the plan's table: of a GPU, where there is one, and of a machine."""
+        gpu = [f"{self.text()} a GPU"] if self.card else []
+        held = sum(self.host.values()) / GIB
+        return "; ".join([*gpu, f"{held:.{0 if held >= 10 else 1}f} of {self.machine / GIB:.0f} GiB main memory"])
 
 
 def of_node(
@@ -93,16 +118,19 @@ def of_node(
     card: float,
     measuring: float = 0.0,
 ) -> Memory | None:
-    """The memory of a training node; None: not a training on GPUs, or one that no formula is known for.
+    """The memory of a training node; None: not a training, or one that no formula is known for (`unknown`).
 
     card: its bytes. measuring: bytes that measuring takes by itself (`Stage.measuring`).
     """
-    if not resources.gpus or stage not in STAGES:
+    if unknown(stage, config, resources) or stage not in STAGES:
         return None
-    sums = STAGES[stage](config, resources.gpus * resources.nodes, shape, vocabulary)
-    if sums is None:
-        return None
-    parts, other = sums
+    processes = resources.ranks * resources.nodes
+    parts, other = STAGES[stage](config, processes, shape, vocabulary)
+    machine = resources.memory_gib * GIB
+    if not resources.gpus:
+        rest = {part: value * resources.ranks for part, value in parts.items() if value}
+        return Memory({}, 0.0, host={"processes": host_memory.CPU_PROCESS * resources.ranks, **rest}, machine=machine)
+    host = host_memory.needed(stage, config, resources, shape.parameters(vocabulary))
     if other.get("rollout engine"):  # a share of the card
         other["rollout engine"] *= card
     parts["context"] = CONTEXT
@@ -113,17 +141,33 @@ def of_node(
         card,
         {k: float(v) for k, v in other.items()},
         measuring + CONTEXT if measuring else 0.0,
+        host,
+        machine,
     )
+
+
+def unknown(stage: str, config: Any, resources: Resources) -> str:
+    """Why no formula says what a node that needs GPUs, or trains, takes; "": one does, or it does neither."""
+    if stage not in STAGES:
+        return f"stage '{stage}' has none" if resources.gpus else ""
+    if stage != "pretrain":
+        return "" if resources.gpus or stage == "vlm" else "none for post-training without GPUs"
+    sizes = config.parallel
+    for name in ("tensor", "pipeline"):
+        if (value := getattr(sizes, name)) > 1:
+            return f"none for parallel.{name} = {value}"
+    zero = sizes.zero_of(config.engine)
+    if config.engine == "colossalai" and zero not in (1, 2):
+        return f"none for parallel.zero = {zero} of engine 'colossalai'"
+    return ""
 
 
 Sums = tuple[dict[str, float], dict[str, float]]
 
 
-def _pretrain(config: Any, gpus: int, shape: ModelShape, vocabulary: int) -> Sums | None:
+def _pretrain(config: Any, gpus: int, shape: ModelShape, vocabulary: int) -> Sums:
     sizes = config.parallel
     zero = sizes.zero_of(config.engine)
-    if sizes.model_parallel_size > 1 or (config.engine == "colossalai" and zero not in (1, 2)):
-        return None
     count, largest = shape.parameters(vocabulary), vocabulary * shape.hidden
     half = config.precision != "fp32"
     tokens = min(config.micro_batch_size, config.global_batch_size // gpus) * config.sequence_length
@@ -267,13 +311,16 @@ def _vlm(config: Any, gpus: int, shape: ModelShape, vocabulary: int) -> Sums:
         if alone
         else activation_bytes.most
     )
-    gathered = HALF * (2 * block_parameters(shape) + 2 * largest) + FULL * block_parameters(shape) if gpus > 1 else 0.0
+    size, zero = HALF if config.precision == "bf16" else FULL, config.parallel.zero_of("torch")
+    several = config.global_batch_size // gpus > config.micro_batch_size
+    gathered = size * (2 * block_parameters(shape) + 2 * largest if zero == 3 else count)
+    gathered = gathered + FULL * block_parameters(shape) if gpus > 1 else 0.0
     states = {
         "weights": FULL * count / gpus,
-        "gradients": FULL * count / gpus,
+        "gradients": FULL * count if several and zero == 1 else FULL * count / gpus,
         "masters, moments": 2 * FULL * count / gpus,
     }
-    return {**states, "activations": working, "buffers": gathered}, {}
+    return {**states, "activations": working * size / HALF, "buffers": gathered}, {}
 
 
 STAGES: dict[str, Any] = {"pretrain": _pretrain, "sft": _sft, "dpo": _dpo, "grpo": _grpo, "vlm": _vlm}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +25,11 @@ from flows.cli.common import (
     say,
 )
 
+if TYPE_CHECKING:
+    from flows.cost import Estimate
+    from flows.plan import NodePlan
+    from flows.preflight import Finding
+
 
 def plan(
     profile: ProfileOption = "tiny",
@@ -36,16 +42,17 @@ def plan(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Show what a run would do with each node, what it would cost, and why."""
+    """Show what a run would do with each node, what it would cost, and why. Ends with 1 when something stands in the
+    run's way: a problem that stops it, or memory or disk that its machines have not.
+    """
     from flows import cost, preflight
-    from flows.console import plan_table
     from stages.pipeline import PIPELINE
 
     with open_ledger() as ledger:
         plans, values = plan_nodes(profile, select, all_overrides(set_, launcher), force, deep)
         estimates = cost.estimate(plans, values, ledger)
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
-    warnings = cost.warnings(plans, values, estimates)
+    warnings, limits = (told(plans, values, estimates) for told in (cost.warnings, cost.limits))
     if json_:
         nodes = [
             p.row() | {"estimate": estimates[p.node.name].row(), "resumes": p.node.resumes(values.configs[p.node.name])}
@@ -55,12 +62,24 @@ def plan(
             {
                 "profile": values.name,
                 "problems": [f.row() for f in findings],
+                "limits": limits,
                 "warnings": warnings,
                 "nodes": nodes,
                 "total": cost.total(estimates),
             }
         )
-        return
+    else:
+        _print_plan(plans, estimates, warnings, findings)
+    if findings or limits:
+        raise typer.Exit(1)
+
+
+def _print_plan(
+    plans: list[NodePlan], estimates: Mapping[str, Estimate], warnings: list[str], findings: list[Finding]
+) -> None:
+    from flows import cost
+    from flows.console import plan_table
+
     out.print(plan_table(plans, {name: e.text() for name, e in estimates.items()}))
     out.print(cost.total_text(estimates, plans))
     if assumed := cost.assumptions(estimates):

@@ -164,7 +164,7 @@ class Pretrain(Stage[PretrainConfig], env="train", revision=3, checkpoints=True,
 
     @classmethod
     def check_resources(cls, node: str, config: PretrainConfig, resources: Resources) -> None:
-        validation.require_fitting_processes(node, config, resources.nodes * resources.ranks)
+        validation.require_resources(node, config, resources)
 
     @classmethod
     def work(cls, config: PretrainConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:

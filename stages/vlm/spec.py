@@ -132,7 +132,7 @@ class TrainVlm(Stage[VlmConfig], env="vlm", revision=1, checkpoints=True, reprod
 
     @classmethod
     def check_resources(cls, node: str, config: VlmConfig, resources: Resources) -> None:
-        validation.require_fitting_processes(node, config, resources.nodes * resources.ranks)
+        validation.require_resources(node, config, resources)
 
     @classmethod
     def work(cls, config: VlmConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Work:

@@ -10,6 +10,7 @@ from typing import Any
 
 from stages.core.errors import ConfigError
 from stages.core.renamed import Moved
+from stages.core.resources import Resources
 
 FORMER_SIZES = (
     Moved("tensor_parallel", "tensor", until="0.3"),
@@ -71,6 +72,16 @@ def require_fitting_processes(node: str, config: Any, size: int) -> None:
     require_shared_batch(node, config.global_batch_size, parts)
     if sizes.pipeline > 1:
         _require_microbatches(node, config, config.global_batch_size // parts)
+
+
+def require_resources(node: str, config: Any, resources: Resources) -> None:
+    """Raise ConfigError when the processes that a profile gives a training cannot share it, or cannot compute so."""
+    require_fitting_processes(node, config, resources.nodes * resources.ranks)
+    if not resources.gpus and config.precision != "fp32":
+        raise ConfigError(
+            f"{node}.precision = '{config.precision}', but resources.{node}.gpus = 0: half precision is about 100 times"
+            " slower than fp32 on a processor: set precision = 'fp32', or give it GPUs"
+        )
 
 
 def require_shared_batch(node: str, size: int, parts: int) -> None:

@@ -31,12 +31,12 @@ def test_the_loss_curve_is_the_golden_one(single: Any) -> None:
     assert np.allclose(single[0], GOLDEN, atol=2e-4), single[0]
 
 
-@pytest.mark.parametrize(("size", "tensor"), [(2, 1), (4, 1), (2, 2), (4, 2)])
+@pytest.mark.parametrize(("size", "tensor", "zero"), [(2, 1, 2), (4, 1, 1), (4, 1, 3), (2, 2, 3), (4, 2, 1)])
 def test_any_number_of_processes_trains_the_same_model(
-    tmp_path: Path, artifacts: Any, single: Any, size: int, tensor: int
+    tmp_path: Path, artifacts: Any, single: Any, size: int, tensor: int, zero: int
 ) -> None:
-    """Data parallel, tensor parallel, both: with dropout, an accumulated batch and held-out windows."""
-    made = config(dropout=0.2, parallel={"tensor": tensor}, micro_batch_size=1)
+    """Data and tensor parallel, ZeRO 1 to 3: with dropout, an accumulated batch and held-out windows."""
+    made = config(dropout=0.2, parallel={"tensor": tensor, "zero": zero}, micro_batch_size=1)
     losses, outcome = train(tmp_path, size, made, artifacts)
     assert outcome == "done"
     assert np.allclose(losses, single[0], atol=2e-5)
@@ -46,13 +46,16 @@ def test_any_number_of_processes_trains_the_same_model(
     assert not (tmp_path / "rank-1/out").exists()
 
 
-@pytest.mark.parametrize(("policy", "tensor"), [("selective", 1), ("full", 1), ("selective", 2)])
+@pytest.mark.parametrize(("policy", "tensor", "zero"), [("selective", 1, 1), ("full", 1, 2), ("selective", 2, 3)])
 def test_activation_checkpointing_changes_nothing(
-    tmp_path: Path, artifacts: Any, single: Any, policy: str, tensor: int
+    tmp_path: Path, artifacts: Any, single: Any, policy: str, tensor: int, zero: int
 ) -> None:
     """Within FSDP2's blocks, whose weights come and go, and with the messages of tensor parallelism in them."""
     losses, outcome = train(
-        tmp_path, 2, config(dropout=0.2, parallel={"tensor": tensor}, micro_batch_size=1, recompute=policy), artifacts
+        tmp_path,
+        2,
+        config(dropout=0.2, parallel={"tensor": tensor, "zero": zero}, micro_batch_size=1, recompute=policy),
+        artifacts,
     )
     assert outcome == "done"
     assert np.allclose(losses, single[0], atol=2e-5)
