@@ -48,7 +48,7 @@ def memory_tables() -> str:
         gpu = cost.prices_of(profile)["gpu"]
         if any(one.card for one in memory.of_profile(profile, PIPELINE, 1.0).values()):
             out.append(
-                f"## `{name}`, {gpu['name']}\n\n{memory.table(profile, PIPELINE, gpu['memory_gib'] * memory.GIB)}"
+                f"### `{name}`, {gpu['name']}\n\n{memory.table(profile, PIPELINE, gpu['memory_gib'] * memory.GIB)}"
             )
     return "\n".join(out)
 
@@ -81,8 +81,8 @@ def stages() -> dict[str, str]:
 
 def files() -> dict[Path, str]:
     """Every derived file with the text that it should have."""
-    readme, dag, memories = ROOT / "README.md", ROOT / "docs" / "dag.md", ROOT / "infra" / "profiles" / "README.md"
-    scales = ROOT / "docs" / "scale.md"
+    readme, docs = ROOT / "README.md", ROOT / "docs"
+    dag, memories, scales = docs / "dag.md", docs / "parallelism.md", docs / "scale.md"
     return {
         ROOT / "docker-bake.json": bake.bake_text(stages()),
         ROOT / "prefect.yaml": deploy.prefect_yaml(),

@@ -1,4 +1,4 @@
-"""What a training on GPUs needs of its machine's main memory, part by part: sums by what the code does, never measured."""
+"""Main memory of a machine that trains on GPUs, part by part: sums by what the code does, never measured."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What a training node needs of a GPU's memory and of its machine's, part by part, against what they have: for
-`moxin plan`, infra/profiles/README.md and docs/parallelism.md.
+`moxin plan` and docs/parallelism.md.
 
 Each sum is of one GPU at its fullest, in bytes. The activations are a formula that is tested against steps that ran
 (`stages/lib/modeling/memory.py`, tests/training/lib/modeling/test_memory.py); how an engine spreads weights, gradients
@@ -373,7 +373,18 @@ COLUMNS = ("weights", "gradients", "masters, moments", "reference", "activations
 
 def table(profile: Profile, pipeline: Pipeline, card: float) -> str:
     """`of_profile` as Markdown, in GiB."""
-    head = ["node", "engine", "GPUs", *COLUMNS, "**training**", "writing answers", "measuring", "card"]
+    head = [
+        "node",
+        "engine",
+        "GPUs",
+        *COLUMNS,
+        "**training**",
+        "writing answers",
+        "measuring",
+        "card",
+        "main memory",
+        "of",
+    ]
     lines = [f"| {' | '.join(head)} |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for name, one in of_profile(profile, pipeline, card).items():
         config, resources = profile.configs[name], profile.resources[name]
@@ -384,6 +395,8 @@ def table(profile: Profile, pipeline: Pipeline, card: float) -> str:
             _gib(sum(one.other.values())),
             _gib(one.measuring),
             _gib(one.card),
+            _gib(sum(one.host.values())),
+            _gib(one.machine),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

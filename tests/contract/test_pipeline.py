@@ -69,17 +69,16 @@ def test_derived_files_are_fresh() -> None:
 def test_a_stale_derived_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generated_files, "ROOT", tmp_path)
     (tmp_path / "README.md").write_text("<!-- derived: dag -->\nold\n<!-- /derived -->\n", encoding="utf-8")
-    (tmp_path / "infra" / "profiles").mkdir(parents=True)
-    (tmp_path / "infra" / "profiles" / "README.md").write_text(
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "parallelism.md").write_text(
         "<!-- derived: memory -->\nold\n<!-- /derived -->\n", encoding="utf-8"
     )
-    (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "dag.md").write_text("<!-- derived: stages -->\nold\n<!-- /derived -->\n", encoding="utf-8")
     (tmp_path / "docs" / "scale.md").write_text("<!-- derived: scale -->\nold\n<!-- /derived -->\n", encoding="utf-8")
     names = (
         "docker-bake.json",
         "prefect.yaml",
-        "infra/profiles/README.md",
+        "docs/parallelism.md",
         "docs/scale.md",
         "README.md",
         "docs/dag.md",
