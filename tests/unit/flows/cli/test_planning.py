@@ -1,0 +1,48 @@
+"""How `moxin plan` ends: with 1 when something stands in the run's way, and its JSON is whole all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flows import cli, preflight
+from tests.support.profile_plans import NothingYet
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("common", "planning"):
+        monkeypatch.setattr(f"flows.cli.{module}.open_ledger", lambda: contextlib.nullcontext(NothingYet()))
+
+
+def planned(*arguments: str) -> tuple[int, dict[str, Any]]:
+    ended = CliRunner().invoke(cli.app, ["plan", "--profile", "7b", "--select", "pretrain_1", "--json", *arguments])
+    return ended.exit_code, json.loads(ended.stdout)
+
+
+def test_it_ends_with_1_when_something_stands_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "problems", lambda *arguments: [])
+    select = ("--select", "+pretrain_1")
+    status, told = planned(*select)
+    assert (status, told["limits"]) == (0, [])
+    status, told = planned(*select, "--set", "resources.pretrain_1.memory_gib=128")
+    assert status == 1
+    assert [line.partition(":")[0] for line in told["limits"]] == ["pretrain_1"]
+    assert set(told["limits"]) <= set(told["warnings"])
+
+
+def test_a_problem_ends_it_with_1_too() -> None:
+    status, told = planned("--profile", "tiny", "--select", "+tokenizer", "--set", "tokenizer.origin=adopt")
+    assert status == 1
+    assert any(problem["node"] == "tokenizer" for problem in told["problems"])
+
+
+def test_a_training_without_a_formula_says_so() -> None:
+    _, told = planned("--select", "+pretrain_1", "--set", "pretrain_1.parallel.tensor=2")
+    row = next(row for row in told["nodes"] if row["name"] == "pretrain_1")
+    assert row["estimate"]["memory"] is None
+    assert row["estimate"]["memory_unknown"] == "none for parallel.tensor = 2"
