@@ -1,9 +1,8 @@
-"""What is read from the harness's samples: rows to keep, requests that lost their beginning, pass@k, programs."""
+"""What is read from the harness's samples: rows to keep, requests cut at their beginning, right answers, programs."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -110,18 +109,6 @@ def passed(task: Any, chosen: str, metric: str) -> list[tuple[int, int]]:
         for instance, responses, filtered in kept:
             instance.resps, instance.filtered_resps = responses, filtered
     return [(repeats, right[doc_id]) for doc_id in sorted(by_doc)]
-
-
-def pass_at(k: int, counts: list[tuple[int, int]]) -> tuple[float, float | None]:
-    """Mean over documents of the chance that k of n answers, drawn without putting back, hold a right one (Chen et al.
-    2021, section 2.1), and its standard error.
-    """
-    values = [1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in counts]
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
 
 
 # --- programs -------------------------------------------------------------------------------------------------------

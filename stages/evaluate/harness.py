@@ -20,6 +20,7 @@ from stages.core.errors import ConfigError, InputError
 from stages.evaluate import answers
 from stages.evaluate.spec import EvaluateConfig
 from stages.evaluate.tasks import Bound
+from stages.lib.evaluation.statistics import mean_and_error, pass_at_k
 from stages.lib.evaluation.suite_file import TaskEntry
 from stages.lib.formats.completions import Candidate
 from stages.lib.modeling.loading import refuse_incomplete
@@ -267,5 +268,5 @@ def _passes(output: dict[str, Any], bound: Bound, entry: TaskEntry) -> Iterator[
     base = (named or filtered)[0]
     counts = [pair for task in bound.tasks.values() for pair in answers.passed(task, base.filter, base.name)]
     for k in entry.k:
-        value, stderr = answers.pass_at(k, counts)
+        value, stderr = mean_and_error([pass_at_k(written, right, k) for written, right in counts])
         yield Metric(f"pass@{k}", base.filter, value, stderr)

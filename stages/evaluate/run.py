@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,11 @@ from stages.core.errors import ConfigError, InputError
 from stages.evaluate.comparing import Facts, reasons
 from stages.evaluate.mirrors import Mirrors, joint_fingerprint
 from stages.evaluate.spec import HARNESS, EvaluateConfig
+from stages.lib.evaluation.statistics import aggregates
 from stages.lib.evaluation.suite_file import Suite, TaskEntry
 from stages.lib.formats.completions import CodeTask, Completions, write_completions
 from stages.lib.formats.reports import (
     TOY,
-    Aggregate,
     EvaluatedModel,
     Harness,
     Report,
@@ -68,7 +66,7 @@ def run(ctx: Context[EvaluateConfig]) -> None:
         harness=Harness(name=HARNESS, version=tasks.version()),
         seed=ctx.config.seed,
         results=tuple(results),
-        aggregates=tuple(_aggregates(ctx.config.suites, results)),
+        aggregates=aggregates((suite.name for suite in ctx.config.suites), results),
     )
     write_report(ctx.output("report"), report)
     listing = Completions(
@@ -175,17 +173,6 @@ def _scores(entry: TaskEntry, about: dict[str, Any], scored: Any) -> list[Score]
 def _code_task(entry: TaskEntry, about: dict[str, Any]) -> CodeTask:
     k = entry.k or (1,)
     return CodeTask(k=k, headline=entry.metric or f"pass@{k[0]}", **about)
-
-
-def _aggregates(suites: Iterable[Suite], results: list[Score]) -> Iterable[Aggregate]:
-    """The mean of each suite's headline metrics; none of a suite whose tasks are all programs."""
-    for suite in suites:
-        rows = [s for s in results if s.suite == suite.name and s.headline]
-        if rows:
-            errors = [s.stderr for s in rows if s.stderr is not None]
-            error = math.hypot(*errors) / len(rows) if len(errors) == len(rows) else None
-            mean = sum(s.value for s in rows) / len(rows)
-            yield Aggregate(suite=suite.name, value=mean, stderr=error, tasks=len(rows))
 
 
 def _said(entry: TaskEntry, scored: Any, results: list[Score]) -> str:

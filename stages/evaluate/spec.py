@@ -59,7 +59,7 @@ class EvaluateConfig(StageConfig):
         return self
 
 
-class Evaluate(Stage[EvaluateConfig], env="eval", revision=4, reproducible="same hardware"):
+class Evaluate(Stage[EvaluateConfig], env="eval", revision=5, reproducible="same hardware"):
     """Score a model on suites of lm-evaluation-harness's tasks; programs are written for another stage to run."""
 
     model: Input[Model]

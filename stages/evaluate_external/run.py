@@ -24,6 +24,7 @@ from stages.evaluate_external.spec import EvaluateExternalConfig
 from stages.lib.engines import process
 from stages.lib.evaluation.harnesses import olmes, opencompass, outcomes, qwen25_math
 from stages.lib.evaluation.harnesses.outcomes import DataNeed, Place
+from stages.lib.evaluation.statistics import aggregates
 from stages.lib.evaluation.suite_file import Suite
 from stages.lib.formats.reports import EvaluatedModel, Harness, Report, write_report
 from stages.lib.formats.suites import DataSet, read_suite
@@ -199,7 +200,7 @@ def _report(
         harness=Harness(name=suite.harness, version=version),
         seed=ctx.config.seed,
         results=tuple(results),
-        aggregates=(scores.aggregate(suite, results),),
+        aggregates=aggregates([suite.name], results),
     )
     write_report(folder, report)
     (folder / "samples").mkdir(exist_ok=True)

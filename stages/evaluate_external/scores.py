@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from stages.core.errors import InputError
 from stages.lib.evaluation.harnesses.outcomes import Outcome
 from stages.lib.evaluation.suite_file import Suite, TaskEntry, load, shipped
-from stages.lib.formats.reports import TOY, Aggregate, Score
+from stages.lib.formats.reports import TOY, Score
 from stages.lib.formats.suites import DataSet, data_set_sha256
 
 LIMITS = ("limit", "fingerprint")
@@ -115,12 +114,3 @@ def _shipped(suite: Suite, entry: TaskEntry) -> TaskEntry | None:
     suites = (load(name) for name in shipped())
     same = (s for s in suites if suite.table and (s.table, s.harness) == (suite.table, suite.harness))
     return next((each for s in same for each in s.tasks if each.task == entry.task), None)
-
-
-def aggregate(suite: Suite, scores: list[Score]) -> Aggregate:
-    """The plain mean of the headline metrics, as the paper's tables print it."""
-    chosen = [score for score in scores if score.headline]
-    errors = [score.stderr for score in chosen if score.stderr is not None]
-    error = math.sqrt(sum(e * e for e in errors)) / len(chosen) if len(errors) == len(chosen) else None
-    mean = sum(score.value for score in chosen) / len(chosen)
-    return Aggregate(suite=suite.name, value=mean, stderr=error, tasks=len(chosen))

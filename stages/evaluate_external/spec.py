@@ -45,7 +45,7 @@ class EvaluateExternalConfig(StageConfig):
         return self
 
 
-class EvaluateExternal(Stage[EvaluateExternalConfig], env="eval", revision=1, reproducible="no"):
+class EvaluateExternal(Stage[EvaluateExternalConfig], env="eval", revision=2, reproducible="no"):
     """Score a model with a harness that is installed apart, and read its own result files into the common report."""
 
     model: Input[Model]

@@ -20,7 +20,8 @@ from stages.core.errors import InputError
 from stages.evaluate_vlm import scorers
 from stages.evaluate_vlm.answering import Answerer
 from stages.evaluate_vlm.spec import COLUMNS, TABLE, EvaluateVlmConfig
-from stages.lib.formats.reports import TOY, Aggregate, Control, EvaluatedModel, Harness, Report, Score, write_report
+from stages.lib.evaluation.statistics import aggregates, mean_and_error
+from stages.lib.formats.reports import TOY, Control, EvaluatedModel, Harness, Report, Score, write_report
 from stages.lib.formats.suites import Suite, read_suite
 from stages.lib.modeling.device import compute_device
 from stages.lib.vision import hf_checkpoint
@@ -217,7 +218,7 @@ def _made(suite: Suite, name: str) -> bool:
 def _mean(benchmark: Benchmark, scores: list[float], part: list[Answered], inside: bool) -> tuple[float, float | None]:
     if benchmark.by_group and not inside:
         return scorers.grouped(scores, [a.question.group for a in part])
-    return scorers.mean_and_error(scores)
+    return mean_and_error(scores)
 
 
 def _control(benchmark: Benchmark, part: list[Answered], value: float, inside: bool) -> Control | None:
@@ -275,8 +276,6 @@ def _keep_pictures(
 def _finish(ctx: Context[EvaluateVlmConfig], results: list[Score], parameters: int) -> None:
     artifact = ctx.input("model")
     heads = [s for s in results if s.headline]
-    errors = [s.stderr for s in heads if s.stderr is not None]
-    error = sum(e * e for e in errors) ** 0.5 / len(heads) if len(errors) == len(heads) else None
     report = Report(
         model=EvaluatedModel(
             node=artifact.node,
@@ -288,9 +287,7 @@ def _finish(ctx: Context[EvaluateVlmConfig], results: list[Score], parameters: i
         harness=Harness(name=HARNESS, version=HARNESS_VERSION),
         seed=ctx.config.seed,
         results=tuple(results),
-        aggregates=(
-            Aggregate(suite=SUITE, value=sum(s.value for s in heads) / len(heads), stderr=error, tasks=len(heads)),
-        ),
+        aggregates=aggregates([SUITE], results),
     )
     write_report(ctx.output("report"), report)
     ctx.stat(**{s.name: round(s.value, 4) for s in heads})

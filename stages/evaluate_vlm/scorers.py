@@ -11,7 +11,8 @@ import math
 import re
 import string
 from collections.abc import Sequence
-from typing import Any
+
+from stages.lib.evaluation.statistics import mean_and_error, mean_of_means
 
 GQA_PUNCTUATION = str.maketrans("", "", string.punctuation)
 VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -169,19 +170,7 @@ def chosen(choice: int, truth: int) -> float:
     return float(choice == truth)
 
 
-def mean_and_error(scores: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard error of independent scores; no error of fewer than two."""
-    mean = sum(scores) / len(scores)
-    if len(scores) < 2:
-        return mean, None
-    variance = sum((score - mean) ** 2 for score in scores) / (len(scores) - 1)
-    return mean, math.sqrt(variance / len(scores))
-
-
 def grouped(scores: Sequence[float], groups: Sequence[str]) -> tuple[float, float | None]:
     """Mean of the groups' means (POPE), and its standard error."""
     parts = [[s for s, g in zip(scores, groups, strict=True) if g == group] for group in dict.fromkeys(groups)]
-    found = [mean_and_error(part) for part in parts]
-    errors: list[Any] = [error for _, error in found]
-    error = math.sqrt(sum(e * e for e in errors)) / len(found) if None not in errors else None
-    return sum(mean for mean, _ in found) / len(found), error
+    return mean_of_means([mean_and_error(part) for part in parts])

@@ -55,7 +55,7 @@ class EvaluateVlmConfig(StageConfig):
     )
 
 
-class EvaluateVlm(Stage[EvaluateVlmConfig], env="vlm", revision=3, reproducible="same hardware"):
+class EvaluateVlm(Stage[EvaluateVlmConfig], env="vlm", revision=4, reproducible="same hardware"):
     """Score a vision-language model on the seven benchmarks of Table 8, with a blind control beside every score."""
 
     model: Input[Model]

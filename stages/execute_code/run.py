@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +14,10 @@ from typing import Any
 from stages.core.context import Context
 from stages.core.errors import InputError, Preempted
 from stages.execute_code.sandbox import MODES, Limits, Outcome, Sandbox
-from stages.execute_code.scoring import mean_and_error, pass_at_k
 from stages.execute_code.spec import ExecuteCodeConfig
+from stages.lib.evaluation.statistics import aggregates, mean_and_error, pass_at_k
 from stages.lib.formats.completions import Candidate, CodeTask, read_candidates, read_completions
-from stages.lib.formats.reports import TOY, Aggregate, Report, Score, write_report
+from stages.lib.formats.reports import TOY, Report, Score, write_report
 
 PATIENCE = 0.2
 """Seconds between two looks at whether the stage is to stop."""
@@ -71,14 +70,12 @@ def run(ctx: Context[ExecuteCodeConfig]) -> None:
                 results += _scores(task, tested)
                 _write_samples(Path(ctx.output("report")), task, tested)
                 ctx.log(_line(results, task))
-    suites = dict.fromkeys(task.suite for task in listing.tasks)
-    aggregates = tuple(_aggregate(suite, results) for suite in suites)
     report = Report(
         model=listing.model,
         harness=listing.harness,
         seed=listing.seed,
         results=tuple(results),
-        aggregates=aggregates,
+        aggregates=aggregates(dict.fromkeys(task.suite for task in listing.tasks), results),
     )
     write_report(ctx.output("report"), report)
     ctx.stat(programs=total, ended=dict(sorted(reasons.items())))
@@ -142,13 +139,6 @@ def _scores(task: CodeTask, tested: Sequence[Tested]) -> list[Score]:
         row = shared | {"metric": metric, "headline": headline, "value": value, "stderr": error, "column": column}
         rows.append(Score(**row, n=len(tested)))
     return rows
-
-
-def _aggregate(suite: str, results: Sequence[Score]) -> Aggregate:
-    heads = [s for s in results if s.suite == suite and s.headline]
-    errors = [s.stderr for s in heads if s.stderr is not None]
-    error = math.sqrt(sum(e * e for e in errors)) / len(heads) if len(errors) == len(heads) else None
-    return Aggregate(suite=suite, value=sum(s.value for s in heads) / len(heads), stderr=error, tasks=len(heads))
 
 
 def _line(results: Sequence[Score], task: CodeTask) -> str:

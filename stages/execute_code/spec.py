@@ -40,7 +40,7 @@ class ExecuteCodeConfig(StageConfig):
         return self
 
 
-class ExecuteCode(Stage[ExecuteCodeConfig], env="data", revision=1, reproducible="no"):
+class ExecuteCode(Stage[ExecuteCodeConfig], env="data", revision=2, reproducible="no"):
     """Run the programs that a model wrote, each in a sandbox without network and files, and score them by pass@k."""
 
     completions: Input[Completions]

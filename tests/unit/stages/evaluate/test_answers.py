@@ -1,28 +1,12 @@
-"""pass@k against counting every draw, and what is kept of the harness's samples."""
+"""What is kept of the harness's samples."""
 
 from __future__ import annotations
 
-import itertools
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from stages.evaluate import answers
 from stages.lib.evaluation.suite_file import TaskEntry
-
-
-@pytest.mark.parametrize(("n", "c", "k"), [(5, 0, 3), (5, 5, 1), (5, 2, 1), (5, 2, 3), (6, 1, 6), (20, 3, 10)])
-def test_pass_at_k_is_the_share_of_draws_with_a_right_answer(n: int, c: int, k: int) -> None:
-    if n < 10:
-        draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
-        share = sum(map(any, draws)) / len(draws)
-    else:
-        share = 1 - 17 * 16 * 15 * 14 * 13 * 12 * 11 * 10 * 9 * 8 / (20 * 19 * 18 * 17 * 16 * 15 * 14 * 13 * 12 * 11)
-    assert answers.pass_at(k, [(n, c)]) == (pytest.approx(share), None)
-    value, stderr = answers.pass_at(k, [(n, c), (n, 0)])
-    assert value == pytest.approx(share / 2)
-    assert stderr == pytest.approx(share / 2)  # of two documents: half of their difference
 
 
 def row(doc: int, chosen: str, programs: Any, **more: Any) -> dict[str, Any]:

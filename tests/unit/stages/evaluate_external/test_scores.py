@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stages.core.errors import InputError
-from stages.evaluate_external.scores import Held, aggregate, held, rows
+from stages.evaluate_external.scores import Held, held, rows
 from stages.lib.evaluation.harnesses.outcomes import Outcome
 from stages.lib.evaluation.suite_file import Suite
 from stages.lib.formats.reports import Score
@@ -73,11 +73,3 @@ def test_a_group_has_the_documents_of_all_its_configurations() -> None:
     assert both.sha256
     assert held(group, "a", "test").sha256 == "1"
     assert held(DataSet(id="x", origin="hub", rows={"a": {"test": 3}}), "a", "test").sha256 is None
-
-
-def test_an_average_is_the_plain_mean() -> None:
-    score = one(SUITE, SAID, held(AMC, None, "test"))
-    mean = aggregate(SUITE, [score, score.model_copy(update={"value": 0.425, "stderr": 0.079})])
-    assert (mean.value, mean.tasks) == (pytest.approx(0.5), 2)
-    assert mean.stderr == pytest.approx(0.079 / 2**0.5)
-    assert aggregate(SUITE, [score.model_copy(update={"stderr": None})]).stderr is None

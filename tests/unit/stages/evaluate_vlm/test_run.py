@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +106,7 @@ def test_overlap_is_symmetric_and_a_share(one: scorers.Box, other: scorers.Box) 
     assert scorers.iou(one, one) == pytest.approx(1)
 
 
-def test_means_and_errors() -> None:
-    mean, error = scorers.mean_and_error([1.0] * 30 + [0.0] * 70)
-    assert mean == 0.3
-    assert error == pytest.approx(math.sqrt(0.3 * 0.7 / 99))
-    assert scorers.mean_and_error([1.0]) == (1.0, None)
+def test_the_mean_of_groups() -> None:
     value, error = scorers.grouped([1, 1, 0, 1, 0, 0, 0, 0], ["a"] * 2 + ["b"] * 2 + ["c"] * 4)
     assert value == pytest.approx((1 + 0.5 + 0) / 3)  # the mean of three means, not of eight scores
     assert error == pytest.approx(0.5 / 3)
