@@ -16,7 +16,7 @@ demo: $(READY)  ## run the whole DAG at profile tiny here, write the report, and
 	@$(BIN)/moxin report --profile tiny
 	@echo "watch it in the Prefect UI: $(BIN)/moxin status --password; stop the services: $(BIN)/moxin down"
 
-# In the folders' order: by their number of tests the longest file, which runs the whole DAG, would come last, alone.
+# In the folders' order: by their number of tests the longest, which run the whole DAG, would come last, alone (tests/conftest.py).
 test: $(READY)  ## run all tests but upstream's, two files at a time
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 

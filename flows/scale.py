@@ -201,8 +201,8 @@ def _from_outside(config: Any) -> bool:
 
 def _images(config: Any, declared: Mapping[str, Any]) -> float:
     kinds = getattr(config, "train_on", ())
-    names = [source.name for source in getattr(config, "sources", ()) if source.kind in kinds]
-    return float(sum(declared["images"].get(name, 0) for name in names))
+    sources = [source for source in getattr(config, "sources", ()) if source.kind in kinds]
+    return float(sum(declared["images"].get(source.name, 0) // source.every for source in sources))
 
 
 def limits(name: str, scale: NodeScale, resources: Resources) -> list[str]:

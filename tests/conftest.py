@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: tests share the cores
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -19,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 import stages
 from flows.local_services import lifecycle, object_store, processes, state_file
@@ -43,6 +45,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         long = item.path.parent.name in ("e2e", "launch") or item.get_closest_marker("upstream")
         item.add_marker(pytest.mark.timeout(DAG if long else TEST))
+
+
+class _Schedule(LoadFileScheduling):
+    """A file at a time, and `e2e` as if it were one: its files share services, and what the first run made."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "tests/e2e" if file.startswith("tests/e2e/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """How `-n 2 --dist loadfile` deals out the tests."""
+    return _Schedule(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

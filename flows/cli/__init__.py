@@ -65,7 +65,7 @@ def main() -> None:
     except StageError as error:
         _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
-        err.print("interrupted; what had finished is in the ledger, the next run continues from there")
+        err.print("interrupted; what had finished is in the ledger, the next run continues from there", soft_wrap=True)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -49,7 +49,7 @@ def check(
         print_json({"ok": not problems, "problems": problems})
     else:
         for problem in problems:
-            err.print(line((problem, "red")))
+            err.print(line((problem, "red")), soft_wrap=True)
         out.print("stale" if problems else "the pipeline, its profiles and the derived files are in order")
     if problems:
         raise typer.Exit(1)

@@ -10,8 +10,9 @@ from stages.pipeline import PIPELINE
 from tests.support.installation import SMALL, Installation, sets
 
 pytestmark = pytest.mark.e2e
-CHANGED = {"tokenize_capability.seed": 2}
-REACHED = {"tokenize_capability", *PIPELINE.descendants("tokenize_capability")}
+CHANGED = {"preferences_infinity.seed": 12}
+REACHED = {"preferences_infinity", *PIPELINE.descendants("preferences_infinity")}
+"""Data, a training, its evaluation, and a node that reads much else: the fewest nodes that are all of these."""
 
 
 def run(installation: Installation, overrides: dict[str, Any]) -> dict[str, str]:
@@ -54,11 +55,12 @@ def test_the_same_run_again_is_answered_without_starting_a_stage(installation: I
 
 def test_a_changed_field_reruns_exactly_what_it_reaches_and_why_names_it(installation: Installation) -> None:
     changed = sets(SMALL | CHANGED)
-    assert installation.json("why", "tokenize_capability", *changed)["reason"] == "seed 1 -> 2"
-    why = installation.json("why", "evaluate_enhanced", *changed)
-    assert [(cause["name"], cause["reason"]) for cause in why["because"]] == [("tokenize_capability", "seed 1 -> 2")]
+    assert installation.json("why", "preferences_infinity", *changed)["reason"] == "seed 11 -> 12"
+    why = installation.json("why", "evaluate_dpo_infinity", *changed)
+    assert [(cause["name"], cause["reason"]) for cause in why["because"]] == [("preferences_infinity", "seed 11 -> 12")]
     rows = installation.json("plan", *changed)["nodes"]
     assert {row["name"] for row in rows if row["will_run"]} == REACHED
+    assert {"dpo_infinity", "evaluate_dpo_infinity", "contamination"} < REACHED
     states = run(installation, SMALL | CHANGED)
     assert {name for name, state in states.items() if state == "done"} == REACHED
     assert {name for name, state in states.items() if state == "cached"} == set(PIPELINE.nodes) - REACHED

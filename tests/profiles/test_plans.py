@@ -140,6 +140,14 @@ def test_every_data_node_has_bytes_disk_and_a_time_and_fits_its_machine() -> Non
     assert "assumed: RefinedWeb's rules keep 23% of pages" in cost.assumptions(estimates)
 
 
+def test_every_fifth_row_has_a_fifth_of_the_images() -> None:
+    """`small` counted all images, and warned of disk that its nodes never need."""
+    fifth = planned("small")[2]["scenes"].scale
+    assert fifth is not None
+    assert fifth.outputs["train"]["images"] == 76_000
+    assert not [line for line in warned("small") if "local disk" in line]
+
+
 def test_a_limit_that_is_reached_is_said_by_the_plan() -> None:
     """3 TB of Bloom filter, and more documents than 2^32 in one partition."""
     one = warned("7b", "dedup_web.partitions=1")

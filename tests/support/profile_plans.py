@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from flows import cost, profiles
@@ -31,8 +32,9 @@ class NothingYet:
         return []
 
 
+@functools.cache
 def planned(name: str, *overrides: str) -> tuple[profiles.Profile, list[NodePlan], dict[str, cost.Estimate]]:
-    """A profile's plan and estimates before anything has run."""
+    """A profile's plan and estimates before anything has run. Made once, and read by many tests."""
     profile, ledger = profiles.load(name, PIPELINE, overrides), NothingYet()
     plans = make_plan(PIPELINE, profile, ledger)  # type: ignore[arg-type]
     return profile, plans, cost.estimate(plans, profile, ledger)  # type: ignore[arg-type]

@@ -4,9 +4,6 @@ the end of a run.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,18 +21,16 @@ from stages.core.messages import InputRef, StageResult
 from stages.core.testing import LocalContext
 from stages.dpo import run as dpo_run
 from stages.dpo.spec import DpoConfig
-from stages.lib.engines import generation, process
+from stages.lib.engines import process
 from stages.lib.finetuning import evaluated_model as subjects
-from stages.lib.finetuning import heldout_evaluation, inference_memory, model_loading
+from stages.lib.finetuning import heldout_evaluation, model_loading
 from stages.lib.finetuning.encoding import encode_conversations
 from stages.lib.finetuning.evaluated_model import LazyModel
-from stages.lib.finetuning.generation import generate
 from stages.lib.finetuning.log_probs import by_tokens, label_log_probs
 from stages.lib.formats import chat_template
 from stages.lib.formats.paired_eval import from_stats
-from stages.lib.modeling.shape import ModelShape
 from stages.sft import run as sft_run
-from stages.sft.spec import Sft, SftConfig
+from stages.sft.spec import SftConfig
 from tests.support import standins, tuning
 from tests.support.probe_pipeline import Stream, request_of
 
@@ -43,12 +38,7 @@ Inputs = dict[str, list[LocalArtifact]]
 
 
 def config(**changes: Any) -> SftConfig:
-    values: dict[str, Any] = {
-        "learning_rate": 1e-2, "global_batch_size": 4, "micro_batch_size": 2, "epochs": 1, "max_length": 100,
-        "max_new_tokens": 8, "precision": "fp32",
-        "samples": 2, "log_every": 1, "checkpoint_every": 3, "threads": 1, "device": "cpu",
-    }  # fmt: skip
-    return SftConfig(**(values | changes))
+    return tuning.sft_config(**({"epochs": 1} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -376,139 +366,3 @@ def test_dpos_reference_is_computed_for_the_engine_that_wants_it_alone(
     ctx = LocalContext(tmp_path / "run", DpoConfig(**settings), inputs)
     dpo_run.run(ctx)
     assert ctx.stats["effects"]
-
-
-PEAK = """
-import json, sys
-import torch
-from stages.lib.finetuning.log_probs import label_log_probs
-from transformers import MistralConfig, MistralForCausalLM
-
-torch.set_num_threads(1)
-shape, vocabulary, rows, length = json.loads(sys.argv[1])
-names = {"num_hidden_layers": "layers", "hidden_size": "hidden", "intermediate_size": "intermediate",
-         "num_attention_heads": "heads", "num_key_value_heads": "kv_heads", "head_dim": "head_dim",
-         "sliding_window": "window", "max_position_embeddings": "max_positions"}
-shape = {theirs: shape[mine] for theirs, mine in names.items()}
-config = MistralConfig(vocab_size=vocabulary, attn_implementation="sdpa", **shape)
-model = MistralForCausalLM(config)
-row = {"input_ids": [7] * length, "labels": [7] * length}
-label_log_probs(model, [{"input_ids": [7] * 64, "labels": [7] * 64}], 64)
-def status(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
-open("/proc/self/clear_refs", "w").write("5")  # the highest so far begins anew: loading took more
-before = status("VmRSS")
-label_log_probs(model, [row] * rows, rows * length)
-print(1024 * (status("VmHWM") - before))
-"""
-
-
-@pytest.mark.parametrize(("rows", "length"), [(32, 512), (4, 4096)], ids=["many short rows", "few long rows"])
-def test_the_memory_of_reading_is_what_the_formula_says(rows: int, length: int) -> None:
-    """A real forward pass, in a process of its own: what it takes at its highest beyond the weights."""
-    shape = ModelShape(
-        layers=2, hidden=512, intermediate=1792, heads=8, kv_heads=2, head_dim=64, window=4096, max_positions=8192
-    )
-    told = json.dumps([shape.model_dump(), 4000, rows, length])
-    found = int(subprocess.run([sys.executable, "-c", PEAK, told], check=True, capture_output=True, text=True).stdout)
-    planned = inference_memory.read_bytes(shape, 4000, rows * length, length, "fp32")
-    print(f"{rows} x {length}: measured {found / 2**20:.0f} MiB, formula {planned / 2**20:.0f} MiB")
-    assert 0.75 * planned < found < 1.35 * planned
-
-
-def test_the_paper_models_measurements_fit_a_card_of_80_gb() -> None:
-    shape = ModelShape()
-    weights = 2 * shape.parameters(32_000)
-    assert (
-        inference_memory.read_bytes(shape, 32_000, 16_384, 16_384, "bf16") < 4 * 2**30
-    )  # 64 rows of it in float32 took 60 GB a tensor
-    row = inference_memory.cache_bytes(shape, 25_600, "bf16")
-    rows = inference_memory.rows_at_once(shape, 25_600, "bf16", 24 * 2**30)
-    assert rows * row <= 24 * 2**30 < (rows + 1) * row
-    assert weights + 24 * 2**30 < 60 * 2**30
-
-
-def test_a_plan_knows_what_measuring_takes(artifacts: Inputs) -> None:
-    made = SftConfig(
-        engine="open-instruct",
-        label_smoothing=0.0,
-        device="cuda",
-        max_length=16_384,
-        max_new_tokens=8192,
-        samples=8,
-        eval_problems=200,
-    )
-    manifest = artifacts["parent"][0].manifest.model_copy(update={"meta": {"parameters": 8_114_180_096, "rows": 1000}})
-    inputs = {"parent": [manifest], "conversations": [manifest], "heldout": [manifest], "problems": [manifest]}
-    found = Sft.measuring(made, inputs)
-    assert found.written_tokens == 2 * 208 * 8192
-    assert found.read_tokens == 2 * 512 * 8192
-    assert found.flops == 2.0 * 8_114_180_096 * found.read_tokens
-    assert found.weights_bytes == 2 * 8_114_180_096
-    assert found.memory_bytes < 25e9
-    work = Sft.work(made, inputs)
-    assert work.written_flops == found.written_flops
-    assert work.flops > found.flops
-
-
-FAKE_VLLM = '''
-"""vLLM's calls as far as generate_answers.py makes them; what it writes is the prompt's first id, its seed, and the
-end.
-"""
-class SamplingParams:
-    def __init__(self, *, temperature, max_tokens, stop_token_ids, seed, detokenize): self.given = locals()
-class Out:
-    def __init__(self, ids, reason): self.token_ids, self.finish_reason = ids, reason
-class Request:
-    def __init__(self, out): self.outputs = [out]
-class LLM:
-    def __init__(self, model, **given):
-        import os
-        assert given["dtype"] == "bfloat16" and given["skip_tokenizer_init"] and given["max_model_len"] == 3 + 4
-        self.device = int(os.environ["CUDA_VISIBLE_DEVICES"])
-    def generate(self, prompts, settings, use_tqdm):
-        return [
-            Request(Out((p["prompt_token_ids"][0], s.given["seed"], self.device), "stop" if i % 2 else "length"))
-            for i, (p, s) in enumerate(zip(prompts, settings))
-        ]
-'''
-
-
-def test_an_engines_answers_come_back_in_order_from_all_its_gpus(
-    tmp_path: Path, artifacts: Inputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "vllm.py").write_text(FAKE_VLLM)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexport PYTHONPATH="{tmp_path / "site"}"\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setenv("MOXIN_OPEN_INSTRUCT_PYTHON", str(python))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    made = config(engine="open-instruct", label_smoothing=0.0, precision="bf16", device="cuda")
-    ctx = LocalContext(tmp_path, made, artifacts)
-    prompts = [[n, 5, 6][: 1 + n % 3] for n in range(5)]
-    counts: list[int] = []
-    ctx.nproc_per_node = 2
-    answers = generation.generate(
-        ctx, artifacts["parent"][0].path, prompts, generation.Sampling(4, 0.6, 100), counts.append
-    )
-    assert [ids[:3] for ids in answers] == [[n, 100 + n, n % 2] for n in range(5)]
-    assert [ids[3:] for ids in answers] == [[], [], [2], [2], []]  # an end that the engine leaves out is put there
-    assert sum(counts) == 5
-
-
-def test_an_environment_that_cannot_write_is_said_and_transformers_writes(
-    tmp_path: Path, artifacts: Inputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MOXIN_OPEN_INSTRUCT_PYTHON", sys.executable)  # which has no vLLM
-    load = model_loading.load_model
-    monkeypatch.setattr(model_loading, "load_model", lambda folder, device, dtype: load(folder, torch.device("cpu")))
-    made = config(engine="open-instruct", label_smoothing=0.0, precision="bf16", device="cuda")
-    ctx = LocalContext(tmp_path, made, artifacts)
-    folder = artifacts["parent"][0].path
-    with LazyModel(ctx, folder, torch.device("cuda"), "parent") as subject:
-        answers = subject.answers([[5, 6, 7]], max_new_tokens=4, temperature=0.0)
-    assert answers == generate(
-        load(folder, torch.device("cpu")), [[5, 6, 7]], generation.Sampling(4, 0.0, 0), rows=1, tokens=100
-    )
-    assert any("No module named 'vllm'" in line and "transformers does" in line for line in ctx.logs)
