@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -28,9 +27,8 @@ class ArrayRequest(BaseModel):
 
     @classmethod
     def checked(cls, event: Mapping[str, Any], job: Job) -> Self:
-        """Read an event. Raises InfraError when it does not speak of the job's own work: a library may print anything.
-
-        The place must be the job's own prefix of the store, or under its work folder.
+        """Read an event. Raises InfraError when it does not speak of the job's own work, which is its own prefix of the
+        store: a library may print anything.
         """
         try:
             request = cls.model_validate({name: value for name, value in event.items() if name != "event"})
@@ -38,14 +36,10 @@ class ArrayRequest(BaseModel):
             raise InfraError(
                 f"the stage asked for an array in terms that are not known: {error.errors()[0]['msg']}"
             ) from error
-        work = os.path.normpath(str(job.request.config.get("work") or "/nowhere"))
         try:
             place = json.loads(request.place)
-            is_its = (
-                os.path.commonpath([os.path.normpath(place["folder"]), work]) == work
-                if "folder" in place
-                else place["prefix"] == work_prefix(job.request.stage, job.request.key)
-                and type(job.request.store).model_validate(place["store"]) == job.request.store
+            is_its = place["prefix"] == work_prefix(job.request.stage, job.request.key) and (
+                type(job.request.store).model_validate(place["store"]) == job.request.store
             )
         except (ValueError, KeyError, TypeError):
             is_its = False

@@ -176,8 +176,6 @@ class SlurmLauncher:
         job = with_provenance(job, image=image_of(job, self._site))
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if work := job.request.config.get("work"):
-                Path(work).mkdir(parents=True, exist_ok=True)  # a container's runtime binds only what is there
             for suffix in (".out", ".err", ".exit"):
                 Path(f"{base}{suffix}").unlink(missing_ok=True)
             write(Path(f"{base}.json"), job.request.model_dump_json())

@@ -1,10 +1,9 @@
 """Arrays of jobs that a stage asks for while it runs (`stages/lib/data/job_array.py`): submitted once, followed,
 cancelled with it.
 
-A stage's event "array" says where its jobs lie: beside its tasks' results in the store, or in its work folder. There
-the answer goes that the stage waits for. In the launcher's own folder lies `<base>-<name>.job`, the array's number, for
-a control plane that comes back. A stage waits for one array at a time: a new one means that nobody waits for those
-before it.
+A stage's event "array" says where in the store its jobs lie, beside its tasks' results; the answer that it waits for
+goes there too. In the launcher's own folder lies `<base>-<name>.job`, the array's number, for a control plane that
+comes back. A stage waits for one array at a time: a new one means that nobody waits for those before it.
 """
 
 from __future__ import annotations

@@ -144,19 +144,17 @@ def runtime_options(job: Job, site: Site, folder: Path) -> tuple[str, str]:
     image = image_of(job, site)
     if image is None:
         return "", ""
-    work = job.request.config.get("work")
-    folders = [str(folder), *([str(work)] if work and not Path(work).is_relative_to(folder) else [])]
-    if unclear := [name for name in folders if re.search(r"[:,\n]", name)]:
+    if re.search(r"[:,\n]", str(folder)):
         raise ConfigError(
-            f"the {site.runtime} runtime cannot mount {unclear[0]!r}: ':' and ',' stand between folders there; choose"
+            f"the {site.runtime} runtime cannot mount {str(folder)!r}: ':' and ',' stand between folders there; choose"
             " another path"
         )
     if site.runtime == "pyxis":  # NVIDIA's plugin: Enroot takes registry#image
         host, _, path = image.partition("/")
-        mounts = ",".join(f"{name}:{name}" for name in folders)
         return (
             (
-                f"--container-image={shlex.quote(f'{host}#{path}')} --container-mounts={shlex.quote(mounts)}"
+                f"--container-image={shlex.quote(f'{host}#{path}')}"
+                f" --container-mounts={shlex.quote(f'{folder}:{folder}')}"
                 " --no-container-mount-home"
             ),
             "",
@@ -164,8 +162,8 @@ def runtime_options(job: Job, site: Site, folder: Path) -> tuple[str, str]:
     name, _, tag = image.rpartition("/")[2].partition(":")
     source = f"{site.images}/{name}-{tag}.sif" if site.images else f"docker://{image}"
     gpu = " --nv" if job.resources.gpus else ""
-    binds = "".join(f" --bind {shlex.quote(name)}" for name in folders)
-    return "", f'apptainer exec --containall --no-home{gpu}{binds} --bind "$MOXIN_SCRATCH" {shlex.quote(source)} '
+    binds = f'--bind {shlex.quote(str(folder))} --bind "$MOXIN_SCRATCH"'
+    return "", f"apptainer exec --containall --no-home{gpu} {binds} {shlex.quote(source)} "
 
 
 def _environment(job: Job, site: Site, scratch: Path) -> dict[str, str]:
@@ -208,19 +206,8 @@ def _render(
 
 def script(job: Job, site: Site, base: Path, installation: str, scratch: Path) -> str:
     """The batch script of a stage."""
-    slurm_options = options(job, site, base, installation)
-    if uses_arrays(job):  # now, not when the array is asked for
-        _directive("output", str(job.request.config.get("work")))
-    return _render(
-        "job.sh",
-        job,
-        site,
-        base.parent,
-        scratch,
-        python_command(job, site, base),
-        slurm_options,
-        EXIT=shlex.quote(f"{base}.exit"),
-    )
+    slurm_options, end = options(job, site, base, installation), shlex.quote(f"{base}.exit")
+    return _render("job.sh", job, site, base.parent, scratch, python_command(job, site, base), slurm_options, EXIT=end)
 
 
 def array_base(job: Job, folder: Path, request: ArrayRequest) -> Path:

@@ -56,10 +56,6 @@ class ContaminationConfig(StageConfig):
             " launcher; never changes the result"
         ),
     )
-    work: Operational[str | None] = Field(
-        default=None,
-        description="not used any more: what tasks leave is in the store, where any attempt finds it",
-    )
 
     @property
     def length(self) -> int:

@@ -39,16 +39,14 @@ def work_prefix(stage: str, key: str) -> str:
 
 
 class FolderObjects:
-    """As objects, the files of a folder: unit tests, and stages whose machines share a file system."""
+    """As objects, the files of a folder: for stages that run without a store (`stages.core.testing`)."""
 
-    def __init__(self, root: Path, reads: str | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        self._reads = reads or os.environ.get("MOXIN_STORE")
-        """Where inputs are all the same: what `stages.core.reading` is told, here or where the place was named."""
 
     @property
     def place(self) -> str:
-        return json.dumps({"folder": str(self.root)} | ({"reads": self._reads} if self._reads else {}))
+        return json.dumps({"folder": str(self.root)})
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         try:
@@ -102,17 +100,23 @@ class FolderObjects:
 
 
 class StoreObjects:
-    """Objects under a prefix of the store that ends in a slash. Files are made under `scratch`, and leave this disk
-    once they are stored.
+    """Objects under a prefix of the store that ends in a slash. Files are made under `folder`, in one of this process's
+    own where none is given, and leave this disk once they are stored.
     """
 
-    def __init__(self, store: Store, prefix: str, scratch: Path) -> None:
-        self.store, self.prefix, self.scratch = store, prefix, Path(scratch)
+    def __init__(self, store: Store, prefix: str, folder: Path | None) -> None:
+        self.store, self.prefix, self._given = store, prefix, folder
+
+    @functools.cached_property
+    def scratch(self) -> Path:
+        """Where files are made."""
+        return own_folder() if self._given is None else Path(self._given)
 
     @property
     def place(self) -> str:
-        address = self.store.address.model_dump(mode="json", exclude_defaults=True)
-        return json.dumps({"store": address, "prefix": self.prefix, "scratch": str(self.scratch)}, sort_keys=True)
+        document = {"store": self.store.address.model_dump(mode="json", exclude_defaults=True), "prefix": self.prefix}
+        given = {} if self._given is None else {"scratch": str(self._given)}
+        return json.dumps(document | given, sort_keys=True)
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         return self.store.get(self.prefix + name)
@@ -162,26 +166,38 @@ def _files(folder: Path) -> list[Path]:
 
 
 def store_of(place: str) -> StoreAddress | None:
-    """The store that tasks at a `place` read from; None: none was known where it was named."""
+    """The store at a `place`; None: it is a folder."""
     document = json.loads(place)
-    if "folder" in document:
-        return StoreAddress.model_validate_json(document["reads"]) if "reads" in document else None
-    return StoreAddress.model_validate(document["store"])
+    return StoreAddress.model_validate(document["store"]) if "store" in document else None
+
+
+def elsewhere(place: str) -> str:
+    """The same place for processes that the stage does not start itself: they have no part in its scratch folder, which
+    may be of another machine, or go while they are at work.
+    """
+    return json.dumps({name: value for name, value in json.loads(place).items() if name != "scratch"}, sort_keys=True)
 
 
 @functools.lru_cache(maxsize=16)
 def objects_at(place: str) -> TaskObjects:
-    """The objects at a `place`. On another machine than its own, files are made under the scratch folder there."""
+    """The objects at a `place`."""
     document = json.loads(place)
     if "folder" in document:
-        return FolderObjects(Path(document["folder"]), document.get("reads"))
-    here = Path(document["scratch"])
-    if not here.is_dir() or not os.access(here, os.W_OK):
-        scratch().mkdir(parents=True, exist_ok=True)
-        here = Path(tempfile.mkdtemp(prefix="stage-", dir=scratch()))
-        atexit.register(claim(here).close)  # open until then: a folder of a killed process is swept up
-        atexit.register(shutil.rmtree, here, ignore_errors=True)
-    return StoreObjects(Store(StoreAddress.model_validate(document["store"])), document["prefix"], here)
+        return FolderObjects(Path(document["folder"]))
+    given = document.get("scratch")
+    return StoreObjects(
+        Store(StoreAddress.model_validate(document["store"])), document["prefix"], given and Path(given)
+    )
+
+
+@functools.cache
+def own_folder() -> Path:
+    """A folder of this process under the scratch folder of its machine."""
+    scratch().mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="stage-", dir=scratch()))
+    atexit.register(claim(folder).close)  # open until then: a folder of a killed process is swept up
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 # --- arrays of jobs (stages/lib/data/job_array.py): what the launcher says ---------------------------------------

@@ -38,7 +38,7 @@ def run(ctx: Context[DedupConfig]) -> None:
     if problem := documents_problem(largest * len(parts), len(parts)):
         raise InputError(problem.line(ctx.node))
     funnel, linked = Funnel(), _Clusters()
-    with Pool.of(ctx, Dedup.resources(ctx.config), folders=ctx.config.work is not None) as pool:
+    with Pool.of(ctx, Dedup.resources(ctx.config)) as pool:
         left = []
         for number, part in enumerate(parts):
             pool.prefix = f"p{number:04d}-" if len(parts) > 1 else ""

@@ -145,10 +145,6 @@ class DedupConfig(StageConfig):
             " launcher; never changes the result"
         ),
     )
-    work: Operational[str | None] = Field(
-        default=None,
-        description="folder that outlives an attempt and that all workers see: finished shards are not done again",
-    )
 
     def resolved(self) -> Recipe:
         """The recipe with this configuration's departures."""

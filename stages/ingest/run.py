@@ -84,7 +84,7 @@ def _task(config: IngestConfig, share: work_units.WorkUnit, raw: Raw) -> dict[st
     found: dict[str, Any] = {
         "files": [_value(file) for file in share.files],
         "raw": _within(share.files, raw),
-        "config": config.model_dump(mode="json", exclude={"workers", "work"}),
+        "config": config.model_dump(mode="json", exclude={"workers"}),
     }
     return (
         found

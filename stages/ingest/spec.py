@@ -84,10 +84,6 @@ class IngestConfig(StageConfig):
             " launcher; never changes the result"
         ),
     )
-    work: Operational[str | None] = Field(
-        default=None,
-        description="not used any more: what tasks leave is in the store, where any attempt finds it",
-    )
 
     @model_validator(mode="after")
     def _workers_fit(self) -> IngestConfig:

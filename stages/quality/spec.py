@@ -53,10 +53,6 @@ class QualityConfig(StageConfig):
             " launcher; never changes the result"
         ),
     )
-    work: Operational[str | None] = Field(
-        default=None,
-        description="not used any more: what tasks leave is in the store, where any attempt finds it",
-    )
 
 
 class Quality(Stage[QualityConfig], env="data", revision=4, reproducible="same hardware"):

@@ -58,10 +58,6 @@ class TokenizeConfig(StageConfig):
             " launcher; never changes the result"
         ),
     )
-    work: Operational[str | None] = Field(
-        default=None,
-        description="not used any more: what tasks leave is in the store, where any attempt finds it",
-    )
 
     @model_validator(mode="after")
     def _ranges(self) -> TokenizeConfig:

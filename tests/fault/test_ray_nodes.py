@@ -1,4 +1,6 @@
-"""`dedup` as Ray tasks on two nodes, each with processes of its own; one is killed in the middle of a shard."""
+"""`dedup` as Ray tasks on two nodes that share the store alone, each with processes and disks of its own; one is killed
+in the middle of a shard.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,18 @@ from pathlib import Path
 import pytest
 import ray
 
+from stages.core.ledger import Ledger
+from stages.core.messages import StageRequest
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
 from tests.support.probe_pipeline import wait_for
-from tests.support.worker_pool import parts
+from tests.support.stored_dedup import Attempts, at_work, by_processes, corpus, machine, request, same, sources
 
 pytestmark = pytest.mark.slow  # a Ray node takes some ten seconds to start
 
-SCRIPT = """
-import pathlib, sys
-from tests.support.deduplication import dedup, planted
-texts = planted(3, size=160, copies=120)
-workers = sys.argv[2]
-workers = workers if workers == "ray" else int(workers)
-dedup(pathlib.Path(sys.argv[1]), *[texts[n::8] for n in range(8)], recipe="dclm", workers=workers)
-"""
-"""Eight shards, and the recipe with the most steps."""
-ATTEMPTS = 5
-"""Runs in which the second node may get no shard."""
+RUNS = 5
+"""In which the second node may get no shard."""
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 def free_port() -> int:
@@ -43,21 +39,27 @@ def free_port() -> int:
 
 
 class Cluster:
-    """Ray nodes of one core on this machine."""
+    """Ray nodes of one core on this machine; each has a folder of its own, and no credentials."""
 
     def __init__(self, folder: Path) -> None:
         self.address = f"{ray.util.get_node_ip_address()}:{free_port()}"
-        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": self.address}
-        self.environment |= {
-            "RAY_AUTH_MODE": "token",
+        self.common = {
+            "PYTHONPATH": str(ROOT),
+            "RAY_AUTH_MODE": "token",  # its ports are open to the network
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        }  # its ports are open to the network
-        self.environment |= {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4"}
-        self.log = open(folder / "ray.log", "wb")  # noqa: SIM115
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_failure_threshold": "4",
+        }
+        self.log_path, self.root = folder / "ray.log", folder
+        self.log = open(self.log_path, "wb")  # noqa: SIM115
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # a socket's path has 107 characters at most
         self.start("--head", f"--port={self.address.partition(':')[2]}", "--include-dashboard=false",
                    f"--temp-dir={self.folder}")  # fmt: skip
+
+    def scratch(self, number: int) -> Path:
+        """Where the tasks on a node have their folders."""
+        return self.root / f"node-{number}" / "scratch"
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """A node, in a session of its own."""
@@ -69,16 +71,16 @@ class Cluster:
             "--disable-usage-stats",
         ]
         command += ["--object-store-memory=100000000", *arguments]
-        environment = {k: v for k, v in self.environment.items() if k != "RAY_ADDRESS"}
+        folder = self.root / f"node-{len(self.nodes)}"
+        environment, log = machine(folder, **self.common), self.log
         self.nodes.append(
-            subprocess.Popen(command, env=environment, start_new_session=True, stdout=self.log, stderr=self.log)
+            subprocess.Popen(command, env=environment, cwd=folder, start_new_session=True, stdout=log, stderr=log)
         )
         return self.nodes[-1]
 
     def join(self) -> subprocess.Popen[bytes]:
-        """One more node, once the head listens."""
-        host, port = self.address.split(":")
-        wait_for(lambda: socket.socket().connect_ex((host, int(port))) == 0, "the head of the Ray cluster")
+        """One more node, once the head is up: it gives up on one that is not."""
+        wait_for(lambda: b"ray start --address=" in self.log_path.read_bytes(), "the head of the Ray cluster")
         node = self.start(f"--address={self.address}")
         wait_for(lambda: "raylet" in self.programs(node), "the raylet of the second node")
         return node
@@ -122,37 +124,33 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         made.stop()
 
 
-def stage(cluster: Cluster, root: Path, workers: int | str = "ray") -> subprocess.Popen[bytes]:
-    """The stage, in a process of its own."""
-    root.mkdir()
-    command = [sys.executable, "-c", SCRIPT, str(root), str(workers)]
-    return subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=cluster.log, stderr=cluster.log)
+def stage(cluster: Cluster, asked: StageRequest) -> subprocess.Popen[bytes]:
+    """The stage, in a process and with disks of its own."""
+    folder = cluster.root / f"stage-{asked.key[:4]}"
+    credentials = {name: os.environ[name] for name in CREDENTIALS}
+    environment = machine(folder, **cluster.common, **credentials, RAY_ADDRESS=cluster.address)
+    (folder / "request.json").write_text(asked.model_dump_json())
+    command = [sys.executable, "-m", "stages.core.runtime", "request.json"]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=cluster.log, stderr=cluster.log
+    )
 
 
-def stopped_at_work(
-    cluster: Cluster, node: subprocess.Popen[bytes], running: subprocess.Popen[bytes], sign: Path
-) -> list[Path]:
-    """Unfinished shards in the hands of a node whose processes are stopped; none if the stage ended before: on a busy
-    machine the other node may have taken all.
+def stopped_at_work(cluster: Cluster, running: subprocess.Popen[bytes], attempts: Attempts) -> set[str]:
+    """Unfinished shards in the hands of the second node, whose processes are stopped; none if the stage ended before:
+    on a busy machine the other node may have taken all.
     """
-    torn: list[Path] = []
+    torn: set[str] = set()
 
     def signalled(number: int) -> None:
-        for pid in cluster.processes(node):
+        for pid in cluster.processes(cluster.nodes[1]):
             os.kill(pid, number)
 
-    def at_work() -> list[Path]:
-        """Shards that processes of the node are at."""
-        mine = set(cluster.processes(node))
-        done = {path.stem for path in sign.glob("*.json")}
-        torn = sign.with_name("sign.files").glob("??????.*")
-        return [p for p in torn if int(p.suffix[1:]) in mine and p.name.partition(".")[0] not in done]
-
     def caught() -> bool:
-        if not at_work():
+        if not at_work(cluster.scratch(1), "sign"):
             return running.poll() is not None
         signalled(signal.SIGSTOP)
-        torn[:] = at_work()
+        torn.update(at_work(cluster.scratch(1), "sign").keys() - attempts.receipts("sign"))
         if not torn:  # it was finished between the look and the signal
             signalled(signal.SIGCONT)
         return bool(torn)
@@ -161,30 +159,21 @@ def stopped_at_work(
     return torn
 
 
-def test_two_nodes_and_a_killed_one_give_the_same_bytes(tmp_path: Path, cluster: Cluster) -> None:
-    """The shard that the dead node was at is done again elsewhere; a new node joins, and all is run once more on
-    both.
-    """
+def test_two_nodes_and_a_killed_one_give_the_same_digest(ledger: Ledger, tmp_path: Path, cluster: Cluster) -> None:
+    """The shard that the dead node was at is done again elsewhere, and no other."""
     node = cluster.join()
-    assert stage(cluster, tmp_path / "one", 1).wait(HANG) == 0
-    expected = parts(tmp_path / "one")
-    assert len(expected) == 8
-    for number in range(ATTEMPTS):
-        root = tmp_path / f"killed-{number}"
-        killed = stage(cluster, root)
-        sign = root / "tasks" / "sign"
-        torn = stopped_at_work(cluster, node, killed, sign)
+    inputs = sources(ledger, tmp_path, corpus())
+    expected = by_processes(ledger, inputs, tmp_path)
+    for number in range(RUNS):
+        key = f"{number}d" * 32
+        with Attempts(ledger, key) as attempts:
+            running = stage(cluster, request(ledger, inputs, key, recipe="dclm", workers="ray"))
+            if torn := stopped_at_work(cluster, running, attempts):
+                cluster.kill(node)
+            code = running.wait(HANG)
+        assert code == 0, cluster.log_path.read_text(errors="replace")[-3000:]
+        same(ledger, key, expected)
         if torn:
             break
-        assert killed.wait(HANG) == 0, (tmp_path / "ray.log").read_text()[-3000:]
-    cluster.kill(node)
-    assert torn, f"the second node had no shard in any of {ATTEMPTS} runs"
-    assert killed.wait(HANG) == 0, (tmp_path / "ray.log").read_text()[-3000:]
-    assert parts(root) == expected
-    assert all((sign / f"{number:06d}.json").exists() for number in range(8))
-
-    cluster.join()
-    assert stage(cluster, tmp_path / "both").wait(HANG) == 0, (tmp_path / "ray.log").read_text()[-3000:]
-    assert parts(tmp_path / "both") == expected
-    assert stage(cluster, tmp_path / "two", 2).wait(HANG) == 0
-    assert parts(tmp_path / "two") == expected
+    assert torn, f"the second node had no shard in any of {RUNS} runs"
+    assert attempts.several() <= {f"sign/{shard}" for shard in torn}

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.artifacts import Documents
+from stages.core.task_objects import FolderObjects
 from stages.core.testing import LocalContext, local_artifact
 from stages.dedup.run import run
 from stages.dedup.spec import DedupConfig
 from stages.lib.formats.documents import write_documents
 
 
-def dedup(root: Path, *sources: list[str], **config: Any) -> LocalContext[DedupConfig]:
+def dedup(root: Path, *sources: list[str], tasks: Path | None = None, **config: Any) -> LocalContext[DedupConfig]:
+    """tasks: where an earlier attempt has left what its tasks made."""
     inputs = []
     for n, texts in enumerate(sources):
         folder = root / f"in-{n}"
@@ -22,6 +24,7 @@ def dedup(root: Path, *sources: list[str], **config: Any) -> LocalContext[DedupC
         write_documents(folder, ({"id": f"{n}-{i}", "text": t, "source": f"s{n}"} for i, t in enumerate(texts)))
         inputs.append(local_artifact(Documents, folder))
     ctx = LocalContext(root, DedupConfig(**config), {"sources": inputs})
+    ctx.tasks = ctx.tasks if tasks is None else FolderObjects(tasks)
     run(ctx)
     return ctx
 

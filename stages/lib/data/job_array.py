@@ -6,9 +6,9 @@ when no element is left: the states in which they ended, or why there is no arra
 
     python -m stages.lib.data.job_array PLACE NAME ELEMENT ELEMENTS
 
-which does every ELEMENTS-th part from ELEMENT on, but for jobs whose receipts are there. All that it needs is the store
-(or the folder, where the stage has its results in one). The error of a job itself is left beside the answer, and is the
-stage's. A job without a receipt was lost with its element, and is asked for again.
+which does every ELEMENTS-th part from ELEMENT on, but for jobs whose receipts are there. All that it needs is the
+store. The error of a job itself is left beside the answer, and is the stage's. A job without a receipt was lost with
+its element, and is asked for again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from stages.core.context import TaskObjects
 from stages.core.errors import ConfigError, ExitClass, InfraError, InputError, StageError
 from stages.core.store_errors import Damaged
-from stages.core.task_objects import ARRAYS, OVER, objects_at, state_of
+from stages.core.task_objects import ARRAYS, OVER, elsewhere, objects_at, state_of
 from stages.lib.data.task import ATTEMPTS, READERS, Job, Receipt, execute, receipt, receipts
 
 RequestArray = Callable[[str, str, int], None]
@@ -54,7 +54,7 @@ def run(
             time.sleep(PATIENCE * 2 ** (attempt - 1))
         used.append(f"{name}-{secrets.token_hex(4)}")
         parts = write_jobs(objects, used[-1], list(left.values()))
-        ask = functools.partial(request_array, objects.place, used[-1], parts)
+        ask = functools.partial(request_array, elsewhere(objects.place), used[-1], parts)
         ask()
         answer = yield from _follow(objects, used[-1], left, ask)
         if not left:

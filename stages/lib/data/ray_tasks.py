@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stages.core.errors import ConfigError, InfraError
+from stages.core.task_objects import elsewhere
 from stages.lib.data.task import ATTEMPTS, Job, Receipt, execute
 
 AHEAD = 2
@@ -43,7 +45,7 @@ def run(jobs: Sequence[Job]) -> Iterator[tuple[int, Receipt]]:
     task = ray.remote(execute_there).options(max_retries=ATTEMPTS, num_cpus=1, scheduling_strategy="SPREAD")
     credentials = ray.put({name: os.environ[name] for name in _CREDENTIALS if name in os.environ})
     running: list[Any] = []
-    waiting = iter(jobs)
+    waiting = (replace(job, place=elsewhere(job.place)) for job in jobs)
     while True:
         room = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
         running += [task.remote(job, credentials) for job in (next(waiting, None) for _ in range(max(0, room))) if job]

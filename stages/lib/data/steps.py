@@ -31,7 +31,6 @@ class Result:
 
     value: Any
     files: tuple[FileEntry, ...]
-    place: Path | None = None
 
     def file(self, path: str) -> FileEntry:
         """One of its files. Raises KeyError."""
@@ -39,13 +38,6 @@ class Result:
         if entry is None:
             raise KeyError(f"the task left no file {path}, but {', '.join(e.path for e in self.files) or 'none'}")
         return entry
-
-    @property
-    def folder(self) -> Path:
-        """Where its files lie on a local disk. Raises TypeError where they are in the store."""
-        if self.place is None:
-            raise TypeError("the files of this task are in the store: use `file`, and stages.core.reading")
-        return self.place
 
 
 class Steps:
@@ -77,15 +69,11 @@ class Steps:
                 progress(len(finished), len(jobs), f"shards ({name})")
         if missing := len(jobs) - len(finished):
             raise InfraError(f"{name}: {missing} shards that were done have no receipt")
-        return [self._result(finished[job.number]) for job in jobs]
+        return [Result(finished[job.number].value, finished[job.number].files) for job in jobs]
 
     def _runs(self, name: str, jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:
         """Do the jobs; their receipts as they come."""
         return _inline(jobs)
-
-    def _result(self, receipt: Receipt) -> Result:
-        folder = self.objects.root / receipt.name if isinstance(self.objects, FolderObjects) else None
-        return Result(receipt.value, receipt.files, folder)
 
 
 def _inline(jobs: list[Job]) -> Iterator[tuple[int, Receipt]]:

@@ -14,8 +14,6 @@ may stand in its arguments), never the list of all.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +22,6 @@ from typing import Any, Literal
 from stages.core.context import Context, TaskObjects
 from stages.core.errors import ConfigError
 from stages.core.resources import Resources
-from stages.core.task_objects import FolderObjects
 from stages.lib.data import job_array, ray_tasks
 from stages.lib.data.job_array import RequestArray
 from stages.lib.data.process_pool import ProcessPool
@@ -36,28 +33,7 @@ __all__ = ["Pool", "Result", "Workers"]
 ARRAYS = "MOXIN_ARRAYS"
 """Set by the launcher that answers when a stage asks for an array."""
 BY_ARRAYS = ("slurm", "kubernetes")
-PORTS = (
-    *("sources", "documents", "positives", "tokenizer", "raw"),
-    *("suites", "image_suites", "conversations", "preferences", "problems", "images"),
-)
-"""Input ports of the stages that work through a pool: what lies there is part of a work folder's name."""
 Workers = int | Literal["ray", "slurm", "kubernetes"]
-
-
-def work_folder(ctx: Context[Any]) -> Path:
-    """Where tasks leave their results: scratch, or under the `work` setting a folder for exactly this work.
-
-    What decides the work is the stage, its identity fields and the digests of its inputs, in order.
-    """
-    if getattr(ctx.config, "work", None) is None:
-        return Path(ctx.scratch)
-    config = ctx.config
-    names = [name for name in PORTS if ctx.inputs(name)]
-    inputs = [[name, [i.manifest.digest for i in ctx.inputs(name)]] for name in names]
-    identity = json.dumps([type(config).__module__, config.identity(), inputs], sort_keys=True)
-    folder = Path(config.work) / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 class Pool(Steps):
@@ -74,35 +50,12 @@ class Pool(Steps):
         self._processes: ProcessPool | None = None
 
     @classmethod
-    def of(cls, ctx: Context[Any], need: Resources, *, folders: bool = False) -> Pool:
-        """The pool of a stage. `need`: what one of its processes needs. folders: results stay files of a folder
-        (`Result.folder`), for a stage that does not work by reference yet.
-        """
+    def of(cls, ctx: Context[Any], need: Resources) -> Pool:
+        """The pool of a stage. `need`: what one of its processes needs."""
         by = ctx.config.workers
         if by in BY_ARRAYS and not os.environ.get(ARRAYS):
             raise ConfigError(f"{ctx.node}.workers = '{by}' needs the {by} launcher (--launcher {by})")
-        if by in BY_ARRAYS and folders and not ctx.config.work:
-            raise ConfigError(
-                f"{ctx.node}.workers = '{by}' needs {ctx.node}.work, a folder that all nodes share: this stage does not"
-                " work by reference yet"
-            )
-        if not folders and getattr(ctx.config, "work", None) and not isinstance(ctx.tasks, FolderObjects):
-            ctx.log(
-                f"{ctx.node}.work is not used any more: what tasks leave is in the store; take it out of the profile",
-                "warning",
-            )
-        return cls(
-            work_folder(ctx) if folders else ctx.tasks,
-            ctx.config.workers,
-            functools.partial(ctx.array, cpus=need.cpus, memory_gib=need.memory_gib),
-        )
-
-    @property
-    def folder(self) -> Path:
-        """The folder of a pool whose results stay there. Raises TypeError for one whose results are in the store."""
-        if not isinstance(self.objects, FolderObjects):
-            raise TypeError("this pool has no folder: its results are in the store")
-        return self.objects.root
+        return cls(ctx.tasks, by, functools.partial(ctx.array, cpus=need.cpus, memory_gib=need.memory_gib))
 
     def __enter__(self) -> Pool:
         return self

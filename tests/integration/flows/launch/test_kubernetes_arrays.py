@@ -5,6 +5,10 @@ Job controller does, but here and now; a real store. No cluster was there.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +22,26 @@ from flows.launch.base import Job
 from flows.launch.kubernetes_arrays import IndexedJobs, index_count
 from flows.launch.kubernetes_manifests import Site
 from stages.core.errors import InfraError
+from stages.core.events import Events
 from stages.core.ledger import Ledger
-from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
+from stages.core.messages import CodeRef, Lease, Secrets, StageRequest, StoreAddress
 from stages.core.resources import Resources
 from stages.core.task_objects import StoreObjects, first_part, work_prefix
 from stages.lib.data import job_array
 from stages.lib.data.workers import Pool
 from tests.support.kubernetes_api import Cluster, against, launcher, read
+from tests.support.paths import ROOT
+from tests.support.stored_dedup import (
+    Attempts,
+    at_work,
+    by_processes,
+    corpus,
+    machine,
+    request,
+    run_here,
+    same,
+    sources,
+)
 from tests.support.worker_pool import runs, tasks
 from tests.support.worker_tasks import square
 
@@ -156,6 +173,86 @@ def test_tasks_as_an_indexed_job_give_the_same_results_and_a_lost_index_costs_it
     assert [message.partition(": ")[2][:22] for message in said] == ["5 shards in 3 indexes ", "2 shards in 2 indexes "]
     arrays.cancel()
     assert {name for name, _ in controller.deleted} == controller.ended.keys(), "each Job goes when it is over"
+
+
+class Pods(Cluster):
+    """Runs each index as a process of another machine, which has the store, its command, and a file of secrets. One of
+    the first array is killed in the middle of a shard.
+    """
+
+    def __init__(self, ledger: Ledger, key: str, folder: Path) -> None:
+        super().__init__()
+        self.attempts, self.folder, self.killed = Attempts(ledger, key), folder, ""
+        self.running: dict[str, list[subprocess.Popen[bytes]]] = {}
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        credentials = Secrets(environment={name: os.environ[name] for name in names})
+        (folder / "secrets.json").write_text(credentials.model_dump_json())
+
+    def create_namespaced_job(self, namespace: str, body: dict[str, Any]) -> Any:
+        answer, container = self._make(namespace, body), body["spec"]["template"]["spec"]["containers"][0]
+        words = [word.replace("$$(", "$(") for word in container["command"]]
+        words = [str(self.folder / "secrets.json") if word == "/secrets/secrets.json" else word for word in words]
+        self.running[body["metadata"]["name"]] = [
+            self._start([sys.executable, *words[1:]], index) for index in range(body["spec"]["completions"])
+        ]
+        return answer
+
+    def _start(self, command: list[str], index: int) -> subprocess.Popen[bytes]:
+        environment = machine(self.folder / f"pod-{index}", PYTHONPATH=str(ROOT))
+        command = [str(index) if word == "$(JOB_COMPLETION_INDEX)" else word for word in command]
+        with open(self.folder / f"pod-{index}.log", "ab") as log:
+            return subprocess.Popen(command, env=environment, cwd=self.folder / f"pod-{index}", stdout=log, stderr=log)
+
+    def read_namespaced_job_status(self, name: str, namespace: str) -> Any:
+        if not self.killed:
+            self._kill("000001")
+        codes = [process.poll() for process in self.running[name]]
+        if None in codes:
+            return read("V1Job", status={"active": codes.count(None)})
+        failed = [index for index, code in enumerate(codes) if code]
+        kind = "Failed" if failed else "Complete"
+        status = {"succeeded": codes.count(0), "failedIndexes": ",".join(map(str, failed))}
+        return read("V1Job", status=status | {"conditions": [{"type": kind, "status": "True", "reason": ""}]})
+
+    def _kill(self, task: str) -> None:
+        process = at_work(self.folder / "pod-1" / "scratch", "sign").get(task)
+        if process is not None and task not in self.attempts.receipts("sign"):
+            os.kill(process, signal.SIGKILL)
+            self.killed = task
+
+
+class Asking(Events):
+    """The events of a stage, whose launcher hears of arrays at once."""
+
+    def __init__(self, path: Path, arrays: IndexedJobs) -> None:
+        super().__init__(os.open(path, os.O_WRONLY | os.O_CREAT))
+        self.arrays, self.said = arrays, list[str]()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        super().emit(event, **fields)
+        if event == "array":
+            self.said += [told["message"] for told in self.arrays.submit({"event": event, **fields})]
+
+
+def test_a_stage_by_indexed_jobs_over_the_store_alone_gives_the_digest_of_processes(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOXIN_ARRAYS", "1")
+    monkeypatch.setenv("MOXIN_SCRATCH", str(tmp_path / "stage"))
+    inputs = sources(ledger, tmp_path, corpus()[:4])
+    wanted = by_processes(ledger, inputs, tmp_path)
+    asked = request(ledger, inputs, KEY, recipe="dclm", workers="kubernetes")
+    pods = Pods(ledger, KEY, tmp_path)
+    stage = Job(asked, Resources(cpus=1, memory_gib=1), "data")
+    arrays = IndexedJobs(stage, Site(array_size=2), "mark", pods, pods, "uid-1")
+    events = Asking(tmp_path / "events.jsonl", arrays)
+    with pods.attempts as attempts:
+        run_here(asked, events)
+    same(ledger, KEY, wanted)
+    assert pods.killed, "no index was killed in the middle of a shard"
+    steps = [message.rpartition("(")[2].partition("-")[0] for message in events.said]
+    assert steps == ["sign", "sign", "spill", "keep"], "the shards of the killed index are asked for again"
+    assert attempts.several() <= {f"sign/{pods.killed}"}
 
 
 def test_an_array_that_cannot_be_made_the_stage_hears(ledger: Ledger) -> None:

@@ -29,7 +29,7 @@ def test_results_come_in_order_and_a_second_time_for_nothing(tmp_path: Path, wor
         with Pool(tmp_path / "work", workers) as pool:
             results = pool.map("squares", square, tasks(log), lambda done, total, unit: seen.append((done, total)))
         assert [r.value for r in results] == [0, 1, 4, 9, 16]
-        assert [(r.folder / "value").read_text() for r in results] == ["0", "1", "4", "9", "16"]
+        assert [Path(r.file("value").object).read_text() for r in results] == ["0", "1", "4", "9", "16"]
     assert runs(log) == [1] * 5
     assert seen == [(n, 5) for n in range(1, 6)]
 
@@ -48,7 +48,7 @@ def test_other_arguments_and_torn_results_are_done_again(tmp_path: Path) -> None
 def test_a_damaged_receipt_or_result_is_done_again(tmp_path: Path, how: str) -> None:
     log = tmp_path / "log"
     first = Pool(tmp_path / "work").map("squares", square, tasks(log))
-    (file,) = first[1].folder.iterdir()
+    file = Path(first[1].file("value").object)
     if how.endswith("file"):
         file.unlink() if how == "lost file" else file.write_bytes(file.read_bytes()[:-1])
     else:
@@ -126,13 +126,13 @@ def test_an_attempt_with_other_memory_goes_on(tmp_path: Path, monkeypatch: pytes
     """Partitions and ranges are cut otherwise: only what does not depend on them is taken over."""
     from stages.dedup import duplicates as stage
 
-    work = str(tmp_path / "work")
+    work = tmp_path / "work"
     monkeypatch.setattr(stage, "RECORD_BYTES", 1 << 22)
-    many = dedup(tmp_path / "many", *corpus(), work=work)
-    assert len(list(Path(work).glob("*/merge/*.json"))) > 1
-    assert len(list(Path(work).glob("*/pair/*.json"))) > 1
+    many = dedup(tmp_path / "many", *corpus(), tasks=work)
+    assert len(list(work.glob("merge/*.json"))) > 1
+    assert len(list(work.glob("pair/*.json"))) > 1
     monkeypatch.setattr(stage, "RECORD_BYTES", 32)
-    few = dedup(tmp_path / "few", *corpus(), work=work)
+    few = dedup(tmp_path / "few", *corpus(), tasks=work)
     assert parts(tmp_path / "many") == parts(tmp_path / "few")
     assert many.stats["funnel"] == few.stats["funnel"]
 
@@ -154,19 +154,19 @@ def test_dedup_goes_on_after_a_kill(tmp_path: Path) -> None:
     script = (
         "import sys, pathlib; from tests.support.worker_pool import corpus\nfrom tests.support.deduplication import "
         "dedup\n"
-        "dedup(pathlib.Path(sys.argv[1]), *corpus(), recipe='dclm', work=sys.argv[2])"
+        "dedup(pathlib.Path(sys.argv[1]), *corpus(), recipe='dclm', tasks=pathlib.Path(sys.argv[2]))"
     )
     work = tmp_path / "work"
     command = [sys.executable, "-c", script, str(tmp_path / "killed"), str(work)]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     deadline = time.monotonic() + HANG
-    while not list(work.glob("*/sign/000001.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(work.glob("sign/000001.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     process.wait()
-    done = {p: p.stat().st_mtime_ns for p in work.glob("*/*/*.json")}
+    done = {p: p.stat().st_mtime_ns for p in work.glob("*/*.json")}
     assert len(done) >= 2
-    dedup(tmp_path / "resumed", *corpus(), recipe="dclm", work=str(work))
+    dedup(tmp_path / "resumed", *corpus(), recipe="dclm", tasks=work)
     assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "a finished shard was done again"
     dedup(tmp_path / "whole", *corpus(), recipe="dclm")
     assert parts(tmp_path / "resumed") == parts(tmp_path / "whole")

@@ -91,9 +91,9 @@ def test_one_worker_two_and_an_array_write_the_same_bytes(
 ) -> None:
     corpus(tmp_path / "raw")
     one = ingest(tmp_path / "raw", tmp_path / "one", limit=limit)
-    two = ingest(tmp_path / "raw", tmp_path / "two", workers=2, work=str(tmp_path / "work"), limit=limit)
+    two = ingest(tmp_path / "raw", tmp_path / "two", workers=2, limit=limit)
     monkeypatch.setenv("MOXIN_ARRAYS", "1")
-    config = IngestConfig(workers="slurm", work=str(tmp_path / "shared"), limit=limit)
+    config = IngestConfig(workers="slurm", limit=limit)
     three = LocalContext(tmp_path / "three", config, {"raw": [local_artifact(RawFiles, tmp_path / "raw")]})
     cluster = Cluster(3, lost=lambda array, element: (array, element) == (1, 0))
     monkeypatch.setattr(three, "array", lambda place, name, tasks, cpus, memory_gib: cluster.ask(place, name, tasks))
@@ -118,7 +118,7 @@ def test_ray_writes_the_same_bytes(tmp_path: Path, small_pieces: None, monkeypat
     one = ingest(tmp_path / "raw", tmp_path / "one")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        two = ingest(tmp_path / "raw", tmp_path / "two", workers="ray", work=str(tmp_path / "work"))
+        two = ingest(tmp_path / "raw", tmp_path / "two", workers="ray")
     finally:
         ray.shutdown()
     assert parts(one) == parts(two)
@@ -129,7 +129,7 @@ def test_an_array_without_its_launcher_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("MOXIN_ARRAYS", raising=False)
     corpus(tmp_path / "raw")
     with pytest.raises(ConfigError, match=r"test\.workers = 'slurm' needs the slurm launcher"):
-        ingest(tmp_path / "raw", tmp_path / "out", workers="slurm", work=str(tmp_path / "work"))
+        ingest(tmp_path / "raw", tmp_path / "out", workers="slurm")
 
 
 def test_a_worker_has_a_core_and_memory_for_the_process_beside_it() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flows.launch import slurm, slurm_scripts
+from flows.launch import array_request, slurm, slurm_scripts
 from flows.launch.array_request import ArrayRequest
 from flows.launch.base import Job
 from flows.launch.slurm import Site, SlurmHandle, SlurmLauncher
@@ -24,7 +24,7 @@ from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
 from stages.core.resources import Processes, Resources
-from stages.core.task_objects import OVER, FolderObjects, first_part, objects_at, state_of
+from stages.core.task_objects import OVER, FolderObjects, first_part, state_of, work_prefix
 from stages.core.workspace import claim
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "the-id", "AWS_SECRET_ACCESS_KEY": "the-secret"}
@@ -433,18 +433,24 @@ MARK = "moxin:mark:run-1:aaaaaaaaaaaaaaaa:3"
 """The comment of `job`'s own submission."""
 
 
-def array_job(work: Path) -> Job:
+@pytest.fixture(autouse=True)
+def in_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What lies at a place of the store lies in a folder here."""
+    monkeypatch.setattr(array_request, "objects_at", lambda place: FolderObjects(tmp_path / "work"))
+
+
+def array_job() -> Job:
     plain = job(gpus=2, nodes=3)
-    return Job(
-        plain.request.model_copy(update={"config": {"workers": "slurm", "work": str(work)}}), plain.resources, "data"
-    )
+    return Job(plain.request.model_copy(update={"config": {"workers": "slurm"}}), plain.resources, "data")
 
 
 def ask(work: Path, name: str = "sign-1a2b3c4d", tasks: int = 20) -> dict[str, Any]:
     """A stage's event, and the jobs that it speaks of."""
-    objects = FolderObjects(work / "key")
-    objects.put(first_part(name), b"{}")
-    return {"event": "array", "place": objects.place, "name": name, "tasks": tasks, "cpus": 2, "memory_gib": 1.5}
+    FolderObjects(work).put(first_part(name), b"{}")
+    request = array_job().request
+    own = {"store": request.store.model_dump(mode="json"), "prefix": work_prefix(request.stage, request.key)}
+    needs = {"tasks": tasks, "cpus": 2, "memory_gib": 1.5}
+    return {"event": "array", "place": json.dumps(own), "name": name, **needs}
 
 
 def over(event: dict[str, Any]) -> str:
@@ -454,12 +460,12 @@ def over(event: dict[str, Any]) -> str:
 
 def answered(event: dict[str, Any]) -> Any:
     """The answer that the stage finds; None while there is none."""
-    found = objects_at(event["place"]).get(over(event))
+    found = array_request.objects_at(event["place"]).get(over(event))
     return None if found is None else json.loads(found[0])
 
 
 def arrays(work: Path, site: Site | None = None) -> JobArrays:
-    return JobArrays(array_job(work), site or Site(), work.parent, "mark")
+    return JobArrays(array_job(), site or Site(), work.parent, "mark")
 
 
 def calls(controller: Path, name: str) -> list[str]:
@@ -469,7 +475,7 @@ def calls(controller: Path, name: str) -> list[str]:
 
 @pytest.mark.parametrize("site", [Site(), Site(runtime="pyxis"), Site(runtime="apptainer", images="/sif")])
 def test_an_arrays_script(site: Site, tmp_path: Path) -> None:
-    """What one task needs, not what the stage has; the stage's image, its work folder in it."""
+    """What one task needs, not what the stage has; the stage's image."""
     site = site.model_copy(
         update={
             "array_size": 6,
@@ -480,9 +486,9 @@ def test_an_arrays_script(site: Site, tmp_path: Path) -> None:
     )
     event = ask(tmp_path / "work")
     script = slurm_scripts.array_script(
-        array_job(tmp_path / "work"),
+        array_job(),
         site,
-        ArrayRequest.checked(event, array_job(tmp_path / "work")),
+        ArrayRequest.checked(event, array_job()),
         Path("/shared"),
         "mark",
     )
@@ -504,9 +510,6 @@ def test_an_arrays_script(site: Site, tmp_path: Path) -> None:
     assert words[begin + 1 : begin + 5] == [event["place"], event["name"], "$SLURM_ARRAY_TASK_ID", "6"]
     assert words[begin + 5] == "--secrets"
     assert "sign-1a2b3c4d_%a.log\n" in script
-    assert (f"{tmp_path}/work" in line.partition("bash -c")[0] + words[0] + " ".join(words[:begin])) == (
-        site.runtime != "none"
-    )
     (tmp_path / "array.sh").write_text(script)
     subprocess.run(["bash", "-n", str(tmp_path / "array.sh")], check=True)
 
@@ -533,7 +536,7 @@ def test_an_array_is_submitted_once_whoever_follows_it(controller: Path, tmp_pat
     (said,) = arrays(work).submit(event)
     assert said["message"].startswith("Slurm array 12:")
     assert len(calls(controller, "sbatch")) == 1
-    objects = objects_at(event["place"])
+    objects = FolderObjects(work)
     objects.put(over(event), b"{}")
     assert list(arrays(work).submit(event)) == [], "answered before"
     objects.delete([first_part(event["name"]), over(event)])
@@ -586,12 +589,12 @@ def test_what_sbatch_refuses_of_an_array_the_stage_hears(controller: Path, tmp_p
 
 def test_an_array_of_other_work_is_refused(controller: Path, tmp_path: Path) -> None:
     event = ask(tmp_path / "work")
-    request = array_job(tmp_path / "work").request
+    request = array_job().request
     address = request.store.model_dump(mode="json")
     own = {"store": address, "prefix": f"work/{request.stage}/{request.key}/", "scratch": "/tmp"}
     for place in (
         {"folder": "/etc"},
-        {"folder": f"{tmp_path}/work/../secrets"},
+        {"folder": f"{tmp_path}/work"},
         own | {"prefix": "manifests/"},
         own | {"store": address | {"bucket": "another"}},
         {},
@@ -599,7 +602,7 @@ def test_an_array_of_other_work_is_refused(controller: Path, tmp_path: Path) -> 
     ):
         with pytest.raises(InfraError, match="is not its own work"):
             list(arrays(tmp_path / "work").submit({**event, "place": json.dumps(place)}))
-    ArrayRequest.checked({**event, "place": json.dumps(own)}, array_job(tmp_path / "work"))
+    ArrayRequest.checked({**event, "place": json.dumps(own)}, array_job())
     for change in ({"tasks": 0}, {"name": "../x-00000000"}):
         with pytest.raises(InfraError, match="in terms that are not known"):
             list(arrays(tmp_path / "work").submit({**event, **change}))
@@ -633,7 +636,6 @@ def test_an_attempt_ends_what_earlier_ones_left(controller: Path, tmp_path: Path
         f"14 moxin:{found._installation}:run-0:{'b' * 16}:2:sign-1",
     ]
     (controller / "squeue.out").write_text("\n".join(rows) + "\n")
-    found.start(array_job(tmp_path / "work"))
+    found.start(array_job())
     assert calls(controller, "scancel") == ["scancel 12"]
-    assert (tmp_path / "work").is_dir()
     assert "export MOXIN_ARRAYS=1\n" in next((tmp_path / "home" / "slurm").glob("*.sh")).read_text()

@@ -153,7 +153,7 @@ def test_dedup_through_arrays_is_the_same(tmp_path: Path, monkeypatch: pytest.Mo
         inputs.append(local_artifact(Documents, tmp_path / f"in-{n}"))
     ctx = LocalContext(
         tmp_path / "two",
-        DedupConfig(recipe="the-stack", workers="slurm", work=str(tmp_path / "work")),
+        DedupConfig(recipe="the-stack", workers="slurm"),
         {"sources": inputs},
     )
     cluster = Cluster(2, lost=lambda array, element: (array, element) == (0, 0))
@@ -166,4 +166,4 @@ def test_dedup_through_arrays_is_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_a_launcher_that_answers_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MOXIN_ARRAYS", raising=False)
     with pytest.raises(ConfigError, match=r"test\.workers = 'slurm' needs the slurm launcher"):
-        dedup(tmp_path, ["a text"], workers="slurm", work=str(tmp_path / "work"))
+        dedup(tmp_path, ["a text"], workers="slurm")

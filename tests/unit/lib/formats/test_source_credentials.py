@@ -229,9 +229,7 @@ def test_elements_of_an_array_get_those_of_sources_and_the_stores_where_nobody_s
     for name, value in SOURCE.items():
         monkeypatch.setenv(name, value)
     given = job(network="internet")
-    given = replace(
-        given, request=given.request.model_copy(update={"config": {"workers": "slurm", "work": str(tmp_path / "work")}})
-    )
+    given = replace(given, request=given.request.model_copy(update={"config": {"workers": "slurm"}}))
     launcher = SlurmLauncher(
         Settings(tmp_path, given.request.store, "http://127.0.0.1:1/api", True, False, STORE_KEYS), Site()
     )
