@@ -58,6 +58,8 @@ class Estimate:
     """What an attempt that breaks loses at most."""
     scale: NodeScale | None = None
     """Bytes, disk, tasks; None where the ledger answers."""
+    untimed: str = ""
+    """Why there are no seconds."""
 
     def row(self) -> dict[str, Any]:
         """As JSON values."""
@@ -74,7 +76,7 @@ class Estimate:
         elif self.memory_unknown:
             parts.append(f"no formula of memory: {self.memory_unknown}")
         if not self.basis:
-            time = "not estimated" if not parts else "time not known"
+            time = f"time not known ({self.untimed})" if self.untimed else "not estimated"
         elif self.gpu_hours:
             time = f"{duration(self.seconds)}, {_hours(self.gpu_hours)} GPU-h, ${self.dollars:,.0f}"
         elif self.core_hours >= 1:
@@ -131,7 +133,8 @@ def estimate(
         held = _memory(plan, profile, prices, expected, inputs)
         lost = one.seconds * (1 / sizes.tasks if sizes.tasks > 1 else _lost(plan, profile, inputs))
         why = memory.unknown(plan.node.stage, config, resources)
-        out[plan.node.name] = replace(one, memory=held, memory_unknown=why, lost_seconds=lost, scale=sizes)
+        told = {"memory_unknown": why, "untimed": "" if one.basis else sizes.unknown or plan.node.untimed}
+        out[plan.node.name] = replace(one, memory=held, lost_seconds=lost, scale=sizes, **told)
     return out
 
 

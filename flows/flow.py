@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import garbage_collection, prefect_artifacts, preflight, profiles
+from flows import cost, garbage_collection, prefect_artifacts, preflight, profiles
 from flows.event_dispatch import Observer
 from flows.execute import STOP_GRACE, Execution, Outcome
 from flows.launch import Launcher, launcher
@@ -165,7 +165,7 @@ def moxin(
         if plan_only:
             api_calls.close()
             return Completed(message="planned only: see the table")
-        preflight.refuse(preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run]))
+        preflight.refuse(_problems(plans, values))
         launchers = _launchers(values, plans, settings)
         for line in garbage_collection.collect(settings.home, ledger):
             log.info("%s", line)
@@ -181,6 +181,15 @@ def moxin(
         return Failed(message=str(error))
     ENDED[run_id] = _walk(run_id, _Run(execution, plans, api_calls))
     return ENDED[run_id]
+
+
+def _problems(plans: list[NodePlan], values: profiles.Profile) -> list[preflight.Finding]:
+    """What will stop the nodes that are to run."""
+    names = [plan.node.name for plan in plans if plan.will_run]
+    if not names:
+        return []
+    scales = {name: one.scale for name, one in cost.estimate(plans, values, None).items()}
+    return [*preflight.problems(PIPELINE, values, names), *preflight.too_large(scales)]
 
 
 def _launchers(values: profiles.Profile, plans: list[NodePlan], settings: Settings) -> dict[str, Launcher]:

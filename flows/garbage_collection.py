@@ -12,6 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -142,27 +143,20 @@ def _unlink(path: Path) -> tuple[int, int]:
 def _downloads(home: Path, ledger: Ledger) -> Iterator[Garbage]:
     """Parts of downloads into the cache whose processes are gone: a live one holds the lock of its entry."""
     for path in (home / "cache").glob("??/.*"):
-        with _entry_lock(path.with_name(path.name[1:].partition(".")[0])) as held:
+        with _lock_of(path) as held:
             if held and path.exists():
                 yield Garbage(DOWNLOADS, str(path), 1, path.stat().st_size, remove=partial(_unlink_entry, path))
 
 
 def _unlink_entry(path: Path) -> tuple[int, int]:
-    """Remove an entry of the cache, or a part of one, unless a process is about to use it."""
-    with _entry_lock(path.with_name(path.name.removeprefix(".").partition(".")[0])) as held:
+    """Remove a part of an entry of the cache, unless a process is about to use it."""
+    with _lock_of(path) as held:
         return _unlink(path) if held else (0, 0)
 
 
-@contextlib.contextmanager
-def _entry_lock(entry: Path) -> Iterator[bool]:
-    """The lock of a cache's entry (`stages.core.staging`); False: another process has it."""
-    with open(entry.with_name(f"{entry.name}.verified"), "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+def _lock_of(part: Path) -> AbstractContextManager[object]:
+    """The lock of the entry that a part belongs to, if it can be had; nothing is removed by looking."""
+    return eviction.entry_lock(part.with_name(part.name[1:].partition(".")[0]), wait=False, clean=False)
 
 
 def _cache(home: Path, budget: int | None) -> Iterator[Garbage]:

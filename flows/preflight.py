@@ -8,7 +8,7 @@ refuse(found)                                           # raises ConfigError: on
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from flows.data_files import DATA
 from flows.profiles import Profile
+from flows.scale import NodeScale
 from stages.core.errors import ConfigError
 from stages.core.graph import Node, Pipeline
 from stages.core.interpreters import variable
@@ -64,6 +65,11 @@ def problems(pipeline: Pipeline, profile: Profile, names: Iterable[str], deep: b
         *(f for f in _overlaps(pipeline, profile) if f.node in chosen),
         *_cards(profile, [name for name in pipeline.nodes if name in chosen]),
     ]
+
+
+def too_large(scales: Mapping[str, NodeScale | None]) -> list[Finding]:
+    """What nodes cannot do because their inputs are too large, as far as the plan knows these."""
+    return [Finding(name, problem) for name, scale in scales.items() if scale for problem in scale.refusals]
 
 
 def refuse(findings: list[Finding]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from flows.data_files import DATA
 from stages.core.artifacts import ArtifactManifest
 from stages.core.graph import Node
+from stages.core.preflight import Problem
 from stages.core.resources import Resources
 from stages.core.scale import Amounts, Scale, Unknown
 
@@ -51,7 +52,7 @@ class NodeScale:
     unknown: str = ""
     """What the sums would need and is not known; "": they are whole."""
     notes: tuple[str, ...] = ()
-    refusals: tuple[str, ...] = ()
+    refusals: tuple[Problem, ...] = ()
     outputs: Mapping[str, Amounts] = field(default_factory=dict)
 
     @property
@@ -207,7 +208,7 @@ def _images(config: Any, declared: Mapping[str, Any]) -> float:
 
 def limits(name: str, scale: NodeScale, resources: Resources) -> list[str]:
     """What a node would run into, one line each."""
-    lines = [f"{name}: cannot run: {why}" for why in scale.refusals]
+    lines = []
     if scale.disk > resources.scratch_gib * GIB:
         given = f"resources.{name}.scratch_gib = {resources.scratch_gib:g}"
         lines.append(f"{name}: needs {size(scale.disk)} of local disk, but {given}")

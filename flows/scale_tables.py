@@ -77,7 +77,7 @@ def _case(case: Case) -> str:
     warned = [
         text
         for text in cost.warnings(shown, profile, estimates)
-        if "cannot run" in text or "local disk" in text or "of memory" in text or "tasks:" in text
+        if "local disk" in text or "of memory" in text or "tasks:" in text
     ]
     if warned:
         lines += ["", "Said by the plan:", "", *(f"- {text}" for text in warned)]
@@ -98,7 +98,7 @@ def _row(plan: NodePlan, profile: Profile, one: cost.Estimate) -> str:
         if one.core_hours
         else ""
     )
-    hours = f"{cost.duration(one.seconds)} on {machine}" if one.basis else f"not known, on {machine}"
+    hours = f"{cost.duration(one.seconds)} on {machine}" if one.basis else one.untimed
     cells = [
         plan.node.name,
         size(reads) if reads else "",

@@ -52,6 +52,7 @@ def plan(
         plans, values = plan_nodes(profile, select, all_overrides(set_, launcher), force, deep)
         estimates = cost.estimate(plans, values, ledger)
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
+    findings += preflight.too_large({name: one.scale for name, one in estimates.items()})
     warnings, limits = (told(plans, values, estimates) for told in (cost.warnings, cost.limits))
     if json_:
         nodes = [

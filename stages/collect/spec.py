@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable
+from typing import ClassVar, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
 from stages.core.artifacts import RawFiles
-from stages.core.config import Operational, StageConfig
+from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Problem, data_set
 from stages.core.resources import Resources
 from stages.core.stage import Output, Stage, output
-from stages.lib.data.expected_size import ExpectedSize
 from stages.lib.data.raw_source import RawSource
 
 
@@ -34,15 +33,13 @@ class CollectConfig(StageConfig):
     mirrored: float = Field(
         default=0.2, ge=0, le=1, description="machine: share of pages that a second site serves too"
     )
-    expected: Operational[Mapping[Literal["text", "web", "code"], ExpectedSize]] = Field(
-        default={},
-        description="of a port: {documents, text_bytes} that it comes to once ingested, about; for the plan alone",
-    )
     seed: int = Field(default=7, description="machine: which files are taken, and which pages are mirrored")
 
 
 class Collect(Stage[CollectConfig], env="data", revision=2, reproducible="no"):
     """List the raw text, web and code sources, or gather them from this machine."""
+
+    untimed: ClassVar[str] = "it asks each source for its listing once"
 
     text: Output[RawFiles] = output()
     web: Output[RawFiles] = output()

@@ -95,9 +95,9 @@ def count(folder: Path, size: int) -> None:
 
 
 @contextmanager
-def entry_lock(entry: Path, wait: bool = True) -> Iterator[IO[str] | None]:
+def entry_lock(entry: Path, wait: bool = True, clean: bool = True) -> Iterator[IO[str] | None]:
     """The lock of an entry, a file with notes of its last verification; None: another process has it, and we do not
-    wait. What killed processes left of the entry is removed. On a file system without locks the notes alone.
+    wait. clean: remove what killed processes left of the entry. On a file system without locks the notes alone.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
     path = entry.with_name(f"{entry.name}.verified")
@@ -112,7 +112,7 @@ def entry_lock(entry: Path, wait: bool = True) -> Iterator[IO[str] | None]:
                 yield notes if wait else None
                 return
             if _is_still(path, notes):
-                for left in entry.parent.glob(f".{entry.name}.*"):  # of a killed process: we have the lock
+                for left in entry.parent.glob(f".{entry.name}.*") if clean else ():  # we have the lock: its owner died
                     left.unlink(missing_ok=True)
                 yield notes
                 return

@@ -121,12 +121,18 @@ class Ledger(CheckpointStore):
         """The names of all pages of an output's index. Raises Damaged."""
         return index_objects(self.store, manifest.index) if manifest.index else []
 
-    def input_entries(self, ref: InputRef) -> list[FileEntry]:
-        """The files of an input, in path order. Raises InputError when its producer has another result now, Damaged."""
+    def input_entries(self, ref: InputRef, producers: dict[str, StageResult | None] | None = None) -> list[FileEntry]:
+        """The files of an input, in path order. Raises InputError when its producer has another result now, Damaged.
+        producers: results that were read for other inputs, by key; what is read for this one is added.
+        """
         if not ref.manifest.left_out:
             return self.entries(ref.manifest)
-        stored = self.manifest(ref.key)
-        output = stored[0].outputs.get(ref.port) if stored else None
+        producers = {} if producers is None else producers
+        if ref.key not in producers:
+            found = self.manifest(ref.key)
+            producers[ref.key] = found[0] if found else None
+        stored = producers[ref.key]
+        output = stored.outputs.get(ref.port) if stored else None
         if output is None or output.digest != ref.manifest.digest:
             what = "is gone" if output is None else "was made anew, with other bytes,"
             raise InputError(f"the output {ref.port} of {ref.node} {what} since this was planned: run it again")

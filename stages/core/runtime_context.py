@@ -76,14 +76,17 @@ class RuntimeContext:
 
     def stage_in(self, cache: Cache) -> None:
         """Bring the inputs that are read whole to local disk, through the content-addressed cache."""
+        producers: dict[str, StageResult | None] = {}
         for port, refs in self.request.inputs.items():
-            self._inputs[port] = [self._stage_in_one(port, i, ref, cache) for i, ref in enumerate(refs)]
+            self._inputs[port] = [self._stage_in_one(port, i, ref, cache, producers) for i, ref in enumerate(refs)]
 
-    def _stage_in_one(self, port: str, index: int, ref: InputRef, cache: Cache) -> LocalArtifact:
+    def _stage_in_one(
+        self, port: str, index: int, ref: InputRef, cache: Cache, producers: dict[str, StageResult | None]
+    ) -> LocalArtifact:
         folder = self.root / "in" / port / str(index)
         entries: list[FileEntry] = []
         try:
-            entries = self.ledger.input_entries(ref)
+            entries = self.ledger.input_entries(ref, producers)
             self.bytes_in += sum(entry.size for entry in entries)
             if odd := next((e.path for e in entries if e.path.startswith("/") or ".." in e.path.split("/")), None):
                 raise InputError(f"artifact {ref.node}.{ref.port} lists a path outside itself: {odd!r}")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from stages.core.artifacts import ArtifactManifest
+from stages.core.preflight import Problem
 
 Amounts = Mapping[str, float]
 """What an artifact holds: `bytes` and `files` stored, `documents`, `text_bytes`, `tokens`, `rows`, `images`; a listing
@@ -43,8 +44,8 @@ class Scale:
     """Bytes fetched from elsewhere."""
     notes: tuple[str, ...] = ()
     """What was assumed of the data."""
-    refusals: tuple[str, ...] = ()
-    """Why the stage cannot do it, in words for the plan."""
+    refusals: tuple[Problem, ...] = ()
+    """Why the stage cannot do it."""
 
 
 def amount(manifests: Iterable[ArtifactManifest], name: str) -> float:

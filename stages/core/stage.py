@@ -103,6 +103,8 @@ class Stage(_Declared, Generic[C_co]):
     ports: ClassVar[dict[str, Port]]
     #: `{"tokens.sequence_length": "sequence_length"}`: facet of an input that must equal a configuration field.
     match: ClassVar[Mapping[str, str]] = {}
+    #: why a plan has no hours for it, where it has none
+    untimed: ClassVar[str] = "no rate of it was measured"
     #: `{"documents": "shards"}`: how an input port is read; 'whole' where nothing is said.
     reads: ClassVar[Mapping[str, Reading]] = {}
 

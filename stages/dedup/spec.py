@@ -11,14 +11,13 @@ from pydantic import Field, model_validator
 from stages.core.artifacts import ArtifactManifest, Documents
 from stages.core.config import Operational, StageConfig
 from stages.core.errors import ConfigError
-from stages.core.preflight import PreflightContext, Problem
+from stages.core.preflight import Problem
 from stages.core.resources import Resources
 from stages.core.scale import Scale
 from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.dedup import limits
 from stages.dedup.bloom_size import filter_bytes
 from stages.lib.data.amounts import DEDUPLICATED, corpus, documents, shards
-from stages.lib.data.expected_size import expected_size
 
 RecipeName = Literal[
     "slimpajama",
@@ -183,11 +182,6 @@ class Dedup(Stage[DedupConfig], env="data", revision=3, reproducible="bits"):
     sources: Sequence[Input[Documents]]
     documents: Output[Documents] = output()
 
-    def preflight(self, config: DedupConfig, context: PreflightContext) -> Iterable[Problem]:
-        sizes = [expected_size(source, context.configs) for source in self.wires["sources"]]
-        known = [size for size in sizes if size is not None]
-        return config.problems(sum(size.documents for size in known), sum(size.text_bytes for size in known))
-
     @classmethod
     def check_inputs(cls, node: str, config: DedupConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> None:
         documents, text_bytes = (
@@ -224,9 +218,7 @@ class Dedup(Stage[DedupConfig], env="data", revision=3, reproducible="bits"):
             read=3 * stored + 2 * recipe.bands * BAND_BYTES * count,
             written=2 * recipe.bands * BAND_BYTES * count,
             notes=(f"deduplication keeps {kept:.0%}",),
-            refusals=tuple(
-                f"{one.fault}: {one.key} = {one.value}: {one.remedy}" for one in config.problems(count, text)
-            ),
+            refusals=tuple(config.problems(count, text)),
         )
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,6 +61,8 @@ class EvaluateConfig(StageConfig):
 
 class Evaluate(Stage[EvaluateConfig], env="eval", revision=5, reproducible="same hardware"):
     """Score a model on suites of lm-evaluation-harness's tasks; programs are written for another stage to run."""
+
+    untimed: ClassVar[str] = "what its suites ask is known once they are there"
 
     model: Input[Model]
     suites: Sequence[Input[EvalSuite]]

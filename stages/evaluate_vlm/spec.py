@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -57,6 +57,8 @@ class EvaluateVlmConfig(StageConfig):
 
 class EvaluateVlm(Stage[EvaluateVlmConfig], env="vlm", revision=4, reproducible="same hardware"):
     """Score a vision-language model on the seven benchmarks of Table 8, with a blind control beside every score."""
+
+    untimed: ClassVar[str] = "what its suite asks is known once it is there"
 
     model: Input[Model]
     suite: Input[ImageSuite]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,8 @@ class ExecuteCodeConfig(StageConfig):
 
 class ExecuteCode(Stage[ExecuteCodeConfig], env="data", revision=2, reproducible="no"):
     """Run the programs that a model wrote, each in a sandbox without network and files, and score them by pass@k."""
+
+    untimed: ClassVar[str] = "how long programs run is known once they are written"
 
     completions: Input[Completions]
     report: Output[EvalReport] = output()

@@ -84,7 +84,7 @@ def arrays(events: list[dict[str, Any]]) -> list[str]:
 def kill_one(scratch: Path, attempts: Attempts, killed: list[str]) -> None:
     """Kill an element in the middle of a shard."""
     deadline = time.monotonic() + HANG
-    while not killed and time.monotonic() < deadline:
+    while not killed and attempts.is_alive() and time.monotonic() < deadline:
         for number, process in at_work(scratch, "sign").items():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -105,7 +105,7 @@ def test_a_killed_element_costs_one_shard_and_no_byte(
         thread = threading.Thread(target=kill_one, args=(launcher._folder / "scratch", attempts, killed))
         thread.start()
         code, events = finish(launcher.start(job))
-        thread.join()
+    thread.join()
     assert code == 0, "\n".join(map(str, events))
     same(ledger, KEY, wanted)
     said = arrays(events)

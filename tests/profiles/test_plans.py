@@ -11,7 +11,7 @@ from flows.memory import GIB
 from stages.lib.modeling.memory import block_parameters
 from stages.lib.modeling.shape import ModelShape
 from stages.pipeline import PIPELINE
-from tests.support.profile_plans import PROFILES, planned, trainings, warned
+from tests.support.profile_plans import PROFILES, planned, refused, trainings, warned
 
 P = 8_114_180_096
 
@@ -134,7 +134,8 @@ def test_every_data_node_has_bytes_disk_and_a_time_and_fits_its_machine() -> Non
         assert 0 < one.scale.disk <= asked.scratch_gib * 2**30, node.name
         assert one.scale.memory <= asked.memory_gib * 2**30, node.name
     lines = cost.warnings(plans, profile, estimates)
-    assert not [line for line in lines if "cannot run" in line or "local disk" in line or "of memory" in line]
+    assert not refused("7b")
+    assert not [line for line in lines if "local disk" in line or "of memory" in line]
     tokens = sum(estimates[f"tokenize_{name}"].scale.outputs["shards"]["tokens"] for name in ("short", "long"))  # type: ignore[union-attr]
     assert 1e12 < tokens < 2e12
     assert "assumed: RefinedWeb's rules keep 23% of pages" in cost.assumptions(estimates)
@@ -150,10 +151,10 @@ def test_every_fifth_row_has_a_fifth_of_the_images() -> None:
 
 def test_a_limit_that_is_reached_is_said_by_the_plan() -> None:
     """3 TB of Bloom filter, and more documents than 2^32 in one partition."""
-    one = warned("7b", "dedup_web.partitions=1")
-    assert any("dedup_web: cannot run: a filter for 15,065.0 GB of text" in line for line in one)
-    many = warned("7b", "dedup_web.partitions=1", "ingest_web.heuristics=none")
-    assert any("dedup_web: cannot run: 13,100,000,000 documents" in line and "set 4 or more" in line for line in many)
+    (one,) = refused("7b", "dedup_web.partitions=1")
+    assert one.startswith("dedup_web.bloom_memory_gib = 1000: a filter for 15,065.0 GB of text")
+    many = refused("7b", "dedup_web.partitions=1", "ingest_web.heuristics=none")
+    assert any("13,100,000,000 documents" in line and line.endswith("set 4 or more") for line in many)
     assert any("quality_web.scratch_gib = 1" in line for line in warned("7b", "resources.quality_web.scratch_gib=1"))
     assert any(
         "tokenize_short: needs" in line and "of memory" in line

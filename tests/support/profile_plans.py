@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from flows import cost, profiles
+from flows import cost, preflight, profiles
 from flows.plan import NodePlan, make_plan
 from stages.core.graph import Node
 from stages.pipeline import PIPELINE
@@ -44,6 +44,12 @@ def warned(name: str, *overrides: str) -> list[str]:
     """What the plan of a profile warns of."""
     profile, plans, estimates = planned(name, *overrides)
     return cost.warnings(plans, profile, estimates)
+
+
+def refused(name: str, *overrides: str) -> list[str]:
+    """For what a profile's corpora are too large."""
+    _, _, estimates = planned(name, *overrides)
+    return [finding.line for finding in preflight.too_large({node: one.scale for node, one in estimates.items()})]
 
 
 def trainings(profile: profiles.Profile) -> list[Node]:

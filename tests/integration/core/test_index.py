@@ -118,7 +118,9 @@ def test_a_plan_looks_for_pages_and_a_deep_one_for_files(ledger: Ledger, narrow:
     assert ledger.missing_objects(result) == sorted([lost, manifest.index.object])
 
 
-def test_a_reference_finds_the_files_at_its_producer(ledger: Ledger) -> None:
+def test_a_reference_finds_the_files_at_its_producer_which_is_read_once(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lease = ledger.acquire(KEY, "one")
     rows = tuple(files(3))
     manifest = ArtifactManifest(type="Documents", digest=artifact_digest("Documents", {}, rows), facets={}, files=rows)
@@ -128,7 +130,10 @@ def test_a_reference_finds_the_files_at_its_producer(ledger: Ledger) -> None:
     assert (slim.files, slim.count, slim.size) == ((), manifest.count, manifest.size)
     assert slim.reference() == slim
     ref = InputRef(node=result.node, key=result.key, port=port, manifest=slim)
-    assert ledger.input_entries(ref) == list(manifest.files)
+    asked, read, seen = list[str](), ledger.manifest, {}
+    monkeypatch.setattr(ledger, "manifest", lambda key: (asked.append(key), read(key))[1])
+    assert [ledger.input_entries(one, seen) for one in (ref, ref)] == [list(manifest.files)] * 2
+    assert asked == [result.key]
     with pytest.raises(TypeError, match="its producer's manifest"):
         ledger.entries(slim)
     other = ref.model_copy(update={"manifest": slim.model_copy(update={"digest": "0" * 64})})
