@@ -118,7 +118,7 @@ def test_no_number_is_made_up(ledger: Ledger, tmp_path: Path) -> None:
     found = estimates(ledger, tmp_path, select="+shards")
     assert all((e.seconds, e.dollars, e.basis) == (0.0, 0.0, "") for e in found.values())
     assert total(found)["unknown"] == ["source_a", "source_b", "vocabulary", "shards"]
-    assert found["shards"].text() == "time not known (no rate of it was measured); reads ?, disk ?"
+    assert found["shards"].text() == "time not known (the bytes of its input documents are not known)"
 
 
 def test_texts_for_people() -> None:
