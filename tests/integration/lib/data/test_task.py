@@ -68,8 +68,6 @@ def test_results_are_objects_that_another_machine_takes_up(ledger: Ledger, tmp_p
     assert not list(ledger.store.list("work/dedup/key/arrays")), "what was for the arrays alone goes"
     with pytest.raises(KeyError, match="the task left no file pairs, but value"):
         first[0].file("pairs")
-    with pytest.raises(TypeError, match="are in the store"):
-        _ = first[0].folder
 
 
 def test_a_tasks_own_error_is_the_stages_and_what_was_done_stays(ledger: Ledger, tmp_path: Path) -> None:
