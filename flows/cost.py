@@ -133,8 +133,9 @@ def estimate(
         held = _memory(plan, profile, prices, expected, inputs)
         lost = one.seconds * (1 / sizes.tasks if sizes.tasks > 1 else _lost(plan, profile, inputs))
         why = memory.unknown(plan.node.stage, config, resources)
-        told = {"memory_unknown": why, "untimed": "" if one.basis else sizes.unknown or plan.node.untimed}
-        out[plan.node.name] = replace(one, memory=held, lost_seconds=lost, scale=sizes, **told)
+        untimed = "" if one.basis else sizes.unknown or plan.node.untimed
+        one = replace(one, memory=held, memory_unknown=why, lost_seconds=lost, scale=sizes, untimed=untimed)
+        out[plan.node.name] = one
     return out
 
 

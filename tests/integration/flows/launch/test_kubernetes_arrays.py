@@ -231,7 +231,7 @@ class Asking(Events):
     def emit(self, event: str, **fields: Any) -> None:
         super().emit(event, **fields)
         if event == "array":
-            self.said += [told["message"] for told in self.arrays.submit({"event": event, **fields})]
+            self.said += [line["message"] for line in self.arrays.submit({"event": event, **fields})]
 
 
 def test_a_stage_by_indexed_jobs_over_the_store_alone_gives_the_digest_of_processes(
