@@ -53,7 +53,7 @@ def plan(
         estimates = cost.estimate(plans, values, ledger)
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
     findings += preflight.too_large({name: one.scale for name, one in estimates.items()})
-    warnings, limits = (told(plans, values, estimates) for told in (cost.warnings, cost.limits))
+    warnings, limits = cost.warnings(plans, values, estimates), cost.limits(plans, values, estimates)
     if json_:
         nodes = [
             p.row() | {"estimate": estimates[p.node.name].row(), "resumes": p.node.resumes(values.configs[p.node.name])}
