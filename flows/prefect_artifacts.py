@@ -11,7 +11,6 @@ import contextvars
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from prefect.logging import get_run_logger
 from flows import report, table_formats
 from flows.charts import curves_svg
 from flows.execute import Outcome
+from flows.pacing import Budget, Spacing
 from flows.plan import NodePlan
 from flows.profiles import Profile
 from flows.report import ablation, paper_tables, scores, vision_tables
@@ -36,8 +36,10 @@ from stages.core.artifacts import ArtifactManifest
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
 
-PROGRESS_SECONDS = 2.0
-"""Between two updates of a progress artifact: each is one request to the Prefect API."""
+PROGRESS_SECONDS, METRIC_SECONDS = 2.0, 1.0
+"""Between two updates of a progress artifact, each one request to the Prefect API, and between two lines of metrics: at
+first (flows.pacing).
+"""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -120,37 +122,43 @@ class TaskObserver:
         self.node, self._api_calls = node, api_calls
         self._log = get_run_logger()
         self._artifact: UUID | None = None
-        self._updated = time.monotonic()
-        self._metric_logged = 0.0
+        self._lines, self._metrics, self._bars = Budget(), Spacing(METRIC_SECONDS), Spacing(PROGRESS_SECONDS)
+        self._bars.due()  # a node that ends at once needs no bar
 
     def event(self, node: str, event: Mapping[str, Any]) -> None:
         """Show one event."""
         kind = event["event"]
         if kind == "log":
-            self._log.log(_LEVELS.get(str(event.get("level")), logging.INFO), "%s", event["message"])
+            self._line(_LEVELS.get(str(event.get("level")), logging.INFO), str(event["message"]))
         elif kind == "metric":
             self._metric(event)
         elif kind == "progress":
             self._progress(event)
         elif kind == "checkpoint":
-            self._log.info("checkpoint saved at step %s", event["step"])
+            self._line(logging.INFO, f"checkpoint saved at step {event['step']}")
         elif kind == "state":
             self._log.info("%s%s", event["state"], f": {event['message']}" if event.get("message") else "")
             if event["state"] in ("done", "failed", "stopped") and self._artifact is not None:
                 self._show(100.0)  # a bar that stands still at less looks as if something went on
 
-    def _metric(self, event: Mapping[str, Any]) -> None:
-        if time.monotonic() - self._metric_logged < 1.0:
+    def _line(self, level: int, message: str) -> None:
+        if not self._log.isEnabledFor(level):
             return
-        self._metric_logged = time.monotonic()
+        if self._lines.takes():
+            self._log.log(level, "%s", message)
+        elif self._lines.dropped == 1:
+            self._log.warning("too many lines for this page; 'moxin logs %s' has them all", self.node)
+
+    def _metric(self, event: Mapping[str, Any]) -> None:
+        if not self._metrics.due():
+            return
         values = "  ".join(f"{name}={value:.4g}" for name, value in event["values"].items())
         self._log.info("step %s  %s", event["step"], values)
 
     def _progress(self, event: Mapping[str, Any]) -> None:
         total = event.get("total")
-        if not total or time.monotonic() - self._updated < PROGRESS_SECONDS:
+        if not total or not self._bars.due():
             return
-        self._updated = time.monotonic()
         self._show(min(100.0, 100.0 * event["done"] / total))
 
     def _show(self, percent: float) -> None:

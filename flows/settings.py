@@ -76,6 +76,19 @@ class Environment(BaseSettings):
     aws_profile: SecretStr | None = Field(default=None, validation_alias="AWS_PROFILE")
     aws_shared_credentials_file: SecretStr | None = Field(default=None, validation_alias="AWS_SHARED_CREDENTIALS_FILE")
     aws_config_file: SecretStr | None = Field(default=None, validation_alias="AWS_CONFIG_FILE")
+    aws_role_arn: SecretStr | None = Field(default=None, validation_alias="AWS_ROLE_ARN")
+    aws_role_session_name: SecretStr | None = Field(default=None, validation_alias="AWS_ROLE_SESSION_NAME")
+    aws_web_identity_token_file: SecretStr | None = Field(default=None, validation_alias="AWS_WEB_IDENTITY_TOKEN_FILE")
+    aws_endpoint_url_sts: SecretStr | None = Field(default=None, validation_alias="AWS_ENDPOINT_URL_STS")
+    aws_container_credentials_full_uri: SecretStr | None = Field(
+        default=None, validation_alias="AWS_CONTAINER_CREDENTIALS_FULL_URI"
+    )
+    aws_container_authorization_token_file: SecretStr | None = Field(
+        default=None, validation_alias="AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"
+    )
+    aws_ec2_metadata_service_endpoint: SecretStr | None = Field(
+        default=None, validation_alias="AWS_EC2_METADATA_SERVICE_ENDPOINT"
+    )
     aws_ca_bundle: SecretStr | None = Field(default=None, validation_alias="AWS_CA_BUNDLE")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,7 +46,7 @@ def plan(
     """Show what a run would do with each node, what it would cost, and why. Ends with 1 when something stands in the
     run's way: a problem that stops it, or memory or disk that its machines have not.
     """
-    from flows import cost, preflight
+    from flows import cost, credentials, preflight
     from stages.pipeline import PIPELINE
 
     with open_ledger() as ledger:
@@ -54,6 +55,7 @@ def plan(
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
     findings += preflight.too_large({name: one.scale for name, one in estimates.items()})
     warnings, limits = cost.warnings(plans, values, estimates), cost.limits(plans, values, estimates)
+    warnings = [*warnings, *credentials.expiring(plans, values, estimates, os.environ)]
     if json_:
         nodes = [
             p.row() | {"estimate": estimates[p.node.name].row(), "resumes": p.node.resumes(values.configs[p.node.name])}

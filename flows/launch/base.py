@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel
 
@@ -26,6 +26,13 @@ from stages.lib.formats import source_credentials
 
 _ENGINE_PYTHON = re.compile(r"MOXIN_[A-Z_]+_PYTHON")
 _AWS_FILES = ("AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+_AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_AWS_HERE = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+)
+"""Variables by which a machine or a pod knows itself: they say nothing anywhere else."""
 _CA_BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """Variables that name files of this machine, which a container has not: their text goes along."""
 
@@ -172,8 +179,31 @@ def _proxy_exceptions(endpoint: str | None) -> list[str]:
     return ["localhost", "127.0.0.1", "::1"]
 
 
-def secrets_of(job: Job, credentials: dict[str, str]) -> Secrets:
-    """Credentials of the store, and those of sources, for a job that runs in another file system than this process."""
+def secrets_of(
+    job: Job, credentials: dict[str, str], identity: Literal["copied", "account", "files"] = "copied"
+) -> Secrets:
+    """Credentials of the store, and those of sources, for a job that runs in another file system than this process.
+
+    identity: whose credentials of the store a job uses: copies of this process's, which nobody renews; those of the
+    account that it runs under; or those of files and roles that lie on its machine as here. Raises ConfigError when
+    this process has nothing that could be copied.
+    """
+    if identity == "account":
+        credentials = {name: value for name, value in credentials.items() if not name.startswith("AWS_")} | {
+            name: value for name, value in credentials.items() if name == "AWS_CA_BUNDLE"
+        }
+    elif identity == "files":
+        of_sources = secrets_of(job, {})
+        as_here = {name: value for name, value in credentials.items() if name not in _AWS_KEYS}
+        return Secrets(environment=as_here | of_sources.environment, files=of_sources.files)
+    elif any(name in credentials for name in _AWS_HERE) and not any(name in credentials for name in _AWS_KEYS):
+        raise ConfigError(
+            f"node {job.request.node}: this process knows the store by its own identity"
+            f" ({next(name for name in _AWS_HERE if name in credentials)}), which no other machine can use: set"
+            " identity in the site's file"
+        )
+    else:
+        credentials = {name: value for name, value in credentials.items() if name not in _AWS_HERE}
     variables = credentials | source_environment(job)
     if job.resources.network == "internet":
         variables |= {name: os.environ[name] for name in _CA_BUNDLES if name in os.environ}

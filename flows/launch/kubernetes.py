@@ -238,7 +238,8 @@ class KubernetesLauncher:
         job = with_provenance(job, image=environments.stage_image(job.request.stage, job.env).reference)
         place, body = stored_request(job)
         (self._store or Store(place.store)).put(place.object, body)
-        secrets = secret(job, secrets_of(job, self._settings.store_environment()), self._installation)
+        whose = "account" if self._site.service_account else "copied"
+        secrets = secret(job, secrets_of(job, self._settings.store_environment(), whose), self._installation)
         with _errors(f"create job {name}"):
             delete(core, batch, namespace, name, 0)
             created = batch.create_namespaced_job(namespace, batch_job(job, self._site, self._installation))

@@ -36,6 +36,13 @@ class Site(BaseModel):
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[dict[str, str], ...] = ()
     pull_secrets: tuple[str, ...] = Field(default=(), description="names of secrets for the image registry")
+    service_account: str = Field(
+        default="",
+        description=(
+            "the account that pods of stages run under, and by which the store knows them (IRSA, EKS Pod Identity,"
+            " workload identity); empty: copies of the control plane's credentials"
+        ),
+    )
     gpu: str = Field(default="nvidia.com/gpu", description="the resource that stands for a GPU")
     priority_class: str = ""
     array_size: int = Field(
@@ -145,6 +152,8 @@ def batch_job(job: Job, site: Site, installation: str) -> dict[str, Any]:
     }
     if resources.nodes > 1:
         pod["subdomain"] = name_of(job)
+    if site.service_account:  # its token for the store is put in by the cluster; that for the cluster itself stays out
+        pod["serviceAccountName"] = site.service_account
     if site.node_selector:
         pod["nodeSelector"] = dict(site.node_selector)
     if site.tolerations:

@@ -179,7 +179,8 @@ class SlurmLauncher:
             for suffix in (".out", ".err", ".exit"):
                 Path(f"{base}{suffix}").unlink(missing_ok=True)
             write(Path(f"{base}.json"), job.request.model_dump_json())
-            write(Path(f"{base}.secrets.json"), secrets_of(job, self._settings.store_environment()).model_dump_json())
+            secrets = secrets_of(job, self._settings.store_environment(), self._site.identity)
+            write(Path(f"{base}.secrets.json"), secrets.model_dump_json())
             write(Path(f"{base}.sh"), script(job, self._site, base, self._installation, self._folder / "scratch"))
         except OSError as error:
             raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error

@@ -53,6 +53,13 @@ class Site(BaseModel):
         default="", description="apptainer: folder of <stage>-<tag>.sif files; else images come from the registry"
     )
     setup: str = Field(default="", description="shell lines before the job, such as 'module load cuda'")
+    identity: Literal["copied", "files"] = Field(
+        default="copied",
+        description=(
+            "whose credentials of the store a job uses: copies of the control plane's, or (files) what the AWS"
+            " variables that name files and roles say on its own node, else the node's instance profile"
+        ),
+    )
     poll_seconds: float = Field(default=10, gt=0, description="between two looks at the controller")
 
     @classmethod

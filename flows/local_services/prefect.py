@@ -42,6 +42,10 @@ def _environment(folder: Path, port: int, auth: str) -> dict[str, str]:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         # Seconds that a call waits for SQLite's lock, by default 10: with eight writers at once, calls were given up.
         "PREFECT_SERVER_DATABASE_TIMEOUT": "30",
+        # By default only events go. Runs that ended, with their logs, artifacts and states; live ones stay, and what a
+        # node writes is bounded (flows.pacing). Results are in the ledger.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": "P90D",
     }
 
 

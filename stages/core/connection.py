@@ -21,7 +21,7 @@ from botocore.config import Config
 from stages.core.disk import nearly_full, no_space
 from stages.core.errors import ConfigError, InfraError
 from stages.core.messages import StoreAddress
-from stages.core.store_errors import Unavailable, client_errors, object_name
+from stages.core.store_errors import Expired, Unavailable, client_errors, object_name
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -56,6 +56,26 @@ def _patience() -> float:
         raise ConfigError(f"MOXIN_STORE_PATIENCE = {given!r}: set it to seconds, such as 120") from None
 
 
+def _client(address: StoreAddress) -> Any:
+    """A client with the credentials that are there now. Roles, profiles of a machine and processes that hand out
+    credentials are asked again by botocore itself, before they expire.
+    """
+    return boto3.Session().client(  # the default session keeps the first credentials that it saw
+        "s3",
+        endpoint_url=address.endpoint,
+        region_name=address.region,
+        config=Config(
+            # What is sent carries a CRC32, and the ledger SHA-256: to sign it too, as is done without TLS, costs as
+            # much as all the rest.
+            s3={"addressing_style": "path", "payload_signing_enabled": False},
+            retries={"max_attempts": 4, "mode": "standard"},
+            connect_timeout=5,
+            read_timeout=60,
+            max_pool_connections=THREADS * THREADS + 8,  # files at once, and ranges of each
+        ),
+    )
+
+
 class Connection:
     """One bucket (and prefix) of an S3 store, as it is asked. Thread-safe.
 
@@ -69,20 +89,7 @@ class Connection:
         self.interrupted = threading.Event()
         """Set while transfers in other threads are to end: whoever waits for them has been stopped."""
         self._clock_offset: float | None = None
-        self._client = client or boto3.Session().client(  # the default session keeps the first credentials that it saw
-            "s3",
-            endpoint_url=address.endpoint,
-            region_name=address.region,
-            config=Config(
-                # What is sent carries a CRC32, and the ledger SHA-256: to sign it too, as is done without TLS, costs as
-                # much as all the rest.
-                s3={"addressing_style": "path", "payload_signing_enabled": False},
-                retries={"max_attempts": 4, "mode": "standard"},
-                connect_timeout=5,
-                read_timeout=60,
-                max_pool_connections=THREADS * THREADS + 8,  # files at once, and ranges of each
-            ),
-        )
+        self._given, self._client = client is not None, client or _client(address)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where('')})"
@@ -106,6 +113,8 @@ class Connection:
                 with client_errors(self.address, key):
                     return act()
             except Unavailable as error:
+                if isinstance(error, Expired) and not self._given:
+                    self._client = _client(self.address)  # a file that is written anew is read once by a session
                 if reached is not None and reached() > furthest:
                     pause, since, furthest = PAUSES[0], 0.0, reached()
                 since = since or time.monotonic()

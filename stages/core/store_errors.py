@@ -40,12 +40,20 @@ errors, and those of a request whose bytes changed on their way.
 """
 
 
+EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
+"""Codes of answers to credentials that were good for a time, which is over."""
+
+
 class Conflict(Exception):
     """A conditional write lost: the object exists already, or is no longer the one that was read."""
 
 
 class Unavailable(InfraError):
     """The store cannot be reached, or says that it cannot answer now. It may later."""
+
+
+class Expired(Unavailable):
+    """The credentials were good, and are no longer: whoever hands them out may have new ones."""
 
 
 class Damaged(InputError):
@@ -119,6 +127,11 @@ def _answer_error(address: StoreAddress, key: str, error: ClientError) -> Except
     name = object_name(address, key)
     if status in (409, 412) or code in ("PreconditionFailed", "ConditionalRequestConflict"):
         return Conflict(name)
+    if code in EXPIRED:
+        return Expired(
+            f"the credentials for the object store at {_server(address)} have expired ({code}): they are read anew,"
+            " from the same file, role or profile"
+        )
     if status == 403:
         hint = "check the credentials, and with 'moxin status' that the store there is yours"
         if code == "RequestTimeTooSkewed":

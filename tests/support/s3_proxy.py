@@ -20,7 +20,7 @@ from stages.core.messages import StoreAddress
 from stages.core.store import Store
 
 Rule = Callable[[str, str], str | None]
-"""Given method and path: None to pass the request on, or what to do (`WAYS`)."""
+"""Given method and path: None to pass the request on, or what to do: one of `WAYS`, or "expired" (the credentials)."""
 WAYS = ("503", "drop", "cut", "lost", "flip", "flip sent", "slow")
 """"drop": the connection ends before the store has heard of the request; "lost": after it, before its answer; "cut":
 after half of the answer's body; "flip": a byte of the answer's body is another; "flip sent": of the request's body;
@@ -71,6 +71,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if what == "503":
             self._answer(503, b"<Error><Code>SlowDown</Code></Error>", [])
+            return
+        if what == "expired":
+            self._answer(400, b"<Error><Code>ExpiredToken</Code></Error>", [])
             return
         if what == "flip sent":
             body = _flipped(body)
