@@ -81,7 +81,7 @@ class ImageFeaturesConfig(StageConfig):
         return (self.image_size // self.dino.patch) ** 2
 
 
-class SeeImages(Stage[ImageFeaturesConfig], env="vlm", revision=2, reproducible="same hardware"):
+class SeeImages(Stage[ImageFeaturesConfig], env="vlm", revision=3, reproducible="same hardware"):
     """Import the frozen vision towers, and store what they see of every training image, once."""
 
     images: Input[ImageConversations]

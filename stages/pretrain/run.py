@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -61,7 +62,8 @@ def _train(ctx: Context[PretrainConfig], dims: ParallelDims) -> None:
         HeldOutEvaluation(ctx, backend, dims, data.heldout_batches, config.eval_every) if data.heldout else None
     )
     trainer = Trainer(ctx, backend, data, dims, schedule(config), evaluation)
-    trainer.run()
+    with contextlib.closing(data):
+        trainer.run()
     stats = {"parameters": parameters, "epochs": round(config.steps * config.global_batch_size / len(data.train), 4)}
     stats |= _stats(config, trainer, evaluation, dims, vocabulary)
     ctx.stat(**stats)

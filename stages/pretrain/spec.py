@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from stages.core.artifacts import ArtifactManifest, Model, Tokenizer, TokenShard
 from stages.core.config import Operational, StageConfig
 from stages.core.renamed import Renamed
 from stages.core.resources import Processes, Resources, Work
-from stages.core.stage import Facets, Input, Output, Stage, output
+from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 from stages.lib.modeling.shape import ModelShape
 from stages.lib.training import validation
 from stages.lib.training.parallel_sizes import ParallelSizes
@@ -124,7 +124,7 @@ class PretrainConfig(StageConfig):
         return self
 
 
-class Pretrain(Stage[PretrainConfig], env="train", revision=3, checkpoints=True, reproducible="same hardware"):
+class Pretrain(Stage[PretrainConfig], env="train", revision=4, checkpoints=True, reproducible="same hardware"):
     """Train the decoder on packed windows: one phase, resumable at any step."""
 
     tokens: Input[TokenShards]
@@ -133,6 +133,7 @@ class Pretrain(Stage[PretrainConfig], env="train", revision=3, checkpoints=True,
     model: Output[Model] = output()
 
     match = {"tokens.sequence_length": "sequence_length"}
+    reads: ClassVar[Mapping[str, Reading]] = {"tokens": "stream"}
 
     @classmethod
     def interpreter(cls, config: PretrainConfig) -> str | None:

@@ -35,7 +35,7 @@ from stages.core.artifacts import FileEntry
 from stages.core.errors import ConfigError, InfraError
 from stages.core.reading import open_file
 from stages.lib.data.workers import Pool, Result
-from stages.lib.formats.shards import MOST_ROWS, check_ids
+from stages.lib.formats.shards import MOST_ROWS, check_ids, stored_rows
 from stages.tokenize.streams import READERS, Layout, Stream, fill, read
 
 Progress = Callable[[float, float, str], None]
@@ -135,7 +135,7 @@ def gather(folder: Path, table: Mapping[str, Any], part: int, windows: Mapping[s
         for n in range(0, len(order), step):
             block = rows["ids"][order[n : n + step]]
             check_ids(block, kind.vocab_size)
-            out.write(block.data)
+            out.write(stored_rows(block).data)
     return len(rows)
 
 

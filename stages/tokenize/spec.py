@@ -71,7 +71,7 @@ class TokenizeConfig(StageConfig):
         return self
 
 
-class Tokenize(Stage[TokenizeConfig], env="data", revision=4, reproducible="bits"):
+class Tokenize(Stage[TokenizeConfig], env="data", revision=5, reproducible="bits"):
     """Encode documents and pack them into shuffled windows of one length."""
 
     reads: ClassVar[Mapping[str, Reading]] = {"documents": "shards", "tokenizer": "stream"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ from stages.lib.vision.features import Features
 from stages.lib.vision.towers import load_towers, patches
 from stages.vlm.batches import Rows, encode_rows
 from stages.vlm.card import model_card
-from stages.vlm.data import AnswerLoss, PatchFeatures, RowData, TowerFeatures
+from stages.vlm.data import AnswerLoss, RowData, TowerFeatures
 from stages.vlm.spec import ARCHITECTURE, VlmConfig, padded
 
 
@@ -54,19 +55,20 @@ def schedule(config: VlmConfig, steps: int) -> WarmupCosine:
 def _train(ctx: Context[VlmConfig], dims: ParallelDims, rows: Rows, counts: Counter[str]) -> None:
     config, base, towers = ctx.config, ctx.input("base").path, ctx.input("towers").path
     _, vocabulary_size = read_shape(base)
-    data = RowData(config, rows, dims)
+    stored = Features(ctx.input("features").entries()) if ctx.inputs("features") else None
+    data = RowData(config, rows, dims, stored)
     model = hf_checkpoint.build(base, *tower_configs(towers), padded(vocabulary_size), config.seed)
     if config.recompute != "none":
         selective = {"context_fn": selective_contexts} if config.recompute == "selective" else {}
         model.language_model.activation_checkpointing_enable({"use_reentrant": False, **selective})
-    stored = ctx.inputs("features")
     archives = list(ctx.input("conversations").files(".zip"))
-    features: PatchFeatures = Features(stored[0].path).batch if stored else TowerFeatures(towers, archives, dims.device)
-    loss = AnswerLoss(model, rows, features, dims.device)
+    computed = None if stored is not None else TowerFeatures(towers, archives, dims.device)
+    loss = AnswerLoss(model, rows, computed, dims.device)
     blocks = list(model.language_model.model.layers)
     backend = TorchBackend(Trainable(model, blocks, loss), config, dims, cast_weights=True)
     trainer = Trainer(ctx, backend, data, dims, schedule(config, data.steps))
-    trainer.run()
+    with contextlib.closing(data):
+        trainer.run()
     weights = backend.export()
     stats = {
         "rows": len(rows),
@@ -76,7 +78,7 @@ def _train(ctx: Context[VlmConfig], dims: ParallelDims, rows: Rows, counts: Coun
         "final_loss": round(trainer.loss, 6),
         "tokens": trainer.tokens,
         "tokens_per_second": round(trainer.tokens / trainer.seconds),
-        "features": "stored" if stored else "computed for every batch",
+        "features": "stored" if stored is not None else "computed for every batch",
         "rows_cut_or_left_out": dict(counts),
     }
     if dims.rank == 0:
@@ -118,7 +120,7 @@ def _check_features(ctx: Context[VlmConfig], rows: Rows) -> None:
     """Stored features must be of these very images."""
     if not ctx.inputs("features"):
         return
-    stored, conversations = Features(ctx.input("features").path), ctx.input("conversations")
+    stored, conversations = Features(ctx.input("features").entries()), ctx.input("conversations")
     if stored.digest != conversations.manifest.digest:
         raise InputError(
             f"{ctx.node}: the features of {ctx.input('features').node} were made of other images than those of"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from stages.core.config import Operational, StageConfig
 from stages.core.errors import ConfigError
 from stages.core.renamed import Renamed
 from stages.core.resources import Processes, Resources, Work
-from stages.core.stage import Facets, Input, Output, Stage, output
+from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 from stages.lib.training import validation
 from stages.lib.training.parallel_sizes import ParallelSizes
 
@@ -86,6 +86,8 @@ class TrainVlm(Stage[VlmConfig], env="vlm", revision=1, checkpoints=True, reprod
     towers: Input[VisionTowers]
     features: Input[ImageFeatures] | None = None
     model: Output[Model] = output()
+
+    reads: ClassVar[Mapping[str, Reading]] = {"features": "stream"}
 
     @classmethod
     def facets(cls, config: VlmConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:

@@ -1,9 +1,11 @@
-"""TokenShards: packed windows of token ids on disk, memory-mapped by the trainer.
+"""TokenShards: packed windows of token ids, which training reads by ranges where they are stored.
 
     index.json            sizes, dtype, tokenizer digest, sources
-    shard-NNNNN.bin       windows, row-major [windows, sequence_length], uint16 (vocabulary up to 65,536) or uint32
+    shard-NNNNN.bin       windows, one after the other: `sequence_length` ids, uint16 (vocabulary up to 65,536) or
+                          uint32, and the CRC32 of their bytes
 
-A window has exactly `sequence_length` ids; labels are the same ids, shifted inside the window. Every document ends with
+A window is held against its CRC32 before anybody sees it: the store's own sums are of far larger pieces than are read
+here. It has exactly `sequence_length` ids; labels are the same ids, shifted inside the window. Every document ends with
 </s>, so the position after an </s> begins another document: `document_ids` recovers which token belongs to which, and
 attention can be reset there. (Text can never contain the id of </s>: see `stages.lib.formats.vocabulary.load`.)
 """
@@ -11,19 +13,30 @@ attention can be reset there. (Text can never contain the id of </s>: see `stage
 from __future__ import annotations
 
 import json
+import zlib
+from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
+from stages.core.reading import open_file, unreadable
 
 INDEX = "index.json"
-VERSION = 1
+VERSION = 2
 MOST_ROWS = 1 << 16
 """Windows of a shard."""
+PAGE_BYTES = 256 << 10
+"""Most bytes that are read at a time: consecutive windows."""
+CACHE_BYTES = 64 << 20
+"""Pages that are kept, where nobody says otherwise."""
+THREADS = 8
+"""Pages on their way at once."""
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -34,6 +47,19 @@ def dtype_for(vocab_size: int) -> str:
 def shard_name(number: int) -> str:
     """The file of a shard."""
     return f"shard-{number:05d}.bin"
+
+
+def row_type(sequence_length: int, dtype: str | np.dtype) -> np.dtype:
+    """A window as it is stored."""
+    return np.dtype([("ids", dtype, (sequence_length,)), ("crc", "<u4")])
+
+
+def stored_rows(windows: np.ndarray) -> np.ndarray:
+    """Windows [n, sequence_length] as they are stored: [n], `row_type`."""
+    rows = np.empty(len(windows), row_type(windows.shape[1], windows.dtype))
+    rows["ids"] = windows
+    rows["crc"] = [zlib.crc32(window) for window in np.ascontiguousarray(windows)]
+    return rows
 
 
 def check_ids(windows: np.ndarray, vocab_size: int) -> None:
@@ -93,7 +119,7 @@ class ShardWriter:
         while len(windows):
             stream = self._stream if self._stream and self._rows[-1] < self.rows_per_shard else self._next()
             part, windows = np.split(windows, [min(len(windows), self.rows_per_shard - self._rows[-1])])
-            stream.write(np.ascontiguousarray(part, self.dtype).data)
+            stream.write(stored_rows(part.astype(self.dtype)).data)
             self._rows[-1] += len(part)
             self.windows += len(part)
 
@@ -127,9 +153,12 @@ class ShardWriter:
 
 
 class Shards:
-    """Memory-mapped windows of a folder. `len()` is the number of windows."""
+    """Windows of a folder of an artifact, read as they are asked for. `len()` is the number of windows.
 
-    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+    For one thread at a time. `page`: windows that are read together, a power of two; pages begin at its multiples.
+    """
+
+    def __init__(self, index: dict[str, Any], entries: dict[str, FileEntry], cache_bytes: int = CACHE_BYTES) -> None:
         self.index = index
         self.sequence_length, self.vocab_size, self.eos_id = (
             index["sequence_length"],
@@ -137,42 +166,100 @@ class Shards:
             index["eos_id"],
         )
         self.tokenizer_digest = index["tokenizer_digest"]
-        dtype = np.dtype(index["dtype"])
-        self._parts = []
+        self._row = row_type(self.sequence_length, index["dtype"])
+        self._files: list[FileEntry] = []
         for number, rows in enumerate(index["rows"]):
-            path = Path(folder) / shard_name(number)
-            expected = rows * self.sequence_length * dtype.itemsize
-            if not path.is_file() or path.stat().st_size != expected:
-                size = path.stat().st_size if path.is_file() else "no"
-                raise InputError(f"{path.name} has {size} bytes, but {INDEX} says {expected}: the shards are damaged")
-            self._parts.append(np.memmap(path, dtype, "r", shape=(rows, self.sequence_length)))
-        self._ends = np.cumsum(index["rows"])
+            name, expected = shard_name(number), rows * self._row.itemsize
+            entry = entries.get(name)
+            if entry is None or entry.size != expected:
+                size = "no" if entry is None else entry.size
+                raise InputError(f"{name} has {size} bytes, but {INDEX} says {expected}: the shards are damaged")
+            self._files.append(entry)
+        self._ends = np.cumsum(index["rows"], dtype=np.int64)
+        self.page = 1 << max(0, (PAGE_BYTES // self._row.itemsize).bit_length() - 1)
+        self.cache_bytes = cache_bytes
+        self._pages: OrderedDict[int, np.ndarray] = OrderedDict()  # the one used last comes last
+        self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="windows")
 
     @classmethod
-    def open(cls, folder: Path) -> Shards:
-        """Open a folder. Raises InputError when index and files disagree."""
-        path = Path(folder) / INDEX
+    def open(cls, entries: Sequence[FileEntry], under: str = "") -> Shards:
+        """The shards under a folder of an artifact. Raises InputError when its index and its files disagree, and what
+        reading raises.
+        """
+        named = {entry.path.removeprefix(under): entry for entry in entries if entry.path.startswith(under)}
+        if INDEX not in named:
+            raise InputError(f"{under}{INDEX} is missing")
+        with open_file(named[INDEX]) as stream:
+            text = stream.read()
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path.name} cannot be read: {error}") from error
+            index = json.loads(text)
+        except ValueError as error:
+            raise unreadable(named[INDEX], error) from error
         if not isinstance(index, dict) or index.get("version") != VERSION:
             version = index.get("version") if isinstance(index, dict) else None
-            raise InputError(f"{path.name} has version {version}, this code reads {VERSION}")
+            raise InputError(f"{INDEX} has version {version}, this code reads {VERSION}: run its producer again")
         try:
-            return cls(folder, index)
+            return cls(index, named)
         except (KeyError, TypeError) as error:
-            raise InputError(f"{path.name} is incomplete or damaged: {error}") from error
+            raise InputError(f"{INDEX} is incomplete or damaged: {error}") from error
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        """One window: [sequence_length], the dtype on disk. Raises IndexError outside 0..len-1."""
-        if not 0 <= row < len(self):
-            raise IndexError(f"window {row} of {len(self)}")
-        part = int(np.searchsorted(self._ends, row, side="right"))
-        return self._parts[part][row - (int(self._ends[part - 1]) if part else 0)]
+    @property
+    def page_bytes(self) -> int:
+        """What a page takes up."""
+        return self.page * self._row.itemsize
+
+    def windows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Windows by number: [n, sequence_length], the dtype on disk. Raises IndexError outside 0..len-1, InfraError
+        when the store fails, Damaged (InputError for a file of this machine) when a window is lost or another.
+        """
+        places = np.asarray(numbers, np.int64)
+        out = np.empty((len(places), self.sequence_length), self._row["ids"].base)
+        if not len(places):
+            return out
+        if places.min() < 0 or places.max() >= len(self):
+            raise IndexError(f"windows {places.min()} to {places.max()} of {len(self)}")
+        pages, which = np.unique(places // self.page, return_inverse=True)
+        missing = [page for page in pages.tolist() if page not in self._pages]
+        self._pages.update(zip(missing, self._readers.map(self._read_page, missing), strict=True))
+        for number, page in enumerate(pages.tolist()):
+            self._pages.move_to_end(page)
+            mine = which == number
+            out[mine] = self._pages[page][places[mine] - page * self.page]
+        while len(self._pages) * self.page_bytes > self.cache_bytes:
+            self._pages.popitem(last=False)
+        return out
+
+    def _read_page(self, page: int) -> np.ndarray:
+        """The windows of a page, verified: of one shard, or of several."""
+        first, end = page * self.page, min((page + 1) * self.page, len(self))
+        pieces = []
+        while first < end:
+            shard = int(np.searchsorted(self._ends, first, side="right"))
+            last = min(end, int(self._ends[shard]))
+            begins = int(self._ends[shard]) - self.index["rows"][shard]
+            pieces.append(self._read(self._files[shard], first - begins, last - first))
+            first = last
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def _read(self, entry: FileEntry, first: int, count: int) -> np.ndarray:
+        """Windows of one file. What came wrong is fetched once more: it may have changed on its way."""
+        bad = 0
+        for _ in range(2):
+            with open_file(entry) as stream:
+                stream.seek(first * self._row.itemsize)
+                data = stream.read(count * self._row.itemsize)
+            if len(data) < count * self._row.itemsize:
+                raise unreadable(entry, f"it ends after {first * self._row.itemsize + len(data)} bytes")
+            rows = np.frombuffer(data, self._row)
+            sums = rows["crc"].tolist()
+            wrong = [n for n, (ids, crc) in enumerate(zip(rows["ids"], sums, strict=True)) if zlib.crc32(ids) != crc]
+            if not wrong:
+                return rows["ids"]
+            bad = first + wrong[0]
+        raise unreadable(entry, f"window {bad} is not that of its CRC32")
 
     def document_ids(self, windows: np.ndarray) -> np.ndarray:
         """Which document of its window each token belongs to: same shape as `windows`, int32, from 0."""
@@ -180,7 +267,7 @@ class Shards:
         ends[..., 1:] = windows[..., :-1] == self.eos_id
         return np.cumsum(ends, axis=-1, dtype=np.int32)
 
-    def batch(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Windows by number: (ids [B, T] int64, document ids [B, T] int32)."""
-        windows = np.stack([self[int(row)] for row in rows]).astype(np.int64)
-        return windows, self.document_ids(windows)
+    def close(self) -> None:
+        """Let its threads and pages go."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._pages.clear()

@@ -1,28 +1,37 @@
 """`ImageFeatures` on disk: what the frozen towers see of each image, computed once and looked up for ever.
 
-    features-NNNNN.safetensors   "features" [images, patches, width]
+    features-NNNNN.safetensors   "features" [images, patches, width]; "crc32" [images], of the bytes of each image's
     index.json                   names in order, images of each shard, dtype, digest of the images that they were made
     of
 
-A row is read through the memory map: a batch costs what it holds, not what the files hold.
+Rows are read by ranges where they are stored, and held against their CRC32: a batch costs what it holds, not what the
+files hold.
 """
 
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
+from stages.core.reading import open_file, sense, unreadable
 
 INDEX = "index.json"
 SHARD_BYTES = 2 * 2**30
+THREADS = 8
+"""Rows on their way at once."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,7 +42,9 @@ def images_a_file(patches: int, width: int, dtype: str) -> int:
 
 def write_features(path: Path, features: Sequence[Tensor], dtype: str) -> None:
     """One file: features [B, P, F] of its images, in parts, in order."""
-    save_file({"features": torch.cat([part.to(DTYPES[dtype]).cpu() for part in features]).contiguous()}, path)
+    rows = torch.cat([part.to(DTYPES[dtype]).cpu() for part in features]).contiguous()
+    sums = [zlib.crc32(row.view(torch.uint8).numpy()) for row in rows]
+    save_file({"features": rows, "crc32": torch.tensor(sums, dtype=torch.int64)}, path)
 
 
 def write_index(folder: Path, names: Sequence[str], counts: Sequence[int], dtype: str, digest: str) -> None:
@@ -42,21 +53,35 @@ def write_index(folder: Path, names: Sequence[str], counts: Sequence[int], dtype
     (folder / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class _File:
+    """Where the rows of a file lie."""
+
+    entry: FileEntry
+    start: int
+    shape: tuple[int, int]
+    sums: np.ndarray
+
+
 class Features:
     """Features by image name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, entries: Sequence[FileEntry]) -> None:
+        """entries: the files of the artifact."""
+        named = {entry.path: entry for entry in entries}
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            self._files: list[Any] = [
-                safe_open(folder / f"features-{n:05d}.safetensors", "pt").get_slice("features")
-                for n in range(len(index["images"]))
-            ]
+            with sense(named[INDEX], ValueError), open_file(named[INDEX]) as stream:
+                index = json.loads(stream.read())
+            self._dtype = DTYPES[index["dtype"]]
+            self._counts = list(index["images"])
+            self._entries = [named[f"features-{n:05d}.safetensors"] for n in range(len(self._counts))]
             self.digest = str(index["images_digest"])
-            shards = [(shard, row) for shard, count in enumerate(index["images"]) for row in range(count)]
+            shards = [(shard, row) for shard, count in enumerate(self._counts) for row in range(count)]
             self._where = dict(zip(index["names"], shards, strict=True))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"the image features cannot be read: {error}") from error
+        self._file = lru_cache(maxsize=None)(self._read_header)
+        self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="features")
 
     def __len__(self) -> int:
         return len(self._where)
@@ -64,10 +89,41 @@ class Features:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
+    @property
+    def names(self) -> list[str]:
+        """Of all images, in order."""
+        return list(self._where)
+
     def batch(self, names: Sequence[str]) -> Tensor:
-        """Features [B, P, F] of these images."""
-        rows = []
-        for name in names:
-            shard, row = self._where[name]
-            rows.append(self._files[shard][row : row + 1])
-        return torch.cat(rows)
+        """Features [B, P, F] of these images. Raises InfraError when the store fails, Damaged (InputError for a file of
+        this machine) when a row is lost or another.
+        """
+        different = list(dict.fromkeys(names))
+        rows = dict(zip(different, self._readers.map(self._row, different), strict=True))
+        return torch.stack([rows[name] for name in names])
+
+    def _row(self, name: str) -> Tensor:
+        """Of one image, verified. What came wrong is fetched once more: it may have changed on its way."""
+        shard, row = self._where[name]
+        file = self._file(shard)
+        size = file.shape[0] * file.shape[1] * self._dtype.itemsize
+        for _ in range(2):
+            with open_file(file.entry) as stream:
+                stream.seek(file.start + row * size)
+                data = bytearray(stream.read(size))
+            if len(data) == size and zlib.crc32(data) == file.sums[row]:
+                return torch.frombuffer(data, dtype=self._dtype).reshape(file.shape)
+        raise unreadable(file.entry, f"row {row} is not that of its CRC32")
+
+    def _read_header(self, shard: int) -> _File:
+        entry = self._entries[shard]
+        with sense(entry, ValueError, KeyError, TypeError, struct.error), open_file(entry) as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, entry.size)))
+            images, patches, width = header["features"]["shape"]
+            (first, _), (start, end) = (header[part]["data_offsets"] for part in ("features", "crc32"))
+            stream.seek(8 + length + start)
+            sums = np.frombuffer(stream.read(end - start), np.int64)
+            if images != self._counts[shard] or len(sums) != images:
+                raise ValueError(f"it holds {images} images, {INDEX} says {self._counts[shard]}")
+        return _File(entry, 8 + length + first, (patches, width), sums)

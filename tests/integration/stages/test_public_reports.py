@@ -25,10 +25,10 @@ from stages.lib.finetuning.model_loading import PAD, load_tokenizer
 from stages.lib.formats import chat_template, vocabulary
 from stages.lib.formats.documents import read_documents, write_documents
 from stages.lib.formats.examples import Preference, assistant, user
-from stages.lib.formats.shards import Shards
 from stages.tokenize.run import run as tokenize
 from stages.tokenize.spec import TokenizeConfig
 from tests.support import tuning
+from tests.support.token_shards import opened
 
 TULU = chat_template.TEMPLATES["tulu"]
 WORDS = [
@@ -191,9 +191,9 @@ def test_windows_are_shuffled_over_the_whole_corpus(tmp_path: Path) -> None:
     inputs = {"documents": [documents(tmp_path / "in", texts)], "tokenizer": [tokens]}
     ctx = LocalContext(tmp_path, TokenizeConfig(sequence_length=64, heldout=0), inputs)
     tokenize(ctx)
-    shards, library = Shards.open(ctx.output("shards")), vocabulary.load(folder)
-    opened = (re.search(r"\b(\d{4}) ", library.decode(shards[n].tolist())) for n in range(len(shards)))
-    where = [int(found[1]) for found in opened if found]
+    shards, library = opened(ctx.output("shards")), vocabulary.load(folder)
+    begun = (re.search(r"\b(\d{4}) ", library.decode(ids)) for ids in shards.windows(range(len(shards))).tolist())
+    where = [int(found[1]) for found in begun if found]
     assert len(where) > 300
     order = np.argsort(np.argsort(where))
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.2

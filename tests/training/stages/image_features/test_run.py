@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.core.testing import LocalContext
+from stages.core.artifacts import ImageFeatures
+from stages.core.testing import LocalContext, local_artifact
 from stages.image_features import run as stage
 from stages.lib.vision import features as stored
 from stages.lib.vision.features import Features
@@ -19,8 +20,8 @@ def test_files_hold_a_fixed_number_of_images_and_what_is_done_is_not_done_again(
 ) -> None:
     train, _ = vision.scenes(tmp_path / "scenes")
     _, whole = vision.features(tmp_path / "whole", train)
-    one = Features(whole.path)
-    patches, width = one.batch(list(one._where)[:1]).shape[1:]
+    one = Features(whole.entries())
+    patches, width = one.batch(one.names[:1]).shape[1:]
     monkeypatch.setattr(stored, "SHARD_BYTES", 5 * patches * width * 4 + 3)
     looked: list[int] = []
     images = stage.tower_features
@@ -43,7 +44,7 @@ def test_files_hold_a_fixed_number_of_images_and_what_is_done_is_not_done_again(
     assert sum(looked) == len(one) - done
     files = sorted(path.name for path in ctx.output("features").glob("*.safetensors"))
     assert files == [f"features-{n:05d}.safetensors" for n in range(-(-len(one) // 5))]
-    cut, names = Features(ctx.output("features")), list(one._where)
+    cut, names = Features(local_artifact(ImageFeatures, ctx.output("features")).entries()), one.names
     assert list(cut._where) == names
     assert torch.allclose(cut.batch(names), one.batch(names), atol=1e-6), "batches of other sizes sum otherwise"
 

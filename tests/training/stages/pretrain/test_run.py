@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stages.core.artifacts import Model, TokenShards
 from stages.core.errors import ConfigError, InputError, Preempted
 from stages.core.testing import LocalContext, local_artifact
 from stages.lib.formats import vocabulary
-from stages.lib.formats.shards import ShardWriter
+from stages.lib.formats.shards import Shards, ShardWriter
 from stages.lib.modeling import flex
 from stages.lib.modeling.hf_checkpoint import load_model
 from stages.lib.training.backends.fsdp import TorchBackend
+from stages.lib.training.data_order import DataOrder
 from stages.lib.training.evaluation import HeldOutEvaluation
-from stages.pretrain.data import window_numbers
 from stages.pretrain.run import require_compiler, run, schedule
 from stages.pretrain.spec import Pretrain, PretrainConfig
 from tests.support.pretraining import LENGTH, SHAPE, VOCABULARY, config
@@ -231,9 +229,8 @@ def test_the_first_loss_is_that_of_transformers(tmp_path: Path, artifacts: Any) 
     ctx = LocalContext(tmp_path, config(tokens=4 * LENGTH, **settings_), artifacts)
     run(ctx)
     reference = MistralForCausalLM.from_pretrained(ctx.output("model"), attn_implementation="eager")
-    from stages.lib.formats.shards import Shards
-
-    ids, _ = Shards.open(artifacts["tokens"][0].path).batch(window_numbers(0, 30, 0, 4))
+    numbers = DataOrder(30, 4, 1, 0).numbers(np.arange(4))
+    ids = Shards.open(artifacts["tokens"][0].entries()).windows(numbers).astype(np.int64)
     with torch.no_grad():
         loss = reference(input_ids=torch.from_numpy(ids), labels=torch.from_numpy(ids)).loss
     assert ctx.metrics[0]["loss"] == pytest.approx(float(loss), abs=1e-5)
@@ -262,17 +259,6 @@ def test_the_schedule_is_counted_in_optimizer_steps() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-@given(st.integers(1, 50), st.integers(0, 200), st.integers(1, 60), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
-def test_every_epoch_is_a_permutation_and_any_cut_gives_the_same_order(
-    windows: int, start: int, count: int, seed: int
-) -> None:
-    whole = window_numbers(seed, windows, 0, start + count)
-    assert np.array_equal(whole[start:], window_numbers(seed, windows, start, count))
-    epoch = whole[: (len(whole) // windows) * windows].reshape(-1, windows)
-    assert all(sorted(row) == list(range(windows)) for row in epoch.tolist())
-
-
 def test_divergence_names_the_step_and_the_setting(tmp_path: Path, artifacts: Any) -> None:
     ctx = LocalContext(tmp_path, config(learning_rate=1e30, warmup_steps=0), artifacts)
     with pytest.raises(ConfigError, match=r"test: .*at step \d+: training diverged; lower learning_rate"):
@@ -292,7 +278,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, artifacts: Any) -> None:
     data = (folder / "shard-00000.bin").read_bytes()
     (folder / "shard-00000.bin").write_bytes(data[:-1])
     damaged = {**artifacts, "tokens": [local_artifact(TokenShards, folder)]}
-    with pytest.raises(InputError, match=r"shard-00000\.bin has 127 bytes, but index\.json says 128"):
+    with pytest.raises(InputError, match=r"shard-00000\.bin has 143 bytes, but index\.json says 144"):
         run(LocalContext(tmp_path, config(), damaged))
 
 

@@ -79,7 +79,7 @@ def weights(ctx: LocalContext[VlmConfig]) -> dict[str, torch.Tensor]:
 
 
 def test_features_are_stored_once_for_each_image(inputs: Inputs) -> None:
-    seen = Features(inputs["features"][0].path)
+    seen = Features(inputs["features"][0].entries())
     names = list(dict.fromkeys(row.image for row in read_rows(inputs["conversations"][0].path) if row.image))
     assert len(seen) == len(names) == 24
     assert seen.batch(names[3:5]).shape == (2, PATCHES, 40)
@@ -90,11 +90,11 @@ def test_features_are_stored_once_for_each_image(inputs: Inputs) -> None:
 def test_batch_size_and_dtype_of_the_features(inputs: Inputs, tmp_path: Path) -> None:
     _, alone = features(tmp_path / "a", inputs["conversations"][0], batch_size=1)
     _, half = features(tmp_path / "b", inputs["conversations"][0], dtype="bf16")
-    first = Features(inputs["features"][0].path)
-    names = list(first._where)
+    first = Features(inputs["features"][0].entries())
+    names = first.names
     wanted = first.batch(names)
-    assert torch.allclose(Features(alone.path).batch(names), wanted, atol=1e-5)
-    assert torch.equal(Features(half.path).batch(names), wanted.bfloat16())
+    assert torch.allclose(Features(alone.entries()).batch(names), wanted, atol=1e-5)
+    assert torch.equal(Features(half.entries()).batch(names), wanted.bfloat16())
 
 
 def test_the_stated_facets_are_the_planned_ones(inputs: Inputs, whole: LocalContext[VlmConfig]) -> None:
@@ -134,8 +134,8 @@ def test_weights_of_another_sum_are_refused(inputs: Inputs, tmp_path: Path) -> N
         tmp_path / "b", features_config(**(values | {"dino_sha256": None})), {"images": inputs["conversations"]}
     )
     see(ctx)
-    names = list(Features(ctx.output("features"))._where)
-    assert torch.equal(Features(ctx.output("features")).batch(names), Features(inputs["features"][0].path).batch(names))
+    again = Features(local_artifact(ImageFeatures, ctx.output("features")).entries())
+    assert torch.equal(again.batch(again.names), Features(inputs["features"][0].entries()).batch(again.names))
 
 
 def test_shapes_that_do_not_go_together_are_refused_before_the_run() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -12,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
-from stages.lib.formats.shards import INDEX, Shards, ShardWriter, dtype_for
+from stages.core.reading import open_file
+from stages.lib.formats import shards as module
+from stages.lib.formats.shards import INDEX, ShardWriter, dtype_for
+from tests.support.token_shards import opened
 
 EOS = 2
 
@@ -40,15 +46,13 @@ def test_any_windows_come_back(case: tuple[int, list[np.ndarray]], rows_per_shar
     wanted = np.concatenate(batches)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), vocab_size, batches, rows_per_shard)
-        shards = Shards.open(Path(folder))
+        shards = opened(Path(folder))
         assert len(shards) == len(wanted)
         assert shards.index["dtype"] == dtype_for(vocab_size)
         assert all(rows <= rows_per_shard for rows in shards.index["rows"])
-        for row, window in enumerate(wanted):
-            assert np.array_equal(shards[row], window)
-        if len(wanted):
-            rows = list(range(len(wanted)))[::-1]
-            assert np.array_equal(shards.batch(rows)[0], wanted[::-1])
+        rows = np.arange(len(wanted))[::-1]
+        assert np.array_equal(shards.windows(rows), wanted[::-1])
+        assert shards.windows(rows).dtype == dtype_for(vocab_size)
 
 
 def naive_document_ids(window: list[int]) -> list[int]:
@@ -66,8 +70,8 @@ def naive_document_ids(window: list[int]) -> list[int]:
 def test_document_ids_count_the_ends_before_each_token(windows: np.ndarray) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), 5, [windows])
-        ids, documents = Shards.open(Path(folder)).batch(range(len(windows)))
-    assert ids.dtype == np.int64
+        shards = opened(Path(folder))
+        documents = shards.document_ids(shards.windows(range(len(windows))))
     assert documents.dtype == np.int32
     assert documents.tolist() == [naive_document_ids(window.tolist()) for window in windows]
 
@@ -81,16 +85,15 @@ def test_ids_outside_the_vocabulary_never_wrap(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"windows must be \[n, 2\]"):
             writer.add(np.array([[5, 6, 7]]))
         writer.add(np.array([[5, 6]]))
-    assert Shards.open(tmp_path)[0].tolist() == [5, 6]
+    assert opened(tmp_path).windows([0]).tolist() == [[5, 6]]
 
 
 def test_a_window_that_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, 10, [np.arange(6).reshape(3, 2)])
-    shards = Shards.open(tmp_path)
-    assert [window.tolist() for window in shards] == [[0, 1], [2, 3], [4, 5]]  # type: ignore[attr-defined]
+    shards = opened(tmp_path)
     for row in (-1, 3):
-        with pytest.raises(IndexError, match=f"window {row} of 3"):
-            shards[row]
+        with pytest.raises(IndexError, match=f"windows {row} to {row} of 3"):
+            shards.windows([row])
 
 
 def test_a_failed_writer_leaves_no_index(tmp_path: Path) -> None:
@@ -101,8 +104,8 @@ def test_a_failed_writer_leaves_no_index(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         broken()
-    with pytest.raises(InputError, match=r"index\.json cannot be read"):
-        Shards.open(tmp_path)
+    with pytest.raises(InputError, match=r"index\.json is missing"):
+        opened(tmp_path)
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
@@ -111,25 +114,72 @@ def test_damage_is_named(tmp_path: Path) -> None:
     part = tmp_path / "shard-00001.bin"
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(
-        InputError, match=r"shard-00001\.bin has 3 bytes, but index\.json says 4: the shards are damaged"
+        InputError, match=r"shard-00001\.bin has 7 bytes, but index\.json says 8: the shards are damaged"
     ):
-        Shards.open(tmp_path)
+        opened(tmp_path)
     part.unlink()
     with pytest.raises(InputError, match=r"shard-00001\.bin has no bytes"):
-        Shards.open(tmp_path)
+        opened(tmp_path)
     for content, says in (
         ("{", "cannot be read"),
-        ("[]", "version None, this code reads 1"),
-        (json.dumps(index | {"version": 9}), "version 9, this code reads 1"),
-        (json.dumps({"version": 1}), "incomplete or damaged: 'sequence_length'"),
+        ("[]", "version None, this code reads 2"),
+        (json.dumps(index | {"version": 9}), "version 9, this code reads 2"),
+        (json.dumps({"version": 2}), "incomplete or damaged: 'sequence_length'"),
         (json.dumps(index | {"dtype": "nonsense"}), "incomplete or damaged"),
     ):
         (tmp_path / INDEX).write_text(content)
         with pytest.raises(InputError, match=says):
-            Shards.open(tmp_path)
+            opened(tmp_path)
+
+
+def test_a_window_of_other_bytes_is_never_seen(tmp_path: Path) -> None:
+    write(tmp_path, 10, [np.arange(40).reshape(20, 2) % 10], rows_per_shard=8)
+    shards = opened(tmp_path)
+    part = tmp_path / "shard-00001.bin"
+    data = bytearray(part.read_bytes())
+    data[3 * 8 + 1] ^= 1  # of window 11
+    part.write_bytes(data)
+    with pytest.raises(InputError, match=r"shard-00001\.bin cannot be read: window 3 is not that of its CRC32"):
+        shards.windows([11])
+    shards.page = 2
+    assert shards.windows([8, 9, 12, 0]).tolist() == [[6, 7], [8, 9], [4, 5], [0, 1]], "the others are"
+
+
+def test_what_changed_on_its_way_is_fetched_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 10, [np.arange(6).reshape(3, 2)])
+    shards, reads = opened(tmp_path), []
+
+    def flaky(entry: FileEntry) -> io.BytesIO:
+        data = bytearray(Path(entry.object).read_bytes())
+        data[0] ^= not reads
+        reads.append(entry.path)
+        return io.BytesIO(data)
+
+    monkeypatch.setattr(module, "open_file", flaky)
+    assert shards.windows([2, 0]).tolist() == [[4, 5], [0, 1]]
+    assert len(reads) == 2
+
+
+def test_pages_are_read_once_and_kept_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, 60_000, [np.arange(60_000).reshape(-1, 2)], rows_per_shard=1000)
+    monkeypatch.setattr(module, "PAGE_BYTES", 8 * 64)
+    shards, reads = opened(tmp_path), []
+
+    def counted(entry: FileEntry) -> BinaryIO:
+        reads.append(entry.path)
+        return open_file(entry)
+
+    monkeypatch.setattr(module, "open_file", counted)
+    assert (shards.page, shards.page_bytes) == (64, 512)
+    shards.cache_bytes = 4 * 512
+    for _ in range(3):
+        assert shards.windows([0, 63, 999, 1000])[:, 0].tolist() == [0, 126, 1998, 2000]
+    assert reads == ["shard-00000.bin", "shard-00000.bin", "shard-00001.bin"], "one page lies in two shards"
+    shards.windows(range(0, 30_000, 64))
+    assert len(shards._pages) == 4
 
 
 def test_no_windows_are_an_empty_folder(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, 4, 10, EOS, "d"):
         pass
-    assert len(Shards.open(tmp_path)) == 0
+    assert len(opened(tmp_path)) == 0

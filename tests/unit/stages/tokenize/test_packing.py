@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from stages.core.artifacts import FileEntry
 from stages.core.errors import ConfigError, InfraError
 from stages.lib.data.workers import Pool
+from stages.lib.formats.shards import row_type
 from stages.tokenize import hash_sampling, packing, streams
 from stages.tokenize.hash_sampling import Cut
 from stages.tokenize.packing import Windows, edges, shuffle, window_keys
@@ -47,7 +48,9 @@ def encoded(folder: Path, parts: Sequence[np.ndarray], name: str = "ids") -> lis
 
 def ids_of(shards: Sequence[tuple[FileEntry, int]], length: int = LENGTH) -> np.ndarray:
     """All windows of some shards, [n, length]."""
-    found = [np.fromfile(e.object, U16).reshape(rows, length) for e, rows in shards]
+    found = [np.fromfile(e.object, row_type(length, U16)) for e, _ in shards]
+    assert [len(part) for part in found] == [rows for _, rows in shards]
+    found = [part["ids"] for part in found]
     return np.concatenate([np.empty((0, length), U16), *found])
 
 

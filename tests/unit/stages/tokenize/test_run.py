@@ -23,11 +23,11 @@ from stages.core.errors import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
 from stages.lib.formats import vocabulary
 from stages.lib.formats.documents import write_documents
-from stages.lib.formats.shards import Shards
 from stages.tokenize.encoder import RESERVED, Encoder
 from stages.tokenize.packing import window_keys
 from stages.tokenize.run import held_out, run
 from stages.tokenize.spec import Tokenize, TokenizeConfig
+from tests.support.token_shards import opened
 
 EOS = vocabulary.EOS_ID
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="▁"), max_size=40)
@@ -70,11 +70,11 @@ def tokenize(root: Path, tokenizer: LocalArtifact, *corpora: list[str], **config
 
 def ids_of(folder: Path, seed: int = 1) -> list[int]:
     """All ids in stream order: the shuffle of the windows undone."""
-    shards = Shards.open(folder)
+    shards = opened(folder)
     order = window_order(len(shards), seed)
     rows: list[Any] = [None] * len(shards)
-    for place, window in enumerate(order):
-        rows[window] = shards[place]
+    for window, ids in zip(order, shards.windows(np.arange(len(shards))), strict=True):
+        rows[window] = ids
     return np.concatenate(rows).tolist()
 
 
@@ -122,7 +122,7 @@ def test_facets_meta_and_counts(tmp_path: Path, tokenizer: LocalArtifact) -> Non
     assert ctx.meta["shards"]["tokens"] == 16 * ctx.stats["windows"] == ctx.stats["tokens"]
     assert 0 <= ctx.stats["dropped_tail_tokens"] < 16
     assert [s["documents"] for s in ctx.stats["sources"]] == [60, 60]
-    assert len(Shards.open(ctx.output("shards"))) == ctx.stats["windows"]
+    assert len(opened(ctx.output("shards"))) == ctx.stats["windows"]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -146,9 +146,9 @@ def test_same_input_same_bytes_whatever_the_threads(tmp_path: Path, tokenizer: L
 
 def test_document_ids_follow_the_documents(tmp_path: Path, tokenizer: LocalArtifact) -> None:
     ctx = tokenize(tmp_path, tokenizer, corpus(3), sequence_length=32)
-    shards = Shards.open(ctx.output("shards"))
-    ids, owners = shards.batch(range(len(shards)))
-    for window, found in zip(ids.tolist(), owners.tolist(), strict=True):
+    shards = opened(ctx.output("shards"))
+    ids = shards.windows(np.arange(len(shards)))
+    for window, found in zip(ids.tolist(), shards.document_ids(ids).tolist(), strict=True):
         seen = 0
         for token, owner in zip(window, found, strict=True):
             assert owner == seen
@@ -187,10 +187,10 @@ def test_held_out_documents_are_the_same_at_every_length(tmp_path: Path, tokeniz
         train = texts_of(ids_of(ctx.output("shards")), tokenizer)
         assert not set(train) & set(chosen)
         assert len(train) >= len(texts) - len(chosen) - 1
-        shards = Shards.open(ctx.output("shards") / "heldout")
+        shards = opened(ctx.output("shards") / "heldout")
         assert len(shards) == ctx.stats["heldout_windows"] > 0
         order = window_order(len(shards), 2)
-        stream = np.concatenate([shards[int(place)] for place in np.argsort(order)]).tolist()
+        stream = shards.windows(np.argsort(order)).ravel().tolist()
         assert texts_of(stream, tokenizer) == chosen[: stream.count(EOS)]
 
 
