@@ -65,5 +65,4 @@ def test_a_damaged_window_ends_the_training_at_its_step(tmp_path: Path, artifact
     damaged = opened(tmp_path, {**artifacts, "tokens": [local_artifact(TokenShards, folder)]})
     damaged.train.page = 1
     with pytest.raises(InputError, match="window 29 is not that of its CRC32"):
-        for step in range(STEPS):
-            damaged.micro_batches(step)
+        [damaged.micro_batches(step) for step in range(STEPS)]
