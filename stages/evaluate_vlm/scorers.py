@@ -114,11 +114,11 @@ def vqa_normalized(answer: str) -> str:
 
 def vqa_accuracy(answer: str, truths: Sequence[str]) -> float:
     """VizWiz: over each choice of nine of the ten people, min(1, those who said it / 3); the mean of the ten."""
-    found = vqa_normalized(answer)
-    said = sum(truth == found for truth in truths)
+    normalized = vqa_normalized(answer)
+    said = sum(truth == normalized for truth in truths)
     if not said:
         return 0.0
-    leaving = [said - (truth == found) for truth in truths]
+    leaving = [said - (truth == normalized) for truth in truths]
     return sum(min(1.0, others / 3) for others in leaving) / len(truths)
 
 
@@ -161,8 +161,8 @@ def normalized_box(pixels: Sequence[float], size: tuple[int, int]) -> Box:
 
 def grounded(answer: str, truth: Box, least: float) -> float:
     """RefCOCO+, OCID-Ref: whether the IoU is at least `least`; what is no box is wrong."""
-    found = parse_box(answer)
-    return float(found is not None and iou(found, truth) >= least)
+    box = parse_box(answer)
+    return float(box is not None and iou(box, truth) >= least)
 
 
 def chosen(choice: int, truth: int) -> float:
