@@ -153,10 +153,9 @@ def unknown(stage: str, config: Any, resources: Resources) -> str:
     if stage != "pretrain":
         return "" if resources.gpus or stage == "vlm" else "none for post-training without GPUs"
     sizes = config.parallel
-    for name in ("tensor", "pipeline"):
-        if (value := getattr(sizes, name)) > 1:
-            return f"none for parallel.{name} = {value}"
-    zero = sizes.zero_of(config.engine)
+    zero, shared = sizes.zero_of(config.engine), [name for name in ("tensor", "pipeline") if getattr(sizes, name) > 1]
+    if shared:
+        return f"none for parallel.{shared[0]} = {getattr(sizes, shared[0])}"
     if config.engine == "colossalai" and zero not in (1, 2):
         return f"none for parallel.zero = {zero} of engine 'colossalai'"
     return ""
@@ -390,14 +389,9 @@ def table(profile: Profile, pipeline: Pipeline, card: float) -> str:
         config, resources = profile.configs[name], profile.resources[name]
         cells = [name, str(getattr(config, "engine", "torch")), str(resources.gpus * resources.nodes)]
         cells += [_gib(one.parts.get(column, 0.0)) for column in COLUMNS]
-        cells += [
-            f"**{_gib(sum(one.parts.values()))}**",
-            _gib(sum(one.other.values())),
-            _gib(one.measuring),
-            _gib(one.card),
-            _gib(sum(one.host.values())),
-            _gib(one.machine),
-        ]
+        cells.append(f"**{_gib(sum(one.parts.values()))}**")
+        rest = (sum(one.other.values()), one.measuring, one.card, sum(one.host.values()), one.machine)
+        cells += map(_gib, rest)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ SHAPE = ModelShape(layers=1, hidden=16, intermediate=24, heads=2, kv_heads=1, he
     ],
 )
 def test_zero_says_when_gradients_are_exchanged_and_weights_cut_again(
-    zero: int, exchanges: list[bool], cut_again: list[bool], monkeypatch: pytest.MonkeyPatch
+    zero: Literal[1, 2, 3], exchanges: list[bool], cut_again: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = PretrainConfig(
         shape=SHAPE, sequence_length=32, tokens=32 * 30, global_batch_size=3, precision="fp32", warmup_steps=1,
