@@ -29,6 +29,7 @@ pytestmark = pytest.mark.slow  # a Ray node takes some ten seconds to start
 
 RUNS = 5
 """In which the second node may get no shard."""
+STARTED = b"Ray runtime started."
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
@@ -79,11 +80,17 @@ class Cluster:
         return self.nodes[-1]
 
     def join(self) -> subprocess.Popen[bytes]:
-        """One more node, once the head is up: it gives up on one that is not."""
-        wait_for(lambda: b"ray start --address=" in self.log_path.read_bytes(), "the head of the Ray cluster")
-        node = self.start(f"--address={self.address}")
-        wait_for(lambda: "raylet" in self.programs(node), "the raylet of the second node")
-        return node
+        """One more node, once the head is up. Ray gives up on a node that comes up slowly: then another one."""
+        wait_for(lambda: self.log_path.read_bytes().count(STARTED) == 1, "the head of the Ray cluster")
+        for _ in range(RUNS):
+            node = self.start(f"--address={self.address}")
+            wait_for(
+                lambda node=node: self.log_path.read_bytes().count(STARTED) == 2 or node.poll() is not None,
+                "the second node",
+            )
+            if node.poll() is None:
+                return node
+        raise AssertionError(f"no second node in {RUNS} tries")
 
     def processes(self, node: subprocess.Popen[bytes]) -> list[int]:
         """All processes of a node's session."""
@@ -95,12 +102,6 @@ class Cluster:
             except (ProcessLookupError, PermissionError):
                 continue
         return found
-
-    def programs(self, node: subprocess.Popen[bytes]) -> set[str]:
-        """Names of a node's programs."""
-        return {
-            path.read_text().strip() for pid in self.processes(node) if (path := Path(f"/proc/{pid}/comm")).exists()
-        }
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """As when its machine loses power."""
@@ -143,14 +144,14 @@ def stopped_at_work(cluster: Cluster, running: subprocess.Popen[bytes], attempts
     torn: set[str] = set()
 
     def signalled(number: int) -> None:
-        for pid in cluster.processes(cluster.nodes[1]):
+        for pid in cluster.processes(cluster.nodes[-1]):
             os.kill(pid, number)
 
     def caught() -> bool:
-        if not at_work(cluster.scratch(1), "sign"):
+        if not at_work(cluster.scratch(len(cluster.nodes) - 1), "sign"):
             return running.poll() is not None
         signalled(signal.SIGSTOP)
-        torn.update(at_work(cluster.scratch(1), "sign").keys() - attempts.receipts("sign"))
+        torn.update(at_work(cluster.scratch(len(cluster.nodes) - 1), "sign").keys() - attempts.receipts("sign"))
         if not torn:  # it was finished between the look and the signal
             signalled(signal.SIGCONT)
         return bool(torn)
