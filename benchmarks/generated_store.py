@@ -24,6 +24,7 @@ import xxhash
 
 from stages.core.artifacts import FileEntry
 from stages.core.messages import StoreAddress
+from stages.lib.formats.shards import row_type, stored_rows
 from stages.tokenize.packing import Windows, keys_of
 
 BUCKET = "generated"
@@ -103,7 +104,7 @@ class GeneratedStore(http.server.ThreadingHTTPServer):
             data = self.windows(np.arange(int(key[4:]) + first, int(key[4:]) + last)).tobytes()
         else:
             numbers = self.numbers[key][first:last].astype(np.int64)
-            data = (self.records(numbers) if key.endswith("/windows") else self.windows(numbers)).tobytes()
+            data = self._stored(key, numbers).tobytes()
         return data[start - first * row : end - first * row]
 
     def write(self, key: str, data: bytes) -> None:
@@ -113,12 +114,7 @@ class GeneratedStore(http.server.ThreadingHTTPServer):
             ids = rows["ids"]
             numbers = ids[:, 0].astype(np.int64) | ids[:, 1].astype(np.int64) << 16
             for n in range(0, len(rows), 4096):
-                made = (
-                    self.records(numbers[n : n + 4096])
-                    if key.endswith("/windows")
-                    else self.windows(numbers[n : n + 4096])
-                )
-                if made.tobytes() != rows[n : n + 4096].tobytes():
+                if self._stored(key, numbers[n : n + 4096]).tobytes() != rows[n : n + 4096].tobytes():
                     self.broken.append(key)
             self.numbers[key] = numbers.astype(np.uint32)
         else:
@@ -126,7 +122,14 @@ class GeneratedStore(http.server.ThreadingHTTPServer):
         self.stored(key)
 
     def _row(self, key: str) -> np.dtype:
-        return self.kind.record if key.endswith("/windows") else np.dtype([("ids", "<u2", (self.kind.length,))])
+        if key.endswith("/windows"):
+            return self.kind.record
+        plain = np.dtype([("ids", "<u2", (self.kind.length,))])
+        return row_type(self.kind.length, "<u2") if key.endswith("/shard") else plain
+
+    def _stored(self, key: str, numbers: np.ndarray) -> np.ndarray:
+        """Windows as a shuffle stores them under such a key."""
+        return self.records(numbers) if key.endswith("/windows") else stored_rows(self.windows(numbers))
 
 
 @contextmanager
