@@ -28,6 +28,7 @@ import typer
 from flows.idle_keys import exclusive
 from flows.settings import Settings
 from stages.core.artifacts import ArtifactManifest, FileEntry
+from stages.core.checkpoints import ROWS
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.records import DamagedRecord
@@ -261,9 +262,10 @@ def _wrong_bytes(store: Store, entry: FileEntry) -> tuple[str, str | None] | Non
 def _checkpoints(ledger: Ledger, published: Iterable[str], deep: bool) -> list[Finding]:
     """Checkpoints that are not whole, and those that nobody will use."""
     steps: dict[tuple[str, int], dict[str, Stored]] = defaultdict(dict)
+    segments: dict[str, dict[str, Stored]] = defaultdict(dict)
     for row in ledger.store.list("checkpoints/"):
         _, key, step, _ = row.key.split("/", 3)
-        steps[key, int(step)][row.key] = row
+        (segments[key] if step == ROWS else steps[key, int(step)])[row.key] = row
     busy = {key for key in {key for key, _ in steps} if ledger.busy(key)}
     done = set(published)
     findings = []
@@ -278,7 +280,7 @@ def _checkpoints(ledger: Ledger, published: Iterable[str], deep: bool) -> list[F
             )
         elif f"{name}COMMIT.json" not in rows:
             findings.append(Finding(name, "an upload that was never committed", f"delete it: {size:,} bytes", drop))
-        elif (why := _torn(ledger, key, step, rows, deep)) is not None:
+        elif (why := _torn(ledger, key, step, rows | segments[key], deep)) is not None:
             aside = partial(_alone, ledger, key, partial(ledger.set_checkpoint_aside, key, step))
             findings.append(
                 Finding(

@@ -8,6 +8,7 @@ stays. Nothing that a manifest which can be read refers to is removed, unless `L
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ from functools import partial
 from flows.garbage_marks import Marks, Published, folder_of
 from flows.idle_keys import exclusive
 from stages.core import store_uploads
+from stages.core.checkpoints import ROWS
 from stages.core.leases import LeaseLost
 from stages.core.ledger import DIGESTS, Ledger
 from stages.core.messages import Lease
@@ -199,11 +201,18 @@ class StoreGarbage:
             group = groups.setdefault("/".join(parts[:depth]) + "/", Group())
             group.add(row)
             group.committed |= parts[-1] == (DIGESTS if prefix.startswith("objects/") else "COMMIT.json")
+            group.committed |= prefix.startswith("checkpoints/") and parts[2] == ROWS  # checkpoints refer to them
             if prefix.startswith("checkpoints/"):
                 group.epoch = max(group.epoch, int(parts[3]) if parts[3].isdigit() else 0)
             self._seen += 1
             if self._seen % 10_000 == 0:
                 self._tell(self._seen)
+        if prefix.startswith("checkpoints/"):  # rows live as long as the checkpoints that refer to them
+            newest: dict[str, float] = defaultdict(float)
+            for folder, group in groups.items():
+                newest[folder.split("/")[1]] = max(newest[folder.split("/")[1]], group.newest)
+            for folder, group in groups.items():
+                group.newest = newest[folder.split("/")[1]] if folder.endswith(f"/{ROWS}/") else group.newest
         return groups
 
     def _item(self, folder: str, group: Group, judge: Judge) -> Iterator[Garbage]:

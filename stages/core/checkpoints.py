@@ -1,16 +1,25 @@
-"""Checkpoints of keys: files under a step, which a commit marker makes visible at once."""
+"""Checkpoints of keys: files under a step, which a commit marker makes visible at once.
+
+A key's metric rows lie beside its steps, in segments that any later checkpoint of it may name: a commit stores those
+that are new.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stages.core.artifacts import FileEntry
 from stages.core.leases import LeaseStore
 from stages.core.messages import Lease
+from stages.core.range_file import BLOCK, RangeFile
 from stages.core.records import CheckpointCommit
 from stages.core.store import Store, in_threads
 from stages.core.store_errors import Damaged
+
+ROWS = "rows"
+"""In the place of a step: segments of metric rows, checkpoints/<key>/rows/<epoch>/<number>."""
 
 
 class CheckpointStore(LeaseStore):
@@ -19,17 +28,48 @@ class CheckpointStore(LeaseStore):
     # --- checkpoints ------------------------------------------------------------------------------------------
 
     def upload_checkpoint(self, lease: Lease, step: int, folder: Path) -> tuple[FileEntry, ...]:
-        """Upload files of a checkpoint. They are invisible until it is committed."""
-        self.check(lease)
-        return upload_folder(self.store, f"checkpoints/{lease.key}/{step:012d}/{lease.epoch:06d}", folder)
+        """Upload files of a checkpoint, and read a block of each back. They are invisible until it is committed.
 
-    def commit_checkpoint(self, lease: Lease, step: int, files: tuple[FileEntry, ...]) -> None:
-        """Make uploaded files a checkpoint; older ones but the previous are then removed."""
+        Raises Damaged when the store gives back other bytes than it was given.
+        """
+        self.check(lease)
+        files = upload_folder(self.store, f"checkpoints/{lease.key}/{step:012d}/{lease.epoch:06d}", folder)
+        try:
+            in_threads(self._read_back, files, self.store.interrupted)
+        finally:
+            self.store.interrupted.clear()
+        return files
+
+    def upload_rows(self, lease: Lease, number: int, path: Path, name: str) -> FileEntry:
+        """Store a segment of metric rows that will not change any more. name: its path in checkpoints."""
+        return self.store.put_file(f"checkpoints/{lease.key}/{ROWS}/{lease.epoch:06d}/{number:06d}", path, name)
+
+    def _read_back(self, entry: FileEntry) -> None:
+        """Hold a block of a stored file, any one, against its CRC32."""
+        if entry.size:
+            with RangeFile(self.store, entry, verified=True) as stream:
+                stream.read_at(BLOCK * random.randrange(-(-entry.size // BLOCK)), 1)
+
+    def commit_checkpoint(self, lease: Lease, step: int, files: Sequence[FileEntry]) -> None:
+        """Make uploaded files a checkpoint; older ones but the previous are then removed.
+
+        Raises Damaged when the store has lost one of them, or has it with another size.
+        """
         self.check(lease)  # the upload may have outlived the lease
-        commit = CheckpointCommit(step=step, epoch=lease.epoch, files=files)
+        self._require_stored(lease.key, step, files)
+        commit = CheckpointCommit(step=step, epoch=lease.epoch, files=tuple(files))
         self.store.put(f"checkpoints/{lease.key}/{step:012d}/COMMIT.json", commit.model_dump_json().encode())
         for old in self.checkpoint_steps(lease.key)[:-2]:
             self.drop_checkpoints(lease.key, old)
+
+    def _require_stored(self, key: str, step: int, files: Sequence[FileEntry]) -> None:
+        prefixes = (f"checkpoints/{key}/{step:012d}/", f"checkpoints/{key}/{ROWS}/")
+        sizes = {row.key: row.size for prefix in prefixes for row in self.store.list(prefix)}
+        for entry in files:
+            if sizes.get(entry.object) != entry.size:
+                where, size = self.store.where(entry.object), sizes.get(entry.object)
+                what = "is not in the store" if size is None else f"has {size:,} bytes instead of {entry.size:,}"
+                raise Damaged(f"{where}, stored a moment ago, {what}", entry.object)
 
     def checkpoint_steps(self, key: str) -> list[int]:
         """Steps of the complete checkpoints of a key, ascending."""
@@ -44,9 +84,9 @@ class CheckpointStore(LeaseStore):
             raise Damaged(f"checkpoint {step} of key {key[:12]} has vanished from the store", name)
         return self._parse(CheckpointCommit, name, *found)
 
-    def load_checkpoint(self, key: str, step: int, folder: Path) -> None:
-        """Fetch and verify a checkpoint into `folder`. Raises Damaged or DamagedRecord when it is not whole."""
-        for entry in self.checkpoint(key, step).files:
+    def load_checkpoint(self, files: Sequence[FileEntry], folder: Path) -> None:
+        """Fetch and verify files of a checkpoint into `folder`. Raises Damaged when one is not whole."""
+        for entry in files:
             self.store.get_file(entry, folder / entry.path)
 
     def set_checkpoint_aside(self, key: str, step: int) -> None:
@@ -66,6 +106,7 @@ class CheckpointStore(LeaseStore):
             kept = {
                 row.split("/")[2] for row in rows if (epoch := row.split("/")[3]).isdigit() and int(epoch) >= before
             }
+            kept |= {ROWS} if kept else set()  # they may go on from rows of an attempt before
             rows = [row for row in rows if row.split("/")[2] not in kept]
         markers = [row for row in rows if row.endswith("/COMMIT.json")]
         self.store.delete(markers)  # a call of its own: a store may delete the rows of one call in any order

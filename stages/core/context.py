@@ -76,6 +76,14 @@ class Checkpoints(typing.Protocol):
     def latest(self) -> tuple[int, Any] | None:
         """Step and local folder of the newest complete checkpoint of this key, or None."""
 
+    def newest(self) -> tuple[int, Sequence[FileEntry]] | None:
+        """Step and files of the newest complete checkpoint, or None: `stages.core.reading` opens them, nothing is
+        fetched. For a stage of several processes: its first one asks, and tells the others.
+        """
+
+    def set_aside(self, step: int, why: object) -> None:
+        """Make a checkpoint one no more, because reading it has shown damage: `newest` is then the one before."""
+
 
 class TaskObjects(typing.Protocol):
     """Where tasks leave their results (`stages.core.task_objects`): small documents by name, and the files of tasks."""

@@ -8,6 +8,7 @@
     attempts/<key>/<epoch>.json               how each attempt went; .outcome: in its own words; .log.jsonl: its events
     leases/<key>.json                         who works on a key now
     checkpoints/<key>/<step>/<epoch>/...      files of a mid-stage checkpoint; COMMIT.json makes it visible
+    checkpoints/<key>/rows/<epoch>/<number>   metric rows that any later checkpoint of the key refers to
     nodes/<profile>/<node>.json               the key that a node last had in a profile
     damaged/<object>.<time>                   what could not be read and was moved out of the way; never deleted by us
 

@@ -33,8 +33,8 @@ BUFFER = 128 << 10
 class StoredFile(io.BufferedReader):
     """A stored file as Python reads files. Large reads are passed on as they are."""
 
-    def __init__(self, store: Store, entry: FileEntry) -> None:
-        self._ranges = RangeFile(store, entry)
+    def __init__(self, store: Store, entry: FileEntry, verified: bool = False) -> None:
+        self._ranges = RangeFile(store, entry, verified)
         super().__init__(self._ranges, BUFFER)
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -53,8 +53,9 @@ class RangeFile(io.RawIOBase):
     """How many are open in this process."""
     _counting = threading.Lock()
 
-    def __init__(self, store: Store, entry: FileEntry) -> None:
-        self._store, self._entry, self.size = store, entry, entry.size
+    def __init__(self, store: Store, entry: FileEntry, verified: bool = False) -> None:
+        """verified: only whole blocks are fetched, and none ahead of what is asked for."""
+        self._store, self._entry, self.size, self._verified = store, entry, entry.size, verified
         blocks = -(-entry.size // BLOCK)
         self._blocks = entry.blocks if len(entry.blocks) == 8 * blocks else ""
         self._lock = threading.RLock()
@@ -125,7 +126,8 @@ class RangeFile(io.RawIOBase):
         if end - at < BLOCK // 2:
             length = min(length, max(end - at, self._share()))
         last, begun = min((number + 1) * BLOCK, self.size), self._summed[0] == at > number * BLOCK
-        if last - number * BLOCK <= 4 * NEAR or (length >= BLOCK // 2 and not begun):
+        whole = self._verified or last - number * BLOCK <= 4 * NEAR
+        if whole or (length >= BLOCK // 2 and not begun):
             return memoryview(self._block(number, at, end))[at - number * BLOCK : end - number * BLOCK]
         data = self._fetch_some(at, last if length >= BLOCK // 2 else min(at + length, last))
         return memoryview(data)[: end - at]
@@ -154,7 +156,7 @@ class RangeFile(io.RawIOBase):
     def _block(self, number: int, at: int, end: int) -> bytes:
         """A whole block; those that come next are on their way."""
         ahead = min(number + STREAMS, -(-end // BLOCK))  # what this read wants anyway
-        on = at == self._fetched[1] or number - 1 in self._held
+        on = not self._verified and (at == self._fetched[1] or number - 1 in self._held)
         if on and self._roomy():
             ahead = max(ahead, min(number + 2, -(-self.size // BLOCK)))
         for following in range(number + 1, ahead):

@@ -40,13 +40,13 @@ def share(address: StoreAddress, attempt: str) -> None:
     os.environ[ATTEMPT] = attempt
 
 
-def open_file(entry: FileEntry) -> BinaryIO:
+def open_file(entry: FileEntry, verified: bool = False) -> BinaryIO:
     """A stored file, seekable (`stages.core.range_file`). Reading raises InfraError when the store fails, Damaged when
-    the file is lost or holds other bytes.
+    the file is lost or holds other bytes. verified: nothing is fetched but whole blocks, whose CRC32 tells.
     """
     if entry.is_local:
         return open(entry.object, "rb")
-    return StoredFile(_store(_address(), os.getpid()), entry)
+    return StoredFile(_store(_address(), os.getpid()), entry, verified)
 
 
 @contextmanager

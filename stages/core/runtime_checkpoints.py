@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from stages.core.events import Events, own_rank
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
 from stages.core.messages import StageRequest
+from stages.core.metric_rows import METRICS_FILE, MetricRows, is_rows
 from stages.core.records import DamagedRecord
 from stages.core.store_errors import Damaged
 
-METRICS_FILE = ".metrics.jsonl"
 _LEFT_OUT = "left_out"
 """In the place of a part of a checkpoint that could not be stored: why."""
 
@@ -28,12 +27,15 @@ class RuntimeCheckpoints:
 
     def __init__(self, request: StageRequest, ledger: Ledger, events: Events, root: Path) -> None:
         self._lease, self._ledger, self._events, self._root = request.lease, ledger, events, root
-        self._metrics = root / METRICS_FILE
+        self._rows = MetricRows(root)
+        self._fetched: tuple[int, Path] | None = None
         self.resumed_from: int | None = None
         self.stored: dict[tuple[int, str], str] = {}
         """`{(size, SHA-256): object}` of the files of the newest checkpoint of this attempt, or that it began from: the
         result may hold the same.
         """
+
+    # --- saving ---------------------------------------------------------------------------------------------------
 
     def save(self, step: int, directory: Path) -> None:
         self.commit(step, self.upload(step, directory))
@@ -44,7 +46,7 @@ class RuntimeCheckpoints:
         """
         try:
             files = self._ledger.upload_checkpoint(self._lease, step, Path(directory))
-        except InfraError as error:
+        except (InfraError, Damaged) as error:
             if isinstance(error, LeaseLost):
                 raise
             return [{_LEFT_OUT: str(error)}]
@@ -52,54 +54,89 @@ class RuntimeCheckpoints:
 
     def commit(self, step: int, parts: Sequence[dict[str, Any]]) -> None:
         try:
-            self._commit(step, parts)
-        except InfraError as error:
+            if left_out := [part[_LEFT_OUT] for part in parts if _LEFT_OUT in part]:
+                raise InfraError(left_out[0])
+            files = (*(FileEntry.model_validate(part) for part in parts), *self._upload_rows(step))
+            self._ledger.commit_checkpoint(self._lease, step, files)
+        except (InfraError, Damaged) as error:
             if isinstance(error, LeaseLost):
                 raise
             self._log(f"no checkpoint at step {step}: {error}; it is tried again at the next", "warning")
-
-    def _commit(self, step: int, parts: Sequence[dict[str, Any]]) -> None:
-        with tempfile.TemporaryDirectory(dir=self._root) as folder:
-            rows = self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if json.loads(row)["step"] <= step]  # the stage may have gone on meanwhile
-            (Path(folder) / METRICS_FILE).write_text("".join(kept), encoding="utf-8")
-            parts = [*parts, *self.upload(step, Path(folder))]
-        if left_out := [part[_LEFT_OUT] for part in parts if _LEFT_OUT in part]:
-            raise InfraError(left_out[0])
-        files = tuple(FileEntry.model_validate(part) for part in parts)
-        self._ledger.commit_checkpoint(self._lease, step, files)
+            return
         self._note(files)
         self._events.emit("checkpoint", step=step)
 
-    def latest(self) -> tuple[int, Path] | None:
-        """The newest checkpoint that is whole. One that is not is set aside, with a word about what is lost."""
-        ledger, key = self._ledger, self._lease.key
-        steps = ledger.checkpoint_steps(key)
+    def _upload_rows(self, step: int) -> tuple[FileEntry, ...]:
+        """The rows up to a step: whole segments are stored once, what follows them with each checkpoint."""
+        with tempfile.TemporaryDirectory(dir=self._root) as folder:
+            self._rows.take(step)
+            while (segment := self._rows.full_segment()) is not None:
+                path = Path(folder) / "segment"
+                path.write_bytes(segment.data)
+                self._rows.stored(self._ledger.upload_rows(self._lease, segment.number, path, segment.name))
+                path.unlink()
+            (Path(folder) / METRICS_FILE).write_bytes(self._rows.rest())
+            return (*self._rows.segments, *self._ledger.upload_checkpoint(self._lease, step, Path(folder)))
+
+    # --- finding --------------------------------------------------------------------------------------------------
+
+    def newest(self) -> tuple[int, list[FileEntry]] | None:
+        """Its metric rows are fetched, nothing else is. One whose marker or rows are damaged is set aside."""
+        steps = self._ledger.checkpoint_steps(self._lease.key)
         while steps:
             step = steps.pop()
-            folder = self._root / "scratch" / f"checkpoint-{step}"
-            if step == self.resumed_from:
-                return step, folder  # it is here: a stage and the engine that it drives may both ask
             try:
-                ledger.load_checkpoint(key, step, folder)
-                shutil.move(folder / METRICS_FILE, self._metrics)
-                self._note(ledger.checkpoint(key, step).files)
+                files = self._ledger.checkpoint(self._lease.key, step).files
+                if step != self.resumed_from:
+                    self._restore_rows(files)
             except (Damaged, DamagedRecord, FileNotFoundError) as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                if own_rank() == 0:
-                    ledger.set_checkpoint_aside(key, step)
-                instead = (
-                    f"going back to the one at step {steps[-1]}" if steps else "there is none before it: starting anew"
-                )
-                self._log(
-                    f"the checkpoint at step {step} is damaged ({error}): set aside under damaged/; {instead}",
-                    "warning",
-                )
+                self._set_aside(step, error, steps)
                 continue
-            self.resumed_from = step
-            self._log(f"resuming from the checkpoint at step {step}")
-            return step, folder
+            if step != self.resumed_from:
+                self._note(files)
+                self.resumed_from = step
+                self._log(f"resuming from the checkpoint at step {step}")
+            return step, [entry for entry in files if not is_rows(entry.path)]
         return None
+
+    def latest(self) -> tuple[int, Path] | None:
+        """The newest checkpoint that is whole, fetched. One that is not is set aside, with a word about what is
+        lost.
+        """
+        while (found := self.newest()) is not None:
+            step, files = found
+            if self._fetched is not None and self._fetched[0] == step:
+                return self._fetched  # it is here: a stage and the engine that it drives may both ask
+            folder = self._root / "scratch" / f"checkpoint-{step}"
+            try:
+                self._ledger.load_checkpoint(files, folder)
+            except Damaged as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                self.set_aside(step, error)
+                continue
+            self._fetched = step, folder
+            return self._fetched
+        return None
+
+    def set_aside(self, step: int, why: object) -> None:
+        steps = self._ledger.checkpoint_steps(self._lease.key)
+        self._set_aside(step, why, [other for other in steps if other < step])
+
+    def _set_aside(self, step: int, why: object, before: Sequence[int]) -> None:
+        if own_rank() == 0:
+            self._ledger.set_checkpoint_aside(self._lease.key, step)
+        if step == self.resumed_from:
+            self.resumed_from = None
+            self.stored = {}
+            self._rows.forget()
+        instead = f"going back to the one at step {before[-1]}" if before else "there is none before it: starting anew"
+        self._log(f"the checkpoint at step {step} is damaged ({why}): set aside under damaged/; {instead}", "warning")
+
+    def _restore_rows(self, files: Sequence[FileEntry]) -> None:
+        with tempfile.TemporaryDirectory(dir=self._root) as folder:
+            entries = sorted((entry for entry in files if is_rows(entry.path)), key=lambda entry: entry.path)
+            self._ledger.load_checkpoint(entries, Path(folder))
+            self._rows.restore(entries, Path(folder))
 
     def _note(self, files: Sequence[FileEntry]) -> None:
         self.stored = {(entry.size, entry.sha256): entry.object for entry in files}

@@ -26,9 +26,10 @@ from stages.core.keys import artifact_digest
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
 from stages.core.messages import Attempt, InputRef, StageRequest, StageResult
+from stages.core.metric_rows import METRICS_FILE
 from stages.core.records import now
 from stages.core.registry import validated_config
-from stages.core.runtime_checkpoints import METRICS_FILE, RuntimeCheckpoints
+from stages.core.runtime_checkpoints import RuntimeCheckpoints
 from stages.core.stage import Stage
 from stages.core.staging import Cache, link_or_copy
 from stages.core.store_errors import Damaged

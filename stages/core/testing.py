@@ -30,7 +30,17 @@ def local_artifact(
     meta: Mapping[str, Any] | None = None,
 ) -> LocalArtifact:
     """Describe the files of `folder` as an input artifact."""
-    files = tuple(
+    files = tuple(local_files(folder))
+    digest = hashlib.sha256(repr([(f.path, f.sha256) for f in files]).encode()).hexdigest()
+    manifest = ArtifactManifest(
+        type=type.__name__, digest=digest, facets=dict(facets or {}), meta=dict(meta or {}), files=files
+    )
+    return LocalArtifact(folder, manifest, "test")
+
+
+def local_files(folder: Path) -> list[FileEntry]:
+    """The files below a folder, in path order, as stored files that lie on this disk."""
+    return [
         FileEntry(
             path=p.relative_to(folder).as_posix(),
             size=p.stat().st_size,
@@ -39,12 +49,7 @@ def local_artifact(
         )
         for p in sorted(folder.rglob("*"))
         if p.is_file()
-    )
-    digest = hashlib.sha256(repr([(f.path, f.sha256) for f in files]).encode()).hexdigest()
-    manifest = ArtifactManifest(
-        type=type.__name__, digest=digest, facets=dict(facets or {}), meta=dict(meta or {}), files=files
-    )
-    return LocalArtifact(folder, manifest, "test")
+    ]
 
 
 class LocalCheckpoints:
@@ -70,6 +75,13 @@ class LocalCheckpoints:
     def latest(self) -> tuple[int, Path] | None:
         found = sorted(self.root.glob("[0-9]*")) if self.root.exists() else []
         return (int(found[-1].name), found[-1]) if found else None
+
+    def newest(self) -> tuple[int, list[FileEntry]] | None:
+        newest = self.latest()
+        return None if newest is None else (newest[0], local_files(newest[1]))
+
+    def set_aside(self, step: int, why: object) -> None:
+        (self.root / f"{step:08d}").rename(self.root / f"damaged-{step:08d}")
 
 
 class LocalContext(Generic[C]):

@@ -1,5 +1,5 @@
 """Checkpoints of a model that is spread over processes: each writes its pieces, any other number of processes reads
-them.
+what it needs of them.
 
 The files are safetensors with the place of each piece (PyTorch's distributed checkpoint, no pickle), beside
 `state.json`, which holds what the trainer and its backend need besides tensors.
@@ -10,19 +10,29 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
+from stages.core.artifacts import FileEntry
 from stages.core.context import Context
+from stages.core.errors import InputError, Preempted
+from stages.core.reading import open_file, sense
+from stages.core.store_errors import Damaged
 from stages.lib.training.parallel_dims import ParallelDims
+from stages.lib.training.stored_tensors import Part, Piece, StoredTensors, read_headers
 
 STATE = "state.json"
+
+Read = Callable[[Iterable[Mapping[str, Tensor | Part]]], None]
+"""Fills tensors by name, one mapping after the other: what a generator does between two of them happens after the first
+is filled. Every process has to call it as often. Raises on all of them where one finds damage.
+"""
 
 
 def write_tensors(state: Mapping[str, Tensor], folder: Path, dims: ParallelDims) -> Callable[[], None]:
@@ -38,17 +48,25 @@ def write_tensors(state: Mapping[str, Tensor], folder: Path, dims: ParallelDims)
     return lambda: (future.result(), None)[1]  # type: ignore[union-attr]
 
 
-def read_tensors(state: Mapping[str, Tensor], folder: Path, dims: ParallelDims | None = None) -> None:
-    """Fill a state from a checkpoint of any number of processes.
+class NotWhole(Exception):
+    """Some process found a checkpoint damaged; all raise this."""
 
-    dims: all these processes read together; None: each by itself.
-    """
-    load(
-        dict(state),
-        storage_reader=HuggingFaceStorageReader(path=str(folder)),
-        no_dist=dims is None or dims.world_size == 1,
-        process_group=None if dims is None else dims.checkpoint_group,
-    )
+
+def shared_reader(dims: ParallelDims, files: Sequence[FileEntry], headers: Sequence[Sequence[Piece]]) -> Read:
+    """Reads tensors of these files into all processes. Raises NotWhole."""
+
+    def read(batches: Iterable[Mapping[str, Tensor | Part]]) -> None:
+        problem = ""
+        try:
+            tensors = StoredTensors(files, headers)
+            for wanted in batches:
+                tensors.read(wanted)
+        except Damaged as error:
+            problem = str(error)
+        if problems := [told for told in dims.all_gather(problem) if told]:
+            raise NotWhole(problems[0])
+
+    return read
 
 
 class AsyncCheckpointer:
@@ -59,30 +77,58 @@ class AsyncCheckpointer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    # --- saving ---------------------------------------------------------------------------------------------------
+
     def save(self, step: int, state: Mapping[str, Any], write: Callable[[Path], Callable[[], None]]) -> None:
         """Copy the state, then write and upload it in the background. Waits for the checkpoint before this one.
 
-        state: JSON values. write: writes the tensors into a folder, as `write_tensors` does. Raises what the checkpoint
-        before failed with.
+        state: JSON values. write: writes the tensors into a folder, as `write_tensors` does. Raises what ended the
+        exchange with the other processes; a checkpoint that cannot be written or stored is left out, with a warning.
         """
         self.wait()
         folder = Path(self._ctx.scratch) / f"save-{step}"
-        folder.mkdir()
-        if self._dims.rank == 0:
-            (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
-        wait_for_files = write(folder)
-        self._thread = threading.Thread(target=self._publish, args=(step, folder, wait_for_files), daemon=True)
+
+        def written() -> None:
+            files()
+            if self._dims.rank == 0:
+                (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+        try:
+            folder.mkdir()
+            files = write(folder)
+        except (OSError, CheckpointException) as error:  # of a process alone: its files are written here
+            if self._dims.world_size > 1:
+                raise
+            files = _failed(error)
+        self._thread = threading.Thread(target=self._publish, args=(step, folder, written), daemon=True)
         self._thread.start()
 
-    def _publish(self, step: int, folder: Path, wait_for_files: Callable[[], None]) -> None:
+    def _publish(self, step: int, folder: Path, written: Callable[[], None]) -> None:
         try:
-            wait_for_files()
-            parts = self._dims.gather_to_first(self._ctx.checkpoints.upload(step, folder))
-            if self._dims.rank == 0:
-                self._ctx.checkpoints.commit(step, [entry for part in parts for entry in part])
-            shutil.rmtree(folder)
+            if self._agree(step, written):
+                parts = self._dims.gather_to_first(self._ctx.checkpoints.upload(step, folder))
+                if self._dims.rank == 0:
+                    self._ctx.checkpoints.commit(step, [entry for part in parts for entry in part])
         except BaseException as error:
             self._error = error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _agree(self, step: int, written: Callable[[], None]) -> bool:
+        """Whether all processes have their files on disk."""
+        problem = ""
+        try:
+            written()
+        except OSError as error:
+            problem = str(error)
+        except CheckpointException as error:
+            first = next(iter(error.failures.values()))[0]
+            if not isinstance(first, OSError):
+                raise
+            problem = str(first)
+        if problems := [told for told in self._dims.all_gather(problem) if told]:
+            self._ctx.log(f"no checkpoint at step {step}: {problems[0]}; it is tried again at the next", "warning")
+        return not problems
 
     def wait(self) -> None:
         """Wait until the last checkpoint is published. Raises what it failed with."""
@@ -92,9 +138,54 @@ class AsyncCheckpointer:
         if self._error is not None:
             raise self._error
 
-    def latest(self) -> tuple[dict[str, Any], Path] | None:
-        """State and folder of the newest checkpoint, if there is one."""
-        newest = self._ctx.checkpoints.latest()
-        if newest is None:
-            return None
-        return json.loads((newest[1] / STATE).read_text(encoding="utf-8")), newest[1]
+    # --- resuming -------------------------------------------------------------------------------------------------
+
+    def resume(self, load: Callable[[Mapping[str, Any], Read], None]) -> bool:
+        """Load the newest checkpoint that is whole, if there is one. load: is given `state` of `save` and what reads
+        its tensors; called again, with the checkpoint before, when these are damaged.
+
+        The first process looks for it and tells the others; each reads its own part.
+        """
+        begun = False
+        while True:
+            newest = self._dims.from_first(self._newest)
+            if newest is None and begun:  # the model has parts of what is damaged
+                raise Preempted(f"{self._ctx.node}: no checkpoint is whole: the next attempt starts anew")
+            if newest is None:
+                return False
+            step, state, files, headers = newest
+            begun = True
+            try:
+                load(state, shared_reader(self._dims, files, headers))
+            except NotWhole as error:
+                if self._dims.rank == 0:
+                    self._ctx.checkpoints.set_aside(step, error)
+                continue
+            return True
+
+    def _newest(self) -> tuple[int, dict[str, Any], list[FileEntry], list[tuple[Piece, ...]]] | None:
+        """Step, state, files of tensors and their headers of the newest checkpoint whose headers can be read."""
+        while (newest := self._ctx.checkpoints.newest()) is not None:
+            step, entries = newest
+            files = [entry for entry in entries if entry.path != STATE]
+            try:
+                return step, _state(entries), files, read_headers(files)
+            except Damaged as error:
+                self._ctx.checkpoints.set_aside(step, error)
+        return None
+
+
+def _failed(error: BaseException) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+def _state(entries: Sequence[FileEntry]) -> dict[str, Any]:
+    """Raises Damaged."""
+    for entry in entries:
+        if entry.path == STATE:
+            with open_file(entry, verified=True) as stream, sense(entry, ValueError):
+                return json.loads(stream.read())
+    raise InputError(f"a checkpoint has no {STATE}: something else than this trainer wrote it")

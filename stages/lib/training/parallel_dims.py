@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from stages.core.errors import ConfigError, Preempted
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in one exchange: longer than any checkpoint's upload, shorter than a wasted
@@ -79,6 +81,22 @@ class ParallelDims:
         gathered: list[Any] = [None] * self.world_size
         dist.gather_object(value, gathered if self.rank == 0 else None, group=self.checkpoint_group)
         return gathered if self.rank == 0 else []
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """The value of every process, on all of them."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value, group=self.checkpoint_group)
+        return gathered
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on rank 0, on every process."""
+        if self.world_size == 1:
+            return make()
+        told = [make() if self.rank == 0 else None]
+        dist.broadcast_object_list(told, src=0, group=self.checkpoint_group)
+        return told[0]  # type: ignore[return-value]
 
     def is_peer_failure(self, error: RuntimeError) -> bool:
         """Whether an error says that another process is gone: gloo and NCCL have no type for it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from stages.core.context import Context
 from stages.core.errors import ConfigError, Preempted
 from stages.lib.training.backends.base import Backend, Batch, Update
-from stages.lib.training.checkpointer import AsyncCheckpointer
+from stages.lib.training.checkpointer import AsyncCheckpointer, Read
 from stages.lib.training.config import TrainerConfig
 from stages.lib.training.evaluation import HeldOutEvaluation
 from stages.lib.training.lr_scheduler import WarmupCosine
@@ -141,13 +141,12 @@ class Trainer:
 
     def _resume(self) -> bool:
         """Go on from the newest checkpoint, if there is one."""
-        newest = self._checkpointer.latest()
-        if newest is None:
-            return False
-        state, folder = newest
+        return self._checkpointer.resume(self._load)
+
+    def _load(self, state: Mapping[str, Any], read: Read) -> None:
         for name in CHECKPOINTED:
             setattr(self, name, state[name])
         if self._evaluation is not None:
+            self._evaluation.unmeasured.clear()
             self._evaluation.unmeasured.update(state.get("unmeasured", {}))
-        self._backend.load(folder, state, self.step - self.skipped)
-        return True
+        self._backend.load(read, state, self.step - self.skipped)

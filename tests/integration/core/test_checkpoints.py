@@ -22,7 +22,7 @@ def test_a_checkpoint_comes_back_as_it_was(ledger: Ledger, tmp_path: Path) -> No
     lease = ledger.acquire(KEY, "one")
     save_checkpoint(ledger, lease, 7, folder_with(tmp_path / "in", weights="1", state__optimizer="2"))
     assert ledger.checkpoint_steps(KEY) == [7]
-    ledger.load_checkpoint(KEY, 7, tmp_path / "out")
+    ledger.load_checkpoint(ledger.checkpoint(KEY, 7).files, tmp_path / "out")
     assert {
         p.relative_to(tmp_path / "out").as_posix(): p.read_text() for p in (tmp_path / "out").rglob("*") if p.is_file()
     } == {
@@ -78,7 +78,7 @@ def test_a_step_saved_again_by_a_later_attempt_is_that_attempts(ledger: Ledger, 
     save_checkpoint(ledger, first, 1, folder_with(tmp_path / "a", weights="first"))
     second = ledger.acquire(KEY, "two")
     save_checkpoint(ledger, second, 1, folder_with(tmp_path / "b", weights="second"))
-    ledger.load_checkpoint(KEY, 1, tmp_path / "out")
+    ledger.load_checkpoint(ledger.checkpoint(KEY, 1).files, tmp_path / "out")
     assert (tmp_path / "out/weights").read_text() == "second"
     assert ledger.checkpoint_steps(KEY) == [1]
 
@@ -88,13 +88,13 @@ def test_a_damaged_checkpoint_is_refused_by_name(ledger: Ledger, tmp_path: Path)
     row = next(o.key for o in ledger.store.list(f"checkpoints/{KEY}/") if o.key.endswith("weights"))
     ledger.store.put(row, b"123x5")
     with pytest.raises(Damaged, match=r"s3://.*/weights is damaged: SHA-256"):
-        ledger.load_checkpoint(KEY, 7, tmp_path / "out")
+        ledger.load_checkpoint(ledger.checkpoint(KEY, 7).files, tmp_path / "out")
     assert not (tmp_path / "out/weights").exists()
 
 
 def test_a_checkpoint_that_vanished_is_said_so(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(Damaged, match=f"checkpoint 7 of key {KEY[:12]} has vanished"):
-        ledger.load_checkpoint(KEY, 7, tmp_path)
+        ledger.checkpoint(KEY, 7)
 
 
 def test_dropping_removes_all_of_a_key_and_nothing_of_another(ledger: Ledger, tmp_path: Path) -> None:
@@ -122,3 +122,43 @@ def test_what_is_half_dropped_is_invisible(ledger: Ledger, tmp_path: Path, monke
         ledger.drop_checkpoints(KEY)
     assert ledger.checkpoint_steps(KEY) == []
     assert len(list(ledger.store.list(f"checkpoints/{KEY}/"))) == 2
+
+
+@pytest.mark.parametrize("how", ["lost", "garbled", "cut"])
+def test_what_the_store_does_not_give_back_is_no_checkpoint(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """One object of several, between its upload and the commit: the checkpoint before stays the newest."""
+    lease, folder = ledger.acquire(KEY, "one"), folder_with(tmp_path, a="1" * 1000, b="2" * 1000)
+    save_checkpoint(ledger, lease, 1, folder)
+    send = ledger.store.put_file
+
+    def spoiled(key: str, path: Path, *arguments: Any) -> Any:
+        entry = send(key, path, *arguments)
+        if path.name == "b" and how == "garbled":
+            ledger.store.put(key, b"2" * 999 + b"3")
+        elif path.name == "b":
+            ledger.store.delete([key])
+            if how == "cut":
+                ledger.store.put(key, b"2" * 999)
+        return entry
+
+    monkeypatch.setattr(ledger.store, "put_file", spoiled)
+    with pytest.raises(Damaged, match=r"s3://.*/b"):
+        save_checkpoint(ledger, lease, 2, folder)
+    assert ledger.checkpoint_steps(KEY) == [1]
+    monkeypatch.undo()
+    save_checkpoint(ledger, lease, 2, folder)
+    assert ledger.checkpoint_steps(KEY) == [1, 2]
+
+
+@pytest.mark.parametrize("how", ["lost", "cut"])
+def test_a_commit_looks_for_what_the_other_processes_stored(ledger: Ledger, tmp_path: Path, how: str) -> None:
+    lease = ledger.acquire(KEY, "one")
+    files = ledger.upload_checkpoint(lease, 1, folder_with(tmp_path, a="1", b="22"))
+    ledger.store.delete([files[1].object])
+    if how == "cut":
+        ledger.store.put(files[1].object, b"2")
+    with pytest.raises(Damaged, match=r"/b, stored a moment ago, (is not in the store|has 1 bytes instead of 2)"):
+        ledger.commit_checkpoint(lease, 1, files)
+    assert ledger.checkpoint_steps(KEY) == []

@@ -21,6 +21,7 @@ from stages.core.keys import artifact_digest, sha256
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
 from stages.core.messages import InputRef, Secrets, StageRequest, StageResult, StoredRequest
+from stages.core.metric_rows import METRICS_FILE
 from stages.core.registry import find_stage, validated_config
 from stages.core.staging import Cache, link_or_copy
 from stages.lib.data.workers import Pool
@@ -433,16 +434,18 @@ def test_a_checkpoint_that_is_here_is_not_fetched_again(
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "a").write_text("1")
     context.checkpoints.save(3, tmp_path / "weights")
-    fetched: list[int] = []
+    fetched: list[str] = []
     load = ledger.load_checkpoint
     monkeypatch.setattr(
-        ledger, "load_checkpoint", lambda key, step, folder: (fetched.append(step), load(key, step, folder))
+        ledger,
+        "load_checkpoint",
+        lambda files, folder: (fetched.extend(entry.path for entry in files), load(files, folder)),
     )
     first, second = context.checkpoints.latest(), context.checkpoints.latest()
     assert first == second
     assert first is not None
     assert (first[1] / "a").read_text() == "1"
-    assert fetched == [3]
+    assert fetched == [METRICS_FILE, "a"]
 
 
 def test_a_model_that_its_last_checkpoint_holds_is_sent_once(

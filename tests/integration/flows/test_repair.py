@@ -210,7 +210,7 @@ def test_a_run_that_starts_meanwhile_keeps_what_is_its(ledger: Ledger, tmp_path:
     ledger.release(begun)
     assert repair.apply([finding]) == [], "it is a checkpoint now"
     assert ledger.checkpoint_steps(KEY) == [5]
-    ledger.load_checkpoint(KEY, 5, tmp_path / "loaded")
+    ledger.load_checkpoint(ledger.checkpoint(KEY, 5).files, tmp_path / "loaded")
 
 
 def test_a_record_that_a_run_writes_anew_meanwhile_stays(bench: Bench) -> None:

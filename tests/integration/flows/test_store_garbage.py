@@ -82,7 +82,7 @@ def found(ledger: Ledger, limits: Limits = NOW) -> dict[str, list[Garbage]]:
 
 def sweep(ledger: Ledger, limits: Limits = NOW) -> tuple[int, int]:
     """Find, remove; how many objects and bytes went."""
-    done = [item.remove() for item in StoreGarbage(ledger, limits).find() if not item.kept]
+    done = [item.remove() for item in list(StoreGarbage(ledger, limits).find()) if not item.kept]
     return sum(count for count, _ in done), sum(size for _, size in done)
 
 
@@ -178,12 +178,13 @@ def test_checkpoints_go_with_their_result_and_uncommitted_ones_go(ledger: Ledger
         stored(ledger, f"checkpoints/{key}/{step:012d}/000001/weights")
         if commit:
             stored(ledger, f"checkpoints/{key}/{step:012d}/COMMIT.json", b"{}")
+            stored(ledger, f"checkpoints/{key}/rows/000001/000000")
     live = ledger.acquire(C, "tester")
     make(ledger, A)
     kinds = found(ledger)
-    assert [item.key for item in kinds[CHECKPOINTS]] == [A]
+    assert [item.key for item in kinds[CHECKPOINTS]] == [A, A]
     assert [item.where for item in kinds[UNCOMMITTED]] == [f"checkpoints/{B}/{2:012d}/"]
-    assert [(item.key, bool(item.kept)) for item in kinds[UNFINISHED]] == [(B, True)]
+    assert [(item.key, bool(item.kept)) for item in kinds[UNFINISHED]] == [(B, True), (B, True)]
     sweep(ledger)
     assert {name.split("/")[1] for name in names(ledger, "checkpoints/")} == {B, C}
     assert ledger.checkpoint_steps(B) == [1]

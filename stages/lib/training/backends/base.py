@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from stages.lib.training.checkpointer import Read
+
 INITIAL_SCALE = 2.0**16
 """Loss scale that fp16 begins with: at 2**32 (Colossal-AI's default) the first steps overflow."""
 
@@ -110,8 +112,10 @@ class Backend(Protocol):
         """
         ...
 
-    def load(self, folder: Path, state: Mapping[str, Any], updates: int) -> None:
-        """Go on from a checkpoint of any topology. updates: steps that changed the weights."""
+    def load(self, read: Read, state: Mapping[str, Any], updates: int) -> None:
+        """Go on from a checkpoint of any topology. read: fills tensors from it. updates: steps that changed the
+        weights.
+        """
         ...
 
     def export(self) -> Mapping[str, Tensor]:

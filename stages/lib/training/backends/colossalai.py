@@ -36,6 +36,7 @@ from stages.lib.training.backends.colossalai_state import (
     scaler_state,
     set_scaler_state,
 )
+from stages.lib.training.checkpointer import Read
 from stages.lib.training.config import DecoderConfig
 from stages.lib.training.optimizer import make_optimizer, set_learning_rate
 from stages.lib.training.parallel_dims import ParallelDims
@@ -210,9 +211,9 @@ class ColossalBackend:
     def save(self, folder: Path) -> Callable[[], None]:
         return self._shards.save(folder)
 
-    def load(self, folder: Path, state: Mapping[str, Any], updates: int) -> None:
+    def load(self, read: Read, state: Mapping[str, Any], updates: int) -> None:
+        self._shards.load(read, updates)
         set_scaler_state(self._scaler, state["scaler"])
-        self._shards.load(folder, updates)
 
     def export(self) -> Mapping[str, Tensor]:
         return self._shards.export()

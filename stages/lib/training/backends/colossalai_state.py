@@ -7,6 +7,7 @@ topology can read it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from stages.lib.modeling.decoder import MoxinLM
-from stages.lib.training.checkpointer import read_tensors, write_tensors
+from stages.lib.training.checkpointer import Read, write_tensors
 from stages.lib.training.optimizer import MOMENTS, moments_of
 from stages.lib.training.parallel_dims import ParallelDims
+from stages.lib.training.stored_tensors import Part
 
 SCALER = ("_scale", "_growth_step", "_hysteresis_step")
 """What a step changes in Colossal-AI's DynamicGradScaler. Its own state_dict has the first alone."""
@@ -80,13 +82,9 @@ class ParameterShards:
         dist.all_gather_into_tensor(every, flat, group=self._data)
         return every[: parameter.numel()].view(parameter.shape)
 
-    def _put(self, value: Tensor, key: str, parameter: Tensor) -> None:
-        """Fill in what this process keeps of a tensor that has the parameter's shape."""
-        if key == "model":
-            parameter.data.copy_(value)
-        target = self._tensors(parameter)[key]
-        if target.data_ptr() == parameter.data_ptr():
-            return
+    def _put(self, value: Tensor, parameter: Tensor) -> None:
+        """Fill in what this process keeps of a weight that has the parameter's shape."""
+        target = self._tensors(parameter)["model"]
         if target.shape != parameter.shape:
             parts = self._data.size()
             flat = F.pad(value.flatten(), (0, target.numel() * parts - value.numel()))
@@ -99,9 +97,7 @@ class ParameterShards:
         """Set the float32 weights, unrounded."""
         for name, parameter in self._parameters.items():
             value, cut = weights[name], self._cut(parameter)
-            self._put(
-                value if cut is None else value.chunk(self._tensor.size(), cut)[self._tensor.rank()], "model", parameter
-            )
+            self._put(value if cut is None else value.chunk(self._tensor.size(), cut)[self._tensor.rank()], parameter)
         self._refresh()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
@@ -123,34 +119,61 @@ class ParameterShards:
                     state[_key(name, key)] = self._named(value.cpu(), parameter)
         return write_tensors(state, folder, self._dims)
 
-    def load(self, folder: Path, updates: int) -> None:
-        """From a checkpoint of any topology, of this engine or of `torch`."""
-        for names in self._groups():
-            values = {(name, key): torch.empty(self._shapes[name]) for name in names for key in ("model", *MOMENTS)}
-            read_tensors(
-                {_key(*at): self._named(value, self._parameters[at[0]]) for at, value in values.items()}, folder
-            )
-            for (name, key), value in values.items():
-                self._put(value, key, self._parameters[name])
+    def load(self, read: Read, updates: int) -> None:
+        """From a checkpoint of any topology, of this engine or of `torch`: each process reads what it keeps."""
+        read(self._wanted())
         for moments in self._optimizer.optim.state.values():
             moments["step"].fill_(updates)
         self._refresh()
 
-    def _refresh(self) -> None:
-        """The float32 weights have changed."""
+    def _stretch(self, parameter: Tensor) -> slice:
+        """What of a flat parameter (as tensor parallelism left it) lies here."""
+        kept, count = self._master(parameter), parameter.numel()
+        if kept.shape == parameter.shape:
+            return slice(0, count)
+        begin = self._data.rank() * kept.numel()
+        return slice(min(begin, count), min(begin + kept.numel(), count))
 
-    def _groups(self) -> Iterator[list[str]]:
-        """Names in groups of about READ_BYTES."""
-        group: list[str] = []
+    def _wanted(self) -> Iterator[dict[str, Part]]:
+        """The rows that what lies here is in, about READ_BYTES at a time; they are put in their places once filled."""
+        wanted: dict[str, Part] = {}
+        places: list[tuple[Tensor, str, Tensor]] = []
         size = 0
-        for name, shape in self._shapes.items():
-            group.append(name)
-            size += 3 * 4 * shape.numel()
+
+        def put() -> None:
+            for parameter, key, rows in places:
+                target, here = self._tensors(parameter)[key], self._stretch(parameter)
+                begin = here.start % max(1, rows[0].numel())
+                target.view(-1)[: here.stop - here.start].copy_(rows.flatten()[begin : begin + here.stop - here.start])
+            wanted.clear()
+            places.clear()
+
+        for name, parameter in self._parameters.items():
+            here, shape, cut = self._stretch(parameter), self._shapes[name], self._cut(parameter)
+            if here.start == here.stop:
+                continue
+            row = math.prod(shape[1:])
+            first, last = here.start // row, -(-here.stop // row)
+            offsets = [0 if d != cut else self._tensor.rank() * n for d, n in enumerate(shape)]
+            offsets[0] += first
+            for key in ("model", *MOMENTS):
+                rows = torch.empty(last - first, *shape[1:])
+                wanted[_key(name, key)] = Part(rows, tuple(offsets))
+                places.append((parameter, key, rows))
+                size += rows.nbytes
             if size > READ_BYTES:
-                yield group
-                group, size = [], 0
-        if group:
-            yield group
+                yield wanted
+                put()
+                size = 0
+        yield wanted
+        put()
+
+    def _refresh(self) -> None:
+        """The float32 weights have changed: round what is computed with."""
+        for parameter in self._parameters.values():
+            master = self._master(parameter)
+            if master is not parameter:
+                parameter.data.copy_(self._gathered(master.detach(), parameter))
 
     # --- the trained model ----------------------------------------------------------------------------------------
 
@@ -218,7 +241,6 @@ class ChunkParameterShards(ParameterShards):
         return {"model": weights, **{key: moments[key] for key in MOMENTS}}
 
     def _stretch(self, parameter: Tensor) -> slice:
-        """What of a flat parameter lies here."""
         _, start, size = self._optimizer.get_offsets(self._places[parameter][1])
         return slice(start, start + size) if size > 0 else slice(0, 0)
 
@@ -230,8 +252,8 @@ class ChunkParameterShards(ParameterShards):
             dist.all_reduce(whole, group=self._data)
         return whole.view(shape)
 
-    def _put(self, value: Tensor, key: str, parameter: Tensor) -> None:
-        self._tensors(parameter)[key].copy_(value.flatten()[self._stretch(parameter)])
+    def _put(self, value: Tensor, parameter: Tensor) -> None:
+        self._tensors(parameter)["model"].copy_(value.flatten()[self._stretch(parameter)])
 
     def _refresh(self) -> None:
         for chunk in self._optimizer.chunk16_set:

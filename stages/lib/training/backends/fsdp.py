@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from stages.lib.training.backends.base import INITIAL_SCALE, Trainable, Update
 from stages.lib.training.backends.tensor_parallel import apply_tensor_parallel
-from stages.lib.training.checkpointer import read_tensors, write_tensors
+from stages.lib.training.checkpointer import Read, write_tensors
 from stages.lib.training.config import BackendConfig
 from stages.lib.training.gradient_threads import GradientThreads
 from stages.lib.training.optimizer import MOMENTS, make_optimizer, moments_of, set_learning_rate
@@ -179,9 +179,9 @@ class TorchBackend:
     def save(self, folder: Path) -> Callable[[], None]:
         return write_tensors(self._tensors(), folder, self._dims)
 
-    def load(self, folder: Path, state: Mapping[str, Any], updates: int) -> None:
+    def load(self, read: Read, state: Mapping[str, Any], updates: int) -> None:
+        read([self._tensors()])
         self._scaler.load_state_dict(state["scaler"])
-        read_tensors(self._tensors(), folder, self._dims)
         fewer = state.get("optimizer_steps", {})  # not in a checkpoint of the other backend
         for name, parameter in self.model.named_parameters():
             moments_of(self._optimizer, parameter)["step"].fill_(fewer.get(name, updates))
