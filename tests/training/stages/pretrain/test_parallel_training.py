@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from stages.core.errors import ConfigError
 from stages.core.resources import Resources
 from stages.lib.modeling.hf_checkpoint import load_model
-from stages.lib.training.parallel_sizes import ParallelSizes
 from stages.pretrain.spec import Pretrain
 from tests.support.pretraining import LENGTH, artifacts, config, single, train
 
