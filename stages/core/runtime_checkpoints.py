@@ -103,8 +103,8 @@ class RuntimeCheckpoints:
         """The newest checkpoint that is whole, fetched. One that is not is set aside, with a word about what is
         lost.
         """
-        while (found := self.newest()) is not None:
-            step, files = found
+        while (newest := self.newest()) is not None:
+            step, files = newest
             if self._fetched is not None and self._fetched[0] == step:
                 return self._fetched  # it is here: a stage and the engine that it drives may both ask
             folder = self._root / "scratch" / f"checkpoint-{step}"

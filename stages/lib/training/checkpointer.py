@@ -59,11 +59,11 @@ def shared_reader(dims: ParallelDims, files: Sequence[FileEntry], headers: Seque
         problem = ""
         try:
             tensors = StoredTensors(files, headers)
-            for wanted in batches:
-                tensors.read(wanted)
+            for targets in batches:
+                tensors.read(targets)
         except Damaged as error:
             problem = str(error)
-        if problems := [told for told in dims.all_gather(problem) if told]:
+        if problems := [line for line in dims.all_gather(problem) if line]:
             raise NotWhole(problems[0])
 
     return read
@@ -126,7 +126,7 @@ class AsyncCheckpointer:
             if not isinstance(first, OSError):
                 raise
             problem = str(first)
-        if problems := [told for told in self._dims.all_gather(problem) if told]:
+        if problems := [line for line in self._dims.all_gather(problem) if line]:
             self._ctx.log(f"no checkpoint at step {step}: {problems[0]}; it is tried again at the next", "warning")
         return not problems
 

@@ -94,9 +94,9 @@ class ParallelDims:
         """What `make` returns on rank 0, on every process."""
         if self.world_size == 1:
             return make()
-        told = [make() if self.rank == 0 else None]
-        dist.broadcast_object_list(told, src=0, group=self.checkpoint_group)
-        return told[0]  # type: ignore[return-value]
+        values = [make() if self.rank == 0 else None]
+        dist.broadcast_object_list(values, src=0, group=self.checkpoint_group)
+        return values[0]  # type: ignore[return-value]
 
     def is_peer_failure(self, error: RuntimeError) -> bool:
         """Whether an error says that another process is gone: gloo and NCCL have no type for it."""

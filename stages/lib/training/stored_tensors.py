@@ -126,13 +126,13 @@ class StoredTensors:
             raise next((error for error in errors if isinstance(error, Damaged)), errors[0])
         return shape
 
-    def read(self, wanted: Mapping[str, Tensor | Part]) -> None:
+    def read(self, targets: Mapping[str, Tensor | Part]) -> None:
         """Fill tensors (of a DTensor what lies here) from what the files have under their names.
 
         Raises InputError for a tensor that is not there or has another shape, Damaged, InfraError.
         """
         copies: dict[int, list[_Copy]] = defaultdict(list)
-        for name, target in wanted.items():
+        for name, target in targets.items():
             for number, copy in self._copies(name, target):
                 copies[number] += copy.rows()
         with ThreadPoolExecutor(THREADS) as pool, torch.no_grad():
@@ -162,13 +162,13 @@ class StoredTensors:
         )
         local = local.detach().view(1) if local.ndim == 0 else local.detach()
         here = ChunkStorageMetadata(torch.Size(offsets or (0,)), torch.Size(local.shape))
-        found = []
+        copies = []
         for item in create_read_items_for_chunk_list(name, held, [here]):
             assert item.storage_index.index is not None
             number, piece = stored[item.storage_index.index]
             source, place, lengths = tuple(item.storage_offsets), tuple(item.dest_offsets), tuple(item.lengths)
-            found.append((number, _Copy(piece, source, place, lengths, local)))
-        return found
+            copies.append((number, _Copy(piece, source, place, lengths, local)))
+        return copies
 
     @property
     def _where(self) -> str:

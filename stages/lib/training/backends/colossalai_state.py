@@ -136,7 +136,7 @@ class ParameterShards:
 
     def _wanted(self) -> Iterator[dict[str, Part]]:
         """The rows that what lies here is in, about READ_BYTES at a time; they are put in their places once filled."""
-        wanted: dict[str, Part] = {}
+        parts: dict[str, Part] = {}
         places: list[tuple[Tensor, str, Tensor]] = []
         size = 0
 
@@ -145,7 +145,7 @@ class ParameterShards:
                 target, here = self._tensors(parameter)[key], self._stretch(parameter)
                 begin = here.start % max(1, rows[0].numel())
                 target.view(-1)[: here.stop - here.start].copy_(rows.flatten()[begin : begin + here.stop - here.start])
-            wanted.clear()
+            parts.clear()
             places.clear()
 
         for name, parameter in self._parameters.items():
@@ -158,14 +158,14 @@ class ParameterShards:
             offsets[0] += first
             for key in ("model", *MOMENTS):
                 rows = torch.empty(last - first, *shape[1:])
-                wanted[_key(name, key)] = Part(rows, tuple(offsets))
+                parts[_key(name, key)] = Part(rows, tuple(offsets))
                 places.append((parameter, key, rows))
                 size += rows.nbytes
             if size > READ_BYTES:
-                yield wanted
+                yield parts
                 put()
                 size = 0
-        yield wanted
+        yield parts
         put()
 
     def _refresh(self) -> None:
