@@ -43,7 +43,7 @@ def images_a_file(patches: int, width: int, dtype: str) -> int:
 def write_features(path: Path, features: Sequence[Tensor], dtype: str) -> None:
     """One file: features [B, P, F] of its images, in parts, in order."""
     rows = torch.cat([part.to(DTYPES[dtype]).cpu() for part in features]).contiguous()
-    sums = [zlib.crc32(row.view(torch.uint8).numpy()) for row in rows]
+    sums = [zlib.crc32(row.view(torch.uint8).numpy().data) for row in rows]
     save_file({"features": rows, "crc32": torch.tensor(sums, dtype=torch.int64)}, path)
 
 
