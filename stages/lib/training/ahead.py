@@ -24,7 +24,7 @@ PAUSE = 1.0
 
 
 class Ahead(Generic[T]):
-    """Of one training. At least one step lies ready, or is being item, while another is worked on."""
+    """Of one training. At least one step lies ready, or is being made, while another is worked on."""
 
     def __init__(self, read: Callable[[int], tuple[T, int]], steps: int, most_bytes: int) -> None:
         """steps: how many there are: none after them is made ahead."""
