@@ -130,11 +130,15 @@ def test_gemini_adds_up_the_gradients_of_several_micro_batches(
         found += norms("gemini")
     assert outcome == "done"
     assert np.allclose(found, norms("whole"), rtol=2e-2)  # gradients are added up in bf16
-    half = {"dropout": 0.0, "precision": "fp16", "warmup_steps": 0}  # the first steps overflow
-    colossal.train(tmp_path / "zero", 2, made(zero=2, **half), artifacts, scale=2.0**20)
-    colossal.train(tmp_path / "chunks", 2, made(zero=3, device="cuda", **half), artifacts, scale=2.0**20)
-    assert norms("zero")[:3] == [np.inf] * 3
+    half = {"dropout": 0.0, "precision": "fp16", "warmup_steps": 0}
+    colossal.train(tmp_path / "zero", 2, made(zero=2, **half), artifacts, scale=2.0**10)
+    colossal.train(tmp_path / "chunks", 2, made(zero=3, device="cuda", **half), artifacts, scale=2.0**10)
     assert np.allclose(norms("chunks"), norms("zero"), rtol=1e-2)
+    # what overflows is left out; the two need not agree on the scale where it does: Gemini divides after the sum
+    colossal.train(tmp_path / "over", 2, made(zero=3, device="cuda", **half), artifacts, scale=2.0**20)
+    over = norms("over")
+    assert over[:3] == [np.inf] * 3
+    assert np.isfinite(over[6:]).all()
 
 
 @pytest.mark.slow  # four runs in bf16, two of them of four processes
