@@ -170,7 +170,7 @@ def _pretrain(config: Any, gpus: int, shape: ModelShape, vocabulary: int) -> Sum
     count, largest = shape.parameters(vocabulary), vocabulary * shape.hidden
     half = config.precision != "fp32"
     tokens = min(config.micro_batch_size, config.global_batch_size // gpus) * config.sequence_length
-    autocast = config.engine == "torch" and half
+    autocast = config.engine != "colossalai" and half
     size = HALF if half else FULL
     activation_bytes = activations(shape, vocabulary, tokens, config.recompute, autocast=autocast, chunk=LOSS_CHUNK)
     scale = size / HALF if not autocast else 1  # in float32 everything is twice as wide

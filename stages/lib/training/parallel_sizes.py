@@ -57,7 +57,7 @@ class ParallelSizes(BaseModel):
 
     def zero_of(self, engine: str) -> int:
         """The stage of ZeRO, set or not."""
-        return ZERO[engine] if self.zero is None else self.zero
+        return ZERO.get(engine, ZERO["torch"]) if self.zero is None else self.zero  # others stand on torch's
 
     @property
     def plugin(self) -> Literal["hybrid", "low_level_zero", "gemini"]:

@@ -33,15 +33,15 @@ def require_runnable(config: Any) -> None:
     sizes = config.parallel
     _require_one_context(config)
     _require_divisible(config)
-    if config.engine == "torch":
-        _require_torch(config)
-        if config.compile and sizes.tensor > 1:
-            raise ValueError(
-                f"compile = true cannot be combined with parallel.tensor = {sizes.tensor} (messages between processes"
-                " lie within a block): set compile = false, or parallel.tensor = 1"
-            )
-    else:
+    if config.engine == "colossalai":
         _require_colossalai(config)
+        return
+    _require_torch(config)  # and of engines that stand on it
+    if config.compile and sizes.tensor > 1:
+        raise ValueError(
+            f"compile = true cannot be combined with parallel.tensor = {sizes.tensor} (messages between processes"
+            " lie within a block): set compile = false, or parallel.tensor = 1"
+        )
 
 
 def require_data_parallel(config: Any) -> None:
