@@ -370,7 +370,7 @@ def test_small_is_one_card_and_a_model_of_125_million_parameters() -> None:
     ), "pinned"
 
 
-def test_arrays_need_their_launcher_and_a_shared_folder() -> None:
+def test_arrays_need_their_launcher() -> None:
     def loaded(*overrides: str) -> Profile:
         return profiles.load("tiny", PIPELINE, overrides)
 
@@ -381,7 +381,7 @@ def test_arrays_need_their_launcher_and_a_shared_folder() -> None:
             r" launchers\.dedup_text to slurm"
         ),
     ):
-        loaded("dedup_text.workers=slurm", "dedup_text.work=/shared")
+        loaded("dedup_text.workers=slurm")
     with pytest.raises(ConfigError, match=r"workers = 'kubernetes' needs the kubernetes launcher, but 'slurm' runs it"):
         loaded("dedup_text.workers=kubernetes", "launcher=slurm")
     profile = loaded("dedup_text.workers=slurm", "launchers.dedup_text=slurm")
