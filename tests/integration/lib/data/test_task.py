@@ -15,7 +15,7 @@ from stages.core import reading
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
 from stages.core.ledger import Ledger
-from stages.core.task_objects import FolderObjects, StoreObjects, objects_at
+from stages.core.task_objects import FolderObjects, StoreObjects, elsewhere, objects_at
 from stages.lib.data import job_array
 from stages.lib.data.task import Job, compute, execute, fingerprint, finish, receipt
 from stages.lib.data.workers import Pool, Workers
@@ -125,10 +125,10 @@ def test_a_place_is_the_same_in_another_process_and_no_secret(ledger: Ledger, tm
     objects.put("a/b.json", b"1")
     place = objects.place
     assert not any(value in place for name, value in os.environ.items() if name.startswith("AWS_") and len(value) > 8)
-    elsewhere = json.dumps(json.loads(place) | {"scratch": "/no/such/folder"})
-    for there in (objects_at(place), objects_at(elsewhere)):
+    for there, shares_the_disk in ((objects_at(place), True), (objects_at(elsewhere(place)), False)):
         assert there.get("a/b.json") == objects.get("a/b.json")
         folder = there.folder("x")
         assert folder.is_dir()
+        assert folder.is_relative_to(tmp_path / "disk") == shares_the_disk
         there.drop(folder)
         assert not folder.exists()
