@@ -56,15 +56,14 @@ class CheckpointStore(LeaseStore):
         Raises Damaged when the store has lost one of them, or has it with another size.
         """
         self.check(lease)  # the upload may have outlived the lease
-        self._require_stored(lease.key, step, files)
+        self._require_stored(lease.key, files)
         commit = CheckpointCommit(step=step, epoch=lease.epoch, files=tuple(files))
         self.store.put(f"checkpoints/{lease.key}/{step:012d}/COMMIT.json", commit.model_dump_json().encode())
         for old in self.checkpoint_steps(lease.key)[:-2]:
             self.drop_checkpoints(lease.key, old)
 
-    def _require_stored(self, key: str, step: int, files: Sequence[FileEntry]) -> None:
-        prefixes = (f"checkpoints/{key}/{step:012d}/", f"checkpoints/{key}/{ROWS}/")
-        sizes = {row.key: row.size for prefix in prefixes for row in self.store.list(prefix)}
+    def _require_stored(self, key: str, files: Sequence[FileEntry]) -> None:
+        sizes = {row.key: row.size for row in self.store.list(f"checkpoints/{key}/")}
         for entry in files:
             if sizes.get(entry.object) != entry.size:
                 where, size = self.store.where(entry.object), sizes.get(entry.object)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -47,6 +47,22 @@ def open_file(entry: FileEntry, verified: bool = False) -> BinaryIO:
     if entry.is_local:
         return open(entry.object, "rb")
     return StoredFile(_store(_address(), os.getpid()), entry, verified)
+
+
+def read_checked(entry: FileEntry, at: int, size: int, problem: Callable[[bytes], str]) -> bytes:
+    """A part of a stored file that carries its own sums. problem: what is wrong with the bytes; "": nothing.
+
+    What came wrong is fetched once more: it may have changed on its way. Raises what `open_file` and `unreadable` do.
+    """
+    why = ""
+    for _ in range(2):
+        with open_file(entry) as stream:
+            stream.seek(at)
+            data = stream.read(size)
+        why = problem(data) if len(data) == size else f"it ends after {at + len(data)} bytes"
+        if not why:
+            return data
+    raise unreadable(entry, why)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import numpy as np
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
-from stages.core.reading import open_file, unreadable
+from stages.core.reading import open_file, read_checked, unreadable
 
 INDEX = "index.json"
 VERSION = 2
@@ -245,21 +245,17 @@ class Shards:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def _read(self, entry: FileEntry, first: int, count: int) -> np.ndarray:
-        """Windows of one file. What came wrong is fetched once more: it may have changed on its way."""
-        bad = 0
-        for _ in range(2):
-            with open_file(entry) as stream:
-                stream.seek(first * self._row.itemsize)
-                data = stream.read(count * self._row.itemsize)
-            if len(data) < count * self._row.itemsize:
-                raise unreadable(entry, f"it ends after {first * self._row.itemsize + len(data)} bytes")
+        """Windows of one file, verified."""
+
+        def problem(data: bytes) -> str:
             rows = np.frombuffer(data, self._row)
-            sums = rows["crc"].tolist()
-            wrong = [n for n, (ids, crc) in enumerate(zip(rows["ids"], sums, strict=True)) if zlib.crc32(ids) != crc]
-            if not wrong:
-                return rows["ids"]
-            bad = first + wrong[0]
-        raise unreadable(entry, f"window {bad} is not that of its CRC32")
+            for number, (ids, crc) in enumerate(zip(rows["ids"], rows["crc"].tolist(), strict=True), first):
+                if zlib.crc32(ids) != crc:
+                    return f"window {number} is not that of its CRC32"
+            return ""
+
+        size = self._row.itemsize
+        return np.frombuffer(read_checked(entry, first * size, count * size, problem), self._row)["ids"]
 
     def document_ids(self, windows: np.ndarray) -> np.ndarray:
         """Which document of its window each token belongs to: same shape as `windows`, int32, from 0."""

@@ -63,8 +63,8 @@ def shared_reader(dims: ParallelDims, files: Sequence[FileEntry], headers: Seque
                 tensors.read(targets)
         except Damaged as error:
             problem = str(error)
-        if problems := [line for line in dims.all_gather(problem) if line]:
-            raise NotWhole(problems[0])
+        if problem := dims.first_problem(problem):
+            raise NotWhole(problem)
 
     return read
 
@@ -126,9 +126,9 @@ class AsyncCheckpointer:
             if not isinstance(first, OSError):
                 raise
             problem = str(first)
-        if problems := [line for line in self._dims.all_gather(problem) if line]:
-            self._ctx.log(f"no checkpoint at step {step}: {problems[0]}; it is tried again at the next", "warning")
-        return not problems
+        if problem := self._dims.first_problem(problem):
+            self._ctx.log(f"no checkpoint at step {step}: {problem}; it is tried again at the next", "warning")
+        return not problem
 
     def wait(self) -> None:
         """Wait until the last checkpoint is published. Raises what it failed with."""

@@ -90,6 +90,10 @@ class ParallelDims:
         dist.all_gather_object(gathered, value, group=self.checkpoint_group)
         return gathered
 
+    def first_problem(self, problem: str) -> str:
+        """What the first process that has a problem says of it, on all of them; "" when none has one."""
+        return next(filter(None, self.all_gather(problem)), "")
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make` returns on rank 0, on every process."""
         if self.world_size == 1:

@@ -232,8 +232,3 @@ def _read_header(entry: FileEntry) -> tuple[Piece, ...]:
         if 8 + length + at != entry.size:
             raise ValueError("its header does not say what all of its bytes are")
         return tuple(pieces)
-
-
-def open_tensors(files: Sequence[FileEntry]) -> StoredTensors:
-    """For one process alone."""
-    return StoredTensors(files, read_headers(files))

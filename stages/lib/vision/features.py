@@ -26,7 +26,7 @@ from torch import Tensor
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
-from stages.core.reading import open_file, sense, unreadable
+from stages.core.reading import open_file, read_checked, sense
 
 INDEX = "index.json"
 SHARD_BYTES = 2 * 2**30
@@ -103,17 +103,16 @@ class Features:
         return torch.stack([rows[name] for name in names])
 
     def _row(self, name: str) -> Tensor:
-        """Of one image, verified. What came wrong is fetched once more: it may have changed on its way."""
+        """Of one image, verified."""
         shard, row = self._where[name]
         file = self._file(shard)
         size = file.shape[0] * file.shape[1] * self._dtype.itemsize
-        for _ in range(2):
-            with open_file(file.entry) as stream:
-                stream.seek(file.start + row * size)
-                data = bytearray(stream.read(size))
-            if len(data) == size and zlib.crc32(data) == file.sums[row]:
-                return torch.frombuffer(data, dtype=self._dtype).reshape(file.shape)
-        raise unreadable(file.entry, f"row {row} is not that of its CRC32")
+
+        def problem(data: bytes) -> str:
+            return "" if zlib.crc32(data) == file.sums[row] else f"row {row} is not that of its CRC32"
+
+        data = read_checked(file.entry, file.start + row * size, size, problem)
+        return torch.frombuffer(bytearray(data), dtype=self._dtype).reshape(file.shape)
 
     def _read_header(self, shard: int) -> _File:
         entry = self._entries[shard]

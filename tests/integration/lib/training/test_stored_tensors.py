@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from stages.core.store import Store
 from stages.core.store_errors import Damaged
 from stages.core.testing import local_files
 from stages.lib.training import stored_tensors
-from stages.lib.training.stored_tensors import Part, StoredTensors, open_tensors, read_headers
+from stages.lib.training.stored_tensors import Part, StoredTensors, read_headers
 
 MIB = 1 << 20
 
@@ -45,6 +45,10 @@ def cut_by_rows(folder: Path, whole: dict[str, torch.Tensor], ranks: int) -> Non
             if rank * rows < len(tensor):
                 pieces[name] = tensor[rank * rows : (rank + 1) * rows], (rank * rows, *[0] * (tensor.ndim - 1))
         write(folder, rank, pieces)
+
+
+def open_tensors(files: Sequence[FileEntry]) -> StoredTensors:
+    return StoredTensors(files, read_headers(files))
 
 
 @pytest.fixture

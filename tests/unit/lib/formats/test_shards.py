@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from stages.core import reading
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
 from stages.core.reading import open_file
@@ -155,7 +156,7 @@ def test_what_changed_on_its_way_is_fetched_once_more(tmp_path: Path, monkeypatc
         reads.append(entry.path)
         return io.BytesIO(data)
 
-    monkeypatch.setattr(module, "open_file", flaky)
+    monkeypatch.setattr(reading, "open_file", flaky)
     assert shards.windows([2, 0]).tolist() == [[4, 5], [0, 1]]
     assert len(reads) == 2
 
@@ -169,7 +170,7 @@ def test_pages_are_read_once_and_kept_within_the_budget(tmp_path: Path, monkeypa
         reads.append(entry.path)
         return open_file(entry)
 
-    monkeypatch.setattr(module, "open_file", counted)
+    monkeypatch.setattr(reading, "open_file", counted)
     assert (shards.page, shards.page_bytes) == (64, 512)
     shards.cache_bytes = 4 * 512
     for _ in range(3):
