@@ -47,13 +47,19 @@ def _index() -> Mapping[str, Any]:
     return TaskManager(include_path=str(OURS) if OURS.is_dir() else None).task_index
 
 
+@functools.cache
+def _harness_version() -> str:
+    """Read once: it parses the package's whole metadata, and a group has hundreds of members."""
+    return version("lm_eval")
+
+
 def describe(name: str) -> list[dict[str, Any]]:
     """The tasks that a name stands for: itself, or the members of a group or tag. Raises ConfigError."""
     entries = index()
     if name not in entries:
         close = difflib.get_close_matches(name, entries, n=3)
         hint = f"; did you mean {' or '.join(repr(other) for other in close)}?" if close else ""
-        raise ConfigError(f"lm-evaluation-harness {version('lm_eval')} has no task '{name}'{hint}")
+        raise ConfigError(f"lm-evaluation-harness {_harness_version()} has no task '{name}'{hint}")
     return [_described(leaf.name, leaf.settings) for leaf in grow(name, entries).leaves()]
 
 
@@ -76,7 +82,7 @@ def _described(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         "num_fewshot": int(config.get("num_fewshot") or 0),
         "version": str(metadata["version"]) if "version" in metadata else None,
         "execute": bool(config.get("unsafe_code")),
-        "harness_version": version("lm_eval"),
+        "harness_version": _harness_version(),
     }
 
 
