@@ -131,6 +131,8 @@ def of_node(
     whole = sum(float(amounts.get("bytes", 0)) for amounts in staged)
     bytes_in = max(scale.read, sum(float(amounts.get("bytes", 0)) for _, amounts in reads))
     bytes_out = sum(float(amounts.get("bytes", 0)) for amounts in outputs.values())
+    if scale.task_output:
+        scale = replace(scale, tasks=max(1.0, bytes_out / scale.task_output))
     in_flight = min(scale.tasks, _workers(config, resources))
     disk = (
         in_flight * scale.task_disk + scale.local + whole + (0.0 if scale.task_disk else bytes_out)

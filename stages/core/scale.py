@@ -29,6 +29,8 @@ class Scale:
     work: Mapping[str, float] = field(default_factory=dict)
     """`{rate in infra/rates.toml: amount}`: core-seconds are amount / rate, added up."""
     tasks: float = 1.0
+    task_output: float = 0.0
+    """Bytes of the outputs that one task makes, where their number follows from that."""
     task_disk: float = 0.0
     """Local disk of one task in flight."""
     local: float = 0.0

@@ -1,84 +1,148 @@
-"""Conversations and benchmarks that somebody else made: each row and image is checked, and counted by reason."""
+"""Conversations and benchmarks that somebody else made: each row and image is checked, and counted by reason.
+
+Steps of tasks: `list` reads a source's JSON once and cuts it into parts, by the bytes of the images that they are the
+first to name; `look` decodes those images; `keep` writes the rows whose images can be used. The same for benchmarks.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from stages.core.artifacts import FileEntry
 from stages.core.context import Context
 from stages.core.errors import ConfigError, InputError
+from stages.core.reading import open_file
+from stages.image_data.images import PROBLEMS, SUMS, Share, image_source, look, read_json_file
 from stages.image_data.spec import BenchmarkFiles, ConversationFile, ImageDataConfig
+from stages.lib.data.workers import Pool, Result
 from stages.lib.formats.compression import Damaged, lines_of, text_of
-from stages.lib.vision.benchmarks import BENCHMARKS, read_questions
-from stages.lib.vision.conversations import Conversation, ImageReader, ImageWriter, RowProblem, parse
-from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode, read_image
-
-CHUNK = 512
-"""Rows whose images are in memory at one time."""
+from stages.lib.vision.benchmarks import BENCHMARKS, file_sums, fingerprint, read_questions
+from stages.lib.vision.conversations import ROWS_A_PART, Conversation, RowProblem, parse, write_rows
 
 
-class ImageSource:
-    """Images by name, in folders and zip files, the first that has it."""
-
-    def __init__(self, places: Sequence[str], where: str) -> None:
-        self._folders: list[Path] = []
-        archives = []
-        for place in places:
-            path = Path(place)
-            if path.is_dir():
-                self._folders.append(path)
-            elif path.is_file():
-                archives.append(path)
-            else:
-                raise ConfigError(f"{where}: images {place!r} is neither a folder nor a zip file on this machine")
-        self._zips = ImageReader(archives, MAX_BYTES)
-
-    def read(self, name: str) -> bytes:
-        """An image's bytes. Raises ImageProblem."""
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts:
-            raise ImageProblem("name leads outside its folder")
-        for folder in self._folders:
-            if (folder / name).exists():
-                return read_image(folder / name)
-        if name not in self._zips:
-            raise ImageProblem("missing file")
-        try:
-            return self._zips[name]
-        except KeyError as error:
-            raise ImageProblem("damaged zip entry, or file too large") from error
-
-    def checked(self, name: str) -> tuple[bytes, tuple[str, ...]] | ImageProblem:
-        """Bytes and remarks of an image that decodes, or what is wrong with it."""
-        try:
-            data = self.read(name)
-            return data, decode(data)[1]
-        except ImageProblem as problem:
-            return problem
-
-
+@dataclass
 class Counts:
-    """What was left out and why, with the first row of each reason."""
+    """What was found, what was left out and why, with the first row of each reason; `add` adds those of a task."""
 
-    def __init__(self) -> None:
-        self.rows: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
-        self.remarks: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
+    rows: int = 0
+    images: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    remarks: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
 
     def drop(self, reason: str, place: str) -> None:
         """Count a row that is left out."""
         self.dropped[reason] += 1
         self.first.setdefault(reason, place)
 
+    def add(self, value: Mapping[str, Any]) -> None:
+        """Add the numbers of a task that comes after those before."""
+        self.rows += value.get("rows", 0)
+        self.images += value.get("images", 0)
+        for name in ("kinds", "dropped", "remarks"):
+            getattr(self, name).update(value.get(name, {}))
+        self.first = value.get("first", {}) | self.first
 
-def read_json(file: ConversationFile, where: str) -> Iterator[Any]:
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def write_train(ctx: Context[ImageDataConfig], pool: Pool) -> Counts:
+    """Every usable row and its image, in the order of the sources."""
+    counts, parts, images = Counts(), 0, 0
+    sources = [file for file in ctx.config.sources if file.kind in ctx.config.train_on]
+    asked = [{"file": file.model_dump(mode="json"), "where": f"{ctx.node}.sources, {file.name}"} for file in sources]
+    listed = pool.map("list", list_rows, asked, ctx.progress)
+    looks, cuts = [], []
+    for file, task, result in zip(sources, asked, listed, strict=True):
+        counts.add(result.value)
+        cuts.append(range(len(looks), len(looks) + len(result.value["elsewhere"])))
+        looks += [
+            _look(result.file(_names(part)), file.images, f"{file.name}/", "images", task["where"])
+            for part in range(len(cuts[-1]))
+        ]
+    looked = pool.map("look", look, looks, ctx.progress)
+    tasks = []
+    for file, cut, result in zip(sources, cuts, listed, strict=True):
+        for part, elsewhere in enumerate(result.value["elsewhere"]):
+            whose = [looked[cut[other]] for other in (*elsewhere, part)]
+            problems = [one.file(PROBLEMS).value() for one in whose if one.value["problems"]]
+            tasks.append({"rows": result.file(_rows(part)).value(), "problems": problems, "name": file.name})
+    for result in pool.map("keep", keep, tasks, ctx.progress):
+        counts.add(result.value)
+        for entry in result.files:
+            ctx.adopt("train", f"part-{parts:05d}.jsonl", entry)
+            parts += 1
+    for result in looked:
+        counts.add(result.value)
+        for entry in _zips(result):
+            ctx.adopt("train", f"images-{images:05d}.zip", entry)
+            images += 1
+    return counts
+
+
+def _look(names: FileEntry, places: Sequence[str], prefix: str, stem: str, where: str) -> dict[str, Any]:
+    return {"names": names.value(), "places": list(places), "prefix": prefix, "stem": stem, "where": where}
+
+
+def _zips(result: Result) -> list[FileEntry]:
+    return [entry for entry in result.files if entry.path.endswith(".zip")]
+
+
+def _rows(part: int) -> str:
+    return f"rows-{part:05d}.jsonl"
+
+
+def _names(part: int) -> str:
+    return f"names-{part:05d}.json"
+
+
+def list_rows(folder: Path, file: dict[str, Any], where: str) -> dict[str, Any]:
+    """Task: the rows of a source that are in order, cut into parts, with the images that each is the first to name."""
+    source, counts = ConversationFile.model_validate(file), Counts()
+    share = Share(image_source(source.images, where), ROWS_A_PART)
+    stream, part = None, -1
+    try:
+        for number, row in islice(enumerate(_read_json(source, where), 1), 0, None, source.every):
+            counts.rows += 1
+            place = f"{source.name}, row {number}"
+            try:
+                parsed = parse(row)
+                line = json.dumps([number, parsed.row()], ensure_ascii=False).encode()
+            except RowProblem as problem:
+                counts.drop(str(problem), place)
+                continue
+            except UnicodeEncodeError:
+                counts.drop("half a surrogate pair in its text", place)
+                continue
+            if (here := share.add(parsed.image)) != part:
+                if stream is not None:
+                    stream.close()
+                stream, part = open(folder / _rows(here), "wb"), here  # noqa: SIM115
+            assert stream is not None
+            stream.write(line + b"\n")
+    finally:
+        if stream is not None:
+            stream.close()
+    _write_names(folder, share)
+    elsewhere = [sorted(parts) for parts in share.elsewhere]
+    return {"rows": counts.rows, "dropped": counts.dropped, "first": counts.first, "elsewhere": elsewhere}
+
+
+def _write_names(folder: Path, share: Share) -> None:
+    for part, names in enumerate(share.names):
+        (folder / _names(part)).write_text(json.dumps(names), encoding="utf-8")
+
+
+def _read_json(file: ConversationFile, where: str) -> Iterator[Any]:
     """The rows of a JSON list or of JSON lines. Raises InputError."""
     path = Path(file.path)
     try:
@@ -91,60 +155,30 @@ def read_json(file: ConversationFile, where: str) -> Iterator[Any]:
         raise InputError(f"{where}: {path.name} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def rows(ctx: Context[ImageDataConfig], counts: Counts, writer: ImageWriter) -> Iterator[tuple[str, Conversation]]:
-    """(source, row) of every usable row; their images go to the writer."""
-    config = ctx.config
-    with ThreadPoolExecutor(config.threads) as pool:
-        for file in config.sources:
-            if file.kind not in config.train_on:
-                continue
-            source = ImageSource(file.images, f"{ctx.node}.sources, {file.name}")
-            stream = islice(enumerate(read_json(file, f"{ctx.node}.sources, {file.name}")), 0, None, file.every)
-            known: dict[str, ImageProblem | None] = {}
-            while chunk := list(islice(stream, CHUNK)):
-                yield from ((file.name, row) for row in _chunk(file, source, chunk, known, counts, writer, pool))
-                ctx.progress(chunk[-1][0] + 1, None, "rows")
+def keep(folder: Path, rows: dict[str, Any], problems: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Task: write the rows of a part whose images can be used. problems: of the parts that have looked at them."""
+    known: dict[str, str] = {}
+    for entry in problems:
+        known |= read_json_file(entry)
+    counts = Counts()
+    with open_file(FileEntry.model_validate(rows)) as stream:
+        counts.kinds[name] += write_rows(folder, _usable(stream, name, known, counts))
+    return {"kinds": +counts.kinds, "dropped": counts.dropped, "first": counts.first}
 
 
-def _chunk(
-    file: ConversationFile,
-    source: ImageSource,
-    chunk: list[tuple[int, Any]],
-    known: dict[str, ImageProblem | None],
-    counts: Counts,
-    writer: ImageWriter,
-    pool: ThreadPoolExecutor,
-) -> Iterator[Conversation]:
-    """The usable rows of one chunk, in order. known: images of this source that were looked at, and what is wrong with
-    them.
-    """
-    parsed: list[tuple[str, Conversation]] = []
-    for number, row in chunk:
-        counts.rows[file.name] += 1
-        try:
-            parsed.append((f"{file.name}, row {number + 1}", parse(row)))
-        except RowProblem as problem:
-            counts.drop(str(problem), f"{file.name}, row {number + 1}")
-    names = list(dict.fromkeys(row.image for _, row in parsed if row.image is not None and row.image not in known))
-    for name, found in zip(names, pool.map(source.checked, names), strict=True):
-        if isinstance(found, ImageProblem):
-            known[name] = found
-            continue
-        known[name] = None
-        counts.remarks.update(found[1])
-        writer.add(f"{file.name}/{name}", found[0])
-    for place, row in parsed:
-        if row.image is None:
-            yield Conversation(row.id, None, row.turns)
-        elif (problem := known[row.image]) is not None:
-            counts.drop(f"image: {problem}", f"{place} ({row.image})")
+def _usable(lines: Iterable[bytes], name: str, known: Mapping[str, str], counts: Counts) -> Iterator[Conversation]:
+    for line in lines:
+        number, value = json.loads(line)
+        row = parse(value)
+        if row.image is not None and row.image in known:
+            counts.drop(f"image: {known[row.image]}", f"{name}, row {number} ({row.image})")
         else:
-            yield Conversation(row.id, f"{file.name}/{row.image}", row.turns)
+            yield Conversation(row.id, None if row.image is None else f"{name}/{row.image}", row.turns)
 
 
 def judge(ctx: Context[ImageDataConfig], counts: Counts) -> None:
     """Refuse data of which too much is unusable: such a data set is not the one that was meant."""
-    dropped, total = counts.dropped.total(), counts.rows.total()
+    dropped, total = counts.dropped.total(), counts.rows
     if not total or dropped == total:
         raise InputError(f"{ctx.node}: none of {total} rows can be used{_reasons(counts)}")
     if dropped > ctx.config.max_unusable * total:
@@ -161,23 +195,61 @@ def _reasons(counts: Counts) -> str:
     return ": " + "; ".join(parts)
 
 
-def import_benchmark(ctx: Context[ImageDataConfig], name: str, files: BenchmarkFiles, folder: Path) -> int:
-    """Copy one benchmark into the suite. All of its images must be usable: scores of fewer questions do not compare."""
-    where = f"{ctx.node}.benchmarks.{name}"
-    (folder / name).mkdir(parents=True)
+# --- benchmarks -------------------------------------------------------------------------------------------------------
+
+
+def write_suite(ctx: Context[ImageDataConfig], pool: Pool) -> dict[str, tuple[int, str]]:
+    """All benchmarks, in the order of Table 8; how many questions each has, and its fingerprint. All of their images
+    must be usable: scores of fewer questions do not compare.
+    """
+    chosen = [(name, ctx.config.benchmarks[name]) for name in BENCHMARKS if name in ctx.config.benchmarks]
+    tasks = [
+        {"name": name, "files": files.model_dump(mode="json"), "where": f"{ctx.node}.benchmarks.{name}"}
+        for name, files in chosen
+    ]
+    listed = pool.map("list-questions", list_questions, tasks, ctx.progress)
+    looks, owners = [], []
+    for (name, files), task, result in zip(chosen, tasks, listed, strict=True):
+        for part in range(result.value["parts"]):
+            looks.append(_look(result.file(_names(part)), files.images, "", name, task["where"]))
+            owners.append(name)
+    looked = pool.map("look-questions", look, looks, ctx.progress)
+    for task, result in zip(looks, looked, strict=True):
+        if result.value["problems"]:
+            image, problem = next(iter(read_json_file(result.file(PROBLEMS).value()).items()))
+            raise InputError(f"{task['where']}: image {image} cannot be used: {problem}")
+    suite = {}
+    for (name, _), result in zip(chosen, listed, strict=True):
+        mine = [one for one, owner in zip(looked, owners, strict=True) if owner == name]
+        for entry in result.files:
+            if entry.path.startswith(f"{name}/"):
+                ctx.adopt("suite", entry.path, entry)
+        for number, entry in enumerate(entry for one in mine for entry in _zips(one)):
+            ctx.adopt("suite", f"{name}-{number:05d}.zip", entry)
+        sums = _sums(result.value["sums"], [one.file(SUMS) for one in mine])
+        suite[name] = (result.value["questions"], fingerprint(sums))
+    return suite
+
+
+def _sums(files: Sequence[str], images: Iterable[FileEntry]) -> Iterator[str]:
+    yield from files
+    for entry in images:
+        with open_file(entry) as stream:
+            yield from (line.decode() for line in stream)
+
+
+def list_questions(folder: Path, name: str, files: dict[str, Any], where: str) -> dict[str, Any]:
+    """Task: copy one benchmark's own files, and cut the list of its images into parts."""
+    given = BenchmarkFiles.model_validate(files)
+    (folder / name).mkdir()
     for file in BENCHMARKS[name].files:
-        origin = Path(files.folder) / file
+        origin = Path(given.folder) / file
         if not origin.is_file():
-            raise ConfigError(f"{where}: there is no {file} in {files.folder!r}")
+            raise ConfigError(f"{where}: there is no {file} in {given.folder!r}")
         shutil.copyfile(origin, folder / name / file)
     questions = read_questions(folder, name)
-    source = ImageSource(files.images, where)
-    names = list(dict.fromkeys(question.image for question in questions))
-    with ImageWriter(folder, name) as writer, ThreadPoolExecutor(ctx.config.threads) as pool:
-        for start in range(0, len(names), CHUNK):
-            part = names[start : start + CHUNK]
-            for image, found in zip(part, pool.map(source.checked, part), strict=True):
-                if isinstance(found, ImageProblem):
-                    raise InputError(f"{where}: image {image} cannot be used: {found}")
-                writer.add(image, found[0])
-    return len(questions)
+    share = Share(image_source(given.images, where), ROWS_A_PART)
+    for question in questions:
+        share.add(question.image)
+    _write_names(folder, share)
+    return {"questions": len(questions), "parts": len(share.names), "sums": list(file_sums(folder, name))}

@@ -1,41 +1,35 @@
-"""Run `image_data`: write the conversations with their images, and the suite."""
+"""Run `image_data`: write the conversations with their images, and the suite, by tasks."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Mapping
 
 from stages.core.context import Context
 from stages.core.errors import ConfigError
 from stages.image_data import listing, synthetic
-from stages.image_data.spec import ImageDataConfig
+from stages.image_data.spec import ImageData, ImageDataConfig
+from stages.lib.data.workers import Pool
 from stages.lib.formats.suites import DataSet, Suite, write_suite
-from stages.lib.vision.benchmarks import BENCHMARKS, files_fingerprint
-from stages.lib.vision.conversations import ImageWriter, write_rows
+from stages.lib.vision.benchmarks import BENCHMARKS
 
 
 def run(ctx: Context[ImageDataConfig]) -> None:
     """Write `train` and `suite`."""
-    if ctx.config.origin == "machine":
-        _synthetic(ctx)
-    else:
-        _from_listing(ctx)
+    with Pool.of(ctx, ImageData.resources(ctx.config)) as pool:
+        if ctx.config.origin == "machine":
+            _synthetic(ctx, pool)
+        else:
+            _from_listing(ctx, pool)
 
 
-def _synthetic(ctx: Context[ImageDataConfig]) -> None:
-    config = ctx.config
-    tests = synthetic.test_scenes(config)
-    avoid = frozenset[object](scene.layout for scene in tests)
-    kinds: Counter[str] = Counter()
-    with ImageWriter(ctx.output("train")) as writer:
-        made = synthetic.rows(config, avoid, writer)
-        count = write_rows(ctx.output("train"), (row for kind, row in made if not kinds.update([kind])))
-    questions = synthetic.write_suite(ctx.output("suite"), config, tests)
-    _finish(ctx, count, kinds, len(writer.names), questions)
-    ctx.stat(dense_captions=round(kinds["caption"] / count, 4), train_test_overlap=0)
+def _synthetic(ctx: Context[ImageDataConfig], pool: Pool) -> None:
+    kinds, images = synthetic.write_train(ctx, pool)
+    _finish(ctx, kinds, images, synthetic.write_suite(ctx, pool))
+    ctx.stat(dense_captions=round(kinds["caption"] / kinds.total(), 4), train_test_overlap=0)
 
 
-def _from_listing(ctx: Context[ImageDataConfig]) -> None:
+def _from_listing(ctx: Context[ImageDataConfig], pool: Pool) -> None:
     config = ctx.config
     if not any(file.kind in config.train_on for file in config.sources):
         raise ConfigError(
@@ -46,17 +40,11 @@ def _from_listing(ctx: Context[ImageDataConfig]) -> None:
         raise ConfigError(
             f"{ctx.node}.benchmarks is empty: name the folders of at least one of {', '.join(BENCHMARKS)}"
         )
-    counts, kinds = listing.Counts(), Counter[str]()
-    with ImageWriter(ctx.output("train")) as writer:
-        made = listing.rows(ctx, counts, writer)
-        count = write_rows(ctx.output("train"), (row for kind, row in made if not kinds.update([kind])))
+    counts = listing.write_train(ctx, pool)
     for reason, number in counts.dropped.most_common():
         ctx.log(f"{number} rows left out, {reason}; the first: {counts.first[reason]}", "warning")
     listing.judge(ctx, counts)
-    folder = Path(ctx.output("suite"))
-    wanted = sorted(config.benchmarks.items(), key=lambda item: list(BENCHMARKS).index(item[0]))
-    questions: dict[str, int] = {name: listing.import_benchmark(ctx, name, files, folder) for name, files in wanted}
-    _finish(ctx, count, kinds, len(writer.names), questions)
+    _finish(ctx, counts.kinds, counts.images, listing.write_suite(ctx, pool))
     ctx.stat(
         left_out=dict(counts.dropped.most_common()),
         image_remarks=dict(counts.remarks.most_common()),
@@ -65,16 +53,17 @@ def _from_listing(ctx: Context[ImageDataConfig]) -> None:
 
 
 def _finish(
-    ctx: Context[ImageDataConfig], rows: int, kinds: Counter[str], images: int, questions: dict[str, int]
+    ctx: Context[ImageDataConfig], kinds: Counter[str], images: int, suite: Mapping[str, tuple[int, str]]
 ) -> None:
-    """The suite's listing, and what both outputs hold."""
+    """The suite's listing, and what both outputs hold. suite: questions and fingerprint of each benchmark."""
     origin = "machine" if ctx.config.origin == "machine" else "hub"
-    folder, sets = Path(ctx.output("suite")), []
-    for name, count in questions.items():
+    sets = []
+    for name, (count, fingerprint) in suite.items():
         split = BENCHMARKS[name].split
-        fingerprint = {"default": {split: files_fingerprint(folder, name)}}
-        sets.append(DataSet(id=name, origin=origin, rows={"default": {split: count}}, fingerprint=fingerprint))
+        rows, sums = {"default": {split: count}}, {"default": {split: fingerprint}}
+        sets.append(DataSet(id=name, origin=origin, rows=rows, fingerprint=sums))
     write_suite(ctx.output("suite"), Suite(data_sets=tuple(sets), train_test_overlap=0))
-    ctx.describe("train", meta={"rows": rows, "images": images, "kinds": dict(kinds)})
+    questions = {name: count for name, (count, _) in suite.items()}
+    ctx.describe("train", meta={"rows": kinds.total(), "images": images, "kinds": dict(kinds)})
     ctx.describe("suite", meta={"origin": ctx.config.origin, "questions": questions})
-    ctx.stat(rows=rows, images=images, rows_by_kind=dict(sorted(kinds.items())), questions=questions)
+    ctx.stat(rows=kinds.total(), images=images, rows_by_kind=dict(sorted(kinds.items())), questions=questions)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stages.core.artifacts import ImageConversations, ImageSuite
+from stages.core.artifacts import ArtifactManifest, ImageConversations, ImageSuite
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem, present
+from stages.core.renamed import Renamed
 from stages.core.resources import Resources
+from stages.core.scale import Scale
 from stages.core.stage import Output, Stage, output
 
 Kind = Literal["captions", "instructions"]
@@ -82,16 +84,29 @@ class ImageDataConfig(StageConfig):
     grid: int = Field(default=2, ge=1, le=4, description="machine: cells on each side of a scene")
     size: int = Field(default=96, ge=16, description="machine: pixels on each side of a scene")
     seed: int = Field(default=7, description="machine: which scenes and questions are made")
-    threads: Operational[int] = Field(default=2, gt=0, description="listing: images decoded at the same time")
+    workers: Annotated[Operational[int | Literal["ray", "slurm", "kubernetes"]], Renamed("threads", until="0.3")] = (
+        Field(
+            default=1,
+            description=(
+                "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"
+                " launcher (listing: its files must be there too); never changes the result"
+            ),
+        )
+    )
 
     @model_validator(mode="after")
     def _room(self) -> ImageDataConfig:
+        if isinstance(self.workers, int) and self.workers < 1:
+            raise ValueError("workers must be 1 or more, 'ray', 'slurm' or 'kubernetes'")
+        names = [file.name for file in self.sources]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two sources are called {twice!r}: their images could not be told apart")
         if self.size < 12 * self.grid:
             raise ValueError(f"size = {self.size} leaves less than 12 pixels for each of {self.grid} cells")
         return self
 
 
-class ImageData(Stage[ImageDataConfig], env="data", revision=3, reproducible="bits"):
+class ImageData(Stage[ImageDataConfig], env="data", revision=4, reproducible="bits"):
     """Image conversations to train on, and the seven visual benchmarks; unusable images are counted by reason."""
 
     train: Output[ImageConversations] = output()
@@ -114,4 +129,10 @@ class ImageData(Stage[ImageDataConfig], env="data", revision=3, reproducible="bi
 
     @classmethod
     def resources(cls, config: ImageDataConfig) -> Resources:
-        return Resources(cpus=config.threads, memory_gib=2 if config.origin == "machine" else 16)
+        cpus = config.workers if isinstance(config.workers, int) else 1
+        return Resources(cpus=cpus, memory_gib=2 * cpus if config.origin == "machine" else max(16, 2 * cpus))
+
+    @classmethod
+    def scale(cls, config: ImageDataConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Scale:
+        """Every image is read once; a task has a gigabyte of them, and the one that lists a source its text."""
+        return Scale(task_output=float(1 << 30), task_disk=float(2 << 30), task_memory=float(1 << 30))

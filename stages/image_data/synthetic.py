@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from stages.core.context import Context
 from stages.image_data.questions import MAKERS, POPE_KINDS, WEIGHTS, Asked, pope
 from stages.image_data.scenes import Scene, scenes
 from stages.image_data.spec import ImageDataConfig
-from stages.lib.vision.benchmarks import OCID_TAKES
-from stages.lib.vision.conversations import IMAGE, Conversation, ImageWriter, Turn
+from stages.lib.data.workers import Pool
+from stages.lib.vision.benchmarks import OCID_TAKES, files_fingerprint
+from stages.lib.vision.conversations import IMAGE, Conversation, ImageWriter, Turn, write_rows
 from stages.lib.vision.prompts import short_answer
 
 CAPTION = "\nDescribe the image."
+SCENES_A_PART = 5_000
+"""What one task draws."""
 Picked = list[tuple[int, Scene, Asked]]
 
 
@@ -26,11 +31,39 @@ def test_scenes(config: ImageDataConfig) -> list[Scene]:
     return [next(source) for _ in range(config.test_scenes)]
 
 
-def rows(config: ImageDataConfig, avoid: frozenset[object], writer: ImageWriter) -> Iterator[tuple[str, Conversation]]:
-    """(type, row) of all training rows; their images go to the writer. avoid: layouts of the suite."""
-    rng = random.Random(f"{config.seed} train")
+def write_train(ctx: Context[ImageDataConfig], pool: Pool) -> tuple[Counter[str], int]:
+    """All training rows and their images; how many rows of each type, and images."""
+    config, kinds, images, zips = ctx.config, Counter[str](), 0, 0
+    settings = config.model_dump(mode="json", exclude={"workers"})
+    starts = range(0, config.scenes, SCENES_A_PART)
+    tasks = [{"config": settings, "start": n, "end": min(config.scenes, n + SCENES_A_PART)} for n in starts]
+    for part, result in enumerate(pool.map("draw", draw, tasks, ctx.progress)):
+        kinds.update(result.value["kinds"])
+        images += result.value["images"]
+        for entry in result.files:
+            if entry.path.endswith(".zip"):
+                ctx.adopt("train", f"images-{zips:05d}.zip", entry)
+                zips += 1
+            else:
+                ctx.adopt("train", f"part-{part:05d}.jsonl", entry)
+    return kinds, images
+
+
+def draw(folder: Path, config: dict[str, Any], start: int, end: int) -> dict[str, Any]:
+    """Task: the rows and images of the scenes [start, end)."""
+    kinds: Counter[str] = Counter()
+    settings = ImageDataConfig.model_validate(config)
+    with ImageWriter(folder) as writer:
+        write_rows(folder, (row for kind, row in _rows(settings, start, end, writer) if not kinds.update([kind])))
+    return {"kinds": kinds, "images": len(writer.names)}
+
+
+def _rows(config: ImageDataConfig, start: int, end: int, writer: ImageWriter) -> Iterator[tuple[str, Conversation]]:
+    """(type, row) of some scenes; their images go to the writer. No layout of the suite is among them."""
+    rng = random.Random(f"{config.seed} train{f' from {start}' if start else ''}")
+    avoid = frozenset[object](scene.layout for scene in test_scenes(config))
     source = scenes(rng, config.grid, config.size, avoid)
-    for number in range(config.scenes):
+    for number in range(start, end):
         scene = next(source)
         name = f"scenes/{number:06d}.jpg"
         writer.add(name, scene.jpeg())
@@ -42,7 +75,8 @@ def rows(config: ImageDataConfig, avoid: frozenset[object], writer: ImageWriter)
                     f"{number:06d}-{index}", name, (Turn(True, f"{IMAGE}\n{prompt.strip()}"), Turn(False, answer))
                 ),
             )
-    for number in range(round(config.text_share * config.scenes * config.rows_per_scene)):
+    texts = round(config.text_share * config.scenes * config.rows_per_scene)
+    for number in range(texts * start // config.scenes, texts * end // config.scenes):
         scene = next(source)
         found = next((a for _ in range(100) if (a := MAKERS["gqa"](rng, scene)) is not None), None)
         if found is not None:
@@ -66,15 +100,25 @@ def _asked(rng: random.Random, scene: Scene, count: int) -> Iterator[tuple[str, 
 # ---------------------------------------------------------------------------------------------------------
 
 
-def write_suite(folder: Path, config: ImageDataConfig, found: list[Scene]) -> dict[str, int]:
-    """Write all seven benchmarks; returns how many questions each has."""
-    counts = {}
-    for name, write in WRITERS.items():
-        rng = random.Random(f"{config.seed} {name}")
-        (folder / name).mkdir(parents=True)
-        with ImageWriter(folder, name) as writer:
-            counts[name] = write(folder / name, rng, found, config.test_questions, writer)
-    return counts
+def write_suite(ctx: Context[ImageDataConfig], pool: Pool) -> dict[str, tuple[int, str]]:
+    """Write all seven benchmarks; how many questions each has, and its fingerprint."""
+    settings, suite = ctx.config.model_dump(mode="json", exclude={"workers"}), {}
+    tasks = [{"config": settings, "name": name} for name in WRITERS]
+    for name, result in zip(WRITERS, pool.map("draw-suite", draw_benchmark, tasks, ctx.progress), strict=True):
+        suite[name] = (result.value["questions"], result.value["fingerprint"])
+        for entry in result.files:
+            ctx.adopt("suite", entry.path, entry)
+    return suite
+
+
+def draw_benchmark(folder: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Task: one benchmark, about the suite's scenes."""
+    settings = ImageDataConfig.model_validate(config)
+    (folder / name).mkdir()
+    with ImageWriter(folder, name) as writer:
+        rng = random.Random(f"{settings.seed} {name}")
+        count = WRITERS[name](folder / name, rng, test_scenes(settings), settings.test_questions, writer)
+    return {"questions": count, "fingerprint": files_fingerprint(folder, name)}
 
 
 def _pick(

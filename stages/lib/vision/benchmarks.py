@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -208,11 +209,25 @@ def read_questions(folder: Path, name: str) -> list[Question]:
 
 def files_fingerprint(folder: Path, name: str) -> str:
     """SHA-256 of one benchmark of a suite: its files, and the images in its zip files by name, in order."""
+    return fingerprint(itertools.chain(file_sums(folder, name), _image_sums(folder, name)))
+
+
+def fingerprint(sums: Iterable[str]) -> str:
+    """The same, from a line for each file and image, in that order: its name and SHA-256."""
     digest = hashlib.sha256()
+    for line in sums:
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+def file_sums(folder: Path, name: str) -> Iterator[str]:
+    """The lines of a benchmark's own files."""
     for file in BENCHMARKS[name].files:
-        digest.update(f"{file} {hashlib.sha256((folder / name / file).read_bytes()).hexdigest()}\n".encode())
+        yield f"{file} {hashlib.sha256((folder / name / file).read_bytes()).hexdigest()}\n"
+
+
+def _image_sums(folder: Path, name: str) -> Iterator[str]:
     for archive in sorted(folder.glob(f"{name}-[0-9]*.zip")):
         with zipfile.ZipFile(archive) as images:
             for image in images.namelist():
-                digest.update(f"{image} {hashlib.sha256(images.read(image)).hexdigest()}\n".encode())
-    return digest.hexdigest()
+                yield f"{image} {hashlib.sha256(images.read(image)).hexdigest()}\n"

@@ -184,6 +184,10 @@ class ImageReader(Mapping[str, bytes]):
     def __len__(self) -> int:
         return len(self._where)
 
+    def size(self, name: str) -> int:
+        """The bytes of an image; 0 where there is none."""
+        return self._where[name][1].file_size if name in self._where else 0
+
     def close(self) -> None:
         """Close the files."""
         for archive in self._zips:

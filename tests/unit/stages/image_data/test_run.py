@@ -4,8 +4,10 @@ formats.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import random
 import shutil
 import zipfile
@@ -18,6 +20,7 @@ from PIL import Image
 
 from stages.core.errors import ConfigError, InputError
 from stages.core.testing import LocalContext
+from stages.image_data import synthetic
 from stages.image_data.questions import MAKERS, RELATIONS, holds
 from stages.image_data.run import run
 from stages.image_data.scenes import COLORS, draw_scene
@@ -83,11 +86,9 @@ def test_no_layout_is_in_both_splits(machine: LocalContext[ImageDataConfig]) -> 
     """Known from the rows alone: a caption names every cell, and captions of test scenes are not among those trained
     on.
     """
-    from stages.image_data.synthetic import test_scenes
-
     trained = {row.turns[1].text for row in read_rows(machine.output("train")) if "Describe" in row.turns[0].text}
     assert len(trained) > 100
-    assert trained.isdisjoint(scene.caption() for scene in test_scenes(machine.config))
+    assert trained.isdisjoint(scene.caption() for scene in synthetic.test_scenes(machine.config))
 
 
 def test_every_answer_is_what_the_picture_shows() -> None:
@@ -287,6 +288,95 @@ def test_too_many_bad_rows_end_the_stage_in_one_line(source: Path, tmp_path: Pat
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="none of 1 rows can be used"):
         run(LocalContext(tmp_path / "none", listing(source, [BAD[0][0]])))
+
+
+# --- by tasks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(source: Path, monkeypatch: pytest.MonkeyPatch) -> ImageDataConfig:
+    """Six images and a bad one, in parts of two images at most: named again later on, in another part."""
+    for number in range(5):
+        (source / "images" / "coco" / f"{number + 2}.jpg").write_bytes(jpeg((40 + number, 30)))
+    rows = [{"id": "", "image": f"coco/{n}.jpg", "conversations": turns()} for n in (1, 2, "broken", 3, 4, "broken", 2)]
+    rows += [*GOOD, *({"id": "", "image": f"coco/{n}.jpg", "conversations": turns()} for n in (5, 6, 1))]
+    size = (source / "images" / "coco" / "1.jpg").stat().st_size
+    monkeypatch.setattr("stages.image_data.images.ZIP_BYTES", 2 * size)
+    return listing(source, rows)
+
+
+def test_parts_hold_what_one_has_and_two_workers_the_same_bytes(several: ImageDataConfig, tmp_path: Path) -> None:
+    one, two = LocalContext(tmp_path / "one", several), LocalContext(tmp_path / "two", several)
+    run(one)
+    two.config = several.model_copy(update={"workers": 2})
+    run(two)
+    for port in ("train", "suite"):
+        assert digests(one.output(port)) == digests(two.output(port))
+    assert one.stats == two.stats
+    assert len(list(one.output("train").glob("*.zip"))) > 2
+    rows = list(read_rows(one.output("train")))
+    reader = ImageReader(one.output("train").glob("*.zip"), MAX_BYTES)
+    assert {row.image for row in rows} - {None} == set(reader)
+    assert len(reader) == sum(len(zipfile.ZipFile(path).namelist()) for path in one.output("train").glob("*.zip"))
+    assert one.stats["left_out"] == {"image: truncated": 2}
+    assert one.stats["first_left_out"] == {"image: truncated": "mix, row 3 (coco/broken.jpg)"}
+    assert one.stats["images"] == len(reader) == 7
+    (dataset,) = read_suite(one.output("suite")).data_sets
+    assert dataset.fingerprint["default"] == {"zeroshot-test": files_fingerprint(one.output("suite"), "vsr")}
+
+
+def test_scenes_are_drawn_by_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which each needs nothing of the others."""
+    monkeypatch.setattr("stages.image_data.synthetic.SCENES_A_PART", 10)
+    ctx = LocalContext(tmp_path / "run", data_config())
+    run(ctx)
+    rows = list(read_rows(ctx.output("train")))
+    assert ctx.stats["images"] == len({row.image for row in rows} - {None}) == 24
+    assert len({row.id for row in rows}) == len(rows) == ctx.stats["rows"] == 24 * 3 + 4
+    (tmp_path / "alone").mkdir()
+    synthetic.draw(tmp_path / "alone", data_config().model_dump(mode="json"), 20, 24)
+    for alone, name in (("part-00000.jsonl", "part-00002.jsonl"), ("images-00000.zip", "images-00002.zip")):
+        assert (tmp_path / "alone" / alone).read_bytes() == (ctx.output("train") / name).read_bytes()
+
+
+def test_a_killed_attempt_is_taken_up(
+    several: ImageDataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends, without a word to anybody, at the second part's images: they alone are looked at again."""
+    whole, ctx = LocalContext(tmp_path / "whole", several), LocalContext(tmp_path / "run", several)
+    run(whole)
+    receipts = ctx.root / "tasks"
+    process = os.fork()
+    if not process:
+        monkeypatch.setattr("stages.image_data.images.decode", lambda data: _die_after(receipts / "look/000001.json"))
+        with contextlib.suppress(BaseException):
+            run(ctx)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
+    done = {path: path.stat().st_mtime_ns for path in receipts.glob("*/*.json")}
+    assert {path.parent.name for path in done} == {"list", "look"}
+    run(ctx)
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items()), "what was done was done again"
+    assert digests(ctx.output("train")) == digests(whole.output("train"))
+
+
+def _die_after(receipt: Path) -> tuple[None, tuple[str, ...]]:
+    if receipt.exists():
+        os._exit(9)
+    return None, ()
+
+
+def test_two_sources_of_one_name_are_refused() -> None:
+    file = ConversationFile(name="mix", kind="captions", path="a.json")
+    with pytest.raises(ValueError, match="two sources are called 'mix'"):
+        ImageDataConfig(sources=(file, file))
+
+
+def test_half_a_surrogate_pair_is_counted(source: Path, tmp_path: Path) -> None:
+    """It cannot be written as UTF-8: the stage broke there."""
+    ctx = LocalContext(tmp_path / "run", listing(source, [*GOOD, {"conversations": turns("What?", "\ud800")}]))
+    run(ctx)
+    assert ctx.stats["left_out"] == {"half a surrogate pair in its text": 1}
 
 
 @pytest.mark.parametrize("text", ["[{", '{"id": 1}\n{"', "[" * 100_000])
