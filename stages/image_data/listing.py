@@ -202,7 +202,8 @@ def write_suite(ctx: Context[ImageDataConfig], pool: Pool) -> dict[str, tuple[in
     """All benchmarks, in the order of Table 8; how many questions each has, and its fingerprint. All of their images
     must be usable: scores of fewer questions do not compare.
     """
-    chosen = [(name, ctx.config.benchmarks[name]) for name in BENCHMARKS if name in ctx.config.benchmarks]
+    given = ctx.config.benchmarks
+    chosen = [(one.name, given[one.name]) for one in BENCHMARKS.values() if one.name in given]
     tasks = [
         {"name": name, "files": files.model_dump(mode="json"), "where": f"{ctx.node}.benchmarks.{name}"}
         for name, files in chosen
