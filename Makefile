@@ -16,9 +16,9 @@ demo: $(READY)  ## run the whole DAG at profile tiny here, write the report, and
 	@$(BIN)/moxin report --profile tiny
 	@echo "watch it in the Prefect UI: $(BIN)/moxin status --password; stop the services: $(BIN)/moxin down"
 
-# In the folders' order: by their number of tests the longest, which run the whole DAG, would come last, alone (tests/conftest.py).
+# In the order of tests/conftest.py: by their number of tests the longest, which run the whole DAG, would come last, alone.
 test: $(READY)  ## run all tests but upstream's, two files at a time
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 10
 
 test-fast: $(READY)  ## run the unit and contract tests: no services, no training, no network
 	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/contract

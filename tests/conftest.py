@@ -9,6 +9,7 @@ import functools
 import itertools
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,42 @@ hypothesis.settings.load_profile("moxin")
 _PREFIXES = itertools.count()
 
 
+#: The folders of tests in the order in which they run. The longest, on one worker, begins at once; then comes first what
+#: finds most in a second, so that a run that ends early (`UNTIL`) has seen most.
+ORDER = ("e2e", "contract", "unit", "integration", "profiles", "training", "fault", "docs", "launch")
+
+#: The variable that names the second (`date +%s`) after which no test begins: those left are skipped, and counted by
+#: folder. CI sets it: it is killed without a word after some time, on machines whose speed changes three times over.
+UNTIL = "MOXIN_TEST_UNTIL"
+OUT_OF_TIME = "not run: the time for tests was over"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test its limit, which is against hangs alone (tests/support/limits.py)."""
+    """Sort the tests by folder, and give each its limit, which is against hangs alone (tests/support/limits.py)."""
+    here = Path(__file__).parent
+    rank = {name: place for place, name in enumerate(ORDER)}
+    items.sort(key=lambda item: rank.get(os.path.relpath(item.path, here).split(os.sep)[0], len(rank)))
     for item in items:
         long = item.path.parent.name in ("e2e", "launch") or item.get_closest_marker("upstream")
         item.add_marker(pytest.mark.timeout(DAG if long else TEST))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin nothing more when the time is over; before any fixture."""
+    if time.time() > float(os.environ.get(UNTIL, "inf")):
+        pytest.skip(OUT_OF_TIME)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests of each folder were not run because the time was over."""
+    folders = [
+        report.nodeid.split("/")[1]
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple) and OUT_OF_TIME in report.longrepr[2]
+    ]
+    for folder in dict.fromkeys(folders):
+        terminalreporter.write_line(f"tests/{folder}: {folders.count(folder)} tests {OUT_OF_TIME}", red=True)
 
 
 class _Schedule(LoadFileScheduling):

@@ -8,16 +8,23 @@ from pathlib import Path
 import pytest
 
 from tests.support import guides
+from tests.support.installation import Installation
 from tests.support.limits import DAG
 
 ALONE = [page for page in guides.pages() if not guides.needs(page) & {"docker", "slurm"}]
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Services that all guides use, and the results that they share: the data before a training is made once."""
+    home = tmp_path_factory.mktemp("guides") / "home"
+    yield home
+    Installation(home).moxin("down")
+
+
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[guides.Reader]:
-    one = guides.Reader(tmp_path)
-    yield one
-    one.leave()
+def reader(tmp_path: Path, home: Path) -> guides.Reader:
+    return guides.Reader(tmp_path, home)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import guides
+from tests.support.installation import Installation
 from tests.support.limits import DAG
 
 pytestmark = [pytest.mark.slow, pytest.mark.container]
@@ -16,9 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.container]
 
 @pytest.fixture
 def reader(tmp_path: Path) -> Iterator[guides.Reader]:
-    one = guides.Reader(tmp_path)
-    yield one
-    one.leave()
+    yield guides.Reader(tmp_path, tmp_path / "home")
+    Installation(tmp_path / "home").moxin("down")
 
 
 def test_the_guide_to_docker_works(docker_client: Any, reader: guides.Reader) -> None:

@@ -68,7 +68,10 @@ def edit(text: str, diff: str) -> str:
 class Reader:
     """Somebody who follows a guide in a checkout of their own."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, home: Path) -> None:
+        """folder: where the checkout goes, with the programs. home: MOXIN_HOME, which several readers may share: what one
+        made, the next finds in the ledger.
+        """
         self.checkout = folder / "moxin"
         self.checkout.mkdir(parents=True)
         for name in _COPIED:
@@ -82,11 +85,10 @@ class Reader:
         command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flows.cli "$@"\n')
         command.chmod(0o755)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_", "MOXIN_", "PYTEST_"))}
-        self.environment = kept | environment
-        self.environment |= {
+        self.environment = kept | {
             "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(self.checkout),
-            "MOXIN_HOME": str(folder / "home"),
+            "MOXIN_HOME": str(home),
         }
 
     def follow(self, page: str, limit: float) -> str:
@@ -126,9 +128,3 @@ class Reader:
             raise
         assert process.returncode == 0, f"{where}: exit {process.returncode}\n{text}\n{out}"
         return out
-
-    def leave(self) -> None:
-        """Stop what the guide started."""
-        subprocess.run(
-            [sys.executable, "-m", "flows.cli", "down"], cwd=self.checkout, env=self.environment, check=False
-        )
