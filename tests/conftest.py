@@ -41,7 +41,7 @@ hypothesis.settings.load_profile("moxin")
 _PREFIXES = itertools.count()
 
 
-#: The folders of tests in the order in which they run. The longest, on one worker, begins at once; then comes first what
+#: The folders of tests in the order in which they run. The longest, on one worker, begins at once; then comes what
 #: finds most in a second, so that a run that ends early (`UNTIL`) has seen most.
 ORDER = ("e2e", "contract", "unit", "integration", "profiles", "training", "fault", "docs", "launch")
 

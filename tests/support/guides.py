@@ -69,8 +69,8 @@ class Reader:
     """Somebody who follows a guide in a checkout of their own."""
 
     def __init__(self, folder: Path, home: Path) -> None:
-        """folder: where the checkout goes, with the programs. home: MOXIN_HOME, which several readers may share: what one
-        made, the next finds in the ledger.
+        """folder: where the checkout goes, with the programs. home: MOXIN_HOME, which several readers may share: what
+        one made, the next finds in the ledger.
         """
         self.checkout = folder / "moxin"
         self.checkout.mkdir(parents=True)
