@@ -60,6 +60,8 @@ class Estimate:
     """Bytes, disk, tasks; None where the ledger answers."""
     untimed: str = ""
     """Why there are no seconds."""
+    parameters: int = 0
+    """Of its model; 0: it has none, or that is not known."""
 
     def row(self) -> dict[str, Any]:
         """As JSON values."""
@@ -135,7 +137,7 @@ def estimate(
         why = memory.unknown(plan.node.stage, config, resources)
         untimed = "" if one.basis else sizes.unknown or plan.node.untimed
         one = replace(one, memory=held, memory_unknown=why, lost_seconds=lost, scale=sizes, untimed=untimed)
-        out[plan.node.name] = one
+        out[plan.node.name] = replace(one, parameters=expected[plan.node.name].get("parameters", 0))
     return out
 
 

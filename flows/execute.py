@@ -21,7 +21,7 @@ from flows.lease_manager import LeaseManager, LeaseWatch
 from flows.plan import Resolved, differences, rerun_reason, resolve
 from flows.profiles import Profile
 from flows.retry import RETRYABLE, Tries, judge
-from flows.running_stages import STOP_GRACE, RunningStages
+from flows.running_stages import RunningStages
 from flows.stage_job import make_job
 from stages.core.config import StageConfig
 from stages.core.errors import ExitClass, InfraError, Preempted, StageError
@@ -83,8 +83,10 @@ class Execution:
         """Stop every stage that runs, and start no more."""
         self._running.stop()
 
-    def wait_stopped(self, seconds: float = STOP_GRACE) -> bool:
-        """Wait until no stage runs any more; False when some still do after that time."""
+    def wait_stopped(self, seconds: float | None = None) -> bool:
+        """Wait until no stage runs any more, None: for as long as their last checkpoints may take; False when some
+        still do after that time.
+        """
         return self._running.wait_stopped(seconds)
 
     def tell(self, node: str, event: str, **fields: Any) -> None:
@@ -331,7 +333,8 @@ class Execution:
                 record = record.model_copy(update={"job": handle.id})
                 self._record(record, handle)
             log = self.home / "logs" / "stages" / lease.key / f"{lease.epoch:06d}.jsonl"
-            exit_class, message = self._running.follow(node.name, handle, lease, log, job.ranks * job.resources.nodes)
+            ranks, grace = job.ranks * job.resources.nodes, job.resources.grace_seconds
+            exit_class, message = self._running.follow(node.name, handle, lease, log, ranks, grace)
             self._keep_log(node, lease, log)
         except StageError as error:
             exit_class, message, taken_over = error.exit_class, str(error), isinstance(error, LeaseTakenOver)

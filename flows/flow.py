@@ -24,7 +24,7 @@ from pydantic import Field
 
 from flows import cost, garbage_collection, prefect_artifacts, preflight, profiles
 from flows.event_dispatch import Observer
-from flows.execute import STOP_GRACE, Execution, Outcome
+from flows.execute import Execution, Outcome
 from flows.launch import Launcher, launcher
 from flows.plan import NodePlan, make_plan
 from flows.settings import Settings
@@ -227,7 +227,7 @@ def _walk(run_id: str, run: _Run) -> State[Any]:
             execution.stop()
         except Exception as trouble:  # one launcher is away: the others are waited for, and the run ends as what it is
             get_run_logger().warning("not every stage could be asked to stop: %s", prefect_artifacts.short(trouble))
-        execution.wait_stopped(STOP_GRACE)
+        execution.wait_stopped()  # Prefect's worker kills the flow after 30 s: stages stop by themselves then
         if isinstance(error, KeyboardInterrupt):
             return Cancelled(
                 message="interrupted; what had finished is in the ledger, the next run continues from there"

@@ -17,9 +17,6 @@ from stages.core.ledger import Ledger
 from stages.core.messages import Lease
 from stages.core.records import LEASE_SECONDS, AttemptOutcome, now
 
-STOP_GRACE = 30.0
-"""Seconds that a stopped stage gets for a last checkpoint. Prefect's worker waits as long before it kills the flow."""
-
 
 class RunningStages:
     """Handles of the stages that run. Its methods may be called from any thread."""
@@ -27,7 +24,7 @@ class RunningStages:
     def __init__(self, ledger: Ledger, events: EventDispatcher, stopping: threading.Event) -> None:
         """stopping: set by `stop`; whoever starts stages starts none when it is set."""
         self._ledger, self._events, self._stopping = ledger, events, stopping
-        self._handles: dict[str, Handle] = {}
+        self._handles: dict[str, tuple[Handle, float]] = {}
         self._lock = threading.Lock()
 
     def stop(self) -> None:
@@ -36,17 +33,19 @@ class RunningStages:
         with self._lock:
             handles = list(self._handles.values())
         trouble: list[Exception] = []
-        for handle in handles:
+        for handle, grace in handles:
             try:
-                handle.stop(STOP_GRACE)
+                handle.stop(grace)
             except Exception as error:  # a launcher that is away must not keep the others from being asked
                 trouble.append(error)
         if trouble:
             raise trouble[0]
 
-    def wait_stopped(self, seconds: float = STOP_GRACE) -> bool:
-        """Wait until no stage runs any more."""
-        deadline = time.monotonic() + seconds
+    def wait_stopped(self, seconds: float | None = None) -> bool:
+        """Wait until no stage runs any more, for as long as any of them has for a last checkpoint."""
+        with self._lock:
+            longest = max((grace for _, grace in self._handles.values()), default=0.0)
+        deadline = time.monotonic() + (longest if seconds is None else seconds)
         while time.monotonic() < deadline:
             with self._lock:
                 if not self._handles:
@@ -54,24 +53,26 @@ class RunningStages:
             time.sleep(0.05)
         return False
 
-    def follow(self, node: str, handle: Handle, lease: Lease, log: Path, ranks: int = 1) -> tuple[ExitClass, str]:
+    def follow(
+        self, node: str, handle: Handle, lease: Lease, log: Path, ranks: int, grace: float
+    ) -> tuple[ExitClass, str]:
         """Follow a stage to its end: its events go to the log and to the observers, its lease is renewed. ranks: its
-        processes, on all nodes, that a launcher's torchrun starts.
+        processes, on all nodes, that a launcher's torchrun starts. grace: seconds that it gets for a last checkpoint.
 
         Returns the exit class and the line that says why. Raises what the launcher raises, after it has stopped the
         stage; StageError when the disk of the log is full; LeaseTakenOver when another process follows the stage now,
         which goes on: this one lets go of it at its next event.
         """
         with self._lock:
-            self._handles[node] = handle
+            self._handles[node] = (handle, grace)
         ended = threading.Event()
         lost: list[InfraError] = []
-        beat = threading.Thread(target=self._heartbeat, args=(node, lease, handle, ended, lost), daemon=True)
+        beat = threading.Thread(target=self._heartbeat, args=(node, lease, handle, grace, ended, lost), daemon=True)
         beat.start()
         last: dict[str, Any] = {}
         try:
             if self._stopping.is_set():
-                handle.stop(STOP_GRACE)
+                handle.stop(grace)
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(
                 log, "w", encoding="utf-8", errors="backslashreplace"
@@ -87,7 +88,7 @@ class RunningStages:
             code = 0 if _taken_over(lost) else handle.wait()  # the end of a job is its follower's to clear up
         except BaseException as error:  # nobody follows the stage any more: it must not go on
             if not _taken_over(lost):
-                handle.stop(STOP_GRACE)
+                handle.stop(grace)
             if isinstance(error, OSError) and (full := disk_full(error, log.parent)):
                 raise full from error
             raise
@@ -120,7 +121,13 @@ class RunningStages:
             return None
 
     def _heartbeat(
-        self, node: str, lease: Lease, handle: Handle, ended: threading.Event, lost: list[InfraError]
+        self,
+        node: str,
+        lease: Lease,
+        handle: Handle,
+        grace: float,
+        ended: threading.Event,
+        lost: list[InfraError],
     ) -> None:
         """Renew the lease until the attempt ends; stop the stage when another attempt has it, or it could not be
         renewed for very long. A stage that another process follows now is only let go.
@@ -147,11 +154,11 @@ class RunningStages:
                     self._events.tell(node, "log", level="warning", message=message)
             if _taken_over(lost):
                 with self._lock:
-                    if self._handles.get(node) is handle:  # not that of a later attempt
+                    if self._handles.get(node) == (handle, grace):  # not that of a later attempt
                         del self._handles[node]
                 return
             if lost:
-                handle.stop(STOP_GRACE)
+                handle.stop(grace)
                 return
 
 

@@ -25,6 +25,8 @@ BLOCK = 16 << 20
 """Bytes of a request that reads or writes (`stages.core.store.PART_BYTES`)."""
 NETWORK = 1.25e9
 """Bytes a second between a machine and the store: 10 Gbit/s. Declared."""
+DISK = 1e9
+"""Bytes a second that a machine writes to its local disk: NVMe. Declared."""
 TASK_REQUESTS = 6
 """Of a task beside its data: its receipt looked for and written, its inputs' index, its output's end. Declared."""
 MOST_TASKS = 1_000_000

@@ -46,7 +46,7 @@ def plan(
     """Show what a run would do with each node, what it would cost, and why. Ends with 1 when something stands in the
     run's way: a problem that stops it, or memory or disk that its machines have not.
     """
-    from flows import cost, credentials, preflight
+    from flows import cost, credentials, last_checkpoint, preflight
     from stages.pipeline import PIPELINE
 
     with open_ledger() as ledger:
@@ -55,10 +55,16 @@ def plan(
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
     findings += preflight.too_large({name: one.scale for name, one in estimates.items()})
     warnings, limits = cost.warnings(plans, values, estimates), cost.limits(plans, values, estimates)
-    warnings = [*warnings, *credentials.expiring(plans, values, estimates, os.environ)]
+    stops = last_checkpoint.of_plan(plans, values, estimates)
+    warnings += [*credentials.expiring(plans, values, estimates, os.environ), *last_checkpoint.warnings(stops)]
     if json_:
         nodes = [
-            p.row() | {"estimate": estimates[p.node.name].row(), "resumes": p.node.resumes(values.configs[p.node.name])}
+            p.row()
+            | {
+                "estimate": estimates[p.node.name].row(),
+                "resumes": p.node.resumes(values.configs[p.node.name]),
+                "last_checkpoint": stops[p.node.name].row() if p.node.name in stops else None,
+            }
             for p in plans
         ]
         print_json(
@@ -72,18 +78,26 @@ def plan(
             }
         )
     else:
-        _print_plan(plans, estimates, warnings, findings)
+        texts = {
+            name: "; ".join(filter(None, (e.text(), name in stops and stops[name].text())))
+            for name, e in estimates.items()
+        }
+        _print_plan(plans, estimates, texts, warnings, findings)
     if findings or limits:
         raise typer.Exit(1)
 
 
 def _print_plan(
-    plans: list[NodePlan], estimates: Mapping[str, Estimate], warnings: list[str], findings: list[Finding]
+    plans: list[NodePlan],
+    estimates: Mapping[str, Estimate],
+    texts: dict[str, str],
+    warnings: list[str],
+    findings: list[Finding],
 ) -> None:
     from flows import cost
     from flows.console import plan_table
 
-    out.print(plan_table(plans, {name: e.text() for name, e in estimates.items()}))
+    out.print(plan_table(plans, texts))
     out.print(cost.total_text(estimates, plans))
     if assumed := cost.assumptions(estimates):
         out.print(assumed, soft_wrap=True)

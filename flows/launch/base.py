@@ -36,6 +36,9 @@ _AWS_HERE = (
 _CA_BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 """Variables that name files of this machine, which a container has not: their text goes along."""
 
+CUT_OFF = 5
+"""Seconds before its launcher would kill it at which a stage that did not stop ends itself, and what it started."""
+
 SiteType = TypeVar("SiteType", bound=BaseModel)
 
 
@@ -128,6 +131,8 @@ def public_environment(job: Job) -> dict[str, str]:
         **directly(),  # engines speak to themselves over loopback
         "MOXIN_RUN": job.request.run_id,
         "MOXIN_NPROC_PER_NODE": str(job.resources.ranks),
+        "MOXIN_GRACE_SECONDS": str(job.resources.grace_seconds - CUT_OFF),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(job.resources.grace_seconds),  # else torchrun kills its ranks after 30 s
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # or gloo's processes now and then miss each other (pytorch#135712)
     }
 

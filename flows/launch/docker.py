@@ -204,6 +204,7 @@ class DockerLauncher:
                 labels=labels,
                 environment=self._environment(job),
                 stdin_open=True,
+                stop_timeout=job.resources.grace_seconds,
                 user=f"{UID}:{UID}",
                 host_config=client.api.create_host_config(**limits),
                 networking_config=None,

@@ -289,7 +289,7 @@ class KubernetesLauncher:
                 self._site.namespace, label_selector=f"moxin.home={self._installation},moxin.run={run_id[:63]}"
             ).items
         for job in jobs:
-            delete(core, batch, self._site.namespace, job.metadata.name, 30)
+            delete(core, batch, self._site.namespace, job.metadata.name, 0)  # its pods get the template's grace
         return [job.metadata.name for job in jobs]
 
 

@@ -134,7 +134,7 @@ def batch_job(job: Job, site: Site, installation: str) -> dict[str, Any]:
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": 30,
+        "terminationGracePeriodSeconds": resources.grace_seconds,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": UID,

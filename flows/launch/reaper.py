@@ -25,8 +25,6 @@ from docker.errors import APIError, DockerException, NotFound
 from stages.core.files import ROOT
 from stages.core.processes import host_identity, process_identity
 
-GRACE_SECONDS = 30.0
-"""What a container gets between being asked to stop and being killed; the stage itself gives up after 25."""
 DAEMON_SECONDS = 60.0
 """How long a daemon that restarts is waited for."""
 LATE_SECONDS = 3.0
@@ -69,8 +67,9 @@ def remove_volumes(client: Any, volumes: Iterable[Any]) -> None:
 
 
 def _remove(client: Any, container: str, volume: str) -> None:
-    stop(client, container, GRACE_SECONDS)
     with contextlib.suppress(DockerException, OSError):
+        # asked for, since a request that leaves it to the daemon is given up after two minutes
+        stop(client, container, client.api.inspect_container(container)["Config"].get("StopTimeout") or 0)
         remove(client, container, volume)
 
 

@@ -207,7 +207,8 @@ class SlurmLauncher:
             return []
         numbers = list(queued_jobs(f"moxin:{self._installation}:{run_id}:"))
         if numbers:
-            run("scancel", *numbers)
+            run("scancel", "--state=PENDING", *numbers)
+            run("scancel", "--state=RUNNING", "--signal=TERM", *numbers)  # a stage that does not stop cuts itself off
         return numbers
 
     def _remove_leftovers(self) -> None:

@@ -123,7 +123,7 @@ def _escaped(path: Path | str) -> str:
 def options(job: Job, site: Site, base: Path, installation: str) -> dict[str, str]:
     """Options of sbatch for a job; the site's own win."""
     specific = {"output": f"{_escaped(base)}.out", "error": f"{_escaped(base)}.err"}
-    specific["signal"] = "TERM@60"  # a minute before the time limit: enough for a last checkpoint
+    specific["signal"] = f"TERM@{job.resources.grace_seconds}"  # before the time limit; up to a minute earlier
     return _options(job, installation) | specific | site.options
 
 

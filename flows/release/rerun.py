@@ -13,7 +13,6 @@ from typing import Any
 
 from flows.launch.base import Handle, Job, Launcher
 from flows.release.chain import Link
-from flows.running_stages import STOP_GRACE
 from flows.stage_job import code_ref
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import ConfigError, ExitClass, InfraError, InputError
@@ -113,7 +112,7 @@ def _made_again(
             replaces=None,
         )
         job = Job(request, resources, node.env, node.processes(config), node.interpreter(config))
-        _follow(launcher.start(job), link.node, tell)
+        _follow(launcher.start(job), link.node, resources.grace_seconds, tell)
         manifest = ledger.manifest(key, listed=True)
         if manifest is None:
             raise InfraError(f"{link.node} said that it was done, but published nothing")
@@ -133,8 +132,11 @@ def _where_it_lies(ledger: Ledger, ref: InputRef) -> InputRef:
     )
 
 
-def _follow(handle: Handle, node: str, tell: Callable[[str], None]) -> None:
-    """Wait for a job. Raises InputError or InfraError with the stage's own line when it fails."""
+def _follow(handle: Handle, node: str, grace: float, tell: Callable[[str], None]) -> None:
+    """Wait for a job. Raises InputError or InfraError with the stage's own line when it fails.
+
+    grace: seconds that it gets to stop when this is interrupted.
+    """
     message = ""
     try:
         for event in handle.events():
@@ -144,7 +146,7 @@ def _follow(handle: Handle, node: str, tell: Callable[[str], None]) -> None:
                 tell(f"{node}: {event['message']}")
         ended = ExitClass.from_code(handle.wait())
     except BaseException:
-        handle.stop(STOP_GRACE)
+        handle.stop(grace)
         handle.wait()
         raise
     if ended is not ExitClass.OK:

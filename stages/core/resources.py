@@ -35,6 +35,15 @@ class Resources(BaseModel):
         ),
     )
     scratch_gib: float = Field(default=10, gt=0)
+    grace_seconds: int = Field(
+        default=30,
+        ge=10,
+        le=65_535,  # of sbatch's --signal
+        description=(
+            "between being asked to stop and being killed, for a last checkpoint: Slurm's --signal, a pod's"
+            " terminationGracePeriodSeconds, a container's stop timeout; a site that preempts may give less"
+        ),
+    )
     network: Literal["store", "internet"] = Field(
         default="store", description="what a container may reach: the object store alone, or all"
     )

@@ -92,22 +92,48 @@ def test_7b_trains_on_all_its_gpus() -> None:
 
 
 @pytest.mark.parametrize("by", LAUNCHERS)
-def test_an_engine_is_told_of_its_gpus_on_every_launcher(
-    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The number is in what the launcher really hands over: environment, script, container or pod."""
+def test_an_engine_is_told_of_its_gpus_on_every_launcher(by: str, tmp_path: Path) -> None:
     node = next(node for node in PIPELINE if node.name == "sft_tulu")
-    job = job_of(node, loaded("7b", by))
-    settings = Settings(tmp_path, STORE, "http://127.0.0.1:1/api", True, False)
+    assert environment_of(job_of(node, loaded("7b", by)), by, tmp_path)["MOXIN_NPROC_PER_NODE"] == "8"
+
+
+def environment_of(job: Job, by: str, folder: Path) -> dict[str, str]:
+    """The variables in what the launcher really hands over: environment, script, container or pod."""
+    settings = Settings(folder, STORE, "http://127.0.0.1:1/api", True, False)
     if by == "process" or by == "docker":
-        told = launcher(by, settings)._environment(job)["MOXIN_NPROC_PER_NODE"]  # type: ignore[attr-defined]
-    elif by == "slurm":
-        script = slurm_scripts.script(job, slurm_scripts.Site(), tmp_path / "x", "mark", tmp_path / "scratch")
-        told = re.findall(r"^export MOXIN_NPROC_PER_NODE=(\d+)$", script, re.MULTILINE)[0]
-    else:
-        pod = kubernetes_manifests.batch_job(job, kubernetes_manifests.Site(), "mark")["spec"]["template"]["spec"]
-        told = next(row["value"] for row in pod["containers"][0]["env"] if row["name"] == "MOXIN_NPROC_PER_NODE")
-    assert told == "8"
+        return launcher(by, settings)._environment(job)  # type: ignore[attr-defined, no-any-return]
+    if by == "slurm":
+        script = slurm_scripts.script(job, slurm_scripts.Site(), folder / "x", "mark", folder / "scratch")
+        return dict(re.findall(r"^export (\w+)=(.+)$", script, re.MULTILINE))
+    return {row["name"]: row["value"] for row in pod_of(job)["containers"][0]["env"]}
+
+
+def pod_of(job: Job) -> dict[str, Any]:
+    return kubernetes_manifests.batch_job(job, kubernetes_manifests.Site(), "mark")["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("by", LAUNCHERS)
+def test_every_launcher_gives_the_grace_that_is_declared(by: str, tmp_path: Path) -> None:
+    """One number: the stage ends itself five seconds before its launcher kills it, and torchrun, whose own limit is
+    30 s, not before that.
+    """
+    node = next(node for node in PIPELINE if node.name == "pretrain_1")
+    job = job_of(node, loaded("7b", by, "resources.pretrain_1.grace_seconds=123"))
+    told = environment_of(job, by, tmp_path)
+    assert (told["MOXIN_GRACE_SECONDS"], told["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == ("118", "123")
+    if by == "slurm":
+        options = slurm_scripts.options(job, slurm_scripts.Site(), tmp_path / "x", "mark")
+        assert options["signal"] == "TERM@123"
+    if by == "kubernetes":
+        assert pod_of(job)["terminationGracePeriodSeconds"] == 123
+
+
+def test_torchrun_reads_the_variable_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the stage reads the other one: tests/fault/test_runtime_process.py."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "77")
+    assert LaunchConfig(1, 1, 1, rdzv_endpoint="h:1").shutdown_timeout == 77
 
 
 def test_the_stage_reads_what_the_launcher_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,7 @@ def test_no_secret_is_shown_by_the_engine(
     assert container.labels["moxin.node"] == "source"
     assert container.labels["moxin.epoch"] == "1"
     assert container.attrs["HostConfig"]["NetworkMode"] == "moxin-store"
+    assert container.attrs["Config"]["StopTimeout"] == 30, "`docker stop` gives it resources.<node>.grace_seconds, too"
     assert docker_client.networks.get("moxin-store").attrs["Internal"] is True
 
 

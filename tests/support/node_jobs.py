@@ -24,9 +24,13 @@ LAUNCHERS = ("process", "docker", "slurm", "kubernetes")
 STORE = StoreAddress(bucket="b", endpoint="https://s3.example.org")
 
 
-def loaded(name: str, launcher: str) -> profiles.Profile:
+def loaded(name: str, launcher: str, *overrides: str) -> profiles.Profile:
     """The profile as that launcher could have it: two of them know one machine alone."""
-    changes = [f"launcher={launcher}", *(["resources.pretrain.nodes=1"] if launcher in profiles.ONE_MACHINE else [])]
+    changes = [
+        f"launcher={launcher}",
+        *(["resources.pretrain.nodes=1"] if launcher in profiles.ONE_MACHINE else []),
+        *overrides,
+    ]
     return profiles.load(name, PIPELINE, changes)
 
 

@@ -127,7 +127,8 @@ def begin_training(
     bench: Bench, threads: ThreadPoolExecutor, **options: Any
 ) -> tuple[Execution, Future[dict[str, StageResult]]]:
     """A run whose last node trains for minutes, once it has begun."""
-    run = bench.begin("train_2.steps=10000", "train_2.step_seconds=0.02", "train_2.save_every=10000", **options)
+    slow = ("train_2.steps=10000", "train_2.step_seconds=0.02", "train_2.save_every=10000")
+    run = bench.begin(*slow, "resources.train_2.grace_seconds=77", **options)
     future = threads.submit(run_nodes, run, PIPE)
     wait_for(lambda: any(e["event"] == "metric" for n, e in recorder(run).events if n == "train_2"), "the first step")
     return run, future
@@ -142,6 +143,7 @@ def test_stop_stops_what_runs_and_lets_nothing_new_start(finished: Bench, thread
     assert run.wait_stopped(1)
     assert recorder(run).states("train_2") == ["running", "stopped"]
     assert started(run) == ["train_2"], "no second attempt: it was asked to stop"
+    assert run.launcher.handles[0].stops == [77], "with the time that its node has"  # type: ignore[attr-defined]
     new = run.profile.configs["source_a"].model_copy(update={"text": "never made before"})
     later = Execution(
         "run-1", replace(run.profile, configs={"source_a": new}), run.ledger, run.launcher, run.home, run.selected

@@ -240,8 +240,10 @@ def test_containers_are_stopped_at_the_same_time_and_removed_with_their_volumes(
     """One after the other, two that will not stop would take more than a minute."""
     meeting = threading.Barrier(3)
     said: list[tuple[str, str]] = []
+    graces: set[int] = set()
     api = SimpleNamespace(
-        stop=lambda container, timeout: (meeting.wait(HANG), said.append(("stop", container))),
+        inspect_container=lambda container: {"Config": {"StopTimeout": 100 + int(container)}},
+        stop=lambda container, timeout: (meeting.wait(HANG), graces.add(timeout), said.append(("stop", container))),
         remove_container=lambda container, force, v: said.append(("remove", container)),
         remove_volume=lambda volume: said.append(("volume", volume)),
     )
@@ -252,6 +254,7 @@ def test_containers_are_stopped_at_the_same_time_and_removed_with_their_volumes(
             ("remove", str(i)),
             ("volume", f"moxin-{i}"),
         ]
+    assert graces == {100, 101, 102}, "each gets what it was started with"
 
 
 def test_what_is_left_over_is_told_by_its_control_plane() -> None:
