@@ -28,6 +28,7 @@ from prefect.logging import get_run_logger
 from flows import report, table_formats
 from flows.charts import curves_svg
 from flows.execute import Outcome
+from flows.log_lines import metric_rows
 from flows.pacing import Budget, Spacing
 from flows.plan import NodePlan
 from flows.profiles import Profile
@@ -193,7 +194,7 @@ def node_artifacts(ledger: Ledger, outcome: Outcome) -> None:
     for port, manifest in result.outputs.items():
         if manifest.type == "EvalReport":
             _scores(ledger, result.node, port, manifest)
-    metrics = read_metrics(ledger, result.metrics_object)
+    metrics = metric_rows(ledger.store, result.metrics_object)
     if any("loss" in row for row in metrics):
         svg = curves_svg({result.node: metrics}, title=f"{result.node}: loss")
         url = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
@@ -213,12 +214,6 @@ def _scores(ledger: Ledger, node: str, port: str, manifest: ArtifactManifest) ->
             )
     else:
         get_run_logger().warning("%s", problem)
-
-
-def read_metrics(ledger: Ledger, key: str | None) -> list[dict[str, float]]:
-    """The metric rows of a result; empty if it has none."""
-    stored = ledger.store.get(key) if key else None
-    return [json.loads(line) for line in stored[0].splitlines()] if stored else []
 
 
 def run_report(ledger: Ledger, profile: Profile, pipeline: Pipeline, home: Path, api_calls: ApiCallQueue) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from flows.cli.common import (
     print_json,
     say,
 )
+from flows.log_lines import FileLines, StoredLines
 from flows.settings import Settings
 from flows.terminal_text import line
 from stages.core.errors import ConfigError
@@ -84,8 +86,8 @@ def show(
     with open_ledger() as ledger:
         result = _last_result(ledger, profile, node)
         if metrics:
-            rows = ledger.store.get(result.metrics_object) if result.metrics_object else None
-            sys.stdout.write(rows[0].decode() if rows else "")
+            for row in StoredLines(ledger.store, result.metrics_object) if result.metrics_object else ():
+                sys.stdout.write(row.decode() + "\n")
             return
     if json_:
         print_json(result.model_dump(mode="json"))
@@ -119,11 +121,11 @@ def logs(
     json_: JsonOption = False,
 ) -> None:
     """Print the log of a node's newest attempt, finished or not."""
-    rows = _log_lines(Settings.load(), profile, find_node(node).name)
-    for row in rows:
+    for text in _log_lines(Settings.load(), profile, find_node(node).name):
+        row = text.decode("utf-8", "replace")
         event = json.loads(row)
         if json_:
-            sys.stdout.write(row.rstrip("\n") + "\n")
+            sys.stdout.write(row + "\n")
         elif event["event"] == "log" and (all_ or event.get("level") != "debug"):
             say((event["time"][11:19], "dim"), f" {event['level']:<7} {event['message']}")
         elif event["event"] == "metric":
@@ -135,7 +137,7 @@ def logs(
             say((event["time"][11:19], "dim"), f" {event['exit']} {event['message']}")
 
 
-def _log_lines(settings: Settings, profile: str, node: str) -> list[str]:
+def _log_lines(settings: Settings, profile: str, node: str) -> Iterator[bytes]:
     """The events of a node's newest attempt: from this machine while it runs, from the store afterwards."""
     with open_ledger(settings) as ledger:
         keys = {p.key for p in plan_nodes(profile, f"+{node}", [])[0] if p.node.name == node and p.key}
@@ -144,17 +146,12 @@ def _log_lines(settings: Settings, profile: str, node: str) -> list[str]:
             for attempt in reversed(ledger.attempts(key)):
                 local = settings.home / "logs" / "stages" / key / f"{attempt.epoch:06d}.jsonl"
                 if local.is_file():
-                    return _rows(local.read_bytes())
-                if (stored := ledger.store.get(ledger.log_key(key, attempt.epoch))) is not None:
-                    return _rows(stored[0])
+                    yield from FileLines(local)
+                    return
+                if (stored := StoredLines(ledger.store, ledger.log_key(key, attempt.epoch))).there:
+                    yield from stored
+                    return
     raise ConfigError(f"node {node} has no attempt in profile '{profile}' yet")
-
-
-def _rows(log: bytes) -> list[str]:
-    """The events of a log: lines end at a line feed alone, and a last one without it was cut off, or is just being
-    written.
-    """
-    return [row.decode("utf-8", "replace") for row in log.split(b"\n")[:-1]]
 
 
 def lineage(node: NodeArgument, profile: ProfileOption = "tiny", json_: JsonOption = False) -> None:

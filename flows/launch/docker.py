@@ -30,6 +30,7 @@ from flows.launch import reaper
 from flows.launch.base import Job, parse_event, public_environment, secrets_of, torchrun, with_provenance
 from flows.launch.reaper import DAEMON_SECONDS, remove, stop
 from flows.launch.relay import Relay, on_loopback
+from flows.log_lines import LineCutter
 from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
@@ -57,14 +58,13 @@ class DockerHandle:
         return self._container
 
     def events(self) -> Iterator[dict[str, Any]]:
-        rest = {1: b"", _STDERR: b""}
+        cutters = {1: LineCutter(), _STDERR: LineCutter()}
         with contextlib.suppress(OSError):  # the daemon is gone; `wait` finds out more
             for kind, data in frames_iter(self._stream, tty=False):
-                *lines, rest[kind] = (rest[kind] + data).split(b"\n")
-                for line in lines:
+                for line in cutters[kind].lines(data):
                     yield parse_event(line.decode("utf-8", "replace"), kind == _STDERR)
-        for kind, line in rest.items():
-            if line:
+        for kind, cutter in cutters.items():
+            for line in cutter.end():
                 yield parse_event(line.decode("utf-8", "replace"), kind == _STDERR)
         if self._final_state().get("OOMKilled") and self._final_state()["ExitCode"]:
             limit = self._job.resources.memory_gib

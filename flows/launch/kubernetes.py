@@ -18,6 +18,7 @@ from flows.launch.kubernetes_arrays import IndexedJobs
 from flows.launch.kubernetes_log import LogPosition
 from flows.launch.kubernetes_manifests import Site, batch_job, name_of, secret, service, uses_arrays
 from flows.launch.relay import on_loopback
+from flows.log_lines import LineCutter
 from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
@@ -94,11 +95,10 @@ class KubernetesHandle:
             since = self._log_position.since_seconds()
             options = {"follow": True, "timestamps": True} | ({} if since is None else {"since_seconds": since})
             stream = self._core.read_namespaced_pod_log(pod, self._namespace, **options, _preload_content=False)
-            rest = b""
+            cutter = LineCutter()
             self._log_position.begin_again()
             for data in stream.stream():
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
+                for line in cutter.lines(data):
                     if (text := self._log_position.unread(line)) is not None:
                         yield parse_event(text.decode("utf-8", "replace"))
 

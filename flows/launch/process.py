@@ -31,6 +31,7 @@ from flows.launch.base import (
     torchrun,
     with_provenance,
 )
+from flows.log_lines import LONGEST
 from flows.settings import Settings
 from stages.core.errors import ExitClass, InfraError
 from stages.core.files import ROOT
@@ -71,7 +72,7 @@ class ProcessHandle:
         return str(self._process.pid)
 
     def _read(self, stream: Any, plain: bool) -> None:
-        for raw in stream:
+        while raw := stream.readline(LONGEST):
             self._lines.put(parse_event(raw.decode("utf-8", "replace").rstrip("\n"), plain))
         self._lines.put(_END)
 

@@ -20,6 +20,7 @@ from flows.launch.base import Job, parse_event, secrets_of, with_provenance
 from flows.launch.slurm_arrays import JobArrays, cancel_leftover_arrays, write
 from flows.launch.slurm_controller import FINISHED, GONE, TERMINATIONS, job_state, queued_jobs, run
 from flows.launch.slurm_scripts import Site, base_of, image_of, script, uses_arrays
+from flows.log_lines import PIECE, LineCutter
 from flows.settings import Settings
 from stages.core.errors import ExitClass, InfraError
 from stages.core.keys import sha256
@@ -131,21 +132,23 @@ class _Tail:
     """Reads a growing file line by line."""
 
     def __init__(self, path: Path, plain: bool) -> None:
-        self._path, self._plain, self._offset = path, plain, 0
+        self._path, self._plain, self._offset, self._cutter = path, plain, 0, LineCutter()
 
     def read(self, everything: bool) -> Iterator[dict[str, Any]]:
         """Events of the whole lines that are new; at the end also of a last line that was cut off."""
         try:
-            with open(self._path, "rb") as stream:
-                stream.seek(self._offset)
-                data = stream.read()
+            stream = open(self._path, "rb")  # noqa: SIM115
         except FileNotFoundError:
             return
-        if not everything:
-            data = data[: data.rfind(b"\n") + 1]
-        self._offset += len(data)
-        for line in data.splitlines():
-            yield parse_event(line.decode("utf-8", "replace"), self._plain)
+        with stream:
+            stream.seek(self._offset)
+            while piece := stream.read(PIECE):  # a flow that comes back has the whole log before it
+                self._offset += len(piece)
+                for line in self._cutter.lines(piece):
+                    yield parse_event(line.decode("utf-8", "replace"), self._plain)
+        if everything:
+            for line in self._cutter.end():
+                yield parse_event(line.decode("utf-8", "replace"), self._plain)
 
 
 _INPUTS = (".json", ".secrets.json", ".sh")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flows import contamination
+from flows.log_lines import metric_rows
 from flows.plan import differences
 from flows.profiles import Profile
 from flows.stage_job import git_commit
@@ -27,8 +28,6 @@ from stages.lib.formats.reports import FILE, parse_report
 
 SCHEMA = 1
 """Version of the collected data, as `moxin report --json` prints it."""
-METRIC_ROWS = 1000
-"""Metric rows kept of one result: more points than a chart has pixels. Rows with a held-out loss always stay."""
 PICTURES = "pictures.json"
 """Listing of the pictures in an EvalReport of images (stages/evaluate_vlm)."""
 SAMPLES = 3
@@ -110,7 +109,7 @@ def _node(
             row["samples"] += samples
             row["samples_left_out"] += left_out
             row["problems"] += problems
-    row["result"] = result.model_dump(mode="json") | {"metrics": _metrics(ledger, result)}
+    row["result"] = result.model_dump(mode="json") | {"metrics": metric_rows(ledger.store, result.metrics_object)}
     state, why = _state(ledger, node, result, results, configured)
     return row | {"state": state, "why": why}
 
@@ -194,21 +193,6 @@ def read_samples(
         lines = stored[0].split(b"\n", SAMPLES)[:SAMPLES]
         rows += [json.loads(line) | {"suite": suite, "group": group} for line in lines if line.strip()]
     return rows, left_out, problems
-
-
-def _metrics(ledger: Ledger, result: StageResult) -> list[dict[str, float]]:
-    stored = ledger.store.get(result.metrics_object) if result.metrics_object else None
-    rows = [json.loads(line) for line in stored[0].splitlines()] if stored else []
-    return thin(rows, METRIC_ROWS)
-
-
-def thin(rows: list[dict[str, float]], most: int) -> list[dict[str, float]]:
-    """Every n-th row, so that at most about `most` stay; the first, the last, and rows with a held-out value always
-    do.
-    """
-    every = -(-len(rows) // most)
-    last = len(rows) - 1
-    return [r for i, r in enumerate(rows) if i % every == 0 or i == last or any(k.startswith("val_") for k in r)]
 
 
 # --- reading it -----------------------------------------------------------------------------------------------------

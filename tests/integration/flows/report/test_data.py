@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from flows import profiles, report
 from flows.plan import differences
@@ -134,16 +132,6 @@ def test_a_report_that_cannot_be_used_is_a_problem_not_a_number(
     assert [problem in line for line in node["problems"]] == [True]
     assert problem in Page(report.render(data)).text
     assert any(problem in line for line in report.summary(data))
-
-
-@given(st.lists(st.booleans(), max_size=300), st.integers(1, 40))
-def test_thinning_keeps_the_ends_and_every_held_out_row(held_out: list[bool], most: int) -> None:
-    rows = [{"step": float(i), **({"val_loss": 1.0} if held else {})} for i, held in enumerate(held_out)]
-    kept = collected.thin(rows, most)
-    assert [row for row in rows if "val_loss" in row] == [row for row in kept if "val_loss" in row]
-    assert kept[:1] + kept[-1:] == rows[:1] + rows[-1:]
-    assert len(kept) <= most + sum(held_out) + 1
-    assert kept == sorted(kept, key=lambda row: row["step"])
 
 
 def test_the_first_samples_of_every_task_are_read_and_a_damaged_file_is_named(
