@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.data_files import DATA
+from flows.override_values import value_of
 from stages.core.config import StageConfig
 from stages.core.errors import ConfigError
 from stages.core.graph import Node, Pipeline
@@ -202,10 +203,7 @@ def _apply_override(
             f"--set {override!r}: what a profile extends is read before settings are: write it in a file of"
             " infra/profiles"
         )
-    try:
-        value = tomllib.loads(f"value = {text.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+    value = value_of(text)
     stages = {n.stage for n in pipeline}
     if len(parts) > 1:
         if parts[0] in pipeline:

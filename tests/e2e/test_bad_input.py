@@ -19,7 +19,7 @@ import pytest
 
 from stages.core.ledger import Ledger
 from stages.core.store import Store
-from tests.support.installation import ROOT, Installation
+from tests.support.installation import ROOT, Installation, sets
 from tests.support.limits import DAG, HANG
 
 pytestmark = pytest.mark.e2e
@@ -59,17 +59,6 @@ def sources(folder: Path, text: bytes, web: bytes = b"", code: bytes = b"x = 1\n
     return values
 
 
-def toml(values: dict[str, Any]) -> list[str]:
-    """`--set` arguments; tables in TOML's way."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{key} = {text(inner)}" for key, inner in value.items()) + "}"
-        return "[" + ", ".join(map(text, value)) + "]" if isinstance(value, list) else json.dumps(value)
-
-    return [part for key, value in values.items() for part in ("--set", f"{key}={text(value)}")]
-
-
 def ledger(installation: Installation) -> Ledger:
     from flows.settings import Settings
 
@@ -90,15 +79,14 @@ def failed_lines(installation: Installation, folder: Path, *data: bytes) -> dict
     """Ingest three bad sources in one run; each node's message. Nothing of them is published, and the run ends with
     1.
     """
-    values = toml(sources(folder, *data))
+    values = sets(sources(folder, *data))
     status, found = run(installation, "--select", "collect,ingest", *values)
     assert status == 1
     assert not found["ok"]
     rows = {row["name"]: row for row in found["nodes"] if row["state"] == "failed"}
-    for name in rows:
-        plan = installation.json("plan", "--select", name, *values)["nodes"][0]
-        assert plan["state"] == "run"
-        assert ledger(installation).manifest(plan["key"]) is None
+    plan = installation.json("plan", "--select", ",".join(rows), *values)["nodes"]
+    assert {node["name"]: node["state"] for node in plan} == dict.fromkeys(rows, "run")
+    assert [ledger(installation).manifest(node["key"]) for node in plan] == [None] * len(rows)
     for row in rows.values():
         assert "\n" not in row["message"]
         assert row["message"] in found["message"]
@@ -137,7 +125,7 @@ def test_a_few_bad_records_are_counted_and_the_rest_is_kept(installation: Instal
         b'{"body": 1}',
         b'{"text": "\xff"}',
     ]
-    values = toml(
+    values = sets(
         sources(tmp_path, b"\n".join(lines) + b"\n", warc(3)[:-300]) | {"ingest_text.max_record_bytes": 10_000_000}
     )
     status, found = run(installation, "--select", "collect,ingest", *values)
@@ -195,7 +183,7 @@ def test_a_store_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_the_node_with_its_folder(installation: Installation, tmp_path: Path) -> None:
     """/dev/full answers every write as a full disk does; it stands where the log of the attempt goes."""
-    values = [*toml(sources(tmp_path, "\n".join(GOOD).encode())), "--set", "patience=0"]
+    values = [*sets(sources(tmp_path, "\n".join(GOOD).encode())), "--set", "patience=0"]
     key = installation.json("plan", "--select", "collect", *values)["nodes"][0]["key"]
     log = installation.home / "logs" / "stages" / key / "000001.jsonl"
     log.parent.mkdir(parents=True)
