@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from flows.launch import launcher, process, slurm
 from flows.launch.base import Job, with_provenance
 from flows.launch.slurm_scripts import Site
 from flows.settings import Settings
-from stages.core.interpreters import packages_digest
+from stages.core.interpreters import installed_packages, packages_digest
 from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
 from stages.core.resources import Resources
 from tests.support.kubernetes_api import Cluster
@@ -102,8 +104,13 @@ def test_what_the_interpreter_has_is_looked_up_not_claimed(tmp_path: Path, monke
     assert before == packages_digest()
     folder = tmp_path / "added-1.0.dist-info"
     folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     more = packages_digest()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.1\n")
+    folder.rename(tmp_path / "added-1.1.dist-info")
     assert len({before, more, packages_digest()}) == 3
+
+
+def test_packages_are_those_that_their_metadata_names() -> None:
+    """Folders' names say the same, without a file being opened."""
+    named = {(re.sub(r"[-_.]+", "-", one.metadata["Name"]).lower(), one.version) for one in metadata.distributions()}
+    assert installed_packages() == named
