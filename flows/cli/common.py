@@ -30,7 +30,7 @@ SelectOption = Annotated[
         help="'full', or nodes and stages: 'x', 'x+' (and what follows), '+x' (and what it needs), separated by commas",
     ),
 ]
-SetOption = Annotated[list[str], typer.Option("--set", help="override: node.field=value, the value in TOML or JSON (repeat as needed)")]
+SetOption = Annotated[list[str], typer.Option("--set", help="override: node.field=value, in TOML or JSON (repeatable)")]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="run the selected nodes even if the ledger has their results")
 ]
