@@ -115,15 +115,17 @@ def measure_scorer(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
     assert scorer is not None
     work = batches(corpus, 8000)
     texts = [s[a:b].tobytes().decode() for s, e in work for a, b in itertools.pairwise(e)]
-    found = np.concatenate([scorer.score(*part) for part in work])
+    collapsed = np.concatenate([scorer.score(*part) for part in work])
     started = time.process_time()
-    wanted = training.scores(model, texts)
+    by_fasttext = training.scores(model, texts)
     plain = time.process_time() - started
     return {
         "score, collapsed": {"MB/s": size_of(work) / timed(lambda: [scorer.score(*part) for part in work])},
         "score, fastText": {
             "MB/s": size_of(work) / plain,
-            "largest difference (but at 0.5)": float(np.abs(found - wanted)[np.abs(wanted - 0.5) > 2e-5].max()),
+            "largest difference (but at 0.5)": float(
+                np.abs(collapsed - by_fasttext)[np.abs(by_fasttext - 0.5) > 2e-5].max()
+            ),
         },
     }
 
@@ -354,14 +356,14 @@ def _compare(corpus: Path, options: argparse.Namespace) -> None:
         if done.returncode:
             print(f"{name}: failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
             continue
-        found = json.loads(done.stdout.strip().splitlines()[-1])
+        answer = json.loads(done.stdout.strip().splitlines()[-1])
         true = {(a, b) for a, b in all_true if b < documents}
-        pairs = [tuple(pair) for pair in found["pairs"]]
+        pairs = [tuple(pair) for pair in answer["pairs"]]
         right = sum(truth.similar(*pair) for pair in pairs)
         recall = same_cluster(true, np.array(pairs, np.int64).reshape(-1, 2), documents)
         print(
-            f"| {name} | {documents} | {documents / found['signing']:.0f} docs/s signing |"
-            f" {documents / found['cpu']:.0f} docs/s | {found['bytes'] / 1e6 / found['cpu']:.2f} MB/s | recall"
+            f"| {name} | {documents} | {documents / answer['signing']:.0f} docs/s signing |"
+            f" {documents / answer['cpu']:.0f} docs/s | {answer['bytes'] / 1e6 / answer['cpu']:.2f} MB/s | recall"
             f" {recall:.3f} of {len(true)} | precision {right / max(1, len(pairs)):.3f} |",
             flush=True,
         )

@@ -70,13 +70,13 @@ def pieces(tree: Path, rng: random.Random) -> Iterator[str]:
     """Documents: consecutive lines of a file."""
     for text in texts(tree):
         held: list[str] = []
-        size, wanted = 0, min(40_000, rng.lognormvariate(7.3, 0.85))
+        size, target = 0, min(40_000, rng.lognormvariate(7.3, 0.85))
         for line in text.split("\n"):
             held.append(line)
             size += len(line) + 1
-            if size >= wanted:
+            if size >= target:
                 yield "\n".join(held)
-                held, size, wanted = [], 0, min(40_000, rng.lognormvariate(7.3, 0.85))
+                held, size, target = [], 0, min(40_000, rng.lognormvariate(7.3, 0.85))
 
 
 def replaced(text: str, target: float, filler: str) -> str:

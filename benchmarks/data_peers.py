@@ -129,7 +129,7 @@ def warc(file: Path, pages: int) -> dict[str, float]:
         reader = WarcReader(str(file.parent), glob_pattern=file.name, limit=few)
         return sum(1 for _ in Trafilatura(favour_precision=True, timeout=10).run(reader.run()))
 
-    found = {}
+    seconds = {}
     for name, function in (("datatrove's reader alone", read), ("datatrove's reader and trafilatura", extract)):
         costs = []
         for _ in range(3 if function is read else 1):
@@ -137,8 +137,8 @@ def warc(file: Path, pages: int) -> dict[str, float]:
             count = function()
             costs.append(sum(os.times()[:4]) - started)
         print(f"{name}: {count} of {pages} pages", file=sys.stderr)
-        found[name] = min(costs) * (1 if function is read else pages / few)
-    return found
+        seconds[name] = min(costs) * (1 if function is read else pages / few)
+    return seconds
 
 
 if __name__ == "__main__":
@@ -149,10 +149,10 @@ if __name__ == "__main__":
     content = read(folder, documents)
     globals()[name](content[:20])  # what is made once: compiled code, language models
     begin = time.process_time()
-    signing, found = globals()[name](content)
+    signing, pairs = globals()[name](content)
     cpu = time.process_time() - begin
     size = sum(len(t.encode()) for t in content)
-    unique = sorted({(int(a), int(b)) for a, b in found if a != b})
+    unique = sorted({(int(a), int(b)) for a, b in pairs if a != b})
     print(
         json.dumps({"cpu": cpu, "signing": signing, "bytes": size, "pairs": list(itertools.islice(unique, 2_000_000))})
     )

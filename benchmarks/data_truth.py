@@ -19,13 +19,13 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def batches(corpus: Path, documents: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """The first texts of the corpus, as buffers."""
-    found, left = [], documents
+    buffers, left = [], documents
     for batch in read_batches(corpus, ["text"]):
         part = batch.slice(0, left)
         if part.num_rows:
-            found.append(text_buffer(part.column("text")))
+            buffers.append(text_buffer(part.column("text")))
         left -= part.num_rows
-    return found
+    return buffers
 
 
 class Truth:
@@ -86,5 +86,5 @@ def edges_of(root: Path) -> np.ndarray:
         FileEntry(path=path.name, size=path.stat().st_size, sha256="0" * 64, object=str(path.absolute()))
         for path in sorted(root.glob("**/edges-*"))
     ]
-    found = np.concatenate([np.empty(0, np.uint64), *(r.columns[0] for _, r in read_files(entries, 0, 1))])
-    return np.stack([found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
+    joined_pairs = np.concatenate([np.empty(0, np.uint64), *(r.columns[0] for _, r in read_files(entries, 0, 1))])
+    return np.stack([joined_pairs >> np.uint64(32), joined_pairs & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)

@@ -68,7 +68,7 @@ def overheads(name: str, settings: Settings, repeat: int, folder: Path) -> list[
     pipeline = Pipeline([wait_stage()(name="wait")])
     (folder / "probe.toml").write_text("[resources.wait]\ncpus = 1\nmemory_gib = 1\n", encoding="utf-8")
     engine = launcher(name, settings)
-    found = []
+    overhead = []
     for _ in range(repeat + 1):
         trial = [f"wait.trial={uuid.uuid4().hex}", f"wait.seconds={PROBE_SECONDS}"]
         profile = profiles.load("probe", pipeline, trial, folder)
@@ -76,8 +76,8 @@ def overheads(name: str, settings: Settings, repeat: int, folder: Path) -> list[
             f"benchmark-{name}", profile, Ledger(Store(settings.store)), engine, settings.home, frozenset({"wait"})
         )
         outcome = run.node(pipeline["wait"], {})
-        found.append((outcome.seconds - PROBE_SECONDS, outcome.result.attempt.wall_seconds - PROBE_SECONDS))
-    return found[1:]  # the first reads files that the others find in memory
+        overhead.append((outcome.seconds - PROBE_SECONDS, outcome.result.attempt.wall_seconds - PROBE_SECONDS))
+    return overhead[1:]  # the first reads files that the others find in memory
 
 
 def launchers(names: list[str], settings: Settings, repeat: int) -> Iterator[str]:
@@ -95,13 +95,13 @@ def launchers(names: list[str], settings: Settings, repeat: int) -> Iterator[str
                 (real,) = images.select(generated_files.stages(), ["collect"])
                 images.build(client, [real], wheels(), quiet)
                 image = probe_image(client, real.environment, PROBES, PROBE, {"moxin.benchmark": "1"})
-                environments.stage_image = lambda stage, env, found=image: found
+                environments.stage_image = lambda stage, env, tag=image: tag
             rows = overheads(name, settings, repeat, Path(folder))
-            whole, own = [row[0] for row in rows], [row[1] for row in rows]
+            whole, inside = [row[0] for row in rows], [row[1] for row in rows]
             rest = statistics.median(w - o for w, o in rows)
             yield (
                 f"| {name} | {statistics.median(whole):.2f} | {min(whole):.2f} to {max(whole):.2f} | {rest:.2f} |"
-                f" {statistics.median(own):.2f} |"
+                f" {statistics.median(inside):.2f} |"
             )
 
 
@@ -120,13 +120,13 @@ def builds() -> Iterator[str]:
             timed(lambda image=image: images.build_stages(client, [image], quiet, rebuild=True)) for image in chosen
         ]
         rows = image_checks.image_rows(client, chosen)
-        own, image = (
+        own_kib, image = (
             statistics.median(row.own_kib for row in rows),
             client.images.get(chosen[0].environment).attrs["Size"],
         )
         yield (
             f"| {env} | {size / 1e6:.0f} | {whole:.0f} | {image / 1e6:.0f} | {len(chosen)} |"
-            f" {statistics.median(each):.1f} | {own * 1.024:.0f} |"
+            f" {statistics.median(each):.1f} | {own_kib * 1.024:.0f} |"
         )
 
 

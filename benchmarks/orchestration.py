@@ -90,13 +90,13 @@ def imports(env: dict[str, str], repeat: int) -> list[Row]:
     rows = []
     for names in ("sys", *MODULES):
         command = [sys.executable, "-c", f"import {names}"]
-        found = [timed(command, env) for _ in range(repeat)]
+        timings = [timed(command, env) for _ in range(repeat)]
         rows.append(
             Row(
                 f"python with {names}",
                 f"`python -c 'import {names}'`",
-                tuple(f[0] for f in found),
-                tuple(f[1] for f in found),
+                tuple(f[0] for f in timings),
+                tuple(f[1] for f in timings),
             )
         )
     return rows
@@ -107,15 +107,15 @@ def no_op(settings: Settings, env: dict[str, str], repeat: int) -> list[Row]:
     command, cpu, inside, nodes = [], [], [], []
     for _ in range(repeat):
         seconds, used, out = timed(RUN, env)
-        found = json.loads(out)
-        states = {row["state"] for row in found["nodes"]}
+        summary = json.loads(out)
+        states = {row["state"] for row in summary["nodes"]}
         if states != {"cached"}:
             raise SystemExit(f"the rerun was to find everything cached, but nodes were {', '.join(sorted(states))}")
         command.append(seconds)
         cpu.append(used)
-        inside.append(flow_seconds(settings, found["url"].rpartition("/")[2]))
-        nodes.extend(row["seconds"] for row in found["nodes"])
-    count = len(found["nodes"])
+        inside.append(flow_seconds(settings, summary["url"].rpartition("/")[2]))
+        nodes.extend(row["seconds"] for row in summary["nodes"])
+    count = len(summary["nodes"])
     return [
         Row("no-op rerun of the DAG, as a command", "`python -m flows.cli run --set ...`", tuple(command), tuple(cpu)),
         Row(

@@ -292,12 +292,12 @@ def child(name: str, size: str, dropout: float, folder: Path, threads: int) -> d
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(size: str, dropout: float, found: dict[str, list[dict[str, Any]]], threads: int) -> str:
+def table(size: str, dropout: float, rounds_by_name: dict[str, list[dict[str, Any]]], threads: int) -> str:
     """The Markdown table of one size and dropout. Raises SystemExit when curves differ that must not."""
     config, shape = SIZES[size], shape_of(size)
     tokens = config["batch"] * config["length"]
     flops = tokens * shape.flops_per_token(config["vocab"], config["length"])
-    first = next(iter(found.values()))[0]["losses"]
+    first = next(iter(rounds_by_name.values()))[0]["losses"]
     lines = [
         (
             f"**{size}**, {shape.parameters(config['vocab']) / 1e6:.2f} M parameters, {config['batch']} x"
@@ -310,11 +310,11 @@ def table(size: str, dropout: float, found: dict[str, list[dict[str, Any]]], thr
         ),
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, rounds in found.items():
+    for name, rounds in rounds_by_name.items():
         best = min(rounds, key=lambda r: r["seconds"])
         gap = max(abs(a - b) for a, b in zip(best["losses"], first, strict=True))
         if not dropout and gap > TOLERANCE:
-            raise SystemExit(f"{name}, {size}: its loss curve differs by {gap:.4f} from {next(iter(found))}'s")
+            raise SystemExit(f"{name}, {size}: its loss curve differs by {gap:.4f} from {next(iter(rounds_by_name))}'s")
         lines.append(
             f"| {CONTENDERS[name]} | {tokens / best['seconds']:,.0f} | {flops / best['seconds'] / 1e9:.0f} |"
             f" {flops / best['seconds'] / best['peak']:.0%} of {best['peak'] / 1e9:.0f} |"
@@ -341,11 +341,11 @@ def main() -> None:
         for size in options.size or SIZES:
             folder = folder_of(size, Path(root))
             for dropout in options.dropout or [0.1, 0.0]:
-                found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only or CONTENDERS}
+                rounds_by_name: dict[str, list[dict[str, Any]]] = {name: [] for name in options.only or CONTENDERS}
                 for _ in range(options.rounds):
-                    for name, rounds in found.items():
+                    for name, rounds in rounds_by_name.items():
                         rounds.append(child(name, size, dropout, folder, options.threads))
-                print(table(size, dropout, found, options.threads), end="\n\n", flush=True)
+                print(table(size, dropout, rounds_by_name, options.threads), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

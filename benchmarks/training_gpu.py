@@ -47,11 +47,12 @@ def step_bytes(
     pass. chunk: tokens whose logits exist at one time; None, as transformers: all.
     """
     parameters, autocast = shape.parameters(vocabulary), precision != "fp32"
-    found = activations(shape, vocabulary, tokens, "none", autocast=autocast, chunk=chunk)
+    activation = activations(shape, vocabulary, tokens, "none", autocast=autocast, chunk=chunk)
     copies = HALF * copied_parameters(shape, vocabulary) if autocast else 0
     wide = 1 if autocast else FULL // HALF
     return max(
-        12 * parameters + copies + wide * found.most, 16 * parameters + wide * (found.kept / shape.layers + found.block)
+        12 * parameters + copies + wide * activation.most,
+        16 * parameters + wide * (activation.kept / shape.layers + activation.block),
     )
 
 

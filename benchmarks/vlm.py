@@ -81,7 +81,7 @@ def measure(root: Path, side: int, layers: int, steps: int) -> dict[str, Any]:
         "towers": [local_artifact(VisionTowers, seen.output("towers"), seen.facets["towers"], seen.meta["towers"])],
     }
     stored = {**inputs, "features": [local_artifact(ImageFeatures, seen.output("features"), seen.facets["features"])]}
-    found = {
+    figures = {
         "patches": config.patches,
         "layers": layers,
         "images": seen.stats["images"],
@@ -100,8 +100,8 @@ def measure(root: Path, side: int, layers: int, steps: int) -> dict[str, Any]:
         ctx = LocalContext(root / name, settings, given)
         started = time.process_time()
         train(ctx)
-        found |= {"steps": ctx.stats["steps"], f"{name}_cpu_seconds": round(time.process_time() - started, 2)}
-    return found | {"factor": round(found["towers_in_the_loop_cpu_seconds"] / found["stored_cpu_seconds"], 2)}
+        figures |= {"steps": ctx.stats["steps"], f"{name}_cpu_seconds": round(time.process_time() - started, 2)}
+    return figures | {"factor": round(figures["towers_in_the_loop_cpu_seconds"] / figures["stored_cpu_seconds"], 2)}
 
 
 def factor_7b() -> float:
@@ -120,20 +120,20 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    found = []
+    figures = []
     for side in options.side:
         with tempfile.TemporaryDirectory() as folder:
-            found.append(measure(Path(folder), side, options.layers, options.steps))
+            figures.append(measure(Path(folder), side, options.layers, options.steps))
     result = {
         "cores": os.cpu_count(),
         "threads": THREADS,
-        "measured": found,
+        "measured": figures,
         "7b_computed_factor": round(factor_7b(), 4),
     }
     if options.json:
         print(json.dumps(result, indent=1))
         return
-    for row in found:
+    for row in figures:
         print(", ".join(f"{name} {value}" for name, value in row.items()))
     print(f"7b, computed: {result['7b_computed_factor']} times the operations with towers in the loop")
 

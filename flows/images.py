@@ -183,16 +183,16 @@ def _fetch(requirements: dict[str, str], folder: Path, report: Report) -> dict[s
     return wheels
 
 
-def _locked_wheels(folder: Path, wanted: dict[str, str]) -> dict[str, Path]:
+def _locked_wheels(folder: Path, locked: dict[str, str]) -> dict[str, Path]:
     """The wheels in a folder that a lock asks for. A local version (torch's +cpu) satisfies a lock without one, as for
     pip.
     """
-    found: dict[str, Path] = {}
+    wheels: dict[str, Path] = {}
     for path in sorted(folder.glob("*.whl")):
         try:
             name, number, _, _ = parse_wheel_filename(path.name)
         except InvalidWheelFilename:
             continue
-        if wanted.get(canonicalize_name(name)) in (str(number), number.public):
-            found[canonicalize_name(name)] = path
-    return found
+        if locked.get(canonicalize_name(name)) in (str(number), number.public):
+            wheels[canonicalize_name(name)] = path
+    return wheels

@@ -35,11 +35,11 @@ class Opened:
 
     node: str
     what: str
-    found: str
+    answer: str
 
     def row(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"node": self.node, "source": self.what, "found": self.found}
+        return {"node": self.node, "source": self.what, "found": self.answer}
 
 
 def check(

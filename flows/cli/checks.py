@@ -69,7 +69,7 @@ def _check_sources(profile: str, overrides: list[str], json_: bool) -> None:
         print_json({"ok": not problems, "problems": [f.row() for f in problems], "opened": [o.row() for o in opened]})
     else:
         for source in opened:
-            out.print(line(f"{source.node}: {source.what}: {source.found}"), soft_wrap=True)
+            out.print(line(f"{source.node}: {source.what}: {source.answer}"), soft_wrap=True)
         print_problems(problems, "to solve")
         if not problems:
             out.print(f"nothing to solve; sources that gave a row: {len(opened)}")

@@ -280,8 +280,8 @@ def _contamination(facts: Facts) -> list[str]:
 
 def _limits(facts: Facts) -> list[str]:
     lineage = facts.lineage
-    own = LIMITS.get(lineage.result.stage)
-    lines = ["## Limits", "", *([f"- {own}"] if own else []), f"- {NOT_LIMITED}"]
+    of_stage = LIMITS.get(lineage.result.stage)
+    lines = ["## Limits", "", *([f"- {of_stage}"] if of_stage else []), f"- {NOT_LIMITED}"]
     benchmarks = sorted({name for r in lineage.training for out in r.outputs.values()
                          for name in out.meta.get("benchmarks", ())})  # fmt: skip
     if benchmarks:

@@ -45,7 +45,8 @@ class Labels:
         """The `count` commonest of each."""
         kinds = Counter(parameter.kind for parameter in material.parameters)
         sections, roles = (
-            {label: len(set(texts)) for label, texts in found.items()} for found in (material.lines, material.names)
+            {label: len(set(texts)) for label, texts in texts_by_label.items()}
+            for texts_by_label in (material.lines, material.names)
         )
         return cls(_commonest(sections, count), _commonest(roles, OPTIONS), _commonest(kinds, count))
 

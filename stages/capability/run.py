@@ -20,12 +20,12 @@ from stages.lib.formats.suites import DataSet, Suite, split_fingerprints, write_
 def run(ctx: Context[CapabilityConfig]) -> None:
     """Write `train` and `suite`."""
     config = ctx.config
-    wanted = [DATA_SETS[name] for name in config.benchmarks]
+    data_sets = [DATA_SETS[name] for name in config.benchmarks]
     if config.origin == "machine":
         from stages.capability import synthetic as source
     else:
         from stages.capability import hub as source  # imports `datasets`
-    gathered = source.gather(ctx, wanted)
+    gathered = source.gather(ctx, data_sets)
     train_on = [DATA_SETS[name] for name in config.train_on or config.benchmarks]
     seen = {mark for data in gathered for row in data.test for mark in _marks(data.id, row)}
     kept: list[tuple[BenchmarkData, str]] = []

@@ -63,25 +63,25 @@ def library_modules() -> list[Module]:
     """The standard library's source files, without tests and vendored wheels, in address order."""
     root = _library()
     skip = {"test", "tests", "idle_test", "site-packages", "__pycache__", "ensurepip", "lib2to3", "pydoc_data"}
-    found = []
+    modules = []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in skip]
         for path in (Path(folder, name) for name in files if name.endswith(".py")):
             if not path.name.startswith(BUILD_RECORD):
-                found.append(Module(f"python:{_dotted(path.relative_to(root))}", path, "PSF-2.0"))
-    return sorted(found, key=lambda m: m.url)
+                modules.append(Module(f"python:{_dotted(path.relative_to(root))}", path, "PSF-2.0"))
+    return sorted(modules, key=lambda m: m.url)
 
 
 def package_modules(name: str, dist: Distribution) -> list[Module]:
     """A distribution's own Python files, without tests, in address order. Reads RECORD: quicker than `dist.files`."""
     license = _license(dist)
     root = Path(str(dist.locate_file("")))
-    found = []
+    modules = []
     for row in (dist.read_text("RECORD") or "").splitlines():
         file = row.partition(",")[0]
         if file.endswith(".py") and not {"tests", "test", "testing", ".."} & set(file.split("/")):
-            found.append(Module(f"pypi:{name}/{_dotted(Path(file))}", root / file, license))
-    return sorted(found, key=lambda m: m.url)
+            modules.append(Module(f"pypi:{name}/{_dotted(Path(file))}", root / file, license))
+    return sorted(modules, key=lambda m: m.url)
 
 
 def packages() -> dict[str, Distribution]:
@@ -89,9 +89,9 @@ def packages() -> dict[str, Distribution]:
     mounted = os.environ.get("MOXIN_MATERIAL")
     # The environment's own folder, never sys.path: what a PYTHONPATH adds to one process is not this machine's.
     folder = str(Path(mounted, "packages")) if mounted else sysconfig.get_paths()["purelib"]
-    found = {d.name.lower(): d for d in distributions(path=[folder]) if d.name}
-    found.pop("moxin", None)
-    return {name: found[name] for name in sorted(found)}
+    installed = {d.name.lower(): d for d in distributions(path=[folder]) if d.name}
+    installed.pop("moxin", None)
+    return {name: installed[name] for name in sorted(installed)}
 
 
 def split(name: str) -> str:

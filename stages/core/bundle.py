@@ -27,10 +27,10 @@ def contract_digest() -> str:
 
 def stage_files(stage: str) -> list[Path]:
     """Every file of a stage's image, in path order: Python sources, and the data files beside them."""
-    found = {ROOT / "stages" / "__init__.py", *core_files(), *source_files(stage)}
-    for folder in {path.parent for path in found} - {ROOT / "stages", ROOT / "stages" / "core"}:
-        found |= {p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".md", ".pyc")}
-    return sorted(found)
+    files = {ROOT / "stages" / "__init__.py", *core_files(), *source_files(stage)}
+    for folder in {path.parent for path in files} - {ROOT / "stages", ROOT / "stages" / "core"}:
+        files |= {p for p in folder.iterdir() if p.is_file() and p.suffix not in (".py", ".md", ".pyc")}
+    return sorted(files)
 
 
 def bundle(stage: str, target: Path) -> None:

@@ -78,10 +78,10 @@ class CheckpointStore(LeaseStore):
     def checkpoint(self, key: str, step: int) -> CheckpointCommit:
         """The commit marker of a checkpoint. Raises Damaged or DamagedRecord."""
         name = f"checkpoints/{key}/{step:012d}/COMMIT.json"
-        found = self.store.get(name)
-        if found is None:
+        stored = self.store.get(name)
+        if stored is None:
             raise Damaged(f"checkpoint {step} of key {key[:12]} has vanished from the store", name)
-        return self._parse(CheckpointCommit, name, *found)
+        return self._parse(CheckpointCommit, name, *stored)
 
     def load_checkpoint(self, files: Sequence[FileEntry], folder: Path) -> None:
         """Fetch and verify files of a checkpoint into `folder`. Raises Damaged when one is not whole."""

@@ -68,15 +68,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
     queue = [error]
     while queue:
-        found = queue.pop(0)
-        if id(found) in seen:
+        link = queue.pop(0)
+        if id(link) in seen:
             continue
-        seen.add(id(found))
-        yield found
-        queue.extend(cause for cause in (found.__cause__, found.__context__) if cause is not None)
-        if isinstance(found, BaseExceptionGroup):
-            queue.extend(found.exceptions)
-        failures = getattr(found, "failures", None)
+        seen.add(id(link))
+        yield link
+        queue.extend(cause for cause in (link.__cause__, link.__context__) if cause is not None)
+        if isinstance(link, BaseExceptionGroup):
+            queue.extend(link.exceptions)
+        failures = getattr(link, "failures", None)
         if isinstance(failures, dict):
             queue.extend(
                 row[0]

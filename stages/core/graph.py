@@ -51,13 +51,13 @@ class Pipeline:
 
     def ancestors(self, name: str) -> set[str]:
         """Every node that `name` follows from."""
-        found: set[str] = set()
+        reached: set[str] = set()
         queue = list(self.nodes[name].parents)
         while queue:
-            if (parent := queue.pop()) not in found:
-                found.add(parent)
+            if (parent := queue.pop()) not in reached:
+                reached.add(parent)
                 queue.extend(self.nodes[parent].parents)
-        return found
+        return reached
 
     def descendants(self, name: str) -> set[str]:
         """Every node that follows from `name`."""
@@ -78,13 +78,13 @@ class Pipeline:
             return set(self.nodes)
         match = re.fullmatch(r"(\+?)([a-z][a-z0-9_]*)(\+?)", term)
         name = match.group(2) if match else term
-        found = {name} if name in self.nodes else {n.name for n in self if n.stage == name}
-        if match is None or not found:
+        named = {name} if name in self.nodes else {n.name for n in self if n.stage == name}
+        if match is None or not named:
             close = difflib.get_close_matches(name, [*self.nodes, *{n.stage for n in self}, "full"], n=1)
             hint = f"; did you mean '{close[0]}'?" if close else f"; nodes: {', '.join(self.nodes)}"
             raise ConfigError(f"select: no node or stage '{term}'{hint}")
-        out = set(found)
-        for node in found:
+        out = set(named)
+        for node in named:
             out |= self.ancestors(node) if match.group(1) else set()
             out |= self.descendants(node) if match.group(3) else set()
         return out

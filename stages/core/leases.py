@@ -50,19 +50,19 @@ class LeaseStore(RecordStore):
     def lease(self, key: str) -> tuple[LeaseRecord, str] | None:
         """The lease record of a key with its ETag, or None if nobody ever worked on it. Raises DamagedRecord."""
         name = f"leases/{key}.json"
-        found = self.store.get_with_age(name)
-        if found is None:
+        stored = self.store.get_with_age(name)
+        if stored is None:
             return None
-        body, etag, age = found
+        body, etag, age = stored
         return self._parse(LeaseRecord, name, body, etag).model_copy(update={"age": age}), etag
 
     def busy(self, key: str) -> bool:
         """Whether somebody may be at work on a key: also when its lease cannot be read."""
         try:
-            found = self.lease(key)
+            held = self.lease(key)
         except DamagedRecord:
             return True
-        return found is not None and found[0].live
+        return held is not None and held[0].live
 
     def mend_lease(self, key: str) -> None:
         """Put a free lease in the place of one that cannot be read, which moves aside. A holder that is at work learns
@@ -81,19 +81,19 @@ class LeaseStore(RecordStore):
         epochs = [int(row) for row in rows if row.isdigit()]
         published = self.store.get(f"manifests/{key}.json")
         if published is not None and (
-            found := re.search(rb'"epoch":\s*(\d+)', published[0])
+            stated := re.search(rb'"epoch":\s*(\d+)', published[0])
         ):  # also of one that is damaged
-            epochs.append(int(found[1]))
+            epochs.append(int(stated[1]))
         return max(epochs, default=0)
 
     def acquire(self, key: str, holder: str, seconds: float = LEASE_SECONDS) -> Lease:
         """Take the lease of a key, with the next epoch. Raises LeaseHeld while somebody else has it."""
-        found = self.lease(key)
-        if found is not None and found[0].live:
-            raise LeaseHeld(found[0])
+        previous = self.lease(key)
+        if previous is not None and previous[0].live:
+            raise LeaseHeld(previous[0])
         record = LeaseRecord(
             key=key,
-            epoch=(found[0].epoch if found else self.last_epoch(key)) + 1,
+            epoch=(previous[0].epoch if previous else self.last_epoch(key)) + 1,
             holder=holder,
             expires_at=time.time() + seconds,
             seconds=seconds,
@@ -101,12 +101,12 @@ class LeaseStore(RecordStore):
             process=process_identity(),
         )
         try:
-            self._put_lease(record, found[1] if found else None)
+            self._put_lease(record, previous[1] if previous else None)
         except Conflict:
             winner = self.lease(key)
             raise LeaseHeld(winner[0] if winner else record) from None
-        if found is not None and found[0].holder:  # it was never released: whoever followed that attempt has died
-            self.end_attempt(key, found[0].epoch)
+        if previous is not None and previous[0].holder:  # it was never released: whoever followed that attempt has died
+            self.end_attempt(key, previous[0].epoch)
         return Lease(key=key, epoch=record.epoch, holder=holder)
 
     def take_over(self, key: str, seconds: float = LEASE_SECONDS) -> Lease:
@@ -115,10 +115,10 @@ class LeaseStore(RecordStore):
         Epoch and holder stay, since the job was started with them and publishes under them; this process is written
         into the record, so that the former one, should it come back, can neither renew nor release.
         """
-        found = self.lease(key)
-        if found is None or found[0].live or not found[0].holder:
-            raise LeaseHeld(found[0] if found else LeaseRecord(key=key, epoch=0, holder="", expires_at=0))
-        record = found[0].model_copy(
+        previous = self.lease(key)
+        if previous is None or previous[0].live or not previous[0].holder:
+            raise LeaseHeld(previous[0] if previous else LeaseRecord(key=key, epoch=0, holder="", expires_at=0))
+        record = previous[0].model_copy(
             update={
                 "expires_at": time.time() + seconds,
                 "seconds": seconds,
@@ -127,7 +127,7 @@ class LeaseStore(RecordStore):
             }
         )
         try:
-            self._put_lease(record, found[1])
+            self._put_lease(record, previous[1])
         except Conflict:
             raise LeaseHeld(record) from None
         return Lease(key=key, epoch=record.epoch, holder=record.holder)
@@ -186,14 +186,14 @@ class LeaseStore(RecordStore):
     def attempts(self, key: str) -> list[AttemptRecord]:
         """Every attempt at a key, oldest first. Raises DamagedRecord."""
         rows = [o.key for o in self.store.list(f"attempts/{key}/") if o.key.endswith(".json")]
-        found = ((row, self.store.get(row)) for row in rows)
-        return [self._parse(AttemptRecord, row, body[0]) for row, body in found if body]
+        bodies = ((row, self.store.get(row)) for row in rows)
+        return [self._parse(AttemptRecord, row, body[0]) for row, body in bodies if body]
 
     def attempt(self, key: str, epoch: int) -> AttemptRecord | None:
         """One attempt at a key. Raises DamagedRecord."""
         name = f"attempts/{key}/{epoch:06d}.json"
-        found = self.store.get(name)
-        return self._parse(AttemptRecord, name, *found) if found else None
+        stored = self.store.get(name)
+        return self._parse(AttemptRecord, name, *stored) if stored else None
 
     def end_attempt(self, key: str, epoch: int) -> bool:
         """Give an attempt whose end nobody told an end: its own, where it left one. False when it has one, or is not

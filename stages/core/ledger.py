@@ -88,7 +88,7 @@ class Ledger(CheckpointStore):
 
         Of an artifact with an index the pages are looked for, and its files when it is `deep`: a plan costs by pages.
         """
-        wanted = {f.object: f.size for manifest in result.outputs.values() for f in manifest.files}
+        sizes_by_key = {f.object: f.size for manifest in result.outputs.values() for f in manifest.files}
         roots = [manifest.index for manifest in result.outputs.values() if manifest.index]
         gone: set[str] = set()
         for root in roots:
@@ -98,13 +98,13 @@ class Ledger(CheckpointStore):
             if root.object not in pages or len(pages) != root.pages:
                 gone |= {root.object} if root.object not in pages else self._lost_pages(root, pages)
             elif deep:
-                wanted |= {f.object: f.size for f in read_index(self.store, root)}
+                sizes_by_key |= {f.object: f.size for f in read_index(self.store, root)}
         sizes: dict[str, int] = {}
-        for prefix in sorted({_folder(key) for key in wanted}):
+        for prefix in sorted({_folder(key) for key in sizes_by_key}):
             sizes.update((row.key, row.size) for row in self.store.list(prefix))
             if prefix + DAMAGED_MARK in sizes:
-                gone |= self.damaged_objects(prefix).keys() & wanted.keys()
-        return sorted(gone | {key for key, size in wanted.items() if sizes.get(key) != size})
+                gone |= self.damaged_objects(prefix).keys() & sizes_by_key.keys()
+        return sorted(gone | {key for key, size in sizes_by_key.items() if sizes.get(key) != size})
 
     def _lost_pages(self, root: IndexRef, there: Collection[str]) -> set[str]:
         try:
@@ -130,8 +130,8 @@ class Ledger(CheckpointStore):
             return self.entries(ref.manifest)
         producers = {} if producers is None else producers
         if ref.key not in producers:
-            found = self.manifest(ref.key)
-            producers[ref.key] = found[0] if found else None
+            published = self.manifest(ref.key)
+            producers[ref.key] = published[0] if published else None
         stored = producers[ref.key]
         output = stored.outputs.get(ref.port) if stored else None
         if output is None or output.digest != ref.manifest.digest:
@@ -207,15 +207,15 @@ class Ledger(CheckpointStore):
     def node(self, profile: str, name: str) -> NodeRecord | None:
         """The last known key of one node. Raises DamagedRecord."""
         row = f"nodes/{profile}/{name}.json"
-        found = self.store.get(row)
-        return self._parse(NodeRecord, row, *found) if found else None
+        stored = self.store.get(row)
+        return self._parse(NodeRecord, row, *stored) if stored else None
 
     def nodes(self, profile: str, skip_damaged: bool = False) -> dict[str, NodeRecord]:
         """The last known key of every node of a profile. Raises DamagedRecord, unless those are to be left out."""
         rows = [o.key for o in self.store.list(f"nodes/{profile}/")]
         with ThreadPoolExecutor(8) as pool:
             bodies = [(row, body) for row, body in zip(rows, pool.map(self.store.get, rows), strict=True) if body]
-        found = {}
+        records = {}
         for row, body in bodies:
             try:
                 record = self._parse(NodeRecord, row, *body)
@@ -223,8 +223,8 @@ class Ledger(CheckpointStore):
                 if not skip_damaged:
                     raise
                 continue
-            found[record.node] = record
-        return found
+            records[record.node] = record
+        return records
 
 
 def attempt_prefix(result: StageResult) -> str:

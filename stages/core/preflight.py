@@ -90,25 +90,25 @@ def model_file(
     if not path:
         yield Problem(key, None, "unset", f"name {what}, and its digest in {digest_key}")
         return
-    found = None
+    actual = None
     if context.here:
         if not os.path.exists(path):
             yield Problem(key, path, "no such file", f"fetch {what}, or correct the path")
             return
         file = next((file for file in (Path(path) / name for name in inside) if file.is_file()), Path(path))
-        found, path = quick_digest(file, context), str(file)
+        actual, path = quick_digest(file, context), str(file)
     if digest is None:
         yield Problem(
             digest_key,
             None,
             "unset: what the file holds would not be part of the key",
-            f"set it to {found or f'the output of: sha256sum {path}'}",
+            f"set it to {actual or f'the output of: sha256sum {path}'}",
         )
-    elif found and found != digest:
+    elif actual and actual != digest:
         yield Problem(
             key,
             path,
-            f"its SHA-256 is {found}, {digest_key} declares {digest}",
+            f"its SHA-256 is {actual}, {digest_key} declares {digest}",
             "fetch the file again, or correct the digest",
         )
 
@@ -135,10 +135,10 @@ def require_digest(where: str, path: Path, digest: str | None) -> None:
     """Raise InputError when a file is not the one that is declared. where: name of the setting with the path."""
     if digest is None:
         return
-    found = file_sha256(path)
-    if found != digest:
+    actual = file_sha256(path)
+    if actual != digest:
         raise InputError(
-            f"{where} = {path}: its SHA-256 is {found}, not {digest}: fetch the file again, or correct the digest"
+            f"{where} = {path}: its SHA-256 is {actual}, not {digest}: fetch the file again, or correct the digest"
         )
 
 

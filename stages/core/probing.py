@@ -29,13 +29,13 @@ def serve(open_one: Callable[[Mapping[str, Any]], str]) -> None:
 
     def answer(number: int, request: Mapping[str, Any]) -> None:
         try:
-            found = {"ok": True, "text": open_one(request)}
+            outcome = {"ok": True, "text": open_one(request)}
         except StageError as error:
-            found = {"ok": False, "text": str(error).partition("\n")[0]}
+            outcome = {"ok": False, "text": str(error).partition("\n")[0]}
         except Exception as error:  # a client library's own: the line is for people
-            found = {"ok": False, "text": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+            outcome = {"ok": False, "text": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
         with lock:
-            out.write(json.dumps({"number": number, **found}) + "\n")
+            out.write(json.dumps({"number": number, **outcome}) + "\n")
             out.flush()
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -20,14 +20,14 @@ def find_stage(name: str) -> type[Stage[StageConfig]]:
         module = importlib.import_module(f"stages.{name}.spec")
     except ModuleNotFoundError as error:
         raise ConfigError(f"this image has no stage '{name}' ({error})") from error
-    found = [
+    declared = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
         if issubclass(c, Stage) and c.__module__ == module.__name__
     ]
-    if len(found) != 1:
-        raise ConfigError(f"stages/{name}/spec.py must declare exactly one stage, found {len(found)}")
-    return found[0]
+    if len(declared) != 1:
+        raise ConfigError(f"stages/{name}/spec.py must declare exactly one stage, found {len(declared)}")
+    return declared[0]
 
 
 def validated_config(stage: type[Stage[StageConfig]], node: str, values: Mapping[str, Any]) -> StageConfig:

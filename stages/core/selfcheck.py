@@ -55,16 +55,16 @@ def lacking(engine: str, gpu: bool = False) -> list[str]:
             f"{name} {f'= {python!r} is no program' if python else 'is not set'}: {engine} is not installed here"
             f" (containers/{engine})"
         ]
-    found = []
+    missing = []
     if needs.compiles:
         if not _compiler():
-            found.append(
+            missing.append(
                 "no C compiler (cc, gcc or clang; or name one in CC): Triton makes its kernels with it when they"
                 " first run"
             )
-        found += _cuda_home()
-    found += _asked(python, needs.modules, needs.compiles)
-    return found + (driver() if gpu else [])
+        missing += _cuda_home()
+    missing += _asked(python, needs.modules, needs.compiles)
+    return missing + (driver() if gpu else [])
 
 
 def _compiler() -> str | None:
@@ -119,11 +119,11 @@ def _asked(python: str, modules: tuple[str, ...], headers: bool) -> list[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return [f"{python} cannot be asked ({type(error).__name__})"]
     lines = done.stdout.splitlines()
-    found = [line.removeprefix("lacking: ") for line in lines if line.startswith("lacking: ")]
+    missing = [line.removeprefix("lacking: ") for line in lines if line.startswith("lacking: ")]
     if "lacking-end" not in lines:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        found.append(f"importing {', '.join(modules)} ended its Python with status {done.returncode} ({last[:200]})")
-    return found
+        missing.append(f"importing {', '.join(modules)} ended its Python with status {done.returncode} ({last[:200]})")
+    return missing
 
 
 def driver() -> list[str]:
@@ -163,15 +163,15 @@ def require(node: str, config: Any) -> None:
     engine = getattr(config, "engine", "")
     if getattr(config, "device", "") != "cuda" or engine not in ENGINES:
         return
-    if found := lacking(engine, gpu=True):
-        raise ConfigError(f"{node}.engine = '{engine}' cannot run here: {'; '.join(found)}")
+    if missing := lacking(engine, gpu=True):
+        raise ConfigError(f"{node}.engine = '{engine}' cannot run here: {'; '.join(missing)}")
 
 
 def main(arguments: list[str]) -> int:
     """Print what is missing, a line each; the exit status."""
-    found = lacking(arguments[0], gpu="--gpu" in arguments)
-    print("\n".join(found) or "ok")
-    return 1 if found else 0
+    missing = lacking(arguments[0], gpu="--gpu" in arguments)
+    print("\n".join(missing) or "ok")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

@@ -271,10 +271,10 @@ class Stage(_Declared, Generic[C_co]):
         for path, key in cls.match.items():
             port, _, name = path.partition(".")
             for producer, facets in inputs.get(port, ()):
-                value, wanted = facets.get(name), getattr(config, key)
-                if value is not None and wanted is not None and value != wanted:
+                value, configured = facets.get(name), getattr(config, key)
+                if value is not None and configured is not None and value != configured:
                     raise ConfigError(
-                        f"node {node}: {key} is {wanted}, but its input {port} from {producer} has {name} {value}; "
+                        f"node {node}: {key} is {configured}, but its input {port} from {producer} has {name} {value}; "
                         f"set {node}.{key} = {value}, or change {producer}"
                     )
 

@@ -41,8 +41,8 @@ class Cache:
         finally:
             self._store.interrupted.clear()
 
-    def _fetch_one(self, wanted: tuple[FileEntry, Path]) -> None:
-        entry, target = wanted
+    def _fetch_one(self, entry_and_target: tuple[FileEntry, Path]) -> None:
+        entry, target = entry_and_target
         cached = self.path(entry.sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(cached) as notes:
@@ -57,14 +57,14 @@ class Cache:
         """Where an object with this digest lies."""
         return self._folder / sha256[:2] / sha256
 
-    def keep(self, entry: FileEntry, made: Path) -> None:
+    def keep(self, entry: FileEntry, output: Path) -> None:
         """Keep a file that this stage has made: the next stage on this machine reads it."""
         cached = self.path(entry.sha256)
         with self._locked(cached):
             if not cached.exists():
-                made.chmod(0o444)
+                output.chmod(0o444)
                 with contextlib.suppress(OSError):  # where it must be copied and has no room: it can be fetched
-                    link_or_copy(made, cached)
+                    link_or_copy(output, cached)
                     count(self._folder, entry.size)
 
     def _verified(self, cached: Path, entry: FileEntry, notes: IO[str]) -> bool:
@@ -100,8 +100,8 @@ class Cache:
 
 
 def _identity(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_ino, found.st_size, found.st_mtime_ns]  # not the time of change: each link to it counts as one
+    status = path.stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns]  # not the time of change: each link to it counts as one
 
 
 def link_or_copy(source: Path, target: Path) -> None:

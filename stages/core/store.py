@@ -99,10 +99,10 @@ class Store(Uploads, Downloads):
             )
         except Conflict:
             # A request whose answer got lost is made again; the conflict is then with our own first try.
-            found = self.get(key)
-            if found is None or found[0] != data:
+            present = self.get(key)
+            if present is None or present[0] != data:
                 raise
-            return found[1]
+            return present[1]
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """All objects under a prefix, in key order."""

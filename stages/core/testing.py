@@ -73,8 +73,8 @@ class LocalCheckpoints:
         source.rename(target)
 
     def latest(self) -> tuple[int, Path] | None:
-        found = sorted(self.root.glob("[0-9]*")) if self.root.exists() else []
-        return (int(found[-1].name), found[-1]) if found else None
+        folders = sorted(self.root.glob("[0-9]*")) if self.root.exists() else []
+        return (int(folders[-1].name), folders[-1]) if folders else None
 
     def newest(self) -> tuple[int, list[FileEntry]] | None:
         newest = self.latest()

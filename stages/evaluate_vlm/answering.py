@@ -64,7 +64,7 @@ class Answerer:
         out = [""] * len(asked)
         for numbers in self._batches(asked):
             ids, mask = self._padded([asked[i].ids for i in numbers])
-            made = self._model.generate(  # type: ignore[attr-defined]
+            generated = self._model.generate(  # type: ignore[attr-defined]
                 input_ids=ids,
                 attention_mask=mask,
                 patch_features=self._images(asked, numbers),
@@ -72,7 +72,7 @@ class Answerer:
                 do_sample=False,
                 pad_token_id=self._pad,
             )
-            texts = self._tokenizer.decode_batch(made[:, ids.shape[1] :].tolist(), skip_special_tokens=True)
+            texts = self._tokenizer.decode_batch(generated[:, ids.shape[1] :].tolist(), skip_special_tokens=True)
             for i, text in zip(numbers, texts, strict=True):
                 out[i] = text.strip()
             progress(len(numbers))
@@ -93,12 +93,12 @@ class Answerer:
             features = self._images(asked, numbers)
             if single:
                 logits = self._logits([asked[i].ids for i in numbers], features, 1)[:, -1]
-                found = logits.log_softmax(-1)[:, [part[0] for part in tokens]].T
+                likelihoods = logits.log_softmax(-1)[:, [part[0] for part in tokens]].T
             else:
-                found = torch.stack(
+                likelihoods = torch.stack(
                     [self._likelihood([asked[i].ids for i in numbers], part, features) for part in tokens]
                 )
-            for i, row in zip(numbers, found.T.tolist(), strict=True):
+            for i, row in zip(numbers, likelihoods.T.tolist(), strict=True):
                 out[i] = row
             progress(len(numbers))
         return out
@@ -106,14 +106,14 @@ class Answerer:
     def _likelihood(self, prompts: list[list[int]], option: list[int], features: Tensor) -> Tensor:
         """Log-likelihood [B] of an option after each prompt."""
         logits = self._logits([[*prompt, *option] for prompt in prompts], features, len(option) + 1)[:, :-1]
-        wanted = torch.tensor(option, device=self._device).expand(len(prompts), -1)
-        return logits.log_softmax(-1).gather(-1, wanted[..., None]).squeeze(-1).sum(-1)
+        option_ids = torch.tensor(option, device=self._device).expand(len(prompts), -1)
+        return logits.log_softmax(-1).gather(-1, option_ids[..., None]).squeeze(-1).sum(-1)
 
     def _logits(self, sequences: list[list[int]], features: Tensor, last: int) -> Tensor:
         """Logits of the last positions [B, last, V], float32."""
         ids, mask = self._padded(sequences)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        found = self._model(
+        output = self._model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
@@ -121,7 +121,7 @@ class Answerer:
             logits_to_keep=last,
             use_cache=False,
         )
-        return found.logits.float()
+        return output.logits.float()
 
     def _padded(self, sequences: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask [B, T], padded on the left: all end together."""

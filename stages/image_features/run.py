@@ -85,7 +85,7 @@ def _towers(node: str, settings: str) -> tuple[Any, Any]:
     config = ImageFeaturesConfig.model_validate_json(settings)
     if config.origin == "drawn":
         return draw_towers(config.dino, config.siglip, config.image_size, config.seed)
-    found = []
+    towers = []
     parts: tuple[tuple[Kind, str | None, str | None, Any], ...] = (
         ("dino", config.dino_path, config.dino_sha256, config.dino),
         ("siglip", config.siglip_path, config.siglip_sha256, config.siglip),
@@ -98,16 +98,16 @@ def _towers(node: str, settings: str) -> tuple[Any, Any]:
             )
         if sha256 is not None:
             _check_sum(f"{node}.{kind}_sha256", Path(path), sha256)
-        found.append(import_tower(kind, Path(path), shape, config.image_size))
-    return found[0], found[1]
+        towers.append(import_tower(kind, Path(path), shape, config.image_size))
+    return towers[0], towers[1]
 
 
-def _check_sum(where: str, path: Path, wanted: str) -> None:
+def _check_sum(where: str, path: Path, declared: str) -> None:
     file = path / "model.safetensors" if path.is_dir() else path
-    found = file_sha256(file) if file.is_file() else "no such file"
-    if found != wanted:
+    actual = file_sha256(file) if file.is_file() else "no such file"
+    if actual != declared:
         raise InputError(
-            f"{where} is {wanted[:12]}.., but {file.name} has {found[:12]}: these are not the weights that were meant"
+            f"{where} is {declared[:12]}.., but {file.name} has {actual[:12]}: not the weights that were meant"
         )
 
 

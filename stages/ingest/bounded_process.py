@@ -58,18 +58,18 @@ class BoundedProcess:
     def call(self, name: str, data: bytes, **options: Any) -> tuple[str, str]:
         """(text, reason) of a function of `FUNCTIONS`; ('', reason) for a record that goes over a bound."""
         for again in (True, False):
-            found = self._try(name, [(data, options)])
-            if isinstance(found, list):
-                return found[0]
-            if found != DIED or not again:
-                return "", found
+            outcome = self._try(name, [(data, options)])
+            if isinstance(outcome, list):
+                return outcome[0]
+            if outcome != DIED or not again:
+                return "", outcome
         # a process that ended once may have been somebody else's doing: the machine's memory, a person's kill
         raise AssertionError
 
     def call_many(self, name: str, records: Sequence[tuple[bytes, dict[str, Any]]]) -> list[tuple[str, str]]:
         """As `call` for each of some records, in one message; one by one when one of them goes over a bound."""
-        found = self._try(name, records) if len(records) > 1 else ""
-        return found if isinstance(found, list) else [self.call(name, data, **options) for data, options in records]
+        outcome = self._try(name, records) if len(records) > 1 else ""
+        return outcome if isinstance(outcome, list) else [self.call(name, data, **options) for data, options in records]
 
     def _try(self, name: str, records: Sequence[tuple[bytes, dict[str, Any]]]) -> list[tuple[str, str]] | str:
         """The answers, or the bound that was gone over."""

@@ -74,8 +74,8 @@ def text_of(body: bytes, content_type: str) -> str:
 
 def _declared(body: bytes, content_type: str) -> list[str]:
     head = body[:PRESCAN]
-    found = [match[1] for match in (_HEADER.search(content_type),) if match]
-    return found + [match[1].decode("ascii") for match in (_META.search(head), _XML.search(head)) if match]
+    of_header = [match[1] for match in (_HEADER.search(content_type),) if match]
+    return of_header + [match[1].decode("ascii") for match in (_META.search(head), _XML.search(head)) if match]
 
 
 def _codec(name: str) -> str | None:
@@ -83,11 +83,11 @@ def _codec(name: str) -> str | None:
 
     for known in (name, map_encoding_to_html5(name, fallback_utf8=False) or ""):
         try:
-            found = codecs.lookup(known).name
+            codec = codecs.lookup(known).name
         except (LookupError, ValueError):
             continue
-        if CHARSETS.match(found):
-            return WIDER.get(found, found)
+        if CHARSETS.match(codec):
+            return WIDER.get(codec, codec)
     return None
 
 

@@ -35,8 +35,8 @@ def decoded(body: bytes, content_encoding: str, transfer_encoding: str, limit: i
 
 
 def _codings(value: str) -> list[str]:
-    found = [coding.strip().lower().removeprefix("x-") for coding in value.split(",")]
-    return [coding for coding in found if coding not in ("", "identity", "none", "binary", "utf-8", "8bit")]
+    codings = [coding.strip().lower().removeprefix("x-") for coding in value.split(",")]
+    return [coding for coding in codings if coding not in ("", "identity", "none", "binary", "utf-8", "8bit")]
 
 
 def _unchunked(body: bytes) -> bytes:

@@ -54,16 +54,16 @@ def _listed(uri: str) -> list[str]:
             name, query.get("config"), revision=None if local else revision, data_dir=query.get("data_dir")
         ),
     )
-    found = addresses(builder)
-    if split not in found:
-        raise InputError(f"{uri} has no split '{split}', only {', '.join(found)}")
-    return found[split]
+    splits = addresses(builder)
+    if split not in splits:
+        raise InputError(f"{uri} has no split '{split}', only {', '.join(splits)}")
+    return splits[split]
 
 
 def _kind(uri: str, file: str) -> Format:
-    found = kind(file)
-    if found is None:
+    file_kind = kind(file)
+    if file_kind is None:
         raise InputError(
             f"{uri} has files that no reader here reads: {file} (JSON lines, JSON lists, Parquet and WARC are read)"
         )
-    return found
+    return file_kind

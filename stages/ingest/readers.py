@@ -136,7 +136,7 @@ def read_parquet(file: RawFile, folder: Path, config: IngestConfig, part: Part |
         present = set(parquet.schema_arrow.names)
         if not columns([config.text_field], present):
             raise InputError(f"{name} has no column '{config.text_field}'; it has: {', '.join(sorted(present))}")
-        wanted = columns(
+        fields = columns(
             [p for p in (config.text_field, config.url_field, config.license_field, config.source_field) if p], present
         )
         row = 0
@@ -148,7 +148,7 @@ def read_parquet(file: RawFile, folder: Path, config: IngestConfig, part: Part |
                     continue
                 size = max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)))
                 for batch in parquet.iter_batches(
-                    batch_size=size, row_groups=[group], columns=wanted, use_threads=False
+                    batch_size=size, row_groups=[group], columns=fields, use_threads=False
                 ):
                     for value in _rows(batch):
                         row += 1

@@ -81,13 +81,13 @@ def _within(files: Sequence[RawFile], raw: Raw) -> dict[str, FileEntry]:
 
 
 def _task(config: IngestConfig, share: work_units.WorkUnit, raw: Raw) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    task: dict[str, Any] = {
         "files": [_value(file) for file in share.files],
         "raw": _within(share.files, raw),
         "config": config.model_dump(mode="json", exclude={"workers"}),
     }
     return (
-        found
+        task
         | ({"part": list(share.part), "size": share.size} if share.part else {})
         | ({"records": share.records} if share.records else {})
     )
@@ -118,18 +118,18 @@ def _whole(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw
 def _sampled(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw: Raw) -> list[Result]:
     """`limit` records, over the files as `work_units.sample` says; in the order of the files."""
     assert ctx.config.limit is not None
-    found: dict[int, Result] = {}
+    by_file: dict[int, Result] = {}
     rounds = work_units.sample(files, ctx.config.limit)
-    wanted = next(rounds, None)
-    while wanted is not None:
-        tasks = [_task(ctx.config, work_units.WorkUnit((files[number],), records=most), raw) for number, most in wanted]
-        results = pool.map(f"sample-{len(found)}", read_task.read, tasks, ctx.progress)
-        found |= dict(zip((number for number, _ in wanted), results, strict=True))
+    batch = next(rounds, None)
+    while batch is not None:
+        tasks = [_task(ctx.config, work_units.WorkUnit((files[number],), records=most), raw) for number, most in batch]
+        results = pool.map(f"sample-{len(by_file)}", read_task.read, tasks, ctx.progress)
+        by_file |= dict(zip((number for number, _ in batch), results, strict=True))
         try:
-            wanted = rounds.send(sum(result.value["records"] for result in results))
+            batch = rounds.send(sum(result.value["records"] for result in results))
         except StopIteration:
-            wanted = None
-    return [found[number] for number in sorted(found)]
+            batch = None
+    return [by_file[number] for number in sorted(by_file)]
 
 
 def _refuse(ctx: Context[IngestConfig], numbers: Numbers, files: Sequence[RawFile]) -> None:

@@ -67,19 +67,19 @@ def banned(paths: Mapping[str, str], digests: Mapping[str, str], where: str) -> 
 
 @functools.cache
 def _read(paths: tuple[tuple[str, str], ...], digests: tuple[tuple[str, str], ...], where: str) -> UrlBlocklist:
-    found: dict[str, list[str]] = {}
+    words: dict[str, list[str]] = {}
     for name, path in paths:
         if not Path(path).is_file():
             raise ConfigError(f"{where}.{name} = {path}: no such file")
         require_digest(f"{where}.{name}", Path(path), dict(digests).get(name))
-        found[name] = sorted(
+        words[name] = sorted(
             {line.strip().lower() for line in Path(path).read_text("utf-8", "replace").splitlines()} - {""}
         )
     return UrlBlocklist(
-        frozenset(found.get("domains", ())),
-        _pattern(found.get("strict"), ""),
-        _pattern(found.get("hard"), r"\b"),
-        _pattern(found.get("soft"), r"\b"),
+        frozenset(words.get("domains", ())),
+        _pattern(words.get("strict"), ""),
+        _pattern(words.get("hard"), r"\b"),
+        _pattern(words.get("soft"), r"\b"),
     )
 
 

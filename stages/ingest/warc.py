@@ -75,7 +75,7 @@ def _with_texts(items: Iterator[_Page | Bad]) -> Iterator[Record | Bad]:
 
 
 def _texts(items: Sequence[_Page | Bad]) -> Iterator[Record | Bad]:
-    found = iter(
+    answers = iter(
         bounded_process.shared().call_many(
             "page", [(item.body, item.options) for item in items if isinstance(item, _Page)]
         )
@@ -84,7 +84,7 @@ def _texts(items: Sequence[_Page | Bad]) -> Iterator[Record | Bad]:
         if isinstance(item, Bad):
             yield item
             continue
-        text, reason = next(found)
+        text, reason = next(answers)
         yield Bad(reason, item.place) if reason else Record(text, item.url, at=item.at)
 
 

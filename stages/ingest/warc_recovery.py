@@ -29,11 +29,11 @@ def next_record(stream: IO[bytes], position: int) -> int | None:
     stream.seek(position)
     while piece := stream.read(PIECE):
         data += piece
-        found = data.find(mark)
-        while found >= 0:
-            if not members or _begins_a_record(stream, start + found):
-                return start + found + skip
-            found = data.find(mark, found + 1)
+        offset = data.find(mark)
+        while offset >= 0:
+            if not members or _begins_a_record(stream, start + offset):
+                return start + offset + skip
+            offset = data.find(mark, offset + 1)
         kept = len(mark) - 1
         start, data = start + max(0, len(data) - kept), data[-kept:]
         stream.seek(start + len(data))
@@ -55,21 +55,21 @@ def one_each(stream: IO[bytes]) -> bool:
     if not packed(stream):
         return True
     stream.seek(0)
-    machine, head, size, wanted = zlib.decompressobj(31), b"", 0, -1
-    while not machine.eof and (wanted < 0 or size <= wanted) and (piece := stream.read(1 << 16)):
+    machine, head, size, record_size = zlib.decompressobj(31), b"", 0, -1
+    while not machine.eof and (record_size < 0 or size <= record_size) and (piece := stream.read(1 << 16)):
         try:
             data = machine.decompress(piece)
         except zlib.error:
             return False
         size += len(data)
-        if wanted < 0:
+        if record_size < 0:
             head += data
             end = head.find(END)
             length = _LENGTH.search(head, 0, end) if end >= 0 else None
             if length is None and (end >= 0 or len(head) > LONGEST_HEADER):
                 return False
-            wanted = end + len(END) + int(length[1]) + len(END) if length else -1
-    return machine.eof and wanted - len(END) <= size <= wanted
+            record_size = end + len(END) + int(length[1]) + len(END) if length else -1
+    return machine.eof and record_size - len(END) <= size <= record_size
 
 
 def _begins_a_record(stream: IO[bytes], position: int) -> bool:
@@ -105,8 +105,8 @@ def whole(stream: IO[bytes], position: int, declared: int) -> bool:
             data += machine.decompress(piece) if machine else piece
         except zlib.error:
             break
-        if body < 0 and (found := data.find(END)) >= 0:
-            body = found + len(END)
+        if body < 0 and (head_end := data.find(END)) >= 0:
+            body = head_end + len(END)
         if machine and machine.eof:
             break
     if body < 0 or len(data) < body + declared:

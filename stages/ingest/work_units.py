@@ -75,22 +75,22 @@ def local(file: RawFile) -> bool:
 
 def cut(files: Sequence[RawFile], sizes: Sequence[int | None]) -> list[WorkUnit]:
     """All files as pieces of work, in their order."""
-    found: list[WorkUnit] = []
+    units: list[WorkUnit] = []
     held: list[RawFile] = []
     weight = 0
     for file, size in zip(files, sizes, strict=True):
         weighs = TOGETHER_BYTES if size is None and file.format != "code" else size or 0
         if held and (weight + weighs > TOGETHER_BYTES or len(held) >= TOGETHER_FILES):
-            found.append(WorkUnit(tuple(held)))
+            units.append(WorkUnit(tuple(held)))
             held, weight = [], 0
         if size is not None and size > PART_BYTES and parted(file):
             count = -(-size // PART_BYTES)
             edges = [size * n // count for n in range(count)] + [size]
-            found += [WorkUnit((file,), (edges[n], edges[n + 1]), size) for n in range(count)]
+            units += [WorkUnit((file,), (edges[n], edges[n + 1]), size) for n in range(count)]
             continue
         held.append(file)
         weight += weighs
-    return [*found, WorkUnit(tuple(held))] if held else found
+    return [*units, WorkUnit(tuple(held))] if held else units
 
 
 def sample(files: Sequence[RawFile], limit: int) -> Generator[list[tuple[int, int]], int, None]:

@@ -44,13 +44,13 @@ def embedder(name: str, key: str) -> Embed:
         return ngrams
     folder = Path(name)
     if name.startswith(PACKAGE):
-        found = importlib.util.find_spec(name.removeprefix(PACKAGE))
-        if found is None or not found.submodule_search_locations:
+        spec = importlib.util.find_spec(name.removeprefix(PACKAGE))
+        if spec is None or not spec.submodule_search_locations:
             raise ConfigError(
                 f"{key} = '{name}': there is no such package; pip install"
                 f" {name.removeprefix(PACKAGE).replace('_', '-')}"
             )
-        folder = Path(found.submodule_search_locations[0]) / "model"
+        folder = Path(spec.submodule_search_locations[0]) / "model"
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"{key} = '{name}': no model there; give a folder with config.json, 'package:<name>', or 'ngrams'"

@@ -88,13 +88,15 @@ def _gradable(ctx: Context[ProblemsConfig], rows: list[Problem], reject: Reject)
 
 def _accepted(ctx: Context[ProblemsConfig], answers: list[str]) -> set[str]:
     """The answers that the verifier takes for themselves, each judged once."""
-    found: set[str] = set()
+    accepted: set[str] = set()
     with Verifier(ctx.config.verify_workers, ctx.config.verifier_rule) as verifier:
         for at in range(0, len(answers), BATCH):
             ctx.progress(at, len(answers), "answers verified")
             batch = answers[at : at + BATCH]
-            found.update(a for a, right in zip(batch, verifier.accepts([(a, a) for a in batch]), strict=True) if right)
-    return found
+            accepted.update(
+                a for a, right in zip(batch, verifier.accepts([(a, a) for a in batch]), strict=True) if right
+            )
+    return accepted
 
 
 def _new(ctx: Context[ProblemsConfig], rows: list[Problem], reject: Reject) -> list[Problem]:

@@ -93,10 +93,10 @@ def classes() -> np.ndarray:
     """The class of every byte, uint8. Separators are fastText's (Dictionary::readWord), and what `str.splitlines`
     breaks at.
     """
-    found = np.full(256, PLAIN, np.uint8)
-    found[[0, *range(9, 14), 28, 29, 30, 32]] = SEPARATOR
-    found[0xC2], found[0xE2] = C2, E2
-    return found
+    classes_of = np.full(256, PLAIN, np.uint8)
+    classes_of[[0, *range(9, 14), 28, 29, 30, 32]] = SEPARATOR
+    classes_of[0xC2], classes_of[0xE2] = C2, E2
+    return classes_of
 
 
 @njit

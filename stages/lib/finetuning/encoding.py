@@ -138,12 +138,12 @@ def encode_conversations(
 
 def selected(rows: Iterable[T], kept: Sequence[int]) -> Iterator[T]:
     """The rows at these positions, which rise."""
-    wanted = iter(kept)
-    position = next(wanted, None)
+    positions = iter(kept)
+    position = next(positions, None)
     for number, row in enumerate(rows):
         if number == position:
             yield row
-            position = next(wanted, None)
+            position = next(positions, None)
 
 
 def require_rows(ctx: Context[Any], encoded: Encoded, what: str) -> None:

@@ -122,10 +122,10 @@ class Verifier:
 
     def verify_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Judge (response, reference) pairs, on all workers at once, in order."""
-        found: list[_Answer | Outcome] = [self._answer(response) for response, _ in pairs]
+        answers: list[_Answer | Outcome] = [self._answer(response) for response, _ in pairs]
         outcomes: dict[int, Outcome] = {}
         asked: dict[tuple[str, str], list[int]] = {}
-        for number, (answer, (_, reference)) in enumerate(zip(found, pairs, strict=True)):
+        for number, (answer, (_, reference)) in enumerate(zip(answers, pairs, strict=True)):
             if not isinstance(answer, _Answer):
                 outcomes[number] = answer
             else:

@@ -196,15 +196,15 @@ def read_questions(folder: Path, name: str) -> list[Question]:
         if not (folder / name / file).is_file():
             raise InputError(f"benchmark {name}: there is no {name}/{file} in the suite")
     try:
-        found = list(benchmark.read(folder / name))
+        questions = list(benchmark.read(folder / name))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         text = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(
             f"benchmark {name}: {', '.join(benchmark.files)} is not in the data set's format: {text}"
         ) from error
-    if not found:
+    if not questions:
         raise InputError(f"benchmark {name}: its files hold no question")
-    return found
+    return questions
 
 
 def files_fingerprint(folder: Path, name: str) -> str:

@@ -141,8 +141,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[MoxinVLM, To
         )
     try:
         loaded: Any = MoxinVLM.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-        model, found = loaded
+        model, report = loaded
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the model cannot be loaded: {str(error).splitlines()[0]}") from error
-    refuse_incomplete(found, "the vision-language model's folder")
+    refuse_incomplete(report, "the vision-language model's folder")
     return model.eval(), vocabulary.load(folder)

@@ -73,11 +73,11 @@ def decode(data: bytes) -> tuple[Image.Image, tuple[str, ...]]:
 
 def _remarks(image: Image.Image) -> tuple[str, ...]:
     names = {"CMYK": "CMYK", "P": "palette", "PA": "palette"}
-    found = [names[image.mode]] if image.mode in names else []
+    remarks = [names[image.mode]] if image.mode in names else []
     if getattr(image, "n_frames", 1) > 1:
-        found.append("animated: first frame")
+        remarks.append("animated: first frame")
         image.seek(0)
-    return tuple(found)
+    return tuple(remarks)
 
 
 def _upright(image: Image.Image) -> Image.Image | None:

@@ -191,10 +191,10 @@ class MoxinVLM(PreTrainedModel, GenerationMixin):
             )
         items = kwargs.get("num_items_in_batch")
         hidden = self.language_model.model(inputs_embeds=inputs_embeds, attention_mask=attention_mask).last_hidden_state
-        wanted = labels[:, 1:]
-        chosen = wanted != -100
+        targets = labels[:, 1:]
+        chosen = targets != -100
         logits = self.language_model.lm_head(hidden[:, :-1][chosen]).float()
-        total = F.cross_entropy(logits, wanted[chosen], reduction="sum")
+        total = F.cross_entropy(logits, targets[chosen], reduction="sum")
         return CausalLMOutputWithPast(loss=total / max(1, items or int(chosen.sum())))
 
     def prepare_inputs_for_generation(

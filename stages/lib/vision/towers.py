@@ -197,7 +197,7 @@ def _from_folder(kind: Kind, path: Path, shape: TowerShape, size: int) -> Any:
     model_type: Any = Dinov2WithRegistersModel if kind == "dino" else SiglipVisionModel
     logging.getLogger("transformers").setLevel(logging.ERROR)  # a text tower beside it is left out: that is meant
     try:
-        found, info = model_type.from_pretrained(
+        tower, info = model_type.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -209,7 +209,7 @@ def _from_folder(kind: Kind, path: Path, shape: TowerShape, size: int) -> Any:
         may_have=rf"{_UNUSED}|text_model\.|logit_(scale|bias)|classifier\.",
     )
     state = {
-        key: value for key, value in found.state_dict().items() if not key.startswith(("head.", "vision_model.head."))
+        key: value for key, value in tower.state_dict().items() if not key.startswith(("head.", "vision_model.head."))
     }
     return _filled(kind, state, shape, size)
 

@@ -156,7 +156,7 @@ def test_check_sources_opens_one_row_of_each_and_has_one_line_with_a_remedy_for_
     assert sum(name.startswith(("hf://", "file://")) for name in answered) == 3, (
         "text, code, and the listed pool's first file"
     )
-    assert any("url" in one.found for one in opened if one.node == "ingest_web"), "the address in a table"
+    assert any("url" in one.answer for one in opened if one.node == "ingest_web"), "the address in a table"
     (gated,) = [line for line in lines if line.startswith("instructions_infinity.sources.0 ")]
     assert "accept the terms on the page of BAAI/Infinity-Instruct and set HF_TOKEN" in gated
     (gone,) = [line for line in lines if line.startswith("problems.sources.0 ")]
