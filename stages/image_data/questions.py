@@ -56,12 +56,12 @@ def vizwiz(rng: random.Random, scene: Scene) -> Asked | None:
     """Half of the questions cannot be answered."""
     there = [shape for shape in SHAPES if len(scene.named(shape=shape)) == 1]
     absent = [shape for shape in SHAPES if not scene.named(shape=shape)]
-    wanted = there if rng.random() < 0.5 else absent
-    if not wanted:
+    shapes = there if rng.random() < 0.5 else absent
+    if not shapes:
         return None
-    shape = rng.choice(wanted)
-    answer = scene.named(shape=shape)[0].color if wanted is there else "unanswerable"
-    return Asked(f"What color is the {shape}?", answer, {"answerable": int(wanted is there)})
+    shape = rng.choice(shapes)
+    answer = scene.named(shape=shape)[0].color if shapes is there else "unanswerable"
+    return Asked(f"What color is the {shape}?", answer, {"answerable": int(shapes is there)})
 
 
 def refcoco(rng: random.Random, scene: Scene) -> Asked | None:

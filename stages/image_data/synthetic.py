@@ -78,22 +78,25 @@ def _rows(config: ImageDataConfig, start: int, end: int, writer: ImageWriter) ->
     texts = round(config.text_share * config.scenes * config.rows_per_scene)
     for number in range(texts * start // config.scenes, texts * end // config.scenes):
         scene = next(source)
-        found = next((a for _ in range(100) if (a := MAKERS["gqa"](rng, scene)) is not None), None)
-        if found is not None:
-            question = f"{scene.sentence()} {short_answer(found.question).strip()}"
-            yield "text", Conversation(f"text-{number:06d}", None, (Turn(True, question), Turn(False, found.answer)))
+        text_question = next((a for _ in range(100) if (a := MAKERS["gqa"](rng, scene)) is not None), None)
+        if text_question is not None:
+            question = f"{scene.sentence()} {short_answer(text_question.question).strip()}"
+            yield (
+                "text",
+                Conversation(f"text-{number:06d}", None, (Turn(True, question), Turn(False, text_question.answer))),
+            )
 
 
 def _asked(rng: random.Random, scene: Scene, count: int) -> Iterator[tuple[str, str, str]]:
     """(type, prompt, answer) of questions about a scene; types that the scene does not allow are drawn again."""
-    types, weights, made, tries = list(WEIGHTS), list(WEIGHTS.values()), 0, 0
-    while made < count and tries < 50 * count:
+    types, weights, posed, tries = list(WEIGHTS), list(WEIGHTS.values()), 0, 0
+    while posed < count and tries < 50 * count:
         tries += 1
         type = rng.choices(types, weights)[0]
-        found = MAKERS[type](rng, scene)
-        if found is not None:
-            made += 1
-            yield type, found.prompt(type), found.answer
+        asked = MAKERS[type](rng, scene)
+        if asked is not None:
+            posed += 1
+            yield type, asked.prompt(type), asked.answer
 
 
 # --- the suite
@@ -122,13 +125,13 @@ def draw_benchmark(folder: Path, config: dict[str, Any], name: str) -> dict[str,
 
 
 def _pick(
-    rng: random.Random, found: list[Scene], count: int, make: Callable[[random.Random, Scene], Asked | None]
+    rng: random.Random, suite_scenes: list[Scene], count: int, make: Callable[[random.Random, Scene], Asked | None]
 ) -> Picked:
     """Questions of one type, about scenes in turn; none twice about one scene."""
     picked: Picked = []
     seen: set[tuple[int, str]] = set()
     for round_ in range(20):
-        for number, scene in enumerate(found):
+        for number, scene in enumerate(suite_scenes):
             if len(picked) == count:
                 return picked
             asked = make(rng, scene) if (round_, number) not in seen else None
@@ -146,9 +149,9 @@ def _dump_lines(path: Path, values: list[Any]) -> None:
     path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
 
 
-def _gqa(folder: Path, rng: random.Random, found: list[Scene], count: int, images: ImageWriter) -> int:
+def _gqa(folder: Path, rng: random.Random, suite_scenes: list[Scene], count: int, images: ImageWriter) -> int:
     out = {}
-    for index, (number, scene, asked) in enumerate(_pick(rng, found, count, MAKERS["gqa"])):
+    for index, (number, scene, asked) in enumerate(_pick(rng, suite_scenes, count, MAKERS["gqa"])):
         images.add(f"n{number}.jpg", scene.jpeg())
         out[str(index)] = {
             "imageId": f"n{number}", "question": asked.question, "answer": asked.answer, "fullAnswer": asked.answer,
@@ -158,9 +161,9 @@ def _gqa(folder: Path, rng: random.Random, found: list[Scene], count: int, image
     return len(out)
 
 
-def _vizwiz(folder: Path, rng: random.Random, found: list[Scene], count: int, images: ImageWriter) -> int:
+def _vizwiz(folder: Path, rng: random.Random, suite_scenes: list[Scene], count: int, images: ImageWriter) -> int:
     out = []
-    for number, scene, asked in _pick(rng, found, count, MAKERS["vizwiz"]):
+    for number, scene, asked in _pick(rng, suite_scenes, count, MAKERS["vizwiz"]):
         name = f"VizWiz_val_{number:08d}.jpg"
         images.add(name, scene.jpeg())
         answers = [{"answer": asked.answer, "answer_confidence": "yes"} for _ in range(10)]
@@ -170,9 +173,9 @@ def _vizwiz(folder: Path, rng: random.Random, found: list[Scene], count: int, im
     return len(out)
 
 
-def _refcoco(folder: Path, rng: random.Random, found: list[Scene], count: int, images: ImageWriter) -> int:
+def _refcoco(folder: Path, rng: random.Random, suite_scenes: list[Scene], count: int, images: ImageWriter) -> int:
     pictures, annotations = [], []
-    for index, (number, scene, asked) in enumerate(_pick(rng, found, count, MAKERS["refcoco"])):
+    for index, (number, scene, asked) in enumerate(_pick(rng, suite_scenes, count, MAKERS["refcoco"])):
         name = f"COCO_train2014_{number:012d}.jpg"
         images.add(name, scene.jpeg())
         x1, y1, x2, y2 = asked.facts["box"]
@@ -194,9 +197,9 @@ def _refcoco(folder: Path, rng: random.Random, found: list[Scene], count: int, i
     return len(pictures)
 
 
-def _ocid(folder: Path, rng: random.Random, found: list[Scene], count: int, images: ImageWriter) -> int:
+def _ocid(folder: Path, rng: random.Random, suite_scenes: list[Scene], count: int, images: ImageWriter) -> int:
     out = {}
-    for index, (number, scene, asked) in enumerate(_pick(rng, found, count, MAKERS["ocid"])):
+    for index, (number, scene, asked) in enumerate(_pick(rng, suite_scenes, count, MAKERS["ocid"])):
         path = f"scenes/seq{number:04d}/rgb/result.jpg"
         images.add(path, scene.jpeg())
         take = OCID_TAKES[min(len(scene.things) - 2, 2)]  # two, three, four things: minimum, medium, maximum clutter
@@ -210,9 +213,9 @@ def _ocid(folder: Path, rng: random.Random, found: list[Scene], count: int, imag
     return len(out)
 
 
-def _vsr(folder: Path, rng: random.Random, found: list[Scene], count: int, images: ImageWriter) -> int:
+def _vsr(folder: Path, rng: random.Random, suite_scenes: list[Scene], count: int, images: ImageWriter) -> int:
     out = []
-    for number, scene, asked in _pick(rng, found, count, MAKERS["vsr"]):
+    for number, scene, asked in _pick(rng, suite_scenes, count, MAKERS["vsr"]):
         name = f"{number:012d}.jpg"
         images.add(name, scene.jpeg())
         out.append({"image": name, "caption": asked.question, **asked.facts})
@@ -220,7 +223,7 @@ def _vsr(folder: Path, rng: random.Random, found: list[Scene], count: int, image
     return len(out)
 
 
-def _pope(folder: Path, rng: random.Random, found: list[Scene], count: int, images: ImageWriter) -> int:
+def _pope(folder: Path, rng: random.Random, suite_scenes: list[Scene], count: int, images: ImageWriter) -> int:
     total = 0
     for kind in POPE_KINDS:
 
@@ -228,7 +231,7 @@ def _pope(folder: Path, rng: random.Random, found: list[Scene], count: int, imag
             return pope(rng, scene, kind)
 
         out = []
-        for index, (number, scene, asked) in enumerate(_pick(rng, found, count // len(POPE_KINDS), make), 1):
+        for index, (number, scene, asked) in enumerate(_pick(rng, suite_scenes, count // len(POPE_KINDS), make), 1):
             name = f"COCO_val2014_{number:012d}.jpg"
             images.add(name, scene.jpeg())
             out.append({"question_id": index, "image": name, "text": asked.question, "label": asked.facts["label"]})
@@ -237,9 +240,9 @@ def _pope(folder: Path, rng: random.Random, found: list[Scene], count: int, imag
     return total
 
 
-def _tally(folder: Path, rng: random.Random, found: list[Scene], count: int, images: ImageWriter) -> int:
+def _tally(folder: Path, rng: random.Random, suite_scenes: list[Scene], count: int, images: ImageWriter) -> int:
     out = []
-    for index, (number, scene, asked) in enumerate(_pick(rng, found, count, MAKERS["tallyqa"])):
+    for index, (number, scene, asked) in enumerate(_pick(rng, suite_scenes, count, MAKERS["tallyqa"])):
         name = f"VG_100K/{number}.jpg"
         images.add(name, scene.jpeg())
         row = {

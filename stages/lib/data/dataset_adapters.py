@@ -174,8 +174,8 @@ def _filled(value: Any) -> bool:
 
 def row_id(row: Row, place: int) -> str:
     """The row's place in what was taken, which is unique, and its own id, where it has one."""
-    own = next((str(row[name]).strip() for name in ("id", "uuid") if isinstance(row.get(name), str | int)), "")
-    return _plain(f"{place}/{own}") if own else str(place)
+    given_id = next((str(row[name]).strip() for name in ("id", "uuid") if isinstance(row.get(name), str | int)), "")
+    return _plain(f"{place}/{given_id}") if given_id else str(place)
 
 
 def row_source(row: Row, data_set: str) -> str:

@@ -81,9 +81,9 @@ def extract_facts(documents: Iterable[dict[str, str]]) -> DocumentationFacts:
 
 def _sections(text: str) -> Iterator[tuple[str, list[str]]]:
     """(heading, its lines): up to the next heading, and in Google's style to the end of the indented block."""
-    found = list(_HEADING.finditer(text))
-    for number, match in enumerate(found):
-        end = found[number + 1].start() if number + 1 < len(found) else len(text)
+    headings = list(_HEADING.finditer(text))
+    for number, match in enumerate(headings):
+        end = headings[number + 1].start() if number + 1 < len(headings) else len(text)
         lines = text[match.end() : end].split("\n")
         if match.group().rstrip().endswith(":"):
             deeper = match["indent"] + " "

@@ -74,8 +74,8 @@ class HubDataSet:
                 except EntryNotFoundError:  # a data set may have no card
                     return None
 
-            found = call_hub(self._named("README.md"), card_file)
-            return Path(found).read_text("utf-8") if found else ""
+            path = call_hub(self._named("README.md"), card_file)
+            return Path(path).read_text("utf-8") if path else ""
         card = self.folder / "README.md"
         return card.read_text("utf-8") if card.is_file() else ""
 

@@ -33,9 +33,9 @@ class Drawn:
 
     def provenance(self) -> dict[str, Any]:
         """Where the rows come from, and how many were taken."""
-        found = {"revision": self.revision, "license": self.license, "split": self.source.split}
+        origin = {"revision": self.revision, "license": self.license, "split": self.source.split}
         bad = {"skipped": dict(self.skipped)} if self.skipped else {}
-        return {**found, "rows": self.available, "taken": len(self.rows), **bad}
+        return {**origin, "rows": self.available, "taken": len(self.rows), **bad}
 
 
 def draw_mixture(ctx: Context[Any], sources: Sequence[MixtureSource], mirror: str | None, seed: int) -> list[Drawn]:
@@ -49,26 +49,26 @@ def draw_mixture(ctx: Context[Any], sources: Sequence[MixtureSource], mirror: st
         )
     out = []
     for number, source in enumerate(sources):
-        found = HubDataSet(
+        data_set = HubDataSet(
             source.data_set,
             ctx.scratch / "datasets",
             mirror=mirror,
             revision=source.revision,
             where=f"{ctx.node}.mirror",
         )
-        splits = found.splits(source.config, skip_bad_rows=True)
+        splits = data_set.splits(source.config, skip_bad_rows=True)
         if source.split not in splits:
             raise InputError(
                 f"data set {source.data_set}, configuration {source.config}, has no split '{source.split}', only"
                 f" {', '.join(splits)}"
             )
         rows = splits[source.split]
-        wanted = min(round(len(rows) * source.fraction), source.cap or len(rows))
+        count = min(round(len(rows) * source.fraction), source.cap or len(rows))
         taken = rows
-        if wanted < len(rows):
-            taken = rows.select(sorted(random.Random(f"{seed}/{number}").sample(range(len(rows)), wanted)))
+        if count < len(rows):
+            taken = rows.select(sorted(random.Random(f"{seed}/{number}").sample(range(len(rows)), count)))
         skipped = _told(ctx, source.data_set, rows)
-        out.append(Drawn(source, source.license or found.license, found.revision, len(rows), taken, skipped))
+        out.append(Drawn(source, source.license or data_set.license, data_set.revision, len(rows), taken, skipped))
         ctx.progress(number + 1, len(sources), "data sets")
     names = [drawn.name for drawn in out]
     ctx.stat(sources=[{"data_set": name, **drawn.provenance()} for name, drawn in zip(names, out, strict=True)])

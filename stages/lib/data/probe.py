@@ -33,7 +33,7 @@ class FirstSkipped(Skipped):
     def add(self, reason: str, place: str) -> None:
         super().add(reason, place)
         if self.counts.total() >= FIRST:
-            raise InputError(f"no row among the first {FIRST} lines: {self.told()}")
+            raise InputError(f"no row among the first {FIRST} lines: {self.summary()}")
 
 
 def open_one(request: Mapping[str, Any]) -> str:
@@ -47,18 +47,18 @@ def open_one(request: Mapping[str, Any]) -> str:
     place = str(Path(mirror) / name) if mirror else name
     builder: Any = datasets.load_dataset_builder(place, config, revision=revision)
     files = own_files(builder)
-    found: Any = files or datasets.load_dataset(place, config, revision=revision, streaming=True)
-    split = request["split"] or next(iter(found))
-    if split not in found:
-        raise InputError(f"no split '{split}', only {', '.join(found)}")
+    by_split: Any = files or datasets.load_dataset(place, config, revision=revision, streaming=True)
+    split = request["split"] or next(iter(by_split))
+    if split not in by_split:
+        raise InputError(f"no split '{split}', only {', '.join(by_split)}")
     check = ROW_PARSERS.get(request.get("row_type") or "")
     skipped = FirstSkipped() if check else None  # a run draws such rows, and passes over broken lines
     if files:
         row = FileRows(name, files[split], Path(), builder.info.features, skipped=skipped).first()
     else:
-        row = next(iter(found[split]), None)
+        row = next(iter(by_split[split]), None)
     passed_over = (
-        f"{skipped.counts.total()} bad lines passed over: {skipped.told()}" if skipped and skipped.counts else ""
+        f"{skipped.counts.total()} bad lines passed over: {skipped.summary()}" if skipped and skipped.counts else ""
     )
     if row is None:
         raise InputError(f"split '{split}' has no row" + (f", {passed_over}" if passed_over else ""))

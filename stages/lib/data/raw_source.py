@@ -68,9 +68,9 @@ def expanded(source: RawSource, where: str) -> list[RawFile]:
     if not source.listed:
         return [file(source.uri, source.mirrors)]
     data = _fetched((source.uri, *source.mirrors), where)
-    if source.sha256 and (found := hashlib.sha256(data).hexdigest()) != source.sha256:
+    if source.sha256 and (digest := hashlib.sha256(data).hexdigest()) != source.sha256:
         raise InputError(
-            f"{where}: {shown(source.uri)} has SHA-256 {found}, not {source.sha256}: it has changed; look at it, and"
+            f"{where}: {shown(source.uri)} has SHA-256 {digest}, not {source.sha256}: it has changed; look at it, and"
             " set the digest anew"
         )
     try:

@@ -62,7 +62,7 @@ class Skipped:
         self.counts[reason] += 1
         self.places.setdefault(reason, place)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The reasons, each with its count and first place."""
         return ", ".join(f"{count} {reason}, first {self.places[reason]}" for reason, count in self.counts.items())
 
@@ -86,10 +86,10 @@ def kind(file: str) -> Format | None:
 
 def addresses(builder: Any) -> dict[str, list[str]]:
     """The addresses of the files of each split, in the hub's order. builder: of `datasets`."""
-    found = builder.config.data_files or {}
+    data_files = builder.config.data_files or {}
     return {
         str(split): [_quoted(one) if "://" in one else Path(one).as_uri() for one in map(str, files)]
-        for split, files in found.items()
+        for split, files in data_files.items()
     }
 
 
@@ -108,15 +108,15 @@ def own_files(builder: Any) -> dict[str, list[RawFile]] | None:
         or (getattr(settings, "encoding", None) or "utf-8") != "utf-8"
     ):
         return None
-    found: dict[str, list[RawFile]] = {}
+    by_split: dict[str, list[RawFile]] = {}
     for split, files in addresses(builder).items():
-        found[split] = []
+        by_split[split] = []
         for uri in files:
             format = kind(uri)
             if format not in ("jsonl", "parquet"):
                 return None
-            found[split].append(RawFile(uri=uri, format=format, source="hub"))
-    return found or None
+            by_split[split].append(RawFile(uri=uri, format=format, source="hub"))
+    return by_split or None
 
 
 class FileRows:
@@ -152,18 +152,18 @@ class FileRows:
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
-            found = [(file, _count(file, self.skipped)) for file in here]
-        total = sum(count for _, count in found)
+            counted = [(file, _count(file, self.skipped)) for file in here]
+        total = sum(count for _, count in counted)
         bad = sum(self.skipped.counts.values()) if self.skipped else 0
         if self.skipped and bad > MAX_BAD_FRACTION * (total + bad):
             raise InputError(
-                f"{self._name} cannot be used: {bad} of its {total + bad} rows are bad ({self.skipped.told()})"
+                f"{self._name} cannot be used: {bad} of its {total + bad} rows are bad ({self.skipped.summary()})"
             )
         if self._promised is not None and self._promised not in (total, total + bad):
             raise InputError(
                 f"{self._name} cannot be used: its files hold {total} rows, and its card says {self._promised}"
             )
-        return found
+        return counted
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -182,23 +182,23 @@ class FileRows:
 
     def select(self, indices: Sequence[int], /) -> Self:
         """The rows of these numbers; ascending."""
-        found = copy(self)
-        found._counted = self._counted
-        found._chosen = list(indices) if self._chosen is None else [self._chosen[n] for n in indices]
-        return found
+        selection = copy(self)
+        selection._counted = self._counted
+        selection._chosen = list(indices) if self._chosen is None else [self._chosen[n] for n in indices]
+        return selection
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         first = 0
         for file, count in self._counted:
-            wanted = None
+            numbers = None
             if self._chosen is not None:
-                wanted = [
+                numbers = [
                     n - first
                     for n in self._chosen[bisect_left(self._chosen, first) : bisect_left(self._chosen, first + count)]
                 ]
-            if wanted is None or wanted:
+            if numbers is None or numbers:
                 with self._telling():
-                    yield from (self._labelled(file, row) for row in values(file, wanted, self._passed_over()))
+                    yield from (self._labelled(file, row) for row in values(file, numbers, self._passed_over()))
             first += count
 
     def first(self) -> dict[str, Any] | None:
@@ -220,15 +220,15 @@ class FileRows:
         if file.format == "parquet":
             with opened(file, HERE) as raw:
                 try:
-                    found = pq.read_table(raw.stream)
+                    table = pq.read_table(raw.stream)
                 except (pa.ArrowException, OSError) as error:
                     raw.check()
                     raise InputError(f"{shown(file.uri)} cannot be used: {_line(error)}") from error
             if not any(
-                name in found.column_names and not pa.types.is_integer(found.schema.field(name).type)
+                name in table.column_names and not pa.types.is_integer(table.schema.field(name).type)
                 for name in self._labels
             ):
-                return found
+                return table
         rows = [self._labelled(file, row) for row in values(file, None, self._passed_over())]
         names = dict.fromkeys(name for row in rows for name in row)
         return pa.table({name: [row.get(name) for row in rows] for name in names})
@@ -244,17 +244,17 @@ class FileRows:
 
 
 def values(
-    file: RawFile, wanted: Sequence[int] | None = None, skipped: Skipped | None = None
+    file: RawFile, numbers: Sequence[int] | None = None, skipped: Skipped | None = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of a file, or those of some numbers, which ascend. skipped: see `FileRows`. Raises InputError or
     InfraError.
     """
     if file.format == "parquet":
-        yield from _parquet(file, wanted)
-    elif wanted is None:
+        yield from _parquet(file, numbers)
+    elif numbers is None:
         yield from _json(file, skipped)
     else:
-        kept = set(wanted)
+        kept = set(numbers)
         yield from (row for number, row in enumerate(_json(file, skipped)) if number in kept)
 
 
@@ -268,16 +268,16 @@ def _json(file: RawFile, skipped: Skipped | None = None) -> Iterator[dict[str, A
             text = raw.text()
             whole = json_rows.begins_a_list(text)
             if whole:
-                found = (
+                parsed = (
                     (f"{name}, {place}", value, reason)
                     for place, value, reason in json_rows.list_values(text, RECORD_BYTES)
                 )
             else:
-                found = (
+                parsed = (
                     (f"{name}:{number}", *json_rows.line_value(line, "surrogateescape"))
                     for number, _, line in json_rows.placed_lines(text, RECORD_BYTES)
                 )
-            for place, value, reason in found:
+            for place, value, reason in parsed:
                 if reason == json_rows.EMPTY:
                     continue
                 if reason or not isinstance(value, dict):
@@ -292,7 +292,7 @@ def _json(file: RawFile, skipped: Skipped | None = None) -> Iterator[dict[str, A
             raise InputError(f"{name} cannot be used: {error}") from error
 
 
-def _parquet(file: RawFile, wanted: Sequence[int] | None) -> Iterator[dict[str, Any]]:
+def _parquet(file: RawFile, numbers: Sequence[int] | None) -> Iterator[dict[str, Any]]:
     with opened(file, HERE) as raw:
         try:
             parquet = pq.ParquetFile(raw.stream if raw.stream.seekable() else io.BytesIO(raw.stream.read()))
@@ -300,11 +300,11 @@ def _parquet(file: RawFile, wanted: Sequence[int] | None) -> Iterator[dict[str, 
             for group in range(parquet.num_row_groups):
                 metadata = parquet.metadata.row_group(group)
                 end = first + metadata.num_rows
-                if wanted is None or bisect_left(wanted, first) < bisect_left(wanted, end):
+                if numbers is None or bisect_left(numbers, first) < bisect_left(numbers, end):
                     size = max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, metadata.total_byte_size)))
                     for batch in parquet.iter_batches(batch_size=size, row_groups=[group], use_threads=False):
-                        if wanted is not None:
-                            inside = wanted[bisect_left(wanted, first) : bisect_left(wanted, first + batch.num_rows)]
+                        if numbers is not None:
+                            inside = numbers[bisect_left(numbers, first) : bisect_left(numbers, first + batch.num_rows)]
                             first += batch.num_rows
                             batch = batch.take(pa.array([n - first + batch.num_rows for n in inside], pa.int64()))
                         yield from batch.to_pylist()

@@ -62,8 +62,8 @@ class Shuffled:
     def source(self, partition: int) -> dict[str, Any]:
         """What a task that reads a partition is told."""
         at = bisect.bisect([low for low, _, _ in self.runs], partition) - 1
-        found = {"listing": self.runs[at][2].value(), "partition": partition}
-        return found if self.drop is None else {**found, "drop": self.drop}
+        partition_source = {"listing": self.runs[at][2].value(), "partition": partition}
+        return partition_source if self.drop is None else {**partition_source, "drop": self.drop}
 
 
 def gather(

@@ -114,8 +114,8 @@ def taken(source: np.ndarray, ends: np.ndarray, places: np.ndarray) -> tuple[np.
         pa.large_binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(source)]
     ).take(pa.array(places))
     _, offsets, data = runs.buffers()
-    found = np.frombuffer(offsets, np.int64)[: len(places) + 1]
-    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), found
+    new_ends = np.frombuffer(offsets, np.int64)[: len(places) + 1]
+    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), new_ends
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -149,13 +149,13 @@ class Spiller:
         """
         if not len(places):
             return
-        found = Records(list(columns))
+        records = Records(list(columns))
         self._size += len(places) * (self._layout.record_bytes + 4)
         if source is not None and ends is not None:
-            found = Records(list(columns), source[ends[0] : ends[-1]], ends - ends[0])
+            records = Records(list(columns), source[ends[0] : ends[-1]], ends - ends[0])
             self._size += int(ends[-1] - ends[0])
         self._places.append(places.astype(np.uint32) - np.uint32(self._low))
-        self._records.append(found)
+        self._records.append(records)
         self.records += len(places)
         if self._size >= self._most:
             self._write()
@@ -319,13 +319,13 @@ class _File:
         packed = iter(parts)
         counts = self._values(next(packed), "<u4", partitions if partitions > 1 else 0)
         counts = counts if partitions > 1 else np.array([records])
-        found = [self._values(next(packed), name, records * width) for name, width in columns]
-        found = [c if w == 1 else c.reshape(-1, w) for c, (_, w) in zip(found, columns, strict=True)]
+        values = [self._values(next(packed), name, records * width) for name, width in columns]
+        values = [c if w == 1 else c.reshape(-1, w) for c, (_, w) in zip(values, columns, strict=True)]
         if not self.layout.payload:
-            return counts, Records(found)
+            return counts, Records(values)
         lengths = self._values(next(packed), "<i8", records)
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return counts, Records(found, self._values(next(packed), "u1", int(ends[-1])), ends)
+        return counts, Records(values, self._values(next(packed), "u1", int(ends[-1])), ends)
 
     def _values(self, packed: bytes, name: str, count: int) -> np.ndarray:
         kind = np.dtype(name)

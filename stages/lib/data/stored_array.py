@@ -61,8 +61,8 @@ def read(part: Mapping[str, Any]) -> np.ndarray:
     low, high = int(part["low"]), int(part["high"])
     entries = [FileEntry.model_validate(row) for row in part["files"]]
     first, last = low // BLOCK, -(-high // BLOCK)
-    found = [np.empty(0, part["dtype"]), *(r.columns[0] for _, r in read_files(entries, first, last))]
-    return np.concatenate(found)[low - first * BLOCK :][: high - low]
+    blocks = [np.empty(0, part["dtype"]), *(r.columns[0] for _, r in read_files(entries, first, last))]
+    return np.concatenate(blocks)[low - first * BLOCK :][: high - low]
 
 
 def store_files(pool: Pool, name: str, write: Callable[[Path], None]) -> list[FileEntry]:

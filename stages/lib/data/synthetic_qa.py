@@ -184,10 +184,10 @@ def generate_questions(
                 yield lesson
 
 
-def distinct_questions(found: Iterable[QuestionAnswer]) -> Iterator[QuestionAnswer]:
+def distinct_questions(lessons: Iterable[QuestionAnswer]) -> Iterator[QuestionAnswer]:
     """The first lesson of each question."""
     asked: set[bytes] = set()
-    for lesson in found:
+    for lesson in lessons:
         mark = fingerprint(lesson.question)
         if mark not in asked:
             asked.add(mark)

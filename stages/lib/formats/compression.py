@@ -46,7 +46,7 @@ class Damaged(Exception):
 
 def mark(head: bytes) -> tuple[int, str]:
     """(bytes of the byte order mark that a text begins with, its encoding); (0, 'utf-8') without one."""
-    return next(((len(found), name) for found, name in MARKS if head.startswith(found)), (0, "utf-8"))
+    return next(((len(bom), name) for bom, name in MARKS if head.startswith(bom)), (0, "utf-8"))
 
 
 def decoded(data: bytes) -> str:
@@ -208,9 +208,9 @@ class _Frames:
     def _take(self, size: int) -> bytes | None:
         if len(self._held) < size:
             return None
-        found = bytes(self._held[:size])
+        taken = bytes(self._held[:size])
         del self._held[:size]
-        return found
+        return taken
 
     def _frame(self) -> bool:
         if len(self._held) < 4:

@@ -63,9 +63,9 @@ def list_values(stream: IO[bytes], limit: int) -> Iterator[tuple[str, Any, str]]
     A window of text is decoded that holds one element at least, and doubles until it does; one over `limit` characters
     is too long. Bytes that are no UTF-8 come as lone surrogates.
     """
-    decoder, window, number, wanted, ended = json.JSONDecoder(), "", 0, 1 << 16, False
+    decoder, window, number, to_read, ended = json.JSONDecoder(), "", 0, 1 << 16, False
     text = io.TextIOWrapper(stream, "utf-8", errors="surrogateescape", newline="")
-    window = text.read(wanted).lstrip()[1:]
+    window = text.read(to_read).lstrip()[1:]
     while True:
         window = window.lstrip(" \t\r\n,")
         if window.startswith("]"):
@@ -77,11 +77,11 @@ def list_values(stream: IO[bytes], limit: int) -> Iterator[tuple[str, Any, str]]
             if end == len(window) and not ended:  # a number may go on
                 raise ValueError
         except NOT_JSON:
-            more = "" if ended or len(window) > limit else text.read(wanted)
+            more = "" if ended or len(window) > limit else text.read(to_read)
             if not more:
                 yield f"element {number + 1}, and what follows", None, "too long" if len(window) > limit else "not JSON"
                 return
-            window, wanted, ended = window + more, 2 * wanted, len(more) < wanted
+            window, to_read, ended = window + more, 2 * to_read, len(more) < to_read
             continue
-        number, window, wanted = number + 1, window[end:], max(1 << 16, min(wanted, 2 * end))
+        number, window, to_read = number + 1, window[end:], max(1 << 16, min(to_read, 2 * end))
         yield f"element {number}", value, ""

@@ -101,15 +101,15 @@ class RemoteFile(io.RawIOBase):
         size = self.promise.size
         if size is None:
             raise io.UnsupportedOperation(f"{self.uri} has no length, and cannot be sought in")
-        wanted = offset + (0, self.position, size)[whence]
-        if wanted != self.position:
+        target = offset + (0, self.position, size)[whence]
+        if target != self.position:
             self._digest = None
-            if self._answer is not None and self.position < wanted <= self.position + NEAR:
-                self._discard(wanted - self.position)
+            if self._answer is not None and self.position < target <= self.position + NEAR:
+                self._discard(target - self.position)
             else:
                 self._close_body()
-            self.position = wanted
-        return wanted
+            self.position = target
+        return target
 
     def readinto(self, buffer: Any) -> int:
         size = self.promise.size

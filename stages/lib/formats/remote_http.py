@@ -46,10 +46,14 @@ class Http:
 
     def open(self, start: int, tag: str | None) -> Answer:
         url, promise = self._url, Promise()
-        own = urllib.parse.urlsplit(url).netloc
+        own_host = urllib.parse.urlsplit(url).netloc
         for _ in range(REDIRECTS):
             host = urllib.parse.urlsplit(url).netloc
-            headers = {"Accept-Encoding": "identity", "User-Agent": "moxin", **(self._headers if host == own else {})}
+            headers = {
+                "Accept-Encoding": "identity",
+                "User-Agent": "moxin",
+                **(self._headers if host == own_host else {}),
+            }
             if start:
                 headers["Range"] = f"bytes={start}-"
             proxy = urllib.request.getproxies().get(urllib.parse.urlsplit(url).scheme)

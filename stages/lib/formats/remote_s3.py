@@ -26,13 +26,13 @@ class S3:
 
         options = {"Range": f"bytes={start}-"} if start else {}
         try:
-            found = self._client.get_object(Bucket=self._bucket, Key=self._key, **options)
+            response = self._client.get_object(Bucket=self._bucket, Key=self._key, **options)
         except ClientError as error:
             raise client_error(error, f"raw file {self._uri}") from error
-        begins, size = 0, found.get("ContentLength")
-        if match := re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", found.get("ContentRange") or ""):
+        begins, size = 0, response.get("ContentLength")
+        if match := re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.get("ContentRange") or ""):
             begins, size = int(match[1]), int(match[3])
-        return Answer(found["Body"], begins, Promise(size, found.get("ETag")))
+        return Answer(response["Body"], begins, Promise(size, response.get("ETag")))
 
 
 def client_error(error: Any, what: str) -> Exception:
