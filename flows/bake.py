@@ -15,7 +15,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flows.environments import CONTROL, Image, control_image, environment_image, lock_digest
 from stages.core.errors import ConfigError, InfraError
@@ -127,9 +127,9 @@ def resolve(files: Sequence[Path], names: Iterable[str], environ: Mapping[str, s
 
 def _interpolated(value: Any, variables: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _interpolated(item, variables) for key, item in value.items()}
+        return {key: _interpolated(item, variables) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_interpolated(item, variables) for item in value]
+        return [_interpolated(item, variables) for item in cast("list[Any]", value)]
     if not isinstance(value, str):
         return value
 

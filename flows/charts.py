@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 INK = "#010203"
 """Stands for the page's text colour while matplotlib draws; written out as `currentColor`."""
@@ -155,7 +155,7 @@ def smoothed(values: Sequence[float], window: int = SMOOTHING) -> list[float]:
     """Moving average over a centred window. At the start it shrinks to the first value, where the curve is steep; at
     the end it reads the past alone, so that the last value is no less smooth than the others.
     """
-    out = []
+    out: list[float] = []
     for index in range(len(values)):
         reach = min(window // 2, index)
         near = values[index - reach : index + reach + 1]
@@ -170,15 +170,18 @@ def _engineering() -> Any:
 
 
 @contextmanager
-def _drawing(style: Mapping[Any, Any]) -> Iterator[Any]:
+def _drawing(style: Mapping[Any, Any]) -> Generator[Any]:
     """A maker of figures in our style. Without pyplot: nothing of a figure outlives its drawing."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib.figure import Figure
 
-    with _DRAWING, matplotlib.rc_context({**_STYLE, **style}):
-        yield lambda size: Figure(figsize=size, layout="constrained")
+    def figure(size: tuple[float, float]) -> Figure:
+        return Figure(figsize=size, layout="constrained")
+
+    with _DRAWING, cast("Any", matplotlib).rc_context({**_STYLE, **style}):
+        yield figure
 
 
 def _text(figure: Any) -> str:

@@ -160,7 +160,8 @@ def _tasks(
     training: set[str],
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The headline scores of a report, and what is wrong with those that are left out."""
-    tasks, problems = [], []
+    tasks: list[dict[str, Any]] = []
+    problems: list[str] = []
     for score in report["results"]:
         if not score["headline"]:
             continue

@@ -148,7 +148,7 @@ def _hashed_rows(text: str) -> dict[str, str]:
 
 def stale_locks() -> list[str]:
     """Locks that are not what pyproject.toml asks for, or disagree with the embedded one: one line each. No network."""
-    problems = []
+    problems: list[str] = []
     embedded = read_lock(EMBEDDED)
     for env in names():
         path = FOLDER / env / "requirements.lock"
@@ -168,7 +168,7 @@ def stale_locks() -> list[str]:
 def missing(stages: dict[str, str]) -> list[str]:
     """Packages that a stage imports and the lock of its environment has not, one line each. stages: `{stage: env}`."""
     owners = packages_distributions()
-    lines = []
+    lines: list[str] = []
     for stage, env in stages.items():
         lock = read_lock(env)
         files = [*bundle.core_files(), *source_files(stage)]

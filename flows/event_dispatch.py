@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Protocol
 
 QUEUE = 10_000
@@ -40,7 +40,7 @@ class EventDispatcher:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def subscribe(self, node: str, observer: Observer) -> Iterator[None]:
+    def subscribe(self, node: str, observer: Observer) -> Generator[None]:
         """Show the events of one node to an observer. At the end it has seen all of them, unless it stands still."""
         with self._lock:
             self._of[node] = (*self._of.get(node, ()), observer)

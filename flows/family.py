@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -86,7 +86,8 @@ class _File(BaseModel):
             return tables
         return tables | {
             "model": {
-                node: {"node": node} | values if isinstance(values, dict) else values for node, values in models.items()
+                node: {"node": node} | cast("dict[str, Any]", values) if isinstance(values, dict) else values
+                for node, values in cast("dict[str, Any]", models).items()
             }
         }
 

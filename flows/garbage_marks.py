@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -40,9 +40,9 @@ class Published:
     digests: dict[str, str]
     inputs: frozenset[str]
     """Keys of the results that it was made from."""
-    files: dict[str, set[str]] = field(default_factory=dict)
+    files: dict[str, set[str]] = field(default_factory=dict[str, set[str]])
     """Objects elsewhere that it refers to, by the folder of their key (`folder_of`)."""
-    replaced: set[str] = field(default_factory=set)
+    replaced: set[str] = field(default_factory=set[str])
     """Inputs whose key has another result now, or none: the bytes that this was made from may be nowhere else."""
 
 
@@ -71,7 +71,7 @@ class Marks:
         """Objects of a key's folder (`objects/<stage>/<key>/`, `work/<stage>/<key>/`) that something refers to from
         elsewhere.
         """
-        return set().union(*(one.files.get(folder, ()) for one in self.published.values()))
+        return set[str]().union(*(one.files.get(folder, ()) for one in self.published.values()))
 
     def reads(self, key: str) -> bool:
         """Whether an attempt at work reads a key, or a result was made from what the key held before."""
@@ -218,7 +218,7 @@ class Marks:
             return None
         return frozenset(ref.key for refs in request.inputs.values() for ref in refs)
 
-    def _each(self, read: Callable[..., T], items: list) -> list[T]:
+    def _each(self, read: Callable[[Any], T], items: list[Any]) -> list[T]:
         with ThreadPoolExecutor(THREADS) as pool:
             return list(pool.map(read, items))
 

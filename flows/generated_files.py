@@ -42,7 +42,7 @@ def stage_table() -> str:
 
 def memory_tables() -> str:
     """The memory of every training node of the profiles that plan for GPUs, as Markdown."""
-    out = []
+    out: list[str] = []
     for name in profiles.names():
         profile = profiles.load(name, PIPELINE)
         gpu = cost.prices_of(profile)["gpu"]
@@ -103,7 +103,8 @@ def check(write: bool = False) -> tuple[list[str], list[str]]:
     are rewritten instead.
     """
     require_checkout("moxin check")
-    problems, warnings = [], []
+    problems: list[str] = []
+    warnings: list[str] = []
     for name in profiles.names():
         try:
             warnings += profiles.load(name, PIPELINE).warnings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from stages.core.leases import LeaseHeld
@@ -25,7 +25,7 @@ def at_work(ledger: Ledger, record: LeaseRecord | None) -> bool:
 
 
 @contextmanager
-def exclusive(ledger: Ledger, key: str, holder: str, seconds: float = LEASE_SECONDS) -> Iterator[Lease | None]:
+def exclusive(ledger: Ledger, key: str, holder: str, seconds: float = LEASE_SECONDS) -> Generator[Lease | None]:
     """Hold a key's lease, which fences off every earlier attempt: none of them can publish any more. None: somebody is
     at work on it, a job of a lost run may be, or its lease cannot be read.
     """

@@ -28,7 +28,7 @@ class ImageRow:
 
 def image_rows(client: Any, images: Iterable[Image]) -> list[ImageRow]:
     """Every image that the pipeline asks for: whether it is there, its size, and what it adds to its environment."""
-    rows = []
+    rows: list[ImageRow] = []
     for image in images:
         if not exists(client, image.reference):
             rows.append(ImageRow(image.reference, "missing", 0, 0, 0))
@@ -60,7 +60,7 @@ def verify(client: Any, images: Iterable[Image]) -> list[str]:
     """Start every image once, without network and with a read-only root, and compare it with what lies here; the
     problems.
     """
-    problems = []
+    problems: list[str] = []
     for image in images:
         if not exists(client, image.reference):
             problems.append(f"{image.reference} is not there: run 'moxin images build'")
@@ -92,9 +92,9 @@ def verify_engines(client: Any, names: Iterable[str], stages: dict[str, str]) ->
 
     client: None where no Docker daemon runs. Names that nothing has are told so.
     """
-    checks = []
+    checks: list[EngineCheck] = []
     for name in names:
-        checks_of_engine = []
+        checks_of_engine: list[EngineCheck] = []
         if os.environ.get(variable(name)):
             checks_of_engine.append(EngineCheck(name, "this machine", tuple(selfcheck.lacking(name))))
         for stage in selfcheck.ENGINES[name].stages if client else ():
@@ -114,7 +114,7 @@ def verify_engines(client: Any, names: Iterable[str], stages: dict[str, str]) ->
 
 
 def _has_engine(client: Any, reference: str, name: str) -> bool:
-    given = client.images.get(reference).attrs["Config"]["Env"] or []
+    given: list[str] = client.images.get(reference).attrs["Config"]["Env"] or []
     return any(row.startswith(f"{variable(name)}=") for row in given)
 
 

@@ -36,7 +36,7 @@ def docker_client() -> Any:
     from docker.errors import DockerException
 
     try:
-        client = docker.from_env(timeout=120)
+        client: Any = docker.from_env(timeout=120)
         client.ping()
     except (DockerException, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

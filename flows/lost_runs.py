@@ -39,7 +39,7 @@ def close(call: Call, pool: str, worker: str) -> list[str]:
     pool: the work pool of the embedded worker. worker: the identity of its process, which works on this pool alone.
     """
     query = {"flow_runs": {"state": {"type": {"any_": list(OPEN)}}}, "limit": 200}
-    lines = []
+    lines: list[str] = []
     for run in call("POST", "/flow_runs/filter", query) or []:
         if lost(run, pool, worker) is None:
             continue

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 from flows.data_files import DATA
 from stages.core.errors import ConfigError
@@ -66,25 +67,26 @@ def tables(file: Path = FILE) -> Mapping[str, Table]:
 
 def _table(value: Mapping[str, object]) -> Table:
     columns = tuple(str(name) for name in _list(value["columns"]))
-    rows = []
+    rows: list[Row] = []
     for row in _list(value["rows"]):
         scores = {name: float(row["scores"][name]) for name in columns if row["scores"].get(name) is not None}
         if not scores:
             raise ValueError(f"row {row['model']} has no score")
         printed = row.get("average_printed")
         rows.append(Row(str(row["model"]), scores, None if printed is None else float(printed)))
-    shots = value.get("num_fewshot") or {}
-    if not isinstance(shots, dict):
+    given = value.get("num_fewshot") or {}
+    if not isinstance(given, dict):
         raise TypeError("num_fewshot is no table")
+    shots = cast("dict[str, Any]", given)
     return Table(
-        int(str(value["table"])), str(value["title"]), columns, {str(k): int(v) for k, v in shots.items()}, tuple(rows)
+        int(str(value["table"])), str(value["title"]), columns, {k: int(v) for k, v in shots.items()}, tuple(rows)
     )
 
 
-def _list(value: object) -> list:
+def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError("expected a list")
-    return value
+    return cast("list[Any]", value)
 
 
 def wrong_averages() -> list[tuple[int, Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from flows.profiles import Profile
 from stages.core.errors import ConfigError
@@ -55,7 +55,7 @@ class NodePlan:
     selected: bool
     resolved: Resolved | None = None
     step: int | None = None
-    facets: Mapping[str, Facets] = field(default_factory=dict)
+    facets: Mapping[str, Facets] = field(default_factory=dict[str, Facets])
 
     @property
     def key(self) -> str | None:
@@ -85,7 +85,7 @@ def resolve(
     node = node.under(config)
     inputs: dict[str, tuple[InputRef, ...]] = {}
     for port, sources in node.wires.items():
-        refs = []
+        refs: list[InputRef] = []
         for source in sources:
             parent = results[source.node.name]
             refs.append(
@@ -239,7 +239,7 @@ def explain_change(node: Node, profile: Profile, resolved: Resolved, ledger: Led
 
 def changes(node: Node, profile: Profile, resolved: Resolved, last: StageResult) -> list[str]:
     """Each difference between a last result and the present, as one phrase."""
-    phrases = []
+    phrases: list[str] = []
     if last.revision != node.revision:
         phrases.append(f"revision {last.revision} -> {node.revision}")
     phrases.extend(differences("", last.identity, profile.configs[node.name].identity()))
@@ -258,9 +258,11 @@ def changes(node: Node, profile: Profile, resolved: Resolved, last: StageResult)
 def differences(path: str, old: Any, new: Any) -> list[str]:
     """Each setting that differs between two configurations, as 'path old -> new'."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
+        before, after = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
         return [
-            row for key in keys for row in differences(f"{path}.{key}" if path else key, old.get(key), new.get(key))
+            row
+            for key in dict.fromkeys([*before, *after])
+            for row in differences(f"{path}.{key}" if path else key, before.get(key), after.get(key))
         ]
     return [] if old == new else [f"{path} {_short(old)} -> {_short(new)}"]
 

@@ -50,7 +50,8 @@ class Finding:
 
 def problems(pipeline: Pipeline, profile: Profile, names: Iterable[str], deep: bool = False) -> list[Finding]:
     """The problems of these nodes, in pipeline order. deep: read large files too."""
-    chosen, findings = set(names), []
+    chosen = set(names)
+    findings: list[Finding] = []
     for node in pipeline.under(profile.configs):
         if node.name in chosen:
             context = PreflightContext(profile.launchers[node.name] == "process", deep, profile.configs)

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -78,7 +78,7 @@ class Profile:
     settings: ProfileFile
     configs: Mapping[str, StageConfig]
     resources: Mapping[str, Resources]
-    launchers: Mapping[str, str] = field(default_factory=dict)
+    launchers: Mapping[str, str] = field(default_factory=dict[str, str])
     overrides: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
     """Settings that were given under a former name, a line for each."""
@@ -147,7 +147,7 @@ def _mark(value: Any, file: str, origin: dict[str, str], path: str = "") -> None
     """Remember which file each key came from, for messages."""
     origin[path] = file
     if isinstance(value, dict):
-        for key, inner in value.items():
+        for key, inner in cast("dict[str, Any]", value).items():
             _mark(inner, file, origin, f"{path}.{key}" if path else key)
 
 
@@ -164,7 +164,7 @@ def _with_current_names(tables: dict[str, Any], pipeline: Pipeline, source: str,
     for kind, models in (("stage", stages), ("node", nodes), ("resources", resources)):
         if isinstance(tables.get(kind), dict):  # validation refuses what is no table
             tables[kind] = {
-                name: _renamed(models[name], values, f"{source}: {kind}.{name}.", warnings)
+                name: _renamed(models[name], cast("dict[str, Any]", values), f"{source}: {kind}.{name}.", warnings)
                 if name in models and isinstance(values, dict)
                 else values
                 for name, values in tables[kind].items()
@@ -186,7 +186,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
-        out[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merge(cast("Mapping[str, Any]", old), cast("Mapping[str, Any]", value))
+        out[key] = value
     return out
 
 
@@ -244,7 +246,7 @@ def _override_with_current_names(
     while isinstance(table, dict) and (len(current) < len(parts) or not isinstance(value, dict)):
         if not table:
             return None
-        part, table = next(iter(table.items()))
+        part, table = next(iter(cast("dict[str, Any]", table).items()))
         current.append(part)
     return current, table
 

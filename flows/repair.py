@@ -101,7 +101,7 @@ def _alone(ledger: Ledger, key: str, act: Callable[[], object]) -> bool:
 def _manifests(ledger: Ledger) -> tuple[dict[str, StageResult], list[Finding]]:
     """Published results by key, and the manifests that cannot be read."""
     results: dict[str, StageResult] = {}
-    findings = []
+    findings: list[Finding] = []
     for key in [_stem(row) for row in ledger.store.list("manifests/")]:
         try:
             manifest = ledger.manifest(key)
@@ -116,7 +116,7 @@ def _manifests(ledger: Ledger) -> tuple[dict[str, StageResult], list[Finding]]:
 
 
 def _leases(ledger: Ledger) -> list[Finding]:
-    findings = []
+    findings: list[Finding] = []
     for key in [_stem(row) for row in ledger.store.list("leases/")]:
         try:
             ledger.lease(key)
@@ -141,7 +141,7 @@ def _mend_lease(ledger: Ledger, key: str) -> bool:
 
 def _nodes(ledger: Ledger) -> list[Finding]:
     """Node records."""
-    findings = []
+    findings: list[Finding] = []
     for row in ledger.store.list("nodes/"):
         _, profile, name = row.key.split("/", 2)
         try:
@@ -160,7 +160,7 @@ def _nodes(ledger: Ledger) -> list[Finding]:
 
 def _attempts(ledger: Ledger) -> list[Finding]:
     """Attempt records that cannot be read, and those that nobody will end any more."""
-    findings = []
+    findings: list[Finding] = []
     for row in ledger.store.list("attempts/"):
         if not row.key.endswith(".json"):
             continue
@@ -268,7 +268,7 @@ def _checkpoints(ledger: Ledger, published: Iterable[str], deep: bool) -> list[F
         (segments[key] if step == ROWS else steps[key, int(step)])[row.key] = row
     busy = {key for key in {key for key, _ in steps} if ledger.busy(key)}
     done = set(published)
-    findings = []
+    findings: list[Finding] = []
     for (key, step), rows in steps.items():
         name, size = f"checkpoints/{key}/{step:012d}/", sum(row.size for row in rows.values())
         drop = partial(_alone, ledger, key, partial(_drop, ledger, key, step, f"{name}COMMIT.json" in rows))

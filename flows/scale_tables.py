@@ -16,8 +16,19 @@ from stages.pipeline import PIPELINE
 CRAWL = {"source_bytes": 370e12, "files": 5.1e6, "documents": 200e9, "text_bytes": 1e15}
 """DCLM-Pool: 200 G documents of 240 T tokens, 370 TB with gzip, 5.1 M files (arXiv 2406.11794); of 5 kB (declared)."""
 POOL_DOCUMENTS = 1e10
-COLUMNS = ("node", "reads", "writes", "spills", "disk / declared", "memory / declared", "tasks", "requests", "work")
-COLUMNS += ("time on", "by")
+COLUMNS = (
+    "node",
+    "reads",
+    "writes",
+    "spills",
+    "disk / declared",
+    "memory / declared",
+    "tasks",
+    "requests",
+    "work",
+    "time on",
+    "by",
+)
 LONG_TOKENS = 15_000_000_000_000
 
 

@@ -139,7 +139,7 @@ class Settings:
     prefect_api_url: str
     external_store: bool
     external_prefect: bool
-    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    credentials: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     prefect_auth: str | None = field(default=None, repr=False)
 
     @classmethod

@@ -70,7 +70,8 @@ def _open(probes: list[tuple[str, Probe]], deadline: float) -> tuple[list[Findin
     until = time.monotonic() + deadline + 5
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    faults, opened = [], []
+    faults: list[Finding] = []
+    opened: list[Opened] = []
     for module, group in groups.items():
         for number, (node, probe) in enumerate(group):
             answer = answers[module].get(number)

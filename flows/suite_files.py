@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -93,7 +93,7 @@ def needed_data_sets(tasks: Sequence[LookedUp], place: str) -> list[NeededDataSe
     mirrored = [id for id in by_id if id not in CAPABILITY_DATA_SETS.values()]
     requests = [_pin_request(id, by_id[id], _place_of(place, id, len(mirrored))) for id in mirrored]
     answers = dict(zip(mirrored, _ask(PIN, requests, PIN_SECONDS), strict=True)) if requests else {}
-    needed = []
+    needed: list[NeededDataSet] = []
     for id in by_id:
         if id not in answers:
             needed.append(NeededDataSet(id, None))
@@ -192,4 +192,4 @@ def _block(entry: TaskEntry) -> str:
 
 def _toml(value: Any) -> str:
     """A value in TOML: JSON's form of strings, numbers, truth values and lists is TOML's too."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+    return json.dumps(list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value)

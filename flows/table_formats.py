@@ -38,7 +38,7 @@ def share(average: Average) -> str:
 def plain_rows(table: Table) -> list[dict[str, str]]:
     """This run's rows, then the paper's, each with the table's columns and the average."""
     labels = {column: table.label(column) for column in table.columns}
-    rows = []
+    rows: list[dict[str, str]] = []
     for row in table.rows:
         cells = {
             label: score(cell) + (IN_DOMAIN if cell.in_domain else "") if (cell := row.cells.get(column)) else ABSENT
@@ -57,7 +57,7 @@ def plain_rows(table: Table) -> list[dict[str, str]]:
 
 def marks(table: Table) -> list[str]:
     """What the signs in a table mean, and the averages that the paper printed wrongly."""
-    lines = []
+    lines: list[str] = []
     if any(cell.toy for column in table.columns for cell in table.cells(column)):
         lines.append(
             "toy-…: questions that this run made itself, in the benchmark's format: they say that the machinery works,"
@@ -88,7 +88,7 @@ def title(table: Table) -> str:
 
 def markdown(tables: Iterable[Table], profile: str) -> str:
     """GitHub's Markdown."""
-    lines = []
+    lines: list[str] = []
     for table in tables:
         rows = plain_rows(table)
         head = ["model", *map(table.label, table.columns), AVERAGE]

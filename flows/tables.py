@@ -182,7 +182,8 @@ def build_all(data: Mapping[str, Any], family: Family) -> Iterator[Table]:
 
 def _row(model: FamilyModel, nodes: Mapping[str, Any], printed: paper.Table, name: str) -> Row:
     cells: dict[str, Cell] = {}
-    pending, problems = [], []
+    pending: list[str] = []
+    problems: list[str] = []
     if not model.tables[name].nodes:
         problems.append(f"{model.title}: no node of the pipeline evaluates {model.node} for Table {printed.number}")
     for node in (nodes[each] for each in model.tables[name].nodes if each in nodes):

@@ -26,7 +26,7 @@ _NUMBERS = itertools.count()
 
 
 def _crc_table() -> list[int]:
-    table = []
+    table: list[int] = []
     for byte in range(256):
         for _ in range(8):
             byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)

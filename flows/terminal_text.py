@@ -5,6 +5,7 @@ made visible.
 from __future__ import annotations
 
 import re
+from typing import cast
 
 from rich.text import Text
 
@@ -19,4 +20,11 @@ def literal(value: object) -> str:
 
 def line(*parts: object | tuple[object, str]) -> Text:
     """A line of texts, each with a style or without: `line("found ", (name, "bold"))`. Nothing in them is markup."""
-    return Text.assemble(*((literal(part[0]), part[1]) if isinstance(part, tuple) else literal(part) for part in parts))
+    return Text.assemble(*map(_styled, parts))
+
+
+def _styled(part: object | tuple[object, str]) -> str | tuple[str, str]:
+    if not isinstance(part, tuple):
+        return literal(part)
+    value, style = cast("tuple[object, str]", part)
+    return literal(value), style

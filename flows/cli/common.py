@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -49,7 +49,7 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def open_ledger(settings: Settings | None = None) -> Iterator[Any]:
+def open_ledger(settings: Settings | None = None) -> Generator[Any]:
     from stages.core.ledger import Ledger
     from stages.core.store import Store
 

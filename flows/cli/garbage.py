@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +69,9 @@ def gc(
         raise typer.Exit(130)
 
 
-def _find(settings: Settings, ledger: Any, limits: Any, cache_gib: float | None, tell: Callable[[str], None]) -> list:
+def _find(
+    settings: Settings, ledger: Any, limits: Any, cache_gib: float | None, tell: Callable[[str], None]
+) -> list[Any]:
     from flows import garbage_collection
     from flows.store_garbage import StoreGarbage
 
@@ -106,7 +108,7 @@ def _shared(settings: Settings) -> Path | None:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Any:
+def _progress(quiet: bool) -> Generator[Callable[[str], None]]:
     """Says what is being done, on standard error, where that is a terminal."""
     if quiet or not err.is_terminal:
         yield lambda text: None
@@ -126,7 +128,7 @@ def _rows(places: list[Any], costs: Any, removed: Any, nothing: Any) -> list[dic
     groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for item in places:
         groups[item.kept, item.kind].append(item)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (kept, kind), items in sorted(groups.items()):
         anew: Any = sum((costs[item] for item in items), nothing)
         rows.append(

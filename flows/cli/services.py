@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -68,7 +68,7 @@ def status(
 def _show_status(rows: list[Any], json_: bool) -> None:
     from flows.console import rows_table
 
-    values = [dict(row) if isinstance(row, dict) else vars(row) for row in rows]
+    values = [dict(cast("dict[str, Any]", row)) if isinstance(row, dict) else vars(row) for row in rows]
     cache = _cache()
     if json_:
         print_json({"services": values, "cache": cache})

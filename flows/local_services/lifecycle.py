@@ -123,7 +123,7 @@ def status(folder: Path | None = None) -> list[Service]:
         "prefect": (settings.prefect_ui_url, lambda: prefect.ready(settings)),
         "worker": ("listens nowhere; asks the server for work", lambda: True),
     }
-    rows = []
+    rows: list[Service] = []
     for name, (address, check) in checks.items():
         if alive(state, name):
             pid = int(state[name].partition(":")[0])

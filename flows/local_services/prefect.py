@@ -139,7 +139,7 @@ def configure(settings: Settings) -> None:
         call_api(settings, "POST", "/work_pools/", {"name": POOL, "type": "process"})
     automation = heartbeat_automation()
     named = {"automations": {"name": {"any_": [automation["name"]]}}}
-    existing = call_api(settings, "POST", "/automations/filter", named) or []
+    existing: list[dict[str, Any]] = call_api(settings, "POST", "/automations/filter", named) or []
     if not existing:
         call_api(settings, "POST", "/automations/", automation)
     for old in existing:

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from flows.local_services import processes
@@ -18,7 +18,7 @@ from stages.core.files import write_atomically
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+def locked(folder: Path, wait: bool = True) -> Generator[None]:
     """One `up` or `down` at a time. Raises BlockingIOError where there is one and it is not to be waited for."""
     with open(folder / "lock", "w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -35,7 +35,7 @@ def load(folder: Path, say: Callable[[str], None]) -> State:
     except ConfigError as error:
         say(f"{error}: it is now {path.name}.damaged, and the services are looked for")
         path.replace(path.with_name(f"{path.name}.damaged"))
-        state = {}
+        state = State()
     if any(not alive(state, name) for name in processes.MARKS):
         running, _ = processes.find(folder)
         for name in processes.MARKS:

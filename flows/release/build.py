@@ -140,7 +140,7 @@ def write_data_cards(ledger: Ledger, lineages: Iterable[Lineage], out: Path) -> 
         for lineage in lineages
         for result in (*lineage.corpora, *evaluations.suites(ledger, lineage.model, lineage.profile))
     }
-    written = {}
+    written: dict[str, Path] = {}
     for node, result in results.items():
         path = out / DATA / node / folder.CARD
         listings = data_card.read_listings(ledger, result)
@@ -167,11 +167,12 @@ def _licenses(corpus: Corpus) -> list[str]:
 def _learned_from(ledger: Ledger, lineage: Lineage) -> list[Corpus]:
     """The data that something behind the model has read; a suite that only evaluations read is none of it."""
     read = {source for result in lineage.results.values() for _, source, _ in inputs(result)}
-    corpora = []
+    corpora: list[Corpus] = []
     for result in lineage.corpora:
         corpus = data_card.with_listings(describe(result), data_card.read_listings(ledger, result))
         outputs = tuple(out for out in corpus.outputs if f"{result.node}.{out.port}" in read)
-        corpora += [replace(corpus, outputs=outputs)] if outputs else []
+        if outputs:
+            corpora.append(replace(corpus, outputs=outputs))
     return corpora
 
 
@@ -186,7 +187,9 @@ def _listing(node: str, result: StageResult, text: str) -> dict[str, Any]:
 def _refuse_foreign_card(path: Path) -> None:
     if not path.exists():
         return
-    listed = folder.read_manifest(path.parent) if path.with_name(folder.MANIFEST).is_file() else {"files": {}}
+    listed: dict[str, Any] = (
+        folder.read_manifest(path.parent) if path.with_name(folder.MANIFEST).is_file() else {"files": {}}
+    )
     if listed["files"].get(folder.CARD) != file_sha256(path):
         raise ConfigError(f"{path} is there already, and is not as 'moxin release' wrote it: move it away")
 
@@ -227,7 +230,8 @@ def _languages(results: Iterable[StageResult]) -> list[str]:
     """Languages of a share of the documents above SHARE, as the stages that read them found, the commonest first."""
     counts: dict[str, int] = {}
     for result in results:
-        for name, count in (result.stats.get("languages") or {}).items():
+        languages: dict[str, int] = result.stats.get("languages") or {}
+        for name, count in languages.items():
             counts[name] = counts.get(name, 0) + count
     total = sum(counts.values())
     common = [name for name, count in counts.items() if count >= SHARE * total and len(name) in (2, 3)]
@@ -236,7 +240,7 @@ def _languages(results: Iterable[StageResult]) -> list[str]:
 
 def _adopted(lineage: Lineage) -> list[tuple[str, str, str]]:
     """What others made: tokenizers, towers and classifiers that a node took as they are."""
-    adopted = []
+    adopted: list[tuple[str, str, str]] = []
     for result in lineage.results.values():
         origin = result.config.get("origin")
         digest = next(iter(result.outputs.values())).digest

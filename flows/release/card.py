@@ -181,7 +181,7 @@ def _data(facts: Facts) -> list[str]:
         "Rows that came in and were kept, by the node that read them. Each row's count is of the artifact named last.",
         "",
     ]  # fmt: skip
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for corpus in facts.corpora:
         for out in corpus.outputs:
             counts = NOT_COUNTED if out.per_license is None else _listed(out.per_license)

@@ -33,8 +33,8 @@ class Verdict:
     """What a verification saw: the chain, what of it does not hold, and how much was read."""
 
     chain: Chain
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list[Fault])
+    notes: list[str] = field(default_factory=list[str])
     files: int = 0
     bytes: int = 0
     """Of the files' contents that were read; 0 where only names and sizes were looked at."""

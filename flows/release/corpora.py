@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flows.release.lineage import CORPORA, made_here
+from flows.release.lineage import CORPORA, made_here, table_of
 from flows.report.corpus import PARTIAL
 from stages.core.messages import StageResult
 from stages.lib.formats.reports import TOY
@@ -79,16 +79,15 @@ def removed(stats: Mapping[str, Any]) -> dict[str, int]:
     """
     rows_by_reason: dict[str, int] = {}
     for kind in ("skipped", "dropped", "removed", "left_out"):
-        counts = stats.get(kind)
-        for reason, count in counts.items() if isinstance(counts, Mapping) else ():
-            if isinstance(count, Mapping) and "documents" in count:
-                rows_by_reason[reason] = count["documents"]
-            elif isinstance(count, Mapping):
-                rows_by_reason |= {f"{reason}: {why}": number for why, number in count.items() if number}
+        for reason, count in table_of(stats.get(kind)).items():
+            if "documents" in (parts := table_of(count)):
+                rows_by_reason[reason] = parts["documents"]
+            elif parts:
+                rows_by_reason |= {f"{reason}: {why}": number for why, number in parts.items() if number}
             elif isinstance(count, int):
                 rows_by_reason[reason] = count
-    funnel = stats.get("funnel")
-    if isinstance(funnel, Mapping) and isinstance(funnel.get("in"), Mapping):
+    funnel = table_of(stats.get("funnel"))
+    if isinstance(funnel.get("in"), Mapping):
         rows_by_reason |= {
             reason: row["documents"] for reason, row in funnel.items()
             if reason not in ("in", "out") and not reason.startswith(PARTIAL) and row.get("documents")
@@ -102,24 +101,21 @@ def data_sets(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Data sets of the hub that a configuration names: in mixtures, listings (hf://), and mirrors of benchmarks."""
     names: list[str] = []
     for field in HUB_FIELDS:
-        for source in config.get(field) or ():
-            if not isinstance(source, Mapping):
+        for given in config.get(field) or ():
+            if not (source := table_of(given)):
                 continue
-            name = source.get("data_set") or str(source.get("uri", ""))
+            name: str = source.get("data_set") or str(source.get("uri", ""))
             if not source.get("data_set"):
                 name = name.removeprefix("hf://").partition("@")[0] if name.startswith("hf://") else ""
             names.append(name)
-    sets = config.get("data_sets")
-    if isinstance(sets, Mapping):
-        names += [
-            name for name, source in sets.items() if isinstance(source, Mapping) and source.get("origin") == "hub"
-        ]
+    sets = table_of(config.get("data_sets"))
+    names += [name for name, source in sets.items() if table_of(source).get("origin") == "hub"]
     return tuple(dict.fromkeys(name for name in names if name.count("/") == 1))
 
 
 def _read(stats: Mapping[str, Any]) -> int | None:
-    funnel = stats.get("funnel")
-    if isinstance(funnel, Mapping) and isinstance(funnel.get("in"), Mapping):
+    funnel = table_of(stats.get("funnel"))
+    if isinstance(funnel.get("in"), Mapping):
         return funnel["in"].get("documents")
     return next((stats[name] for name in ("records", "scored", "rows") if isinstance(stats.get(name), int)), None)
 
@@ -130,7 +126,7 @@ def _rows(meta: Mapping[str, Any]) -> int | None:
         if isinstance(value, int):
             return value
         if isinstance(value, Mapping):
-            return sum(value.values())
+            return sum(table_of(value).values())
     return None
 
 
@@ -143,7 +139,7 @@ def _sources(meta: Mapping[str, Any], result: StageResult) -> dict[str, int]:
 
 
 def _counts(value: Any) -> dict[str, int]:
-    return {str(name): count for name, count in value.items()} if isinstance(value, Mapping) else {}
+    return {str(name): count for name, count in table_of(value).items()}
 
 
 def _only(result: StageResult, name: str) -> Any:
@@ -156,4 +152,4 @@ def _licenses(meta: Mapping[str, Any], result: StageResult) -> dict[str, int] | 
     counts = meta.get("per_license", _only(result, "per_license"))
     if not isinstance(counts, Mapping):
         return None
-    return {name or UNNAMED: count for name, count in counts.items()}
+    return {name or UNNAMED: count for name, count in table_of(counts).items()}

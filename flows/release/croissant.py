@@ -114,7 +114,7 @@ def _records(mlc: Any, port: str, type: str) -> Any:
         transforms = [mlc.Transform(json_path=part)] if part else None
         return mlc.Source(file_set=f"{port}-parts", extract=mlc.Extract(column=column), transforms=transforms)
 
-    fields = []
+    fields: list[Any] = []
     for column, (kind, meaning) in COLUMNS[type].items():
         place = f"{port}/{column}"
         if kind == TEXT:

@@ -129,7 +129,7 @@ def _licenses(out: Output, listing: Mapping[str, Any] | None) -> dict[str, int] 
 
 def with_listings(corpus: Corpus, listings: Mapping[str, Mapping[str, Any]]) -> Corpus:
     """A corpus whose suites have their rows by data set and by licence, from their listings."""
-    outputs = []
+    outputs: list[Any] = []
     for out in corpus.outputs:
         listing = listings.get(out.port)
         if listing is not None:

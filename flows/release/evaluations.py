@@ -107,7 +107,7 @@ def eval_results(results: Iterable[Result], pipeline_tag: str) -> list[Any]:
     """
     from huggingface_hub import EvalResult
 
-    entries = []
+    entries: list[Any] = []
     for result in results:
         score = result.score
         if not score["headline"]:

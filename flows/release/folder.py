@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +120,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _fill(folder: Path, lineage: Lineage, store: Store, max_shard_bytes: int) -> weights.Weights:
     """The model's own files: weights in shards as the hub has them, all else as it is but for the stage's card."""
     fetched = folder / ".fetched"
-    sources = []
+    sources: list[Path] = []
     for entry in lineage.artifact.files:
         if not safe_path(entry.path):
             raise InputError(f"{lineage.model.node}: its manifest lists {entry.path}, which is no path inside a folder")
@@ -154,7 +154,7 @@ def _write_manifest(folder: Path, lineage: Lineage, laid: weights.Weights, files
 
 
 @contextmanager
-def _place(out: Path, target: Path) -> Iterator[Path]:
+def _place(out: Path, target: Path) -> Generator[Path]:
     """A new folder that takes the place of `target` at the end; when the block raises, all stays as it was.
 
     One process at a time writes below `out`; what killed ones left there is removed.

@@ -32,9 +32,9 @@ class FolderVerdict:
     """What a verification of a folder saw."""
 
     folder: Path
-    faults: list[Fault] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    digests: Mapping[str, str] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list[Fault])
+    notes: list[str] = field(default_factory=list[str])
+    digests: Mapping[str, str] = field(default_factory=dict[str, str])
     """SHA-256 of every file, by path."""
     results: int = 0
     """Of the chain that the statement tells."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from flows.family import Family, FamilyModel
 from stages.core.artifacts import ArtifactManifest
@@ -89,11 +89,15 @@ def sized(name: str, weights: int | None) -> str:
     return name.replace("-7B-", f"-{count:.{1 if count < 10 and unit else 0}f}{unit}-")
 
 
+def table_of(value: Any) -> Mapping[str, Any]:
+    """A table of a configuration or of statistics; anything else counts as an empty one."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
+
+
 def made_here(result: StageResult) -> bool:
     """Whether a node made its data on the machine that ran it, in the format of the real set."""
     return result.config.get("origin") == "machine" or any(
-        isinstance(source, Mapping) and source.get("origin") == "machine"
-        for source in (result.config.get("data_sets") or {}).values()
+        table_of(source).get("origin") == "machine" for source in table_of(result.config.get("data_sets")).values()
     )
 
 
@@ -169,7 +173,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
     """Dotted settings with their values."""
     for key, item in value.items():
         if isinstance(item, Mapping) and item:
-            yield from flat(item, f"{prefix}{key}.")
+            yield from flat(table_of(item), f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
 

@@ -111,9 +111,10 @@ class Openness:
 def classify(document: Mapping[str, Any]) -> Openness:
     """The class of a model from its mof.yml. Raises InputError for what is none."""
     try:
-        release = document["release"]
-        present = {row["name"]: row for row in release["components"]}
-        shared = {kind: (row or {}).get("name") or "" for kind, row in (release.get("license") or {}).items()}
+        release: dict[str, Any] = document["release"]
+        licenses: dict[str, Any] = release.get("license") or {}
+        present: dict[str, dict[str, Any]] = {row["name"]: row for row in release["components"]}
+        shared: dict[str, str] = {kind: row.get("name") or "" if row else "" for kind, row in licenses.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{FILE} is not of the Model Openness Framework: {error!r} is missing") from error
     why = {c.name: _why_not(c, present.get(c.name), shared) for c in facts().component if c.required}

@@ -18,6 +18,7 @@ import yaml
 from flows.family import FamilyModel
 from flows.release import mof, statement
 from flows.release.chain import Chain, Link, listing, newest_key
+from flows.release.lineage import table_of
 from stages.core.errors import ConfigError, InputError
 from stages.core.files import ROOT, write_atomically
 from stages.core.ledger import Ledger
@@ -71,7 +72,8 @@ class Evidence:
 def gather(ledger: Ledger, folder: Path, chain: Chain, model: FamilyModel) -> Evidence:
     """The evidence of a model, from the ledger. Raises InputError for a damaged record, InfraError."""
     digests = {manifest.digest for manifest in chain.root.result.outputs.values()}
-    evaluations, suites = [], []
+    evaluations: list[StageResult] = []
+    suites: list[tuple[str, str, str]] = []
     for node in model.evaluations:
         try:
             manifest = ledger.manifest(newest_key(ledger, chain.profile, node), listed=True)
@@ -192,7 +194,7 @@ def released(out: Path) -> list[dict[str, Any]]:
     """The models that are released in a folder, as JSON values: name, node, digest, class, what the next class lacks,
     and what is there. One whose papers cannot be read has a `problem` instead.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in sorted(out.glob("*/release.json")):
         if path.parent.name.startswith(".") or not (path.parent / mof.FILE).is_file():
             continue
@@ -242,15 +244,12 @@ def _datasets(evidence: Evidence) -> Part:
 
 
 def _made_here(config: Mapping[str, Any]) -> bool:
-    sets = config.get("data_sets")
-    rows = sets.values() if isinstance(sets, Mapping) else ()
-    return config.get("origin") == "machine" or any(
-        isinstance(r, Mapping) and r.get("origin") == "machine" for r in rows
-    )
+    sets = table_of(config.get("data_sets")).values()
+    return config.get("origin") == "machine" or any(table_of(row).get("origin") == "machine" for row in sets)
 
 
 def _local(config: Mapping[str, Any]) -> bool:
-    rows = [row for port in statement.LISTS for row in config.get(port) or () if isinstance(row, Mapping)]
+    rows = [table_of(row) for port in statement.LISTS for row in config.get(port) or ()]
     return any(str(row.get("uri", "")).startswith("file:") for row in rows)
 
 
@@ -333,7 +332,7 @@ _LOOKUPS: Mapping[str, Callable[[Evidence], Part]] = {
 def document(evidence: Evidence, name: str, parts: Mapping[str, Part]) -> dict[str, Any]:
     """The mof.yml of a model, as plain values: what is not there is left out of it, as the framework has it."""
     facts, result = mof.facts(), evidence.chain.root.result
-    rows = []
+    rows: list[dict[str, Any]] = []
     for component in facts.component:
         if (part := parts.get(component.name)) is None:
             continue

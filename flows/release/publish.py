@@ -8,7 +8,7 @@ or its login): it is never read, shown or logged here, also where the hub's answ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ def plan(folder: Path, repository: str, api: Any = None) -> Push:
     api = api or _api()
     with _clear(repository, "nothing was sent"):
         exists = bool(api.repo_exists(repository))
-        there = api.list_repo_files(repository) if exists else []
+        there: list[str] = api.list_repo_files(repository) if exists else []
     return _plan(folder, repository, str(api.endpoint), exists, there)
 
 
@@ -115,7 +115,7 @@ def _api() -> Any:
 
 
 @contextmanager
-def _clear(repository: str, afterwards: str) -> Iterator[None]:
+def _clear(repository: str, afterwards: str) -> Generator[None]:
     """The hub's refusals as one line each; what it says of a request is left out, a token could stand in it."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
@@ -124,7 +124,7 @@ def _clear(repository: str, afterwards: str) -> Iterator[None]:
     except (HFValidationError, LocalTokenNotFoundError) as error:
         raise ConfigError(f"--push: {_said(error)}") from None
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
+        status: int = getattr(error.response, "status_code", 0)  # there may be none, whatever its type says
         if status in (401, 403):
             raise ConfigError(
                 f"{repository}: the hub refuses (status {status}): set HF_TOKEN to a token that may write there"

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stages.core.errors import ConfigError, InputError
 from stages.core.files import file_sha256
@@ -100,8 +100,10 @@ def sign(folder: Path, key: Path) -> Path:
         )
     target = folder / SIGNATURE
     target.unlink(missing_ok=True)
-    config = hashing.Config().set_ignored_paths(paths=[SIGNATURE, *UNSIGNED])
-    signing.Config().use_elliptic_key_signer(private_key=key).set_hashing_config(config).sign(folder, target)
+    config: Any = cast("Any", hashing.Config()).set_ignored_paths(paths=[SIGNATURE, *UNSIGNED])
+    cast("Any", signing.Config()).use_elliptic_key_signer(private_key=key).set_hashing_config(config).sign(
+        folder, target
+    )
     return target
 
 
@@ -116,7 +118,7 @@ def verify(folder: Path, key: Path) -> list[str]:
     signature = folder / SIGNATURE
     if not signature.is_file():
         raise InputError(f"{folder} has no {SIGNATURE}: 'moxin release --sign KEY.pem' writes one")
-    config: Any = verifying.Config().use_elliptic_key_verifier(public_key=key)
+    config: Any = cast("Any", verifying.Config()).use_elliptic_key_verifier(public_key=key)
     try:
         config.verify(folder, signature)
     except InvalidSignature:

@@ -16,12 +16,13 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flows.release.chain import Chain, Link
+from flows.release.lineage import table_of
 from stages.core.errors import InputError
 from stages.core.files import file_sha256, write_atomically
 from stages.core.messages import CodeRef
@@ -134,14 +135,14 @@ def outside(links: Iterable[Link]) -> Iterator[dict[str, Any]]:
                     yield _descriptor(
                         f"{link.node}: {uri}", uri, revision and revision[1], source.get("license"), digest
                     )
-        sets = link.result.config.get("data_sets")
-        for name, source in sets.items() if isinstance(sets, Mapping) else ():
-            if isinstance(source, Mapping) and source.get("origin") == "hub":
+        for name, given in table_of(link.result.config.get("data_sets")).items():
+            if (source := table_of(given)).get("origin") == "hub":
                 yield _descriptor(f"{link.node}: {name}", f"hf://{name}", source.get("revision"), None)
 
 
 def _rows(value: Any) -> list[Mapping[str, Any]]:
-    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
+    rows = cast("Sequence[Any]", value) if isinstance(value, list | tuple) else ()
+    return [table_of(row) for row in rows if isinstance(row, Mapping)]
 
 
 def _descriptor(

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from stages.core.errors import InputError
 
@@ -99,13 +99,17 @@ def _tensor(path: Path, value: Mapping[str, Any], base: int) -> Tensor:
     return Tensor(path, value["dtype"], tuple(map(int, value["shape"])), base + start, base + end)
 
 
+def _size(tensor: Tensor) -> int:
+    return tensor.size
+
+
 def lay_out(sources: Sequence[Path], folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> Weights:
     """Bring the weights of a model into a folder as the hub's clients split them. sources: its safetensors, which move
     there where their split already is such; otherwise they are split anew and stay.
 
     Raises InputError for files that are damaged or hold a tensor twice; OSError.
     """
-    from huggingface_hub import split_state_dict_into_shards_factory
+    import huggingface_hub
 
     headers = {path: read_header(path) for path in sources}
     tensors: dict[str, Tensor] = {}
@@ -121,9 +125,9 @@ def lay_out(sources: Sequence[Path], folder: Path, max_shard_bytes: int = MAX_SH
         for path in sources:
             os.replace(path, folder / path.name)
     else:
-        split = split_state_dict_into_shards_factory(
+        split = cast("Any", huggingface_hub).split_state_dict_into_shards_factory(
             {name: tensors[name] for name in sorted(tensors, key=_natural)},
-            get_storage_size=lambda tensor: tensor.size,
+            get_storage_size=_size,
             filename_pattern=PATTERN,
             max_shard_size=max_shard_bytes,
         )

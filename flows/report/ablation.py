@@ -211,7 +211,7 @@ def _paper_cells(scores: Sequence[float | None]) -> list[Markup | str]:
 
 def _notes(pair: Pair) -> list[Markup]:
     sides = [side for side in (pair.left, pair.right) if side]
-    badges = []
+    badges: list[Markup] = []
     if pair.right and pair.right["in_domain"] and not (pair.left and pair.left["in_domain"]):
         badges.append(badge("in-domain after training", "note"))
     elif any(side["in_domain"] for side in sides):
@@ -263,7 +263,7 @@ def ablation_rows(data: Data) -> list[dict[str, str]]:
     reports = [report_of(data, side.node) for side in (ORIGINAL, ENHANCED)]
     if None in reports:
         return []
-    rows_of_suites = []
+    rows_of_suites: list[dict[str, str]] = []
     for suite in suites(*reports):
         rows, mean = pairs(reports[0], reports[1], suite)
         for pair in [*rows, *([mean] if mean else [])]:
@@ -284,7 +284,7 @@ def ablation_rows(data: Data) -> list[dict[str, str]]:
 def summary(data: Data) -> list[str]:
     """One line a suite: the two averages and what they mean."""
     reports = [report_of(data, side.node) for side in (ORIGINAL, ENHANCED)]
-    lines = []
+    lines: list[str] = []
     for suite in suites(*reports):
         rows, mean = pairs(reports[0], reports[1], suite)
         if mean is None or mean.difference is None or not mean.left or not mean.right:

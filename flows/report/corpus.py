@@ -89,8 +89,12 @@ def _tokens(text: Any, ratio: float | None) -> Markup | str:
 
 
 def _ingest(name: str, stats: Mapping[str, Any], ratio: float | None) -> list[Markup]:
-    skipped, dropped, records = stats.get("skipped") or {}, stats.get("dropped") or {}, stats.get("records")
-    rows = [[reason, number(count), percent(count, records), NONE, NONE] for reason, count in skipped.items()]
+    skipped: dict[str, Any] = stats.get("skipped") or {}
+    dropped: dict[str, Any] = stats.get("dropped") or {}
+    records = stats.get("records")
+    rows: list[list[Any]] = [
+        [reason, number(count), percent(count, records), NONE, NONE] for reason, count in skipped.items()
+    ]
     for rule, row in dropped.items():
         rows.append(
             [
@@ -106,7 +110,7 @@ def _ingest(name: str, stats: Mapping[str, Any], ratio: float | None) -> list[Ma
         if rows
         else []
     )
-    languages = stats.get("languages") or {}
+    languages: dict[str, int] = stats.get("languages") or {}
     rows_of_languages = [
         [code(language), number(count), bar(count / max(languages.values()))] for language, count in languages.items()
     ]
@@ -139,7 +143,7 @@ def _dedup(name: str, stats: Mapping[str, Any], ratio: float | None) -> list[Mar
     if not funnel:
         return [heading(name), paragraph(Markup("Funnel: %s.") % MISSING)]
     whole = funnel["in"]
-    rows = []
+    rows: list[list[Any]] = []
     for reason, row in [
         ("in", funnel["in"]),
         *((k, v) for k, v in funnel.items() if k not in ("in", "out")),
@@ -166,7 +170,8 @@ def _dedup(name: str, stats: Mapping[str, Any], ratio: float | None) -> list[Mar
 
 
 def _clusters(stats: Mapping[str, Any]) -> Markup:
-    sizes = ", ".join(f"{count} of {members}" for members, count in (stats.get("cluster_sizes") or {}).items())
+    counts: dict[str, int] = stats.get("cluster_sizes") or {}
+    sizes = ", ".join(f"{count} of {members}" for members, count in counts.items())
     text = f"{number(stats.get('clusters'))} clusters of near duplicates" + (f" ({sizes} documents)" if sizes else "")
     examples = stats.get("example_clusters")
     if not examples:
@@ -176,7 +181,7 @@ def _clusters(stats: Mapping[str, Any]) -> Markup:
 
 
 def _quality(name: str, stats: Mapping[str, Any]) -> list[Markup]:
-    histogram = stats.get("histogram") or []
+    histogram: list[dict[str, Any]] = stats.get("histogram") or []
     most = max((row["documents"] for row in histogram), default=0)
     rows = [
         [
@@ -209,11 +214,11 @@ def capability(data: Data) -> Section | None:
     nodes = list(nodes_of(data, "capability"))
     if not nodes:
         return None
-    parts = []
+    parts: list[Markup] = []
     for node in nodes:
         stats = node["result"]["stats"]
         names = list(dict.fromkeys([*stats.get("train_questions", {}), *stats.get("test_questions", {})]))
-        rows = []
+        rows: list[list[Any]] = []
         for name in names:
             removed = stats.get("removed", {}).get(name, {})
             shares = ", ".join(f"{count:,} {reason}" for reason, count in removed.items() if count) or NONE
@@ -338,7 +343,7 @@ def _mixture(node: NodeData) -> list[Markup]:
 
 def summary(data: Data) -> list[str]:
     """One line a deduplication and a filter."""
-    lines = []
+    lines: list[str] = []
     for node in nodes_of(data, "dedup", "quality"):
         documents, text = _incoming(data, node)
         stats = node["result"]["stats"]

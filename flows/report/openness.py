@@ -10,7 +10,7 @@ from flows.report.markup import Markup, Section, badge, code, details, join, par
 
 def section(data: Data) -> Section | None:
     """The released models of the profile, from the papers in their folders; None: none is released."""
-    releases = data.get("releases") or []
+    releases: list[dict[str, Any]] = data.get("releases") or []
     if not releases:
         return None
     note = paragraph(
@@ -62,7 +62,8 @@ def _digests(data: Data, node: str) -> set[str]:
 
 def summary(data: Data) -> list[str]:
     """A line for the terminal."""
-    releases = [release for release in data.get("releases") or [] if "problem" not in release]
+    every: list[dict[str, Any]] = data.get("releases") or []
+    releases = [release for release in every if "problem" not in release]
     if not releases:
         return []
     return ["openness: " + ", ".join(f"{release['name']} {release['title'].split(':')[0]}" for release in releases)]

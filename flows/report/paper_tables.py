@@ -28,7 +28,8 @@ from stages.core.errors import InputError
 
 def built(data: Data) -> tuple[list[Table], list[str]]:
     """The tables that can be built, and one line for each that cannot."""
-    ready, refused = [], []
+    ready: list[Table] = []
+    refused: list[str] = []
     models = family.load()
     for name in tables.NAMES:
         try:
@@ -80,7 +81,7 @@ def anchor(each: Table) -> str:
 
 def overview(ready: Iterable[Table]) -> Markup:
     """One line a table: how much of it is there, and how much of the paper's may stand beside it."""
-    rows = []
+    rows: list[list[Any]] = []
     for each in ready:
         cells = [cell for row in each.rows for cell in row.cells.values()]
         places = len(each.rows) * len(each.columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from flows.report.data import Data, NodeData
 from flows.report.markup import (
@@ -132,7 +132,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     for key, item in value.items():
         path = f"{prefix}{key}"
         rows += (
-            _flat(item, f"{path}.")
+            _flat(cast("dict[str, Any]", item), f"{path}.")
             if isinstance(item, dict) and item
             else [(path, json.dumps(item, ensure_ascii=False))]
         )

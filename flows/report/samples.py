@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from flows import family
 from flows.report.data import Data
@@ -56,7 +56,9 @@ def answer(row: Mapping[str, Any]) -> str:
     """What a model wrote; of a question with given answers the one that it finds most likely."""
     if not row["scores"] or isinstance(row["scores"][0], str):
         return "".join(row["scores"][:1])
-    likelihoods = [score[0] if isinstance(score, Sequence) else score for score in row["scores"]]
+    likelihoods: list[Any] = [
+        cast("Sequence[Any]", score)[0] if isinstance(score, Sequence) else score for score in row["scores"]
+    ]
     return _choice(row, likelihoods.index(max(likelihoods)))
 
 
@@ -86,7 +88,8 @@ def printed(data: Data) -> list[Prompt]:
     for text in PAPER_PROMPTS:
         answers: dict[str, tuple[str, None]] = {}
         for node in data["nodes"]:
-            rows = (node["result"] or {}).get("stats", {}).get("samples") or ()
+            result: dict[str, Any] = node["result"] or {}
+            rows: list[dict[str, Any]] = result.get("stats", {}).get("samples") or []
             said = [row["after"] for row in rows if row.get("prompt") == f"user: {text}"]
             if said and node["name"] in models.models:
                 answers[models[node["name"]].title] = (said[0], None)

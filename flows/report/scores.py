@@ -25,7 +25,7 @@ def score(row: Mapping[str, Any] | None) -> Markup:
 
 def rows_of(report: Mapping[str, Any]) -> list[dict[str, str]]:
     """The scores of one evaluation as plain rows, for a table outside the page."""
-    rows = []
+    rows: list[dict[str, str]] = []
     for row in report["results"]:
         if row["headline"]:
             error = f"{100 * row['stderr']:.1f}" if row["stderr"] is not None else ""

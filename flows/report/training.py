@@ -17,7 +17,7 @@ def phases(nodes: Sequence[NodeData]) -> list[Phase]:
     beginning.
     """
     ends: dict[str, float] = {}
-    phases_of_nodes = []
+    phases_of_nodes: list[Phase] = []
     for node in nodes:
         result = node["result"]
         parents = [ref["node"] for ref in result["inputs"].get("parent", ())]
@@ -91,7 +91,7 @@ def _row(node: NodeData) -> list[Any]:
 
 def _remarks(nodes: Sequence[NodeData]) -> list[Markup]:
     """Things that the curves do not tell by themselves."""
-    remarks = []
+    remarks: list[Any] = []
     for node in nodes:
         stats, attempt = node["result"]["stats"], node["result"]["attempt"]
         if stats.get("skipped_steps"):
@@ -109,7 +109,7 @@ def _remarks(nodes: Sequence[NodeData]) -> list[Markup]:
 
 def summary(data: Data) -> list[str]:
     """One line a phase."""
-    lines = []
+    lines: list[str] = []
     for node in nodes_of(data, "pretrain"):
         stats = node["result"]["stats"]
         loss, val = number(stats.get("final_loss"), 3), stats.get("val_loss")

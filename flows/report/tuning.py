@@ -56,7 +56,7 @@ def effects(data: Data) -> Section | None:
     gaps = [
         paragraph(f"{node['name']}: not measured: {part} ({reason}).", "warning")
         for node in nodes
-        for part, reason in (node["result"]["stats"].get("not_measured") or {}).items()
+        for part, reason in _not_measured(node).items()
     ]
     drawn = [chart for stage in STAGES for chart in _charts(stage, [n for n in nodes if n["stage"] == stage])]
     return Section(
@@ -83,7 +83,7 @@ def _row(node: NodeData, one: Effect) -> list[Any]:
 
 def _charts(stage: str, nodes: Sequence[NodeData]) -> list[Markup]:
     """One picture for each metric of a stage, all its nodes in it."""
-    charts = []
+    charts: list[Markup] = []
     for metric, label in CURVES[stage]:
         series = {
             n["name"]: n["result"]["metrics"] for n in nodes if any(metric in row for row in n["result"]["metrics"])
@@ -98,9 +98,14 @@ def _charts(stage: str, nodes: Sequence[NodeData]) -> list[Markup]:
     return charts
 
 
+def _not_measured(node: dict[str, Any]) -> dict[str, str]:
+    reasons: dict[str, str] = node["result"]["stats"].get("not_measured") or {}
+    return reasons
+
+
 def _samples(node: NodeData) -> Markup | None:
     """A few held-out prompts with the answers of parent and child."""
-    rows = node["result"]["stats"].get("samples") or []
+    rows: list[dict[str, Any]] = node["result"]["stats"].get("samples") or []
     if not rows:
         return None
     head = ("Prompt", "In the data", "Parent", "This model")

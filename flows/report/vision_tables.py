@@ -8,7 +8,7 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 from flows import paper
 from flows.report.data import Data, node_of, pictures_of, report_of
@@ -51,7 +51,7 @@ def _table(report: Mapping[str, Any]) -> Markup:
     printed = paper.tables()[TABLE]
     results = [row for row in report["results"] if row["headline"]]
     comparable = {id(row) for row in results if not not_comparable(row)}  # no paper's number beside any other score
-    rows = []
+    rows: list[list[Any]] = []
     for row in results:
         control = row["control"]
         blind = [_score(control), f"{100 * control['gain']:+.1f}", _verdict(control)] if control else [NONE, NONE, NONE]
@@ -70,8 +70,8 @@ def _table(report: Mapping[str, Any]) -> Markup:
         "Paper: Moxin-7B-VLM", "Notes",
     ]  # fmt: skip
     if not comparable:
-        head, *rows = ([*row[:PAPER], *row[PAPER + 1 :]] for row in (head, *rows))
-        foot = [[*row[:PAPER], *row[PAPER + 1 :]] for row in foot]
+        head, *rows = map(_without_paper, (head, *rows))
+        foot = [_without_paper(row) for row in foot]
     return table(head, rows, numbers=(1, 3, 4, 5, 7) if comparable else (1, 3, 4, 5), foot=foot)
 
 
@@ -93,11 +93,15 @@ def _verdict(control: Mapping[str, Any]) -> Markup:
     return badge("yes" if looks else "no", "ok" if looks else "note")
 
 
+def _without_paper(row: list[Any]) -> list[Any]:
+    return [*row[:PAPER], *row[PAPER + 1 :]]
+
+
 def _grid(pictures: Sequence[Mapping[str, Any]]) -> list[Markup]:
     """The questions that the evaluation kept: evenly spaced over each benchmark, so neither the best nor the worst."""
     if not pictures:
         return []
-    cells = []
+    cells: list[Markup] = []
     for row in pictures:
         verdict = badge("right" if row["score"] >= 0.5 else "wrong", "ok" if row["score"] >= 0.5 else "note")
         cells.append(
@@ -122,7 +126,8 @@ def truth(row: Mapping[str, Any]) -> str:
     """A sample's truth for people: the commonest of several answers."""
     value = row["truth"]
     if isinstance(value, list) and value and isinstance(value[0], str):
-        return max(dict.fromkeys(value), key=value.count)
+        answers = cast("list[str]", value)
+        return max(dict.fromkeys(answers), key=answers.count)
     return json.dumps(value) if not isinstance(value, str) else value
 
 

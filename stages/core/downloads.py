@@ -150,7 +150,7 @@ def block_crc(blocks: str, number: int) -> int | None:
 
 def _wrong(stream: Any, size: int, blocks: str) -> list[int]:
     """Where the blocks of a file begin whose CRC32 is not the known one."""
-    wrong = []
+    wrong: list[int] = []
     for start in range(0, size if blocks else 0, PART_BYTES):
         data = os.pread(stream.fileno(), min(PART_BYTES, size - start), start)
         if zlib.crc32(data) != block_crc(blocks, start // PART_BYTES):

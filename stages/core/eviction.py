@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ def budget(folder: Path) -> int:
     """Bytes that a cache may keep. Raises ConfigError."""
     given = os.environ.get(BYTES)
     if not given:
-        return _disk(folder).total // 2
+        return _disk(folder)[0] // 2
     if not given.isdigit():
         raise ConfigError(f"{BYTES} = {given!r}: set it to bytes, such as 500000000000")
     return int(given)
@@ -48,7 +48,7 @@ def budget(folder: Path) -> int:
 
 def entries(folder: Path) -> list[Entry]:
     """All entries of a cache, in no order."""
-    rows = []
+    rows: list[Entry] = []
     for path in folder.glob("[0-9a-f][0-9a-f]/*"):
         if len(path.name) == 64:
             with contextlib.suppress(OSError):  # gone meanwhile
@@ -64,21 +64,21 @@ def make_room(folder: Path, coming: int, needed: frozenset[str] = frozenset()) -
     it can never hold so much, InfraError where it cannot now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    disk = _disk(folder)
-    spare = min(SPARE, disk.total // 100)
-    if coming > disk.total - spare:
+    total, free = _disk(folder)
+    spare = min(SPARE, total // 100)
+    if coming > total - spare:
         raise ConfigError(
-            f"{coming:,} bytes are to be fetched to {folder}, whose disk has {disk.total:,} in all: use a machine with"
+            f"{coming:,} bytes are to be fetched to {folder}, whose disk has {total:,} in all: use a machine with"
             " a larger disk, or point MOXIN_CACHE and MOXIN_SCRATCH to one"
         )
     with _ledger(folder) as ledger:
         limit, counted = budget(folder), _read(ledger)
-        if counted is None or counted + coming > limit or coming + spare > disk.free:
+        if counted is None or counted + coming > limit or coming + spare > free:
             rows = entries(folder)
             counted = sum(row.size for row in rows)
-            over = max(counted + coming - limit, coming + spare - disk.free)
+            over = max(counted + coming - limit, coming + spare - free)
             counted -= evict_oldest([r for r in rows if not r.held and r.path.name not in needed], over)
-        free = _disk(folder).free
+        _, free = _disk(folder)
         if coming + spare > free:
             raise InfraError(
                 f"{coming:,} bytes are to be fetched to {folder}, whose disk has {free:,} free and keeps {spare:,} of"
@@ -95,7 +95,7 @@ def count(folder: Path, size: int) -> None:
 
 
 @contextmanager
-def entry_lock(entry: Path, wait: bool = True, clean: bool = True) -> Iterator[IO[str] | None]:
+def entry_lock(entry: Path, wait: bool = True, clean: bool = True) -> Generator[IO[str] | None]:
     """The lock of an entry, a file with notes of its last verification; None: another process has it, and we do not
     wait. clean: remove what killed processes left of the entry. On a file system without locks the notes alone.
     """
@@ -150,14 +150,16 @@ def _used(path: Path, written: float) -> float:
         return written
 
 
-def _disk(folder: Path) -> shutil._ntuple_diskusage:
+def _disk(folder: Path) -> tuple[int, int]:
+    """Bytes of a folder's disk: all, and free."""
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder)
+    usage = shutil.disk_usage(folder)
+    return usage.total, usage.free
 
 
 @contextmanager
-def _ledger(folder: Path) -> Iterator[IO[str]]:
+def _ledger(folder: Path) -> Generator[IO[str]]:
     """One process at a time counts."""
     with open(folder / LEDGER, "a+", encoding="utf-8") as ledger:
         with contextlib.suppress(OSError):

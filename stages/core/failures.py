@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from stages.core.disk import nearly_full, no_space
 from stages.core.errors import ExitClass, StageError
@@ -36,7 +37,7 @@ def classify(error: BaseException, root: Path) -> tuple[ExitClass, str]:
 
 
 @contextmanager
-def disk_told(root: Path) -> Iterator[None]:
+def disk_told(root: Path) -> Generator[None]:
     """Say that the disk is full while it is: once the attempt's folder is removed, some of these errors are of no known
     cause.
     """
@@ -66,7 +67,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     `failures`).
     """
     seen: set[int] = set()
-    queue = [error]
+    queue: list[BaseException] = [error]
     while queue:
         link = queue.pop(0)
         if id(link) in seen:
@@ -74,12 +75,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(link))
         yield link
         queue.extend(cause for cause in (link.__cause__, link.__context__) if cause is not None)
-        if isinstance(link, BaseExceptionGroup):
-            queue.extend(link.exceptions)
         failures = getattr(link, "failures", None)
+        if isinstance(link, BaseExceptionGroup):
+            queue.extend(cast("BaseExceptionGroup[BaseException]", link).exceptions)
         if isinstance(failures, dict):
             queue.extend(
                 row[0]
-                for row in failures.values()
+                for row in cast("dict[Any, Any]", failures).values()
                 if isinstance(row, tuple) and row and isinstance(row[0], BaseException)
             )

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from stages.core.artifacts import FileEntry
 from stages.core.files import ROOT
@@ -91,7 +91,7 @@ def source_digest(stage: str) -> str:
 
 def _imported(source: bytes) -> set[Path]:
     """Files of the `stages.*` modules that a source imports, anywhere in it."""
-    files = set()
+    files: set[Path] = set()
     for name in imported_names(source):
         if name.startswith("stages.") and not name.startswith("stages.core"):
             parts = name.split(".")
@@ -124,5 +124,6 @@ def imported_names(source: bytes) -> frozenset[str]:
             "cases",
         ):  # statements hold no others; expressions, most of a tree, none
             inner = getattr(node, block, ())
-            queue.extend(inner if isinstance(inner, list) else ())
+            if isinstance(inner, list):
+                queue.extend(cast("list[ast.AST]", inner))
     return frozenset(names)

@@ -215,7 +215,7 @@ class Ledger(CheckpointStore):
         rows = [o.key for o in self.store.list(f"nodes/{profile}/")]
         with ThreadPoolExecutor(8) as pool:
             bodies = [(row, body) for row, body in zip(rows, pool.map(self.store.get, rows), strict=True) if body]
-        records = {}
+        records: dict[str, NodeRecord] = {}
         for row, body in bodies:
             try:
                 record = self._parse(NodeRecord, row, *body)

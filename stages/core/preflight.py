@@ -71,7 +71,7 @@ class PreflightContext:
 
     here: bool = True
     deep: bool = False
-    configs: Mapping[str, Any] = field(default_factory=dict)
+    configs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def model_file(

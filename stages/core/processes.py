@@ -45,7 +45,7 @@ def process_alive(identity: str) -> bool:
 
 def group_members() -> list[int]:
     """Process numbers of this process's group, without its own."""
-    members = []
+    members: list[int] = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()

@@ -105,7 +105,7 @@ class RangeFile(io.RawIOBase):
         if self.closed:
             raise ValueError("read of a closed file")
         end = min(at + count, self.size)
-        pieces = []
+        pieces: list[memoryview] = []
         with self._lock:
             while at < end:
                 pieces.append(self._piece(at, end))
@@ -179,6 +179,7 @@ class RangeFile(io.RawIOBase):
         """A block from the store, verified. One that came wrong is fetched once more. Raises Damaged."""
         start, end = number * BLOCK, min((number + 1) * BLOCK, self.size)
         expected = block_crc(self._blocks, number)
+        data = b""
         for _ in range(2):
             data = self._store.get_range(self._entry.object, start, end)
             if expected is None or zlib.crc32(data) == expected:

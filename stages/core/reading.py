@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -66,7 +66,7 @@ def read_checked(entry: FileEntry, at: int, size: int, problem: Callable[[bytes]
 
 
 @contextmanager
-def local_file(entry: FileEntry) -> Iterator[Path]:
+def local_file(entry: FileEntry) -> Generator[Path]:
     """A stored file whole on local disk, verified. Raises InfraError or Damaged."""
     if entry.is_local:
         yield Path(entry.object)
@@ -104,7 +104,7 @@ def unreadable(entry: FileEntry, why: object) -> StageError:
 
 
 @contextmanager
-def sense(entry: FileEntry, *kinds: type[Exception]) -> Iterator[None]:
+def sense(entry: FileEntry, *kinds: type[Exception]) -> Generator[None]:
     """Turn a library's errors of these kinds over a file's bytes into `unreadable`; what the store raised stays."""
     try:
         yield

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -78,7 +78,9 @@ class SealedRecord(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_seal(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if key != SEAL} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in cast("dict[str, Any]", data).items() if key != SEAL}
 
 
 def sealed(record: SealedRecord) -> bytes:

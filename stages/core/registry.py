@@ -20,7 +20,7 @@ def find_stage(name: str) -> type[Stage[StageConfig]]:
         module = importlib.import_module(f"stages.{name}.spec")
     except ModuleNotFoundError as error:
         raise ConfigError(f"this image has no stage '{name}' ({error})") from error
-    declared = [
+    declared: list[type[Any]] = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)
         if issubclass(c, Stage) and c.__module__ == module.__name__

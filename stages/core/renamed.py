@@ -15,7 +15,7 @@ from __future__ import annotations
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -110,9 +110,10 @@ def _moved(model: type[BaseModel], values: Mapping[str, Any], path: str, old: li
     """The values with each setting where it is now; tables that nothing is left of are gone. Adds to `old`."""
     for field, entry in moved_settings(model):
         outer, dot, name = entry.path.rpartition(".")
-        table = values.get(outer) if dot else values
-        if not isinstance(table, Mapping) or name not in table:
+        around = values.get(outer) if dot else values
+        if not isinstance(around, Mapping) or name not in around:
             continue
+        table = cast("Mapping[str, Any]", around)
         old.append(OldName(f"{path}{entry.path}", f"{field}.{entry.to}", entry.until, entry.advice))
         value, left = table[name], {key: item for key, item in table.items() if key != name}
         if dot:
@@ -123,9 +124,10 @@ def _moved(model: type[BaseModel], values: Mapping[str, Any], path: str, old: li
             if value not in entry.values:
                 continue
             value = entry.values[value]
-        into = values.get(field, {})
-        if not isinstance(into, Mapping):  # validation refuses it
+        given = values.get(field, {})
+        if not isinstance(given, Mapping):  # validation refuses it
             continue
+        into = cast("Mapping[str, Any]", given)
         if entry.to in into:
             raise ConfigError(f"{path}{field}.{entry.to}: given twice, under its old name too: keep the new one alone")
         values = {**values, field: {**into, entry.to: value}}
@@ -139,11 +141,15 @@ def _inner(annotation: Any, value: Any, path: str, old: list[OldName]) -> Any:
         for member in args:
             value = _inner(member, value, path, old)
     elif isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        value = {key: _inner(args[1], item, f"{path}.{key}", old) for key, item in value.items()}
+        table = cast("Mapping[Any, Any]", value)
+        return {key: _inner(args[1], item, f"{path}.{key}", old) for key, item in table.items()}
     elif isinstance(origin, type) and issubclass(origin, Collection) and isinstance(value, list):
+        items = cast("list[Any]", value)
         for member in args:
-            value = [_inner(member, item, f"{path}.{index}", old) for index, item in enumerate(value)]
+            items = [_inner(member, item, f"{path}.{index}", old) for index, item in enumerate(items)]
+        return items
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, Mapping):
-        value, inner = current_names(annotation, value, f"{path}.")
+        current, inner = current_names(annotation, cast("Mapping[str, Any]", value), f"{path}.")
         old.extend(inner)
+        return current
     return value

@@ -55,7 +55,7 @@ def lacking(engine: str, gpu: bool = False) -> list[str]:
             f"{name} {f'= {python!r} is no program' if python else 'is not set'}: {engine} is not installed here"
             f" (containers/{engine})"
         ]
-    missing = []
+    missing: list[str] = []
     if needs.compiles:
         if not _compiler():
             missing.append(

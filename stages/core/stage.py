@@ -113,11 +113,8 @@ class Stage(_Declared, Generic[C_co]):
     ) -> None:
         cls.stage = cls.__module__.split(".")[-2]
         cls.env, cls.revision, cls.checkpoints, cls.reproducible = env, revision, checkpoints, reproducible
-        cls.config_type = next(
-            get_args(base)[0]
-            for base in cls.__orig_bases__  # type: ignore[attr-defined]
-            if get_origin(base) is Stage
-        )
+        bases: tuple[Any, ...] = getattr(cls, "__orig_bases__", ())
+        cls.config_type = next(get_args(base)[0] for base in bases if get_origin(base) is Stage)
         cls.ports = {}
         for name, hint in typing.get_type_hints(cls).items():
             if (port := _read_port(name, hint)) is not None:

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -92,7 +92,7 @@ class Cache:
         notes.flush()
 
     @contextmanager
-    def _locked(self, cached: Path) -> Iterator[IO[str]]:
+    def _locked(self, cached: Path) -> Generator[IO[str]]:
         """One process at a time works on an entry."""
         with entry_lock(cached) as notes:
             assert notes is not None  # as we wait for it

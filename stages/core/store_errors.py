@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from boto3.exceptions import Boto3Error
@@ -75,7 +75,7 @@ def object_name(address: StoreAddress, key: str) -> str:
 
 
 @contextmanager
-def client_errors(address: StoreAddress, key: str) -> Iterator[None]:
+def client_errors(address: StoreAddress, key: str) -> Generator[None]:
     """Turn what the S3 client raises into ConfigError, InfraError, Unavailable, Damaged or Conflict."""
     try:
         yield

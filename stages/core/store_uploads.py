@@ -1,5 +1,7 @@
 """Uploads in parts that nobody has completed: their parts take room in the store, and are in no listing of objects."""
 
+# a part of Store, in a file of its own
+# pyright: reportPrivateUsage=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

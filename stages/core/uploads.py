@@ -11,7 +11,7 @@ import os
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,7 +105,8 @@ class Uploads(Connection):
         begun = self._patiently(key, lambda: self._client.create_multipart_upload(**where, ChecksumAlgorithm="CRC32"))
         where["UploadId"] = begun["UploadId"]
         part_bytes = PART_BYTES * -(-size // (PART_BYTES * MOST_PARTS))
-        digest, crcs = hashlib.sha256(), []
+        digest = hashlib.sha256()
+        crcs: list[int] = []
         parts: list[Future[dict[str, Any]]] = []
         free: deque[bytearray] = deque()
         stop = threading.Event()
@@ -182,7 +183,8 @@ class Uploads(Connection):
 
 def file_sums(path: Path) -> Sums:
     """SHA-256 and blocks of a file, streamed. Raises OSError."""
-    digest, crcs, size = hashlib.sha256(), [], path.stat().st_size
+    digest, size = hashlib.sha256(), path.stat().st_size
+    crcs: list[int] = []
     buffer = memoryview(bytearray(min(size, PART_BYTES)))
     with open(path, "rb", buffering=0) as stream:
         for start in range(0, size, PART_BYTES):
@@ -192,7 +194,7 @@ def file_sums(path: Path) -> Sums:
 
 def _read_part(stream: io.RawIOBase | Any, part: memoryview, digest: Any, path: Path) -> list[int]:
     """Fill a buffer from a file, adding to its SHA-256 on the way; the CRC32 of each block in it."""
-    crcs = []
+    crcs: list[int] = []
     for start in range(0, len(part), PART_BYTES):
         block, at, crc = part[start : start + PART_BYTES], 0, 0
         while at < len(block):
@@ -235,7 +237,7 @@ class _Body(io.RawIOBase):
 
 
 @contextmanager
-def _forgetting() -> Iterator[None]:
+def _forgetting() -> Generator[None]:
     """Turn the store's answer that it knows no such transfer into _Forgotten."""
     try:
         yield

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +31,7 @@ def scratch() -> Path:
 
 
 @contextmanager
-def workspace() -> Iterator[Path]:
+def workspace() -> Generator[Path]:
     """A folder for this attempt alone, removed whatever happens."""
     base = scratch()
     base.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def workspace() -> Iterator[Path]:
 
 
 @contextmanager
-def shared_folder(name: str) -> Iterator[Path]:
+def shared_folder(name: str) -> Generator[Path]:
     """A folder of all processes of an attempt on this machine, removed by the last of them. On a file system without
     locks each has its own.
     """

@@ -27,6 +27,18 @@ global_batch_size, ...
 """
 VAGUE = ("found", "made", "own", "told", "wanted")
 """Variables that do not say what they hold. Fewer of them in each step."""
+SEARCHES = {
+    "minhash": "stages/dedup/minhash.py",  # the bands of MinHash
+    "slurm_script": "flows/launch/slurm_scripts.py",  # the header of a Slurm job
+    "connection": "stages/core/connection.py",  # how often S3 is asked again
+    "attention": "stages/lib/modeling/attention.py",  # the mask between documents
+    "lr_scheduler": "stages/lib/training/lr_scheduler.py",
+    "vision_table": "flows/report/vision_tables.py",  # Table 8 of the report
+    "checkpointer": "stages/lib/training/checkpointer.py",  # saving a checkpoint
+    "gpu_price": "infra/gpu_prices.toml",
+    "prefect_server": "flows/prefect_server.py",  # starting the server
+}
+"""Searches by name alone, and what each finds at the first guess: no other file's name answers."""
 CITES = re.compile(r"\bfacts/|\bRECIPE(?:\.md)?\s+\d|\bDESIGN\b|\bfindings/|\.\./shared|\b[Ff]indings? \d")
 TEXT = {"", ".cfg", ".css", ".example", ".html", ".in", ".js", ".md", ".py", ".sh", ".toml", ".yaml", ".yml"}
 
@@ -136,6 +148,21 @@ def test_variables_that_say_nothing_become_fewer() -> None:
 
 def test_nothing_cites_a_document_outside_the_repository() -> None:
     assert citations() == remaining()["citations"]
+
+
+def test_a_search_by_name_finds_the_file_at_the_first_guess() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "flows", "stages", "infra"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    for word, file in SEARCHES.items():
+        assert [name for name in tracked if word in Path(name).name and not name.endswith(".md")] == [file]
+    options = [p for p in sources() if 'Option("--set"' in p.read_text(encoding="utf-8")]
+    assert [place(p) for p in options] == ["flows/cli/common.py"]
+
+
+def test_the_readme_fits_on_a_screen_above_its_diagram() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.partition("<!-- derived: dag -->")[0].count("\n") <= 30
 
 
 def test_stages_shows_the_stages_alone() -> None:

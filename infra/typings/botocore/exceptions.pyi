@@ -1,0 +1,13 @@
+"""What is caught of botocore's errors."""
+
+from typing import Any
+
+class BotoCoreError(Exception): ...
+class NoCredentialsError(BotoCoreError): ...
+
+class ClientError(Exception):
+    response: dict[str, Any]
+    operation_name: str
+    def __init__(self, error_response: dict[str, Any], operation_name: str) -> None: ...
+
+def __getattr__(name: str) -> Any: ...
