@@ -214,7 +214,7 @@ def limits(plans: Sequence[NodePlan], profile: Profile, estimates: Mapping[str, 
 
     A run is not refused for them, as sums may be wrong where a person knows better; `moxin plan` ends with 1.
     """
-    lines = []
+    lines: list[str] = []
     for plan in plans:
         if not plan.will_run:
             continue

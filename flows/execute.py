@@ -63,10 +63,10 @@ class Execution:
     home: Path
     selected: frozenset[str]
     force: bool = False
-    observers: list[Observer] = field(default_factory=list)
-    answered: Mapping[str, Resolved] = field(default_factory=dict)
+    observers: list[Observer] = field(default_factory=list[Observer])
+    answered: Mapping[str, Resolved] = field(default_factory=dict[str, Resolved])
     """Nodes that the plan of this run, made a moment ago, found in the ledger: they are not looked up again."""
-    launchers: Mapping[str, Launcher] = field(default_factory=dict)
+    launchers: Mapping[str, Launcher] = field(default_factory=dict[str, Launcher])
     """Who runs a node, where it is not `launcher`."""
 
     def __post_init__(self) -> None:

@@ -211,7 +211,7 @@ def _walk(run_id: str, run: _Run) -> State[Any]:
         for plan in run.plans:
             name = plan.node.name
             upstream = [allow_failure(futures[parent]) for parent in plan.node.parents if parent in futures]
-            named = run_node.with_options(name=name)  # what a task is called that still waits
+            named: Any = run_node.with_options(name=name)  # what a task is called that still waits
             with TagsContext(current_tags=set()):  # a task with tags asks the server for each tag's limit
                 futures[name] = named.submit(name, run_id, return_state=False, wait_for=upstream)
         for name, future in futures.items():

@@ -40,7 +40,7 @@ def close(call: Call, pool: str, worker: str) -> list[str]:
     """
     query = {"flow_runs": {"state": {"type": {"any_": list(OPEN)}}}, "limit": 200}
     lines: list[str] = []
-    for run in call("POST", "/flow_runs/filter", query) or []:
+    for run in call("POST", "/flow_runs/filter", query) or ():
         if lost(run, pool, worker) is None:
             continue
         again = call(

@@ -44,10 +44,10 @@ class Memory:
 
     parts: Mapping[str, float]
     card: float
-    other: Mapping[str, float] = field(default_factory=dict)
+    other: Mapping[str, float] = field(default_factory=dict[str, float])
     measuring: float = 0.0
     """While parent and child are measured, before and after the training."""
-    host: Mapping[str, float] = field(default_factory=dict)
+    host: Mapping[str, float] = field(default_factory=dict[str, float])
     """Bytes of one machine's main memory by part, when it holds the most."""
     machine: float = 0.0
     """Of main memory, by the profile."""

@@ -74,10 +74,10 @@ def _table(value: Mapping[str, object]) -> Table:
             raise ValueError(f"row {row['model']} has no score")
         printed = row.get("average_printed")
         rows.append(Row(str(row["model"]), scores, None if printed is None else float(printed)))
-    given = value.get("num_fewshot") or {}
-    if not isinstance(given, dict):
+    given: object = value.get("num_fewshot") or None
+    if given is not None and not isinstance(given, dict):
         raise TypeError("num_fewshot is no table")
-    shots = cast("dict[str, Any]", given)
+    shots = cast("dict[str, Any]", given or {})
     return Table(
         int(str(value["table"])), str(value["title"]), columns, {k: int(v) for k, v in shots.items()}, tuple(rows)
     )

@@ -248,7 +248,7 @@ def _override_with_current_names(
             return None
         part, table = next(iter(cast("dict[str, Any]", table).items()))
         current.append(part)
-    return current, table
+    return current, cast("Any", table)
 
 
 def _set(tables: dict[str, Any], parts: list[str], value: Any, override: str, origin: dict[str, str]) -> None:

@@ -55,7 +55,7 @@ class NodeScale:
     """What the sums would need and is not known; "": they are whole."""
     notes: tuple[str, ...] = ()
     refusals: tuple[Problem, ...] = ()
-    outputs: Mapping[str, Amounts] = field(default_factory=dict)
+    outputs: Mapping[str, Amounts] = field(default_factory=dict[str, Amounts])
 
     @property
     def moved(self) -> float:
@@ -199,7 +199,7 @@ def _fixed(type_name: str, config: Any, port: str, known: Mapping[str, Any]) -> 
 
 def _from_outside(config: Any) -> bool:
     """Whether a stage takes data from outside, instead of making it on this machine."""
-    sets = getattr(config, "data_sets", None) or {}
+    sets: dict[str, Any] = getattr(config, "data_sets", None) or {}
     origins = {source.origin for source in sets.values()} or {getattr(config, "origin", "machine")}
     return not origins & {"machine", "drawn"}
 
@@ -212,7 +212,7 @@ def _images(config: Any, declared: Mapping[str, Any]) -> float:
 
 def limits(name: str, scale: NodeScale, resources: Resources) -> list[str]:
     """What a node would run into, one line each."""
-    lines = []
+    lines: list[str] = []
     if scale.disk > resources.scratch_gib * GIB:
         given = f"resources.{name}.scratch_gib = {resources.scratch_gib:g}"
         lines.append(f"{name}: needs {size(scale.disk)} of local disk, but {given}")

@@ -43,7 +43,7 @@ def ls(profile: ProfileOption = "tiny", json_: JsonOption = False) -> None:
     from flows.console import rows_table
     from stages.pipeline import PIPELINE
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     with open_ledger() as ledger:
         records = ledger.nodes(profile)
         for node in PIPELINE:

@@ -68,7 +68,9 @@ def status(
 def _show_status(rows: list[Any], json_: bool) -> None:
     from flows.console import rows_table
 
-    values = [dict(cast("dict[str, Any]", row)) if isinstance(row, dict) else vars(row) for row in rows]
+    values: list[dict[str, Any]] = [
+        dict(cast("dict[str, Any]", row)) if isinstance(row, dict) else vars(row) for row in rows
+    ]
     cache = _cache()
     if json_:
         print_json({"services": values, "cache": cache})

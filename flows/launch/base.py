@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 
@@ -107,7 +107,8 @@ def parse_event(line: str, plain: bool = False) -> dict[str, Any]:
     if not plain:
         with contextlib.suppress(ValueError):
             event = json.loads(line)
-    fields = _EVENT_FIELDS.get(str(event.get("event"))) if isinstance(event, dict) else None
+    event = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
+    fields = _EVENT_FIELDS.get(str(event.get("event")))
     if fields is None or not all(isinstance(event.get(name), kind) for name, kind in fields.items()):
         return {"event": "log", "level": "debug", "message": line}
     if event["event"] == "done" and event["exit"] not in set(ExitClass):

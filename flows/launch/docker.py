@@ -18,12 +18,12 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import docker
 from docker.errors import DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, Mount
-from docker.utils.socket import frames_iter
+from docker.utils import socket as docker_socket
 
 from flows import environments
 from flows.launch import reaper
@@ -60,7 +60,7 @@ class DockerHandle:
     def events(self) -> Iterator[dict[str, Any]]:
         cutters = {1: LineCutter(), _STDERR: LineCutter()}
         with contextlib.suppress(OSError):  # the daemon is gone; `wait` finds out more
-            for kind, data in frames_iter(self._stream, tty=False):
+            for kind, data in cast("Any", docker_socket).frames_iter(self._stream, tty=False):
                 for line in cutters[kind].lines(data):
                     yield parse_event(line.decode("utf-8", "replace"), kind == _STDERR)
         for kind, cutter in cutters.items():

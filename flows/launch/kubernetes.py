@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, ClassVar
 
 from flows import environments
@@ -134,7 +134,7 @@ class KubernetesHandle:
             return  # a server that is away for a moment ends nothing
         except (HTTPError, OSError):
             return
-        conditions = {c.type: c for c in status.conditions or [] if c.status == "True"}
+        conditions = {c.type: c for c in status.conditions or () if c.status == "True"}
         if "Complete" in conditions:
             self._end = (0, None)
         elif "Failed" in conditions:
@@ -172,13 +172,13 @@ def outcome(pods: list[Any], reason: str, node: str) -> tuple[int, dict[str, Any
 
     code = 0
     for pod in pods:
-        disrupted = [c for c in pod.status.conditions or [] if c.type == "DisruptionTarget" and c.status == "True"]
+        disrupted = [c for c in pod.status.conditions or () if c.type == "DisruptionTarget" and c.status == "True"]
         if disrupted or pod.status.reason in _PREEMPTED:
             return end(
                 ExitClass.PREEMPTED,
                 f"pod {pod.metadata.name}: {(disrupted[0].reason if disrupted else None) or pod.status.reason}",
             )
-        for container in pod.status.container_statuses or []:
+        for container in pod.status.container_statuses or ():
             ended = container.state.terminated
             if ended and ended.reason == "OOMKilled":
                 return end(ExitClass.OOM, f"out of memory: raise resources.{node}.memory_gib")
@@ -275,7 +275,7 @@ class KubernetesLauncher:
                 if error.status != 404:
                     raise
                 return None
-        if any(c.type in ("Complete", "Failed") and c.status == "True" for c in there.status.conditions or []):
+        if any(c.type in ("Complete", "Failed") and c.status == "True" for c in there.status.conditions or ()):
             return None
         arrays = self._arrays(job, there.metadata.uid) if uses_arrays(job) else None
         return KubernetesHandle(core, batch, self._site.namespace, id, job.request.node, arrays)
@@ -310,7 +310,7 @@ def delete(core: Any, batch: Any, namespace: str, name: str, grace: int) -> None
 def _image_id(pod: Any) -> str:
     """The image that the node really runs, with its digest; empty where the pod does not say yet."""
     return next(
-        (str(container.image_id) for container in pod.status.container_statuses or [] if container.image_id), ""
+        (str(container.image_id) for container in pod.status.container_statuses or () if container.image_id), ""
     )
 
 
@@ -318,15 +318,15 @@ def _waiting(pod: Any) -> str:
     """Why a pod does not run yet."""
     if pod is None:
         return "no pod yet"
-    for container in pod.status.container_statuses or []:
+    for container in pod.status.container_statuses or ():
         if container.state.waiting and container.state.waiting.reason:
             return str(container.state.waiting.reason)
-    unmet = [c for c in pod.status.conditions or [] if c.status == "False" and c.message]
+    unmet = [c for c in pod.status.conditions or () if c.status == "False" and c.message]
     return str(unmet[0].message) if unmet else "to be scheduled"
 
 
 @contextlib.contextmanager
-def _errors(what: str) -> Iterator[None]:
+def _errors(what: str) -> Generator[None]:
     """Turn the client's errors into one line."""
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError

@@ -90,7 +90,7 @@ class IndexedJobs:
             return Counter() if error.status == 404 else None
         except (HTTPError, OSError):
             return None
-        ended = [c for c in status.conditions or [] if c.type in ENDED and c.status == "True"]
+        ended = [c for c in status.conditions or () if c.type in ENDED and c.status == "True"]
         if not ended:
             return None
         reason = (ended[0].reason or "FAILED") if ended[0].type == "Failed" else "FAILED"

@@ -177,9 +177,9 @@ class ProcessLauncher:
         return None  # a stage ends with its control plane
 
     def reap(self, run_id: str | None = None) -> list[str]:
-        reaped = []
+        reaped: list[str] = []
         for process in psutil.process_iter(["environ"]):
-            env = process.info["environ"] or {}  # None: another user's
+            env: dict[str, str] = process.info["environ"] or {}  # None: another user's
             if env.get("MOXIN_SCRATCH") != str(self._settings.home / "scratch") or "MOXIN_LAUNCHER" not in env:
                 continue
             if (env.get("MOXIN_RUN") == run_id) if run_id else not process_alive(env["MOXIN_LAUNCHER"]):

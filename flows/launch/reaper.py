@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import docker
 from docker.errors import APIError, DockerException, NotFound
@@ -55,8 +55,12 @@ def owner_labels() -> dict[str, str]:
 def remove_containers(client: Any, containers: Iterable[Mapping[str, Any]]) -> None:
     """Stop containers (rows of the daemon's listing), all at the same time, and remove them with their volumes."""
     rows = list(containers)
+
+    def remove(row: Mapping[str, Any]) -> None:
+        _remove(client, row["Id"], row["Names"][0].lstrip("/"))
+
     with ThreadPoolExecutor(max(1, len(rows))) as pool:
-        list(pool.map(lambda row: _remove(client, row["Id"], row["Names"][0].lstrip("/")), rows))
+        list(pool.map(remove, rows))
 
 
 def remove_volumes(client: Any, volumes: Iterable[Any]) -> None:
@@ -93,7 +97,7 @@ def _remove_all_of(control: str) -> None:
     labels = {"label": [f"moxin.control={control}", f"moxin.host={host_identity()}"]}
     while True:
         try:
-            client = docker.from_env(timeout=120)
+            client = cast("Any", docker.from_env(timeout=120))
             remove_containers(client, client.api.containers(all=True, filters=labels))
             remove_volumes(client, client.volumes.list(filters=labels | {"dangling": True}))
             return

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flows.local_services import ports
 from flows.local_services.ports import Claims
@@ -151,7 +151,7 @@ def _same_trigger(ours: dict[str, Any], stored: dict[str, Any]) -> bool:
     """Whether the server's trigger says what ours does. The server adds fields, and lists names in any order."""
 
     def unordered(value: Any) -> Any:
-        return sorted(value) if isinstance(value, list) else value
+        return sorted(cast("list[Any]", value)) if isinstance(value, list) else value
 
     return all(unordered(stored.get(name)) == unordered(value) for name, value in ours.items())
 

@@ -57,7 +57,7 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, valu
         from stages.pipeline import PIPELINE as pipeline
     records = ledger.nodes(profile)
     results: dict[str, StageResult] = {}
-    nodes = []
+    nodes: list[NodeData] = []
     for node in pipeline:
         configured = values.configs[node.name].identity() if values else None
         nodes.append(_node(ledger, node, records.get(node.name), results, configured))
@@ -163,7 +163,7 @@ def read_pictures(ledger: Ledger, artifact: ArtifactManifest) -> list[dict[str, 
     """
     entries = {f.path: f for f in artifact.files}
     listing = ledger.store.get(entries[PICTURES].object) if PICTURES in entries else None
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row in json.loads(listing[0]) if listing else ():
         stored = ledger.store.get(entries[row["file"]].object) if row["file"] in entries else None
         if stored is not None:
@@ -178,7 +178,8 @@ def read_samples(
     the files that are too large to be read, and what is wrong with others. where: `node.port`.
     """
     rows: list[dict[str, Any]] = []
-    left_out, problems = [], []
+    left_out: list[str] = []
+    problems: list[str] = []
     for entry in artifact.files:
         suite, _, group = entry.path.removeprefix("samples/").removesuffix(".jsonl").partition(".")
         if not (entry.path.startswith("samples/") and group):

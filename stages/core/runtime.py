@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
 
 
 @contextmanager
-def cache_folder(request: StageRequest, root: Path) -> Iterator[Path]:
+def cache_folder(request: StageRequest, root: Path) -> Generator[Path]:
     """Where this attempt keeps what it fetches, for the processes that it starts too: the machine's cache, else a
     folder that goes with the attempt, one for all of its ranks.
     """

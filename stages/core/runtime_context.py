@@ -10,7 +10,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,7 +110,7 @@ class RuntimeContext:
         ) from error
 
     @contextlib.contextmanager
-    def damage_told(self) -> Iterator[None]:
+    def damage_told(self) -> Generator[None]:
         """While a stage runs: an input that it, or one of its tasks, finds damaged is reported; what another of its
         tasks had made is forgotten, so that the next attempt makes it again.
         """

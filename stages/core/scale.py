@@ -24,9 +24,9 @@ class Unknown(Exception):
 class Scale:
     """The size of one attempt. Bytes and counts; what is 0 does not occur."""
 
-    outputs: Mapping[str, Amounts] = field(default_factory=dict)
+    outputs: Mapping[str, Amounts] = field(default_factory=dict[str, Amounts])
     """By port."""
-    work: Mapping[str, float] = field(default_factory=dict)
+    work: Mapping[str, float] = field(default_factory=dict[str, float])
     """`{rate in infra/rates.toml: amount}`: core-seconds are amount / rate, added up."""
     tasks: float = 1.0
     task_output: float = 0.0
