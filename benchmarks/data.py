@@ -117,15 +117,13 @@ def measure_scorer(corpus: Path, folder: Path) -> dict[str, dict[str, float]]:
     texts = [s[a:b].tobytes().decode() for s, e in work for a, b in itertools.pairwise(e)]
     collapsed = np.concatenate([scorer.score(*part) for part in work])
     started = time.process_time()
-    by_fasttext = training.scores(model, texts)
+    plainly = training.scores(model, texts)
     plain = time.process_time() - started
     return {
         "score, collapsed": {"MB/s": size_of(work) / timed(lambda: [scorer.score(*part) for part in work])},
         "score, fastText": {
             "MB/s": size_of(work) / plain,
-            "largest difference (but at 0.5)": float(
-                np.abs(collapsed - by_fasttext)[np.abs(by_fasttext - 0.5) > 2e-5].max()
-            ),
+            "largest difference (but at 0.5)": float(np.abs(collapsed - plainly)[np.abs(plainly - 0.5) > 2e-5].max()),
         },
     }
 

@@ -184,11 +184,9 @@ def _renamed(model: type[BaseModel], values: Mapping[str, Any], place: str, warn
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """`over` on top of `base`, table by table."""
     out = dict(base)
-    for key, value in over.items():
-        old = out.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping):
-            value = merge(cast("Mapping[str, Any]", old), cast("Mapping[str, Any]", value))
-        out[key] = value
+    for key, new in over.items():
+        both = isinstance(old := out.get(key), Mapping) and isinstance(new, Mapping)
+        out[key] = merge(cast("Mapping[str, Any]", old), cast("Mapping[str, Any]", new)) if both else new
     return out
 
 

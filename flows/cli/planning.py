@@ -79,7 +79,7 @@ def plan(
         )
     else:
         texts = {
-            name: "; ".join(filter(None, (e.text(), name in stops and stops[name].text())))
+            name: "; ".join(text for text in (e.text(), stops[name].text() if name in stops else "") if text)
             for name, e in estimates.items()
         }
         _print_plan(plans, estimates, texts, warnings, findings)

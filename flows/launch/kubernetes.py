@@ -108,7 +108,7 @@ class KubernetesHandle:
         first = [
             p
             for p in pods
-            if (p.metadata.annotations or {}).get("batch.kubernetes.io/job-completion-index", "0") == "0"
+            if dict[str, str](p.metadata.annotations or ()).get("batch.kubernetes.io/job-completion-index", "0") == "0"
         ]
         return first[0] if first else None
 

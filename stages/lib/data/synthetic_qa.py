@@ -184,10 +184,10 @@ def generate_questions(
                 yield lesson
 
 
-def distinct_questions(lessons: Iterable[QuestionAnswer]) -> Iterator[QuestionAnswer]:
+def distinct_questions(rows: Iterable[QuestionAnswer]) -> Iterator[QuestionAnswer]:
     """The first lesson of each question."""
     asked: set[bytes] = set()
-    for lesson in lessons:
+    for lesson in rows:
         mark = fingerprint(lesson.question)
         if mark not in asked:
             asked.add(mark)
