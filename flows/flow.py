@@ -26,6 +26,7 @@ from flows import cost, garbage_collection, prefect_artifacts, preflight, profil
 from flows.event_dispatch import Observer
 from flows.execute import Execution, Outcome
 from flows.launch import Launcher, launcher
+from flows.lost_runs import RESTARTS
 from flows.plan import NodePlan, make_plan
 from flows.settings import Settings
 from flows.tensorboard_events import TensorBoardObserver
@@ -147,10 +148,15 @@ def moxin(
         ),
     ] = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
     plan_only: Annotated[bool, Field(description="Show the plan as a table and run nothing")] = False,
+    restarts: Annotated[
+        int, Field(ge=0, le=RESTARTS, description="How often this was started again by itself, after crashes")
+    ] = 0,
 ) -> State[Any]:
     """Run the Moxin pipeline, or a part of it. Finished nodes are answered from the ledger; a broken one resumes."""
     log, api_calls = get_run_logger(), prefect_artifacts.ApiCallQueue()
     run_id = str(flow_run.get_id())
+    if restarts:
+        log.warning("a run crashed: this one goes on with it by itself, the %d. of %d at most", restarts, RESTARTS)
     try:
         settings = Settings.load()
         values = profiles.load(profile.value, PIPELINE, set)

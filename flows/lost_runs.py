@@ -21,6 +21,8 @@ from stages.core.processes import host_identity, process_alive, process_identity
 TAG = "moxin-process:"
 """Tag of a run that was started in a terminal: the machine (a digest) and the process."""
 
+RESTARTS = 10
+"""How often a deployment's run that crashed is started again by itself, one after the other."""
 OPEN = ("PENDING", "RUNNING", "CANCELLING")
 """Types of states that somebody has to work on."""
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from flows import lost_runs
 from flows.local_services import ports
 from flows.local_services.ports import Claims
 from flows.local_services.processes import Launch, State
@@ -131,13 +132,70 @@ def heartbeat_automation() -> dict[str, Any]:
     }
 
 
-def configure(settings: Settings) -> None:
-    """The work pool, and the automation for dead runs: one that an earlier version made is brought up to date, and
-    stays switched off where somebody switched it off.
+def restart_automation() -> dict[str, Any]:
+    """The automation that starts a deployment's run again after a crash: what had finished is answered from the ledger,
+    a job that lives on is followed, everything else goes on from its checkpoint.
+
+    Whoever cancels a run ends it for good, and a run of a terminal has somebody there. A forced run would make anew
+    what it has made already: it, and a run past the bound, gets a number that the deployment's schema refuses.
     """
+
+    def given(parameter: str, default: str) -> dict[str, Any]:
+        return _json(f"{{{{ flow_run.parameters['{parameter}'] | default({default}) | tojson }}}}")
+
+    restarts = "flow_run.parameters['restarts'] | default(0)"
+    return {
+        "name": "moxin: start runs again that crashed",
+        "description": (
+            f"A run of a deployment whose process or machine died goes on in a new run, {lost_runs.RESTARTS} times at"
+            " most; not one that was cancelled, failed, or was forced."
+        ),
+        "enabled": True,
+        "trigger": {
+            "type": "event",
+            "posture": "Reactive",
+            "expect": ["prefect.flow-run.Crashed"],
+            "match": {"prefect.resource.id": ["prefect.flow-run.*"]},
+            "match_related": {"prefect.resource.role": ["deployment"]},
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": 0,
+        },
+        "actions": [
+            {
+                "type": "run-deployment",
+                "source": "inferred",
+                "schedule_after": 10,
+                "parameters": {
+                    "profile": given("profile", "'tiny'"),
+                    "select": given("select", "'full'"),
+                    "set": given("set", "[]"),
+                    "restarts": _json(
+                        f"{{{{ {lost_runs.RESTARTS + 1} if flow_run.parameters['force'] else ({restarts}) + 1 }}}}"
+                    ),
+                },
+            }
+        ],
+    }
+
+
+def _json(template: str) -> dict[str, Any]:
+    """A parameter that Prefect makes of a template's text."""
+    return {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": template}}
+
+
+def configure(settings: Settings) -> None:
+    """The work pool, and the automations for dead runs."""
     if call_api(settings, "GET", f"/work_pools/{POOL}", missing_ok=True) is None:
         call_api(settings, "POST", "/work_pools/", {"name": POOL, "type": "process"})
-    automation = heartbeat_automation()
+    for automation in (heartbeat_automation(), restart_automation()):
+        _automate(settings, automation)
+
+
+def _automate(settings: Settings, automation: dict[str, Any]) -> None:
+    """Make an automation. One that an earlier version made is brought up to date, and stays switched off where somebody
+    switched it off.
+    """
     named = {"automations": {"name": {"any_": [automation["name"]]}}}
     existing: list[dict[str, Any]] = call_api(settings, "POST", "/automations/filter", named) or []
     if not existing:

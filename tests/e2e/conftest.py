@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from flows.local_services.prefect import restart_automation
 from tests.support.installation import Installation
 
 
@@ -14,5 +15,15 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
     """Running services in a folder of their own; stopped at the end."""
     found = Installation(tmp_path_factory.mktemp("moxin") / "home")
     found.moxin("up")
+    switch_off_restarts(found)
     yield found
     found.moxin("down")
+
+
+def switch_off_restarts(installation: Installation) -> None:
+    """These tests kill flows, and see themselves what the next run does (tests/integration/flows/test_run_states.py has
+    the automation). It stays off at the next `moxin up`.
+    """
+    named = {"automations": {"name": {"any_": [restart_automation()["name"]]}}}
+    (automation,) = installation.prefect("POST", "/automations/filter", named)
+    installation.prefect("PATCH", f"/automations/{automation['id']}", {"enabled": False})

@@ -17,8 +17,11 @@ from stages.core.processes import process_identity
 from stages.core.store import Store
 from tests.support.limits import HANG
 from tests.support.prefect_runs import Run, prefect_server, task_states
+from tests.support.probe_pipeline import wait_for
 
 pytestmark = pytest.mark.slow
+
+GIVEN = {"profile": "small", "select": "pretrain_1+", "set": ['pretrain_1.run_name=it\'s "mine" <&>', "a.b=1"]}
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +79,42 @@ def test_a_run_whose_terminal_was_killed_is_closed(server: Settings, store: Stor
     assert line == f"run {name} (running) is closed as crashed: the terminal that it ran in is gone"
     assert newest_run(server)["state"]["type"] == "CRASHED"
     assert lost_runs.close(call, "moxin", process_identity()) == []
+
+
+def test_a_deployments_run_that_crashed_is_started_again_by_itself(server: Settings) -> None:
+    """With what it was given, and one more on the count. Not one that was cancelled or forced, nor one that was started
+    so often before: these end first, and the automation takes events in order.
+    """
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.flow import moxin
+
+    prefect.configure(server)
+    call = functools.partial(prefect.call_api, server)
+    flow = call("POST", "/flows/", {"name": "moxin"})
+    schema = parameter_schema(moxin).model_dump_for_openapi()
+    deployment = call(
+        "POST",
+        "/deployments/",
+        {"name": "full", "flow_id": flow["id"], "parameter_openapi_schema": schema, "enforce_parameter_schema": True}
+        | {"parameters": {"select": "full"}},
+    )
+
+    def ends(state: str, **parameters: object) -> None:
+        run = call("POST", f"/deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
+        call("POST", f"/flow_runs/{run['id']}/set_state", {"state": {"type": state}, "force": True})
+
+    def waiting() -> list[dict]:
+        query = {
+            "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}, "deployment_id": {"any_": [deployment["id"]]}}
+        }
+        return [run["parameters"] for run in call("POST", "/flow_runs/filter", query)]
+
+    ends("CANCELLED", **GIVEN)
+    ends("CRASHED", **GIVEN, force=True)
+    ends("CRASHED", **GIVEN, restarts=lost_runs.RESTARTS)
+    ends("CRASHED", **GIVEN, restarts=2)
+    ends("CRASHED")
+    wait_for(lambda: len(waiting()) >= 2, "no run was started again")
+    again = {**GIVEN, "restarts": 3}, {"profile": "tiny", "select": "full", "set": [], "restarts": 1}
+    assert sorted(waiting(), key=lambda parameters: -parameters["restarts"]) == list(again)

@@ -1,4 +1,6 @@
-"""The automation that ends dead runs: Prefect's own trigger takes a real heartbeat, and an old automation is mended."""
+"""The automations for dead runs: Prefect's own trigger takes a real heartbeat, and an old automation is mended. That a
+run that crashed is started again: tests/integration/flows/test_run_states.py.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +51,7 @@ class Server:
             return [
                 {"id": row.pop("id"), **json.loads(AutomationUpdate.model_validate(row).model_dump_json())}
                 for row in copy.deepcopy(self.rows)
+                if row["name"] in body["automations"]["name"]["any_"]
             ]
         if path.startswith("/automations/"):
             assert method in ("POST", "PUT")
@@ -62,6 +65,9 @@ class Server:
         return list(self.automations.values())
 
 
+RESTART = {"id": "1", **prefect.restart_automation()}
+
+
 def configured(monkeypatch: pytest.MonkeyPatch, server: Server) -> list[dict[str, Any]]:
     monkeypatch.setattr(prefect, "call_api", server.call)
     for _ in range(2):
@@ -69,16 +75,16 @@ def configured(monkeypatch: pytest.MonkeyPatch, server: Server) -> list[dict[str
     return server.rows
 
 
-def test_it_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
-    assert configured(monkeypatch, server) == [{"id": "0", **prefect.heartbeat_automation()}]
-    assert server.changes == 1
+    assert configured(monkeypatch, server) == [{"id": "0", **prefect.heartbeat_automation()}, RESTART]
+    assert server.changes == 2
 
 
 def test_one_that_can_never_fire_is_replaced_and_stays_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """As homes have it that were made while the names had lost their prefix."""
     broken = prefect.heartbeat_automation()
     broken["trigger"] = json.loads(json.dumps(broken["trigger"]).replace("prefect.", ""))
-    server = Server({**broken, "enabled": False})
-    assert configured(monkeypatch, server) == [{"id": "0", **prefect.heartbeat_automation(), "enabled": False}]
+    server = Server({**broken, "enabled": False}, RESTART)
+    assert configured(monkeypatch, server) == [{"id": "0", **prefect.heartbeat_automation(), "enabled": False}, RESTART]
     assert server.changes == 1, "the second start finds it as it should be"
