@@ -49,6 +49,11 @@ else:
 EXTRA_OBSERVERS: list[Observer] = []
 
 
+Restarts = Annotated[
+    int, Field(ge=0, le=RESTARTS, description="How often this was started again by itself, after crashes")
+]
+
+
 class _Run:
     """What the tasks of one flow run share. Kept out of their parameters: those travel to the Prefect API."""
 
@@ -148,19 +153,15 @@ def moxin(
         ),
     ] = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
     plan_only: Annotated[bool, Field(description="Show the plan as a table and run nothing")] = False,
-    restarts: Annotated[
-        int, Field(ge=0, le=RESTARTS, description="How often this was started again by itself, after crashes")
-    ] = 0,
+    restarts: Restarts = 0,
 ) -> State[Any]:
     """Run the Moxin pipeline, or a part of it. Finished nodes are answered from the ledger; a broken one resumes."""
     log, api_calls = get_run_logger(), prefect_artifacts.ApiCallQueue()
     run_id = str(flow_run.get_id())
-    if restarts:
-        log.warning("a run crashed: this one goes on with it by itself, the %d. of %d at most", restarts, RESTARTS)
     try:
         settings = Settings.load()
         values = profiles.load(profile.value, PIPELINE, set)
-        for warning in values.warnings:
+        for warning in _warnings(values, restarts):
             log.warning("%s", warning)
         ledger = Ledger(Store(settings.store))
         ledger.store.probe()
@@ -187,6 +188,12 @@ def moxin(
         return Failed(message=str(error))
     ENDED[run_id] = _walk(run_id, _Run(execution, plans, api_calls))
     return ENDED[run_id]
+
+
+def _warnings(values: profiles.Profile, restarts: int) -> list[str]:
+    """What a person should see before anything runs."""
+    crashed = [f"a run crashed: this one goes on with it by itself, restart {restarts} of {RESTARTS} at most"]
+    return crashed * bool(restarts) + list(values.warnings)
 
 
 def _problems(plans: list[NodePlan], values: profiles.Profile) -> list[preflight.Finding]:
