@@ -94,7 +94,7 @@ class RunDisplay:
             self._progress.update(self._tasks[node], completed=event["done"], total=event.get("total"))
         elif event.get("total") and time.monotonic() - self._said.get(node, 0.0) >= PLAIN_SECONDS:
             self._said[node] = time.monotonic()
-            note = self._notes.get(node, "")
+            note = self._notes.pop(node, "")  # said once: what follows may be a measurement
             self.console.print(line(f"        {node:<20} {100 * event['done'] / event['total']:3.0f}%  {note}"))
 
 

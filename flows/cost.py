@@ -19,6 +19,7 @@ from flows.memory import Memory
 from flows.plan import NodePlan
 from flows.profiles import Profile
 from flows.scale import NodeScale, size
+from flows.terminal_text import counted
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
@@ -384,7 +385,7 @@ def total_text(estimates: Mapping[str, Estimate], plans: Sequence[NodePlan]) -> 
     """The sums as one line for people."""
     sums = total(estimates)
     run = sum(p.will_run for p in plans)
-    line = f"{len(plans)} nodes, {run} to run"
+    line = f"{counted(len(plans), 'node')}, {run} to run"
     if run:
         line += (
             f": {_hours(sums['gpu_hours'])} GPU-hours, {sums['core_hours']:,.2f} core-hours, ${sums['dollars']:,.2f}"
@@ -394,6 +395,6 @@ def total_text(estimates: Mapping[str, Estimate], plans: Sequence[NodePlan]) -> 
     if run:
         line += (
             f"\n{size(sums['bytes_out'])} to store, {size(sums['bytes_moved'])} through the network,"
-            f" {sums['requests']:,.0f} store requests, {sums['tasks']:,.0f} tasks"
+            f" {counted(sums['requests'], 'store request')}, {counted(sums['tasks'], 'task')}"
         )
     return line

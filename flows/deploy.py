@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.local_services.prefect import POOL
+from flows.local_services.prefect import POOL, call_api
 from flows.settings import Settings
 from stages.core.files import ROOT
 from stages.pipeline import PIPELINE
@@ -48,27 +48,24 @@ def prefect_yaml() -> str:
 
 
 def register(settings: Settings) -> int:
-    """Create or update all deployments on the Prefect server; returns how many."""
-    from prefect.client.orchestration import get_client
+    """Create or update all deployments on the Prefect server; returns how many. Raises InfraError for a server that
+    refuses.
+    """
     from prefect.utilities.callables import parameter_schema
 
     from flows.flow import moxin
 
     schema = parameter_schema(moxin).model_dump_for_openapi()
-    with get_client(sync_client=True) as client:
-        flow_id = client.create_flow(moxin)
-        for row in deployments():
-            client.create_deployment(
-                flow_id=flow_id,
-                name=row["name"],
-                description=row["description"],
-                entrypoint=row["entrypoint"],
-                path=str(ROOT),
-                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
-                parameters=row["parameters"],
-                parameter_openapi_schema=schema,
-                enforce_parameter_schema=True,
-                work_pool_name=POOL,
-                tags=row["tags"],
-            )
-    return len(deployments())
+    flow_id = call_api(settings, "POST", "/flows/", {"name": moxin.name})["id"]
+    fixed = {
+        "flow_id": flow_id,
+        "path": str(ROOT),
+        "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+        "parameter_openapi_schema": schema,
+        "work_pool_name": POOL,
+    }
+    rows = deployments()
+    for row in rows:
+        kept = {key: value for key, value in row.items() if key != "work_pool"}
+        call_api(settings, "POST", "/deployments/", kept | fixed)
+    return len(rows)

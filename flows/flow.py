@@ -30,6 +30,7 @@ from flows.lost_runs import RESTARTS
 from flows.plan import NodePlan, make_plan
 from flows.settings import Settings
 from flows.tensorboard_events import TensorBoardObserver
+from flows.terminal_text import counted
 from stages.core.errors import StageError
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
@@ -259,7 +260,7 @@ def _walk(run_id: str, run: _Run) -> State[Any]:
     if missing := [name for name in run.nodes if name not in run.results]:  # no failure explains it: never "done"
         return Failed(message=f"no result of {', '.join(missing)}: run again")
     ran = sum(not outcome.cached for outcome in run.outcomes.values())
-    return Completed(message=f"{ran} nodes ran, {len(run.outcomes) - ran} were answered from the ledger")
+    return Completed(message=f"{counted(ran, 'node')} ran, {len(run.outcomes) - ran} answered from the ledger")
 
 
 def _tell_trouble(run: _Run) -> None:

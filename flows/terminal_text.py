@@ -18,6 +18,11 @@ def literal(value: object) -> str:
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), str(value)).replace("\t", "    ")
 
 
+def counted(number: float, noun: str) -> str:
+    """A number of things: `1 node`, `1,200 nodes`."""
+    return f"{number:,.0f} {noun}{'' if number == 1 else 's'}"
+
+
 def line(*parts: object | tuple[object, str]) -> Text:
     """A line of texts, each with a style or without: `line("found ", (name, "bold"))`. Nothing in them is markup."""
     return Text.assemble(*map(_styled, parts))

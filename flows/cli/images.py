@@ -10,6 +10,7 @@ import typer
 
 from flows.cli.common import out
 from flows.settings import home
+from flows.terminal_text import counted
 from stages.core.errors import ConfigError, InfraError
 
 app = typer.Typer(no_args_is_help=True, help="The images that stages run in on Docker, Slurm and Kubernetes.")
@@ -35,7 +36,7 @@ def build(
         out.print,
         rebuild,
     )
-    out.print(f"built {len(built)} images" if built else "every image is there already")
+    out.print(f"built {counted(len(built), 'image')}" if built else "every image is there already")
 
 
 @app.command("list")

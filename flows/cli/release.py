@@ -9,6 +9,7 @@ import typer
 
 from flows.cli.common import JsonOption, ProfileOption, load_profile, open_ledger, print_json, say
 from flows.settings import Settings
+from flows.terminal_text import counted
 from stages.core.errors import ConfigError
 
 REPORT_TITLE = "<title>Moxin: run report"
@@ -81,7 +82,7 @@ def _say_models(done: Any) -> None:
     for one in done.models:
         say(
             (one.name, "bold"),
-            f": {one.node} {one.digest[:12]}, {len(one.files)} files, {one.size:,} bytes  {one.path}",
+            f": {one.node} {one.digest[:12]}, {counted(len(one.files), 'file')}, {one.size:,} bytes  {one.path}",
         )
         _say_openness(done.openness[one.name])
     if done.data:
@@ -98,7 +99,10 @@ def _say_push(push: Any) -> None:
     verb = "pushed" if push.commit else "would push"
     known = {True: "", False: ", a new repository", None: ", which cannot be reached now"}
     state = f", commit {push.commit[:12]}" if push.commit else known[push.exists]
-    say((push.repository, "bold"), f": {verb} {len(push.send)} files, {push.size:,} bytes to {push.endpoint}{state}")
+    say(
+        (push.repository, "bold"),
+        f": {verb} {counted(len(push.send), 'file')}, {push.size:,} bytes to {push.endpoint}{state}",
+    )
     for path, size in push.send:
         say(f"  {size:>15,}  {path}")
     for path in push.remove:

@@ -24,7 +24,7 @@ from flows.cli.common import (
 )
 from flows.log_lines import FileLines, StoredLines
 from flows.settings import Settings
-from flows.terminal_text import line
+from flows.terminal_text import counted, line
 from stages.core.errors import ConfigError
 
 
@@ -105,7 +105,8 @@ def show(
     for port, manifest in result.outputs.items():
         facets = " ".join(f"{k}={str(v)[:16]}" for k, v in sorted(manifest.facets.items()))
         say(
-            f"  out  {port}: {manifest.type} {manifest.digest[:12]}, {manifest.count} files, {manifest.size:,} bytes  ",
+            f"  out  {port}: {manifest.type} {manifest.digest[:12]}, {counted(manifest.count, 'file')},"
+            f" {manifest.size:,} bytes  ",
             (facets, "dim"),
         )
     out.print(rows_table([{"setting": k, "value": json.dumps(v)} for k, v in result.config.items()]))

@@ -10,7 +10,7 @@ import typer
 
 from flows.cli.common import JsonOption, ProfileOption, err, find_node, load_profile, open_ledger, out, print_json, say
 from flows.settings import Settings
-from flows.terminal_text import line
+from flows.terminal_text import counted, line
 from stages.core.errors import ConfigError
 
 
@@ -101,7 +101,9 @@ def _tell(row: dict[str, Any]) -> None:
     for note in row["notes"]:
         out.print(line(("note:", "dim"), f" {note}"), soft_wrap=True)
     contents = f"{row['bytes_read']:,} bytes read" if row["deep"] else "names and sizes alone: --deep reads them"
-    scope = f"{row['results']} results, {row['files']} files ({contents}) in {row['seconds']:.1f} s"
+    scope = (
+        f"{counted(row['results'], 'result')}, {counted(row['files'], 'file')} ({contents}) in {row['seconds']:.1f} s"
+    )
     if row["faults"]:
         say((row["node"], "bold"), f": {scope}: {len(row['faults'])} links are broken")
     else:

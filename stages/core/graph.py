@@ -82,7 +82,7 @@ class Pipeline:
         if match is None or not named:
             close = difflib.get_close_matches(name, [*self.nodes, *{n.stage for n in self}, "full"], n=1)
             hint = f"; did you mean '{close[0]}'?" if close else f"; nodes: {', '.join(self.nodes)}"
-            raise ConfigError(f"select: no node or stage '{term}'{hint}")
+            raise ConfigError(f"no node or stage '{term}'{hint}")
         out = set(named)
         for node in named:
             out |= self.ancestors(node) if match.group(1) else set()

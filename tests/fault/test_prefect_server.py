@@ -42,7 +42,7 @@ def test_a_run_ends_well_without_its_prefect_server(server: Settings, store: Sto
         print(f"{mode}: {time.monotonic() - done:.1f} s from the last node's end to the program's")
         assert run.process.returncode == 0, (tmp_path / "stderr").read_text()[-2000:]
     assert (end["type"], end["server_knows"]) == ("COMPLETED", False), end
-    assert end["message"] == "6 nodes ran, 0 were answered from the ledger"
+    assert end["message"] == "6 nodes ran, 0 answered from the ledger"
     assert any("the Prefect server could not be told how the run ended" in line for line in run.warnings())
     assert "Traceback" not in (tmp_path / "stderr").read_text()
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.tree import Tree
 
 from flows.console import RunDisplay, rows_table
-from flows.terminal_text import line, literal
+from flows.terminal_text import counted, line, literal
 
 MARKUP = [
     "[/mirror/vg]",
@@ -77,11 +77,11 @@ def test_whatever_a_stage_logs_is_shown_as_it_is(text: str) -> None:
 @given(st.lists(texts))
 def test_a_log_is_read_back_row_by_row_whatever_is_in_it(messages: list[str]) -> None:
     """As flows/execute.py writes it. The last row is just being written."""
-    from flows.cli.results import _rows
+    from flows.log_lines import LineCutter
 
     rows = "".join(json.dumps({"message": message}, ensure_ascii=False) + "\n" for message in messages)
     raw = rows.encode("utf-8", "backslashreplace")
-    assert [json.loads(row)["message"] for row in _rows(raw + b'{"mess')] == messages
+    assert [json.loads(row)["message"] for row in LineCutter().lines(raw + b'{"mess')] == messages
 
 
 @given(texts)
@@ -120,3 +120,10 @@ def test_the_command_line_prints_no_markup() -> None:
 
     consoles: list[Any] = [common.out, common.err]
     assert [console._markup or console._emoji for console in consoles] == [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 nodes"), (1, "1 node"), (1.0, "1 node"), (2, "2 nodes"), (12_345.0, "12,345 nodes")]
+)
+def test_one_thing_is_no_plural(number: float, text: str) -> None:
+    assert counted(number, "node") == text
