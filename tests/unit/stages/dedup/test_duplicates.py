@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,6 @@ from stages.dedup import duplicates
 from stages.dedup.union_find import LARGE, around, cut_slices, find, splice
 from stages.lib.data.shuffle import gather
 from tests.support.deduplication import dedup, planted
-from tests.support.paths import ROOT
 from tests.support.worker_pool import corpus, parts
 
 
@@ -57,24 +53,3 @@ def test_small_slices_and_merges_give_the_same_bytes(
         assert small.stats[name] == whole.stats[name]
     assert small.stats.get("candidate_pairs") == whole.stats.get("candidate_pairs")
     assert len(list(tmp_path.glob("small/**/bands-merge"))) == 1
-
-
-def test_a_hundred_shards_with_few_open_files(tmp_path: Path) -> None:
-    """520 sources, each a shard of its own, and 80 files that may be open."""
-    script = """
-import json, resource, sys
-from pathlib import Path
-from tests.unit.stages.dedup.test_duplicates import *
-from stages.dedup import bloom_filter  # what is imported opens files too
-resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
-texts = planted(5, size=430, copies=90)
-ctx = dedup(Path(sys.argv[1]), *[[text] for text in texts])
-print(json.dumps([ctx.stats["funnel"], ctx.stats["clusters"]]))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "many")], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    one = dedup(tmp_path / "one", planted(5, size=430, copies=90))
-    assert json.loads(done.stdout) == [one.stats["funnel"], one.stats["clusters"]]
-    assert list(tmp_path.glob("many/**/bands-merge")), "more files than are read together"
