@@ -35,7 +35,7 @@ from flows import execute, lease_manager, running_stages
 from flows.launch.slurm import Site, SlurmLauncher
 from flows.launch.slurm_controller import run as slurm
 from flows.local_services import lifecycle, object_store, processes, state_file
-from flows.prefect_artifacts import read_metrics
+from flows.log_lines import metric_rows
 from flows.settings import BUCKET, Settings
 from stages.core import leases, records
 from stages.core.files import ROOT
@@ -232,7 +232,7 @@ def curve(store: Store) -> list[dict[str, float]]:
     ledger = Ledger(store)
     record = ledger.node("test", NODE)
     result = ledger.manifest(record.key) if record else None
-    return read_metrics(ledger, result[0].metrics_object) if result else []
+    return metric_rows(store, result[0].metrics_object) if result else []
 
 
 def play(days: int, step_seconds: float) -> int:
