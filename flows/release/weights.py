@@ -1,8 +1,5 @@
 """Weights as a hub has them: safetensors of at most 5 GB, with an index. Bytes are copied by ranges; no tensor library
 is needed, and no more of a model is in memory at once than one block of a file.
-
-The format: 8 bytes, the length of the header, little endian; the header, JSON `{name: {dtype, shape, data_offsets}}`;
-the tensors' bytes (https://huggingface.co/docs/safetensors).
 """
 
 from __future__ import annotations
@@ -18,41 +15,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from stages.core.errors import InputError
+from stages.lib.formats import tensor_file
 
 MAX_SHARD_BYTES = 5_000_000_000
 """The hub's own limit for a shard (huggingface_hub's MAX_SHARD_SIZE, '5GB')."""
 INDEX, PATTERN = "model.safetensors.index.json", "model{suffix}.safetensors"
 SUFFIX = ".safetensors"
-_HEADER_BYTES = 100_000_000  # the format's own limit
 _BLOCK = 16 << 20
-_BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
-    "U16": 16, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """Where one tensor lies. start, end: bytes from the beginning of the file."""
+class Tensor(tensor_file.Tensor):
+    """Where one tensor lies, and in which file."""
 
     file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.end - self.start
-
-    @property
-    def elements(self) -> int:
-        """Numbers in it."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
 
 
 @dataclass(frozen=True)
@@ -68,35 +44,13 @@ class Weights:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, checked against its size. Raises InputError."""
-    size = path.stat().st_size
-    with open(path, "rb") as stream:
-        head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if not 2 <= length <= min(_HEADER_BYTES, size - 8):
-            raise InputError(f"{path.name} is no safetensors file: its header would have {length} bytes")
-        raw = stream.read(length)
+    """The tensors of a file, in order. Raises InputError."""
     try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        tensors = {name: _tensor(path, value, 8 + length) for name, value in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path.name}: its header cannot be read ({error})") from error
-    end = 8 + length
-    for name, tensor in sorted(tensors.items(), key=lambda row: row[1].start):
-        if tensor.start != end or tensor.size * 8 != tensor.elements * _BITS[tensor.dtype]:
-            raise InputError(f"{path.name}: tensor {name} does not lie where its header says")
-        end = tensor.end
-    if end != size:
-        raise InputError(f"{path.name} has {size:,} bytes, its header tells of {end:,}")
-    return tensors
-
-
-def _tensor(path: Path, value: Mapping[str, Any], base: int) -> Tensor:
-    start, end = value["data_offsets"]
-    if value["dtype"] not in _BITS:
-        raise ValueError(f"unknown type {value['dtype']}")
-    return Tensor(path, value["dtype"], tuple(map(int, value["shape"])), base + start, base + end)
+        with open(path, "rb") as stream:
+            header = tensor_file.read_header(stream, path.stat().st_size)
+    except ValueError as error:
+        raise InputError(f"{path.name}: {error}") from error
+    return {name: Tensor(t.dtype, t.shape, t.start, t.end, path) for name, t in header.tensors.items()}
 
 
 def _size(tensor: Tensor) -> int:
@@ -172,7 +126,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """One file. The widest types come first, so that all lie aligned, as the format's own library has it."""
-    order = sorted(tensors, key=lambda name: (-_BITS[tensors[name].dtype], name))
+    order = sorted(tensors, key=lambda name: (-tensor_file.BITS[tensors[name].dtype], name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name in order:
