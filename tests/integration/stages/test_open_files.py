@@ -24,7 +24,7 @@ from stages.tokenize import packing
 from stages.tokenize.packing import Windows, shuffle
 from stages.tokenize.streams import Stream
 from tests.support.deduplication import dedup, planted
-from tests.unit.stages.tokenize.test_packing import encoded, ids_of, in_order, random_parts
+from tests.support.encoded_ids import encoded, ids_of, in_order, random_parts
 
 ROOM = 64
 

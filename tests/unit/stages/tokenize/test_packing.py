@@ -4,11 +4,9 @@ time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import threading
-from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,49 +19,11 @@ from hypothesis import strategies as st
 from stages.core.artifacts import FileEntry
 from stages.core.errors import ConfigError, InfraError
 from stages.lib.data.workers import Pool
-from stages.lib.formats.shards import row_type
 from stages.tokenize import hash_sampling, packing, streams
 from stages.tokenize.hash_sampling import Cut
 from stages.tokenize.packing import Windows, edges, shuffle, window_keys
 from stages.tokenize.streams import Encoded, Layout, Stream
-
-U16 = np.dtype(np.uint16)
-LENGTH, VOCABULARY = 7, 300
-
-
-def entry(path: Path) -> FileEntry:
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    return FileEntry(path=path.name, size=len(data), sha256=digest, object=str(path.absolute()))
-
-
-def encoded(folder: Path, parts: Sequence[np.ndarray], name: str = "ids") -> list[Encoded]:
-    """Files of ids, as encoding leaves them."""
-    found = []
-    for n, ids in enumerate(parts):
-        ids.tofile(folder / f"{name}-{n}")
-        found.append(Encoded(entry(folder / f"{name}-{n}"), len(ids)))
-    return found
-
-
-def ids_of(shards: Sequence[tuple[FileEntry, int]], length: int = LENGTH) -> np.ndarray:
-    """All windows of some shards, [n, length]."""
-    found = [np.fromfile(e.object, row_type(length, U16)) for e, _ in shards]
-    assert [len(part) for part in found] == [rows for _, rows in shards]
-    found = [part["ids"] for part in found]
-    return np.concatenate([np.empty((0, length), U16), *found])
-
-
-def in_order(stream: np.ndarray, seed: int, length: int = LENGTH) -> np.ndarray:
-    """The windows of a stream in the order of their keys, by a sort in memory."""
-    count = len(stream) // length
-    return stream[: count * length].reshape(-1, length)[np.argsort(window_keys(0, count, seed), kind="stable")]
-
-
-def random_parts(sizes: Sequence[int], seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(3, VOCABULARY, n, dtype=np.uint16) for n in sizes]
-
+from tests.support.encoded_ids import LENGTH, U16, VOCABULARY, encoded, entry, ids_of, in_order, random_parts
 
 SIZES = [  # bytes of a group, of a shard, files that a task reads from
     (1 << 30, 1 << 28, 512),
