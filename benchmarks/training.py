@@ -106,7 +106,6 @@ def windows(size: str) -> Any:
 
 def folder_of(size: str, folder: Path) -> Path:
     """The starting weights as a Hugging Face folder."""
-    import torch
 
     from stages.lib.modeling.decoder import MoxinLM
     from stages.lib.modeling.hf_checkpoint import save_model
@@ -114,7 +113,7 @@ def folder_of(size: str, folder: Path) -> Path:
     out = folder / size
     if not out.exists():
         model = MoxinLM(shape_of(size), SIZES[size]["vocab"])
-        model.initialize(torch.Generator().manual_seed(0))
+        model.initialize(0)
         out.mkdir(parents=True)
         save_model(model, out, out, "benchmark")
     return out
@@ -145,8 +144,9 @@ def _moxin(meter: Meter, size: str, dropout: float, folder: Path, threads: int) 
     """The stage's own step."""
     import torch
 
-    from stages.lib.modeling.hf_checkpoint import load_model
+    from stages.lib.modeling.decoder import MoxinLM
     from stages.lib.modeling.processor import prepare
+    from stages.lib.modeling.weights import StoredWeights
     from stages.lib.training.backends.base import WindowBatch
     from stages.lib.training.backends.factory import make_backend
     from stages.lib.training.parallel_dims import ParallelDims
@@ -159,7 +159,9 @@ def _moxin(meter: Meter, size: str, dropout: float, folder: Path, threads: int) 
         micro_batch_size=count, dropout=dropout, precision="fp32", threads=threads, warmup_steps=0, weight_decay=DECAY,
         grad_clip=CLIP, device="cpu",
     )  # fmt: skip
-    backend = make_backend(load_model(folder, dropout), config, ParallelDims(torch.device("cpu")))
+    with torch.device("meta"):
+        model = MoxinLM(shape_of(size), SIZES[size]["vocab"], dropout)
+    backend = make_backend(model, StoredWeights(folder), config, ParallelDims(torch.device("cpu")))
     predicted = count * (length - 1)
     for number, ids in enumerate(windows(size)):
         meter.start()

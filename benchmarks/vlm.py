@@ -50,7 +50,7 @@ def base_model(root: Path) -> LocalArtifact:
         (root / name).mkdir(parents=True)
     entries = tokenizer(root / "tokenizer")
     model = MoxinLM(SHAPE, entries)
-    model.initialize(torch.Generator().manual_seed(0))
+    model.initialize(0)
     save_model(model, root / "base", root / "tokenizer", "card")
     return local_artifact(Model, root / "base", {**FACETS, "vocab_size": entries, "context_length": 1024})
 

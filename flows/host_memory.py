@@ -10,6 +10,9 @@ from stages.lib.modeling.memory import FULL, HALF
 PROCESS, CPU_PROCESS = 3 * 2**30, 0.6 * 2**30
 """Bytes of a process that has PyTorch loaded, with CUDA and without (declared)."""
 
+WEIGHT = 0.02
+"""The largest weight as a share of all (declared; at 7b the embedding has 0.016)."""
+
 
 def needed(stage: str, config: Any, resources: Resources, count: int) -> dict[str, float]:
     """Bytes of a GPU machine's main memory when it holds the most: as it begins, or as it saves or ends."""
@@ -18,8 +21,13 @@ def needed(stage: str, config: Any, resources: Resources, count: int) -> dict[st
     processes = {"processes": float(PROCESS * ranks)}
     saved = {"copy for a checkpoint": 3 * FULL * count * share}  # stages/lib/training/checkpointer.py
     if stage in ("pretrain", "vlm"):
-        begins = {"whole model in each process": float(FULL * count * ranks)}
-        ends = {"exported model": float(FULL * count * (2 if stage == "vlm" else 1)), **saved}
+        gemini = engine == "colossalai" and config.parallel.plugin == "gemini"  # its chunks are cut from the whole
+        begins = (
+            {"whole model in each process": float(FULL * count * ranks)}
+            if gemini
+            else {"one weight in each process": FULL * WEIGHT * count * ranks}  # read, drawn or written
+        )
+        ends = saved
         if config.parallel.offload:
             ends["offloaded masters, moments"] = 12 * count * share
     elif engine == "trl":

@@ -70,6 +70,16 @@ class InfraError(StageError):
     exit_class = ExitClass.INFRA
 
 
+class PeerFailed(StageError):
+    """Another process of the same stage failed, on this machine or on another: its class and its reason are this one's
+    too.
+    """
+
+    def __init__(self, exit_class: ExitClass, message: str) -> None:
+        super().__init__(message)
+        self.exit_class = exit_class  # type: ignore[misc]
+
+
 class Preempted(StageError):
     """The stage was asked to stop and did so at a safe place."""
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from stages.core import selfcheck
 from stages.core.config import StageConfig
-from stages.core.errors import ConfigError, ExitClass, InfraError, Preempted, StageError
+from stages.core.errors import ConfigError, ExitClass, InfraError, PeerFailed, Preempted, StageError
 from stages.core.events import Events, own_rank, world_size
 from stages.core.failures import classify, disk_told
 from stages.core.interpreters import interpreter
@@ -100,14 +100,15 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
             selfcheck.require(
                 request.node, context.config
             )  # before the first byte: an engine that cannot begin has no use for its inputs
-        context.stage_in(cache)
         module = importlib.import_module(f"stages.{request.stage}.run")
-        stopper.cooperative = stage.checkpoints
-        if context.stopping:
-            raise Preempted("stopped on request")
-        with context.damage_told():
-            module.run(context)
-        stopper.cooperative = False
+        with getattr(module, "meeting", contextlib.nullcontext)(), inputs_folder(request) as shared:
+            context.stage_in(cache, shared)
+            stopper.cooperative = stage.checkpoints
+            if context.stopping:
+                raise Preempted("stopped on request")
+            with context.damage_told():
+                module.run(context)
+            stopper.cooperative = False
         if own_rank() > 0:
             return None
         if context.stopping:
@@ -130,6 +131,16 @@ def cache_folder(request: StageRequest, root: Path) -> Generator[Path]:
             yield folder
         finally:
             del os.environ[CACHE]
+
+
+@contextmanager
+def inputs_folder(request: StageRequest) -> Iterator[Path | None]:
+    """Where the processes of an attempt on this machine have their inputs together; None: there is one process."""
+    if world_size() == 1:
+        yield None
+        return
+    with shared_folder(f"inputs-{request.key}-{request.lease.epoch}") as folder:
+        yield folder
 
 
 def read_request(given: str) -> StageRequest:
@@ -189,7 +200,8 @@ def main(arguments: list[str] | None = None) -> int:
         exit_class, message = classify(error, scratch())
         if exit_class is ExitClass.BUG:
             traceback.print_exc(file=sys.stderr)
-        events.emit("done", exit=exit_class, message=message)
+        if own_rank() == 0 or not isinstance(error, PeerFailed):  # the one that failed has said why
+            events.emit("done", exit=exit_class, message=message)
         leave_outcome(request, exit_class, message)
         return exit_class.code
     if result is not None:

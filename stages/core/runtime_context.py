@@ -27,6 +27,7 @@ from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
 from stages.core.messages import Attempt, InputRef, StageRequest, StageResult
 from stages.core.metric_rows import METRICS_FILE
+from stages.core.node_staging import once
 from stages.core.records import now
 from stages.core.registry import validated_config
 from stages.core.runtime_checkpoints import RuntimeCheckpoints
@@ -75,26 +76,44 @@ class RuntimeContext:
 
     # inputs -----------------------------------------------------------------------------------------------------
 
-    def stage_in(self, cache: Cache) -> None:
-        """Bring the inputs that are read whole to local disk, through the content-addressed cache."""
+    def stage_in(self, cache: Cache, folder: Path | None = None) -> None:
+        """Bring the inputs that are read whole to local disk, through the content-addressed cache. folder: which all
+        processes of the attempt on this machine share; one of them does it, and the others take over what it found.
+        """
+        if folder is None:
+            self._inputs = self._stage_in_all(cache, self.root / "in")
+        else:
+            self._take_over(once(folder, lambda: _told(self._stage_in_all(cache, folder / "in"))))
+        self.bytes_in = sum(
+            entry.size for many in self._inputs.values() for artifact in many for entry in artifact.manifest.files
+        )
+
+    def _take_over(self, staged: Mapping[str, Any]) -> None:
+        for port, many in staged.items():
+            self._inputs[port] = [
+                LocalArtifact(place and Path(place), ArtifactManifest.model_validate(manifest), node)
+                for place, manifest, node in many
+            ]
+
+    def _stage_in_all(self, cache: Cache, root: Path) -> dict[str, list[LocalArtifact]]:
         producers: dict[str, StageResult | None] = {}
-        for port, refs in self.request.inputs.items():
-            self._inputs[port] = [self._stage_in_one(port, i, ref, cache, producers) for i, ref in enumerate(refs)]
+        return {
+            port: [self._stage_in_one(port, root / port / str(i), ref, cache, producers) for i, ref in enumerate(refs)]
+            for port, refs in self.request.inputs.items()
+        }
 
     def _stage_in_one(
-        self, port: str, index: int, ref: InputRef, cache: Cache, producers: dict[str, StageResult | None]
+        self, port: str, folder: Path, ref: InputRef, cache: Cache, producers: dict[str, StageResult | None]
     ) -> LocalArtifact:
-        folder = self.root / "in" / port / str(index)
         entries: list[FileEntry] = []
         try:
             entries = self.ledger.input_entries(ref, producers)
-            self.bytes_in += sum(entry.size for entry in entries)
             if odd := next((e.path for e in entries if e.path.startswith("/") or ".." in e.path.split("/")), None):
                 raise InputError(f"artifact {ref.node}.{ref.port} lists a path outside itself: {odd!r}")
             if self.stage.reads.get(port, "whole") != "whole":
                 return LocalArtifact(None, ref.manifest.model_copy(update={"files": tuple(entries)}), ref.node)
             wanted = [(entry, folder / entry.path) for entry in entries]
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=True)
             cache.fetch(wanted)
         except Damaged as error:
             self._tell_damage(error, ref, entries)
@@ -327,3 +346,11 @@ class RuntimeContext:
 
     def array(self, place: str, name: str, tasks: int, cpus: float, memory_gib: float) -> None:
         self.events.emit("array", place=place, name=name, tasks=tasks, cpus=cpus, memory_gib=memory_gib)
+
+
+def _told(inputs: Mapping[str, Sequence[LocalArtifact]]) -> dict[str, Any]:
+    """Inputs as JSON, for the other processes on this machine."""
+    return {
+        port: [[a.folder and str(a.folder), a.manifest.model_dump(mode="json"), a.node] for a in many]
+        for port, many in inputs.items()
+    }

@@ -8,24 +8,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stages.core.context import Context
 from stages.core.errors import ConfigError
 from stages.lib.modeling import flex
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.device import compute_device
-from stages.lib.modeling.hf_checkpoint import ARCHITECTURE, load_model, read_shape, save_model
+from stages.lib.modeling.hf_checkpoint import ARCHITECTURE, config_json, read_shape, save_beside
 from stages.lib.modeling.processor import prepare
+from stages.lib.modeling.weights import FreshWeights, StoredWeights, Weights
 from stages.lib.training import validation
 from stages.lib.training.backends.factory import make_backend
 from stages.lib.training.evaluation import HeldOutEvaluation
+from stages.lib.training.export import export
 from stages.lib.training.lr_scheduler import WarmupCosine
+from stages.lib.training.meeting import meeting
 from stages.lib.training.parallel_dims import ParallelDims, distributed, world_size
 from stages.lib.training.trainer import Trainer
 from stages.pretrain.card import model_card
 from stages.pretrain.data import open_windows
 from stages.pretrain.spec import PretrainConfig
+
+__all__ = ["meeting", "run"]  # the runtime has processes join it before they stage their inputs in
 
 
 def run(ctx: Context[PretrainConfig]) -> None:
@@ -34,7 +38,7 @@ def run(ctx: Context[PretrainConfig]) -> None:
     prepare(config.threads)
     validation.require_fitting_processes(ctx.node, config, world_size())
     device = compute_device(ctx.node, config.device, config.precision)
-    with distributed(ctx.node, device, config.parallel.model_parallel_size) as dims:
+    with distributed(ctx, device, config.parallel.model_parallel_size) as dims:
         _train(ctx, dims)
 
 
@@ -49,10 +53,11 @@ def _train(ctx: Context[PretrainConfig], dims: ParallelDims) -> None:
         require_compiler(ctx.node, dims.device)
     vocabulary = int(ctx.input("tokenizer").facets["vocab_size"])
     data = open_windows(ctx, dims)
-    model = _model(ctx, vocabulary)
+    model, first = _model(ctx, vocabulary)
     model.flexible = config.attention == "flex"
-    parameters = sum(p.numel() for p in model.parameters())
-    backend = make_backend(model, config, dims)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    parameters = sum(shape.numel() for shape in shapes.values())
+    backend = make_backend(model, first, config, dims)
     ctx.log(
         f"{parameters:,} parameters on {_machines(dims)}; {config.steps:,} steps of {config.global_batch_size} x"
         f" {config.sequence_length} tokens; {len(data.train):,} windows to train on,"
@@ -67,9 +72,9 @@ def _train(ctx: Context[PretrainConfig], dims: ParallelDims) -> None:
     stats = {"parameters": parameters, "epochs": round(config.steps * config.global_batch_size / len(data.train), 4)}
     stats |= _stats(config, trainer, evaluation, dims, vocabulary)
     ctx.stat(**stats)
-    weights = backend.export()
+    export(ctx, "model", dims, shapes, backend.export)
     if dims.rank == 0:
-        _write(ctx, model, weights, stats, data.train.index)
+        _describe(ctx, stats, data.train.index)
 
 
 def _stats(
@@ -97,16 +102,11 @@ def _stats(
     return stats
 
 
-def _write(
-    ctx: Context[PretrainConfig],
-    model: MoxinLM,
-    weights: Mapping[str, Tensor],
-    stats: Mapping[str, Any],
-    index: Mapping[str, Any],
-) -> None:
-    """The model's folder, facets and meta. index: `index.json` of the training shards."""
+def _describe(ctx: Context[PretrainConfig], stats: Mapping[str, Any], index: Mapping[str, Any]) -> None:
+    """What lies beside the weights in the model's folder, its facets and meta. index: `index.json` of the shards."""
     tokenizer, shape, benchmarks = ctx.input("tokenizer"), ctx.config.shape, _benchmarks(ctx)
-    save_model(model, ctx.output("model"), tokenizer.path, model_card(ctx, stats, index, benchmarks), weights)
+    config = config_json(shape, int(tokenizer.facets["vocab_size"]), "float32")
+    save_beside(ctx.output("model"), config, tokenizer.path, model_card(ctx, stats, index, benchmarks))
     facets = {
         "architecture": ARCHITECTURE,
         "tokenizer_digest": str(tokenizer.facets["tokenizer_digest"]),
@@ -142,14 +142,14 @@ def _machines(dims: ParallelDims) -> str:
     )
 
 
-def _model(ctx: Context[PretrainConfig], vocabulary: int) -> MoxinLM:
-    """The parent's model, or a fresh one."""
+def _model(ctx: Context[PretrainConfig], vocabulary: int) -> tuple[MoxinLM, Weights]:
+    """The model without memory, and what it begins with: the parent's weights, or fresh ones."""
     config = ctx.config
+    with torch.device("meta"):
+        model = MoxinLM(config.shape, vocabulary, config.dropout, config.recompute)
     parents = ctx.inputs("parent")
     if not parents:
-        model = MoxinLM(config.shape, vocabulary, config.dropout, config.recompute)
-        model.initialize(torch.Generator().manual_seed(config.seed))
-        return model
+        return model, FreshWeights(config.seed, config.shape.layers)
     shape, entries = read_shape(parents[0].path)
     if shape != config.shape:
         here, there = config.shape.model_dump(), shape.model_dump()
@@ -161,7 +161,7 @@ def _model(ctx: Context[PretrainConfig], vocabulary: int) -> MoxinLM:
         raise ConfigError(
             f"{ctx.node}: the tokenizer has {vocabulary} entries, its parent {parents[0].node} has {entries}"
         )
-    return load_model(parents[0].path, config.dropout, config.recompute)
+    return model, StoredWeights(parents[0].path).require(model)
 
 
 def _benchmarks(ctx: Context[PretrainConfig]) -> list[str]:

@@ -124,7 +124,7 @@ class PretrainConfig(StageConfig):
         return self
 
 
-class Pretrain(Stage[PretrainConfig], env="train", revision=4, checkpoints=True, reproducible="same hardware"):
+class Pretrain(Stage[PretrainConfig], env="train", revision=5, checkpoints=True, reproducible="same hardware"):
     """Train the decoder on packed windows: one phase, resumable at any step."""
 
     tokens: Input[TokenShards]

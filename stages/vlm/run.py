@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig
 
 from stages.core.context import Context
@@ -17,20 +20,28 @@ from stages.lib.formats import vocabulary
 from stages.lib.modeling.device import compute_device
 from stages.lib.modeling.hf_checkpoint import read_shape
 from stages.lib.modeling.recompute import selective_contexts
+from stages.lib.modeling.weights import StoredWeights, whole
 from stages.lib.training import validation
-from stages.lib.training.backends.base import Trainable
+from stages.lib.training.backends.base import Backend, Trainable
 from stages.lib.training.backends.fsdp import TorchBackend
+from stages.lib.training.export import export
 from stages.lib.training.lr_scheduler import WarmupCosine
+from stages.lib.training.meeting import meeting
 from stages.lib.training.parallel_dims import ParallelDims, distributed, world_size
 from stages.lib.training.trainer import Trainer
 from stages.lib.vision import hf_checkpoint
 from stages.lib.vision.conversations import read_rows
 from stages.lib.vision.features import Features
-from stages.lib.vision.towers import load_towers, patches
+from stages.lib.vision.modeling_moxin_vlm import MoxinVLM
+from stages.lib.vision.towers import patches
 from stages.vlm.batches import Rows, encode_rows
 from stages.vlm.card import model_card
 from stages.vlm.data import AnswerLoss, RowData, TowerFeatures
 from stages.vlm.spec import ARCHITECTURE, VlmConfig, padded
+
+__all__ = ["meeting", "run"]  # the runtime has processes join it before they stage their inputs in
+TOWERS = ("dino.", "siglip.")
+"""What the names of the towers' weights begin with."""
 
 
 def run(ctx: Context[VlmConfig]) -> None:
@@ -42,7 +53,7 @@ def run(ctx: Context[VlmConfig]) -> None:
     device = compute_device(ctx.node, config.device, config.precision)
     _, vocabulary_size = read_shape(ctx.input("base").path)
     rows, counts = _encoded_rows(ctx, vocabulary_size)  # before: no exchange waits as long as that can take
-    with distributed(ctx.node, device) as dims:
+    with distributed(ctx, device) as dims:
         _train(ctx, dims, rows, counts)
 
 
@@ -57,7 +68,8 @@ def _train(ctx: Context[VlmConfig], dims: ParallelDims, rows: Rows, counts: Coun
     _, vocabulary_size = read_shape(base)
     stored = Features(ctx.input("features").entries()) if ctx.inputs("features") else None
     data = RowData(config, rows, dims, stored)
-    model = hf_checkpoint.build(base, *tower_configs(towers), padded(vocabulary_size), config.seed)
+    model = hf_checkpoint.outline(base, *tower_configs(towers), padded(vocabulary_size))
+    first = hf_checkpoint.FirstWeights(base, model, config.seed)
     if config.recompute != "none":
         selective = {"context_fn": selective_contexts} if config.recompute == "selective" else {}
         model.language_model.activation_checkpointing_enable({"use_reentrant": False, **selective})
@@ -65,11 +77,10 @@ def _train(ctx: Context[VlmConfig], dims: ParallelDims, rows: Rows, counts: Coun
     computed = None if stored is not None else TowerFeatures(towers, archives, dims.device)
     loss = AnswerLoss(model, rows, computed, dims.device)
     blocks = list(model.language_model.model.layers)
-    backend = TorchBackend(Trainable(model, blocks, loss), config, dims, cast_weights=True)
+    backend = TorchBackend(Trainable(model, first, blocks, loss), config, dims, cast_weights=True)
     trainer = Trainer(ctx, backend, data, dims, schedule(config, data.steps))
     with contextlib.closing(data):
         trainer.run()
-    weights = backend.export()
     stats = {
         "rows": len(rows),
         "patches": patches(*tower_configs(towers)),
@@ -81,8 +92,7 @@ def _train(ctx: Context[VlmConfig], dims: ParallelDims, rows: Rows, counts: Coun
         "features": "stored" if stored is not None else "computed for every batch",
         "rows_cut_or_left_out": dict(counts),
     }
-    if dims.rank == 0:
-        _write(ctx, weights, stats)
+    _write(ctx, backend, dims, stats)
 
 
 def _encoded_rows(ctx: Context[VlmConfig], vocabulary_size: int) -> tuple[Rows, Counter[str]]:
@@ -131,20 +141,29 @@ def _check_features(ctx: Context[VlmConfig], rows: Rows) -> None:
         raise InputError(f"{ctx.node}: {len(missing)} images have no features, such as {missing[0]}")
 
 
-def _write(ctx: Context[VlmConfig], weights: Mapping[str, torch.Tensor], stats: dict[str, Any]) -> None:
-    """The model's folder, facets and statistics. stats: what the training did."""
+def _write(ctx: Context[VlmConfig], backend: Backend, dims: ParallelDims, stats: dict[str, Any]) -> None:
+    """The model's folder, facets and statistics. stats: what the training did. Every process calls it."""
     base, towers = ctx.input("base"), ctx.input("towers").path
     shape, vocabulary_size = read_shape(base.path)
-    model = hf_checkpoint.build(base.path, *tower_configs(towers), padded(vocabulary_size), ctx.config.seed)
-    model.load_state_dict(weights)
-    model.dino, model.siglip = load_towers(towers)
+    model = hf_checkpoint.outline(base.path, *tower_configs(towers), padded(vocabulary_size), towers=True)
+    frozen = _tower_weights(towers, model)
+    trained = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(TOWERS)}
+
+    def fetch(name: str, writer: int) -> Tensor | None:
+        if name in trained:
+            return backend.export(name, writer)
+        return frozen[name](writer == dims.rank)
+
+    export(ctx, "model", dims, {name: weight.shape for name, weight in frozen.items()} | trained, fetch)
+    if dims.rank:
+        return
     parameters = sum(p.numel() for p in model.parameters())
-    frozen = sum(p.numel() for tower in (model.dino, model.siglip) for p in tower.parameters())
-    stats = {"parameters": parameters, "tower_parameters": frozen, **stats}
+    tower_parameters = sum(p.numel() for name, p in model.named_parameters() if name.startswith(TOWERS))
+    stats = {"parameters": parameters, "tower_parameters": tower_parameters, **stats}
     ctx.stat(**stats)
     folder = Path(ctx.output("model"))
     card = model_card(ctx, stats, model.config.siglip_config.image_size)
-    hf_checkpoint.save(model, folder, base.path, card)
+    hf_checkpoint.save_beside(model, folder, base.path, card)
     facets = {
         "architecture": ARCHITECTURE,
         "tokenizer_digest": vocabulary.digest(folder),
@@ -155,3 +174,30 @@ def _write(ctx: Context[VlmConfig], weights: Mapping[str, torch.Tensor], stats: 
     }
     benchmarks = sorted(base.meta.get("benchmarks", ()))
     ctx.describe("model", facets=facets, meta={"parameters": parameters, "benchmarks": benchmarks})
+
+
+@dataclass(frozen=True)
+class _TowerWeight:
+    """One of the towers' weights as it is stored."""
+
+    stored: StoredWeights
+    name: str
+    shape: Sequence[int]
+
+    def __call__(self, here: bool) -> Tensor | None:
+        return self.stored(self.name, self.shape, whole(self.shape)) if here else None
+
+
+def _tower_weights(folder: Path, model: MoxinVLM) -> dict[str, _TowerWeight]:
+    """The towers' weights under the names that a model's file has. model: its outline. Raises InputError when they are
+    not those of its towers.
+    """
+    weights: dict[str, _TowerWeight] = {}
+    for tower in ("dino", "siglip"):
+        stored = StoredWeights(folder / tower)
+        shapes = stored.shapes()
+        expected = sum(p.numel() for name, p in model.named_parameters() if name.startswith(f"{tower}."))
+        if sum(map(math.prod, shapes.values())) != expected:
+            raise InputError(f"the tower's folder {tower} does not hold the weights that its config.json tells of")
+        weights |= {f"{tower}.{name}": _TowerWeight(stored, name, shape) for name, shape in shapes.items()}
+    return weights

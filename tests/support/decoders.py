@@ -24,7 +24,7 @@ def build(
 ) -> MoxinLM:
     """A model whose weights are far larger than at the start of a training, so that differences show."""
     model = MoxinLM(shape(**changes), vocab_size, dropout, recompute)
-    model.initialize(torch.Generator().manual_seed(seed))
+    model.initialize(seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in model.parameters():

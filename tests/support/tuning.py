@@ -84,7 +84,7 @@ def parent(root: Path, template: str | None = None, seed: int = 0) -> LocalArtif
     base = root / "base"
     base.mkdir()
     model = MoxinLM(SHAPE, VOCABULARY)
-    model.initialize(torch.Generator().manual_seed(seed))
+    model.initialize(seed)
     save_model(model, base, tokens, "card")
     if template is None:
         return local_artifact(Model, base, BASE_FACETS, {"parameters": 1, "benchmarks": ["piqa"]})

@@ -18,8 +18,11 @@ from stages.image_features.run import run as see
 from stages.image_features.spec import ImageFeaturesConfig
 from stages.lib.formats import vocabulary
 from stages.lib.modeling.decoder import MoxinLM
-from stages.lib.modeling.hf_checkpoint import save_model
+from stages.lib.modeling.hf_checkpoint import save_model, save_weights
 from stages.lib.modeling.shape import ModelShape
+from stages.lib.modeling.weights import materialize
+from stages.lib.vision import hf_checkpoint
+from stages.lib.vision.modeling_moxin_vlm import MoxinVLM
 from stages.lib.vision.shape import TowerShape
 
 SHAPE = ModelShape(layers=2, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8, window=48, max_positions=256)
@@ -50,13 +53,26 @@ def tokenizer(folder: Path) -> int:
     return made.get_vocab_size()
 
 
+def whole_model(base: Path, dino: Any, siglip: Any, rows: int, seed: int) -> MoxinVLM:
+    """A model in this process, as training begins with it, without its towers. dino, siglip: their configurations."""
+    model = hf_checkpoint.outline(base, dino, siglip, rows)
+    materialize(model, torch.device("cpu"), hf_checkpoint.FirstWeights(base, model, seed))
+    return model
+
+
+def save_whole(model: MoxinVLM, folder: Path, base: Path, card: str) -> None:
+    """Write the folder of a model with its towers."""
+    save_weights(model.state_dict(), folder)
+    hf_checkpoint.save_beside(model, folder, base, card)
+
+
 def base_model(root: Path, seed: int = 0) -> LocalArtifact:
     """A base model with drawn weights."""
     (root / "tokenizer").mkdir(parents=True)
     (root / "base").mkdir()
     entries = tokenizer(root / "tokenizer")
     model = MoxinLM(SHAPE, entries)
-    model.initialize(torch.Generator().manual_seed(seed))
+    model.initialize(seed)
     save_model(model, root / "base", root / "tokenizer", "card")
     return local_artifact(
         Model, root / "base", {**FACETS, "vocab_size": entries}, {"parameters": SHAPE.parameters(entries)}

@@ -6,7 +6,6 @@ equal to its logits by test. Shapes: B batch, T tokens, D width, H query heads, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,13 +28,10 @@ from stages.lib.modeling.kernels import chunked_cross_entropy, fused, rms_norm, 
 from stages.lib.modeling.recompute import Policy, through
 from stages.lib.modeling.sequence_dropout import ATTENTION, FEED_FORWARD, SequenceDropout
 from stages.lib.modeling.shape import ModelShape
+from stages.lib.modeling.weights import FreshWeights, materialize
 
 IGNORED = -100
 """The label of a token that is not predicted (PyTorch's own default)."""
-INIT_STD = 0.02
-"""Of all matrices; those that write into the residual stream get 0.02 / sqrt(2 x layers), so that the variance of the
-stream does not grow with depth (GPT-2; the paper's 3.1 asks for an initialization against vanishing and exploding
-gradients and gives no formula)."""
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -231,14 +227,9 @@ class MoxinLM(nn.Module):
         self.model = Backbone(shape, vocab_size, dropout, recompute)
         self.lm_head = nn.Linear(shape.hidden, vocab_size, bias=False)
 
-    def initialize(self, generator: torch.Generator) -> None:
-        """Draw fresh weights from a generator, in parameter order."""
-        residual = INIT_STD / math.sqrt(2 * self.shape.layers)
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if parameter.ndim > 1:
-                    std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD
-                    parameter.normal_(0.0, std, generator=generator)
+    def initialize(self, seed: int) -> None:
+        """Draw fresh weights, those that a model spread over processes begins with."""
+        materialize(self, self.lm_head.weight.device, FreshWeights(seed, self.shape.layers))
 
     def compile_blocks(self) -> None:
         """Let torch.compile make each block's kernels, once for all of them. Before FSDP2 shards them: its hooks stay

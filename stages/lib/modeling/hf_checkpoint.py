@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from stages.core.errors import InputError
+from stages.lib.modeling import weight_files
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.recompute import Policy
 from stages.lib.modeling.shape import ModelShape
+from stages.lib.modeling.weights import StoredWeights, materialize
 
 ARCHITECTURE = "MistralForCausalLM"
-SHARD_SIZE = "5GB"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -59,15 +59,15 @@ def config_json(shape: ModelShape, vocab_size: int, dtype: str) -> dict[str, Any
     }
 
 
-def save_model(
-    model: MoxinLM, folder: Path, tokenizer: Path, card: str, weights: Mapping[str, torch.Tensor] | None = None
-) -> None:
-    """Write the whole folder: weights (in shards above 5 GB), configuration, tokenizer, generation config, card.
+def save_model(model: MoxinLM, folder: Path, tokenizer: Path, card: str) -> None:
+    """Write the whole folder of a model that lies in this process: weights, and what is beside them."""
+    dtype = save_weights(model.state_dict(), folder)
+    save_beside(folder, config_json(model.shape, model.vocab_size, dtype), tokenizer, card)
 
-    weights: those of a model that is spread over processes, gathered; else they are the model's own.
-    """
-    dtype = save_weights(weights or model.state_dict(), folder)
-    _write(folder / "config.json", config_json(model.shape, model.vocab_size, dtype))
+
+def save_beside(folder: Path, config: Mapping[str, Any], tokenizer: Path, card: str) -> None:
+    """Write what a model's folder holds beside weights: `config_json`, tokenizer, generation config, card."""
+    _write(folder / "config.json", config)
     _write(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "do_sample": False})
     _copy(tokenizer, folder, TOKENIZER_FILES)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -84,12 +84,12 @@ def save_child(state: Mapping[str, torch.Tensor], parent: Path, folder: Path, ca
 def save_weights(state: Mapping[str, torch.Tensor], folder: Path) -> str:
     """Write safetensors, in shards above 5 GB, and their index. Returns the name of the weights' type."""
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
-    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD_SIZE)
+    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=weight_files.SHARD_SIZE)
     for filename, names in shards.filename_to_tensors.items():
         save_file({name: tensors[name] for name in names}, folder / filename, metadata={"format": "pt"})
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        _write(folder / "model.safetensors.index.json", index)
+        _write(folder / weight_files.INDEX, index)
     return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
 
 
@@ -139,14 +139,5 @@ def load_model(folder: Path, dropout: float = 0.0, recompute: Policy = "none") -
     shape, vocab_size = read_shape(folder)
     with torch.device("meta"):
         model = MoxinLM(shape, vocab_size, dropout, recompute)
-    state = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            state.update(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path.name} is damaged: {error}") from error
-    try:
-        model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"the weights do not fit config.json: {str(error).splitlines()[-1].strip()}") from error
+    materialize(model, torch.device("cpu"), StoredWeights(folder).require(model))
     return model

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from stages.lib.training.config import OptimizerConfig
 
+PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of matrix products, by the configuration's name."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, without its count of steps, which the trainer knows."""
 

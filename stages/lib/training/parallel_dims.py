@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
+from stages.core.context import Context
 from stages.core.errors import ConfigError, Preempted
+from stages.lib.training.meeting import LOST, current, meeting
 
 T = TypeVar("T")
 
@@ -27,11 +28,6 @@ TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others in one exchange: longer than any checkpoint's upload, shorter than a wasted
 night.
 """
-MEETING = timedelta(hours=1)
-"""How long a process waits for the others before the first exchange: each has read its inputs by itself, and some are
-slower.
-"""
-LOST = "another process of this stage was lost; the next attempt goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
@@ -119,46 +115,37 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _meet(rank: int, size: int) -> dist.Store:  # pyright: ignore[reportPrivateImportUsage]
-    """Wait until all processes are here; returns what they find each other by. Raises Preempted."""
-    try:
-        store = next(rendezvous("env://", timeout=MEETING))[0]
-        store.set(f"ready/{rank}", "")
-        store.wait([f"ready/{other}" for other in range(size)], MEETING)
-    except dist.DistError as error:
-        raise Preempted(LOST) from error
-    store.set_timeout(TIMEOUT)
-    return store
-
-
-def _init_distributed(node: str, device: torch.device, model_parallel_size: int) -> ParallelDims:
+def _init_distributed(ctx: Context[Any], device: torch.device, model_parallel_size: int) -> ParallelDims:
     size, rank = world_size(), int(os.environ.get("RANK", "0"))
     if size == 1:
         return ParallelDims(device)
     if device.type == "cuda":
         local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local_rank >= gpus:
-            raise ConfigError(f"resources.{node}.gpus is more than this machine has: {gpus}")
+            raise ConfigError(f"resources.{ctx.node}.gpus is more than this machine has: {gpus}")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backends, store=_meet(rank, size), rank=rank, world_size=size, timeout=TIMEOUT)
+    current().wait(lambda: ctx.stopping)
+    current().store.set_timeout(TIMEOUT)
+    dist.init_process_group(backends, store=current().store, rank=rank, world_size=size, timeout=TIMEOUT)
     return ParallelDims(device, rank, size, model_parallel_size, dist.new_group(backend="gloo", timeout=TIMEOUT))
 
 
 @contextlib.contextmanager
-def distributed(node: str, device: torch.device, model_parallel_size: int = 1) -> Iterator[ParallelDims]:
+def distributed(ctx: Context[Any], device: torch.device, model_parallel_size: int = 1) -> Iterator[ParallelDims]:
     """Meet the other processes, and leave them at the end. device: of this kind; each process has a GPU of its own.
 
     model_parallel_size has to divide their number (`validation.require_fitting_processes`). Raises Preempted when
     another process was lost meanwhile.
     """
-    dims = _init_distributed(node, device, model_parallel_size)
-    try:
-        yield dims
-    except RuntimeError as error:
-        if dims.is_peer_failure(error):
-            raise Preempted(LOST) from error
-        raise
-    finally:
-        dims.destroy()
+    with meeting():
+        dims = _init_distributed(ctx, device, model_parallel_size)
+        try:
+            yield dims
+        except RuntimeError as error:
+            if dims.is_peer_failure(error):
+                raise Preempted(LOST) from error
+            raise
+        finally:
+            dims.destroy()

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched, whatever a f
 import torch
 from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer
-from transformers import MistralForCausalLM
+from torch import Tensor
+from transformers import MistralConfig, MistralForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from stages.core.errors import InputError
 from stages.lib.formats import vocabulary
 from stages.lib.modeling.loading import refuse_incomplete
+from stages.lib.modeling.weights import Part, StoredWeights, whole
 from stages.lib.vision import modeling_moxin_vlm as modeling
-from stages.lib.vision.modeling_moxin_vlm import MoxinVLM, MoxinVLMConfig
+from stages.lib.vision.modeling_moxin_vlm import FusedProjector, MoxinVLM, MoxinVLMConfig
 
 PAD, IMAGE = "<PAD>", "<image>"
 MODULE = Path(modeling.__file__)
-SHARD_SIZE = "5GB"
 
 
 def quiet() -> None:
@@ -40,39 +42,75 @@ def quiet() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
-def build(base: Path, dino: Any, siglip: Any, rows: int, seed: int) -> MoxinVLM:
-    """A model around a base model's decoder, without its towers, ready to be trained. float32, on the CPU.
+def outline(base: Path, dino: Any, siglip: Any, rows: int, towers: bool = False) -> MoxinVLM:
+    """A model around a base model's decoder, on the device `meta`: what has values already is no weight.
 
-    dino, siglip: configurations of the towers. rows: of the embedding; those beyond the base's are its mean row, so
-    they are neither likely nor unlikely. The projector is drawn by the seed, as PyTorch initializes linear layers.
+    dino, siglip: configurations of the towers. rows: of the embedding.
     """
     quiet()
-    try:
-        decoded: Any = MistralForCausalLM.from_pretrained(
-            base, dtype=torch.float32, local_files_only=True, attention_dropout=0.0, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"the base model cannot be loaded: {str(error).splitlines()[0]}") from error
-    decoder, info = decoded
-    refuse_incomplete(info, "the base model's folder")
-    entries = decoder.config.vocab_size
-    state = decoder.state_dict()
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        state[name] = torch.cat([state[name], state[name].mean(0, keepdim=True).expand(rows - entries, -1)])
-    decoder.config.vocab_size = rows
+    text = _base_config(base)
+    entries, text.vocab_size = text.vocab_size, rows
     dino, siglip = (
         copy.deepcopy(dino),
         copy.deepcopy(siglip),
     )  # transformers changes what it is given, and the towers read theirs
     config = MoxinVLMConfig(
-        text_config=decoder.config, dino_config=dino, siglip_config=siglip, image_token_id=entries + 1,
+        text_config=text, dino_config=dino, siglip_config=siglip, image_token_id=entries + 1,
         bos_token_id=vocabulary.BOS_ID, eos_token_id=vocabulary.EOS_ID, pad_token_id=entries,
     )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = MoxinVLM(config, towers=False)
-    model.language_model.load_state_dict(state)
+    with torch.device("meta"):
+        model = MoxinVLM(config, towers=towers)
+    decoder: Any = model.language_model.model
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=config.text_config)
     return model
+
+
+def _base_config(base: Path) -> Any:
+    """A base model's configuration, for float32 and without dropout. Raises InputError."""
+    try:
+        return MistralConfig.from_pretrained(
+            base,
+            local_files_only=True,
+            attention_dropout=0.0,
+            dtype=torch.float32,
+            architectures=["MistralForCausalLM"],
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"the base model cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+class FirstWeights:
+    """What a model begins with (`stages.lib.modeling.weights.Weights`): the base's decoder, rows of the embedding
+    beyond the base's that are its mean row, so they are neither likely nor unlikely, and a projector that is drawn by
+    the seed, as PyTorch initializes linear layers.
+    """
+
+    def __init__(self, base: Path, model: MoxinVLM, seed: int) -> None:
+        """model: its outline."""
+        config = _base_config(base)
+        self._entries = config.vocab_size
+        with torch.device("meta"):
+            decoder = MistralForCausalLM(config)
+        self._stored = StoredWeights(base).require(decoder)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            projector = FusedProjector(model.config.feature_width, config.hidden_size)
+        self._projector = {name: parameter.detach() for name, parameter in projector.named_parameters()}
+
+    def __call__(self, name: str, shape: Sequence[int], part: Part) -> Tensor:
+        module, _, rest = name.partition(".")
+        if module == "projector":
+            return self._projector[rest][part]
+        if rest not in ("model.embed_tokens.weight", "lm_head.weight"):
+            return self._stored(rest, shape, part)
+        rows, columns = part
+        stored = (self._entries, *shape[1:])
+        of_base = self._stored(rest, stored, (slice(rows.start, min(rows.stop, self._entries)), columns))
+        added = rows.stop - rows.start - len(of_base)
+        if not added:
+            return of_base
+        mean = self._stored(rest, stored, whole(stored)).mean(0, keepdim=True)[:, columns]
+        return torch.cat([of_base, mean.expand(added, -1)])
 
 
 def save_tokenizer(base: Path, folder: Path) -> None:
@@ -88,13 +126,15 @@ def save_tokenizer(base: Path, folder: Path) -> None:
     _write(folder / "tokenizer_config.json", config)
 
 
-def save(model: MoxinVLM, folder: Path, base: Path, card: str) -> None:
-    """Write the whole folder. model: with its towers, on the CPU."""
+def save_beside(model: MoxinVLM, folder: Path, base: Path, card: str) -> None:
+    """Write what a model's folder holds beside weights. model: its outline will do."""
     name = MODULE.stem
     model.config.auto_map = {"AutoConfig": f"{name}.MoxinVLMConfig", "AutoModelForImageTextToText": f"{name}.MoxinVLM"}
     model.config.architectures = ["MoxinVLM"]
+    model.config.dtype = "float32"
+    model.config.save_pretrained(folder)
     model.generation_config.pad_token_id = model.config.pad_token_id
-    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    model.generation_config.save_pretrained(folder)
     for file in ("config.json", "generation_config.json"):
         _write(folder / file, _without_origin(json.loads((folder / file).read_text(encoding="utf-8"))))
     shutil.copyfile(MODULE, folder / MODULE.name)

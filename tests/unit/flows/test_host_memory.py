@@ -16,8 +16,8 @@ P = 8_114_180_096
 @pytest.mark.parametrize(
     ("node", "resources", "parts"),
     [
-        ("pretrain_1", Resources(gpus=8, nodes=8), {"whole model in each process": 32 * P}),
-        ("pretrain_1", Resources(gpus=1), {"exported model": 4 * P, "copy for a checkpoint": 12 * P}),
+        ("pretrain_1", Resources(gpus=8, nodes=8), {"copy for a checkpoint": 12 * P / 8}),
+        ("pretrain_1", Resources(gpus=1), {"copy for a checkpoint": 12 * P}),
         (
             "grpo_deepscaler",
             Resources(gpus=8),
@@ -38,10 +38,17 @@ def test_offloaded_moments_lie_there() -> None:
     assert held["offloaded masters, moments"] == 12 * P
 
 
+def test_only_gemini_begins_with_the_whole_model_in_each_process() -> None:
+    changes = ("pretrain_1.engine=colossalai", "pretrain_1.parallel.zero=3", "pretrain_1.device=cuda")
+    config = profiles.load("7b", PIPELINE, changes).configs["pretrain_1"]
+    held = host_memory.needed("pretrain", config, Resources(gpus=8, nodes=8), P)
+    assert held["whole model in each process"] == 32 * P
+
+
 def test_a_machine_that_is_too_small_is_told() -> None:
-    line = next(line for line in warned("7b", "resources.pretrain_1.memory_gib=128") if "main memory" in line)
-    whole, processes = 32 * P / GIB, 24.0
+    line = next(line for line in warned("7b", "resources.pretrain_1.memory_gib=32") if "main memory" in line)
+    saved, processes = 12 * P / 8 / GIB, 24.0
     assert line == (
-        f"pretrain_1: needs {whole + processes:.1f} GiB of main memory, but resources.pretrain_1.memory_gib = 128:"
-        f" processes {processes:.1f}, whole model in each process {whole:.1f}"
+        f"pretrain_1: needs {saved + processes:.1f} GiB of main memory, but resources.pretrain_1.memory_gib = 32:"
+        f" processes {processes:.1f}, copy for a checkpoint {saved:.1f}"
     )

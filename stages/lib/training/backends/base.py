@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from stages.lib.modeling.weights import Weights
 from stages.lib.training.checkpointer import Read
 
 INITIAL_SCALE = 2.0**16
@@ -66,6 +67,8 @@ class Trainable:
     """A model, as `fsdp.TorchBackend` is given it."""
 
     module: nn.Module
+    """Built on `meta`: it gets memory and weights once it is cut over the processes."""
+    weights: Weights
     blocks: Sequence[nn.Module]
     """Its parts whose weights are gathered one after the other."""
     loss_sum: Callable[[Any], Tensor]
@@ -118,6 +121,8 @@ class Backend(Protocol):
         """
         ...
 
-    def export(self) -> Mapping[str, Tensor]:
-        """All weights in float32 under the model's names, on the first process; the others may get nothing."""
+    def export(self, name: str, writer: int) -> Tensor | None:
+        """One weight by the model's name, whole and float32, on the process `writer`; None on the others. Every process
+        has to call it, for the same weights in the same order (`stages.lib.training.export`).
+        """
         ...

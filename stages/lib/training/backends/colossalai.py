@@ -27,6 +27,7 @@ from colossalai.zero.gemini import gemini_optimizer  # pyright: ignore[reportMis
 from torch import Tensor
 
 from stages.lib.modeling.decoder import MoxinLM
+from stages.lib.modeling.weights import Weights, materialize
 from stages.lib.training.backends import colossalai_cpu
 from stages.lib.training.backends.base import INITIAL_SCALE, Update, WindowBatch
 from stages.lib.training.backends.colossalai_model import ModelChunk, PartPolicy
@@ -38,7 +39,7 @@ from stages.lib.training.backends.colossalai_state import (
 )
 from stages.lib.training.checkpointer import Read
 from stages.lib.training.config import DecoderConfig
-from stages.lib.training.optimizer import make_optimizer, set_learning_rate
+from stages.lib.training.optimizer import PRECISION, make_optimizer, set_learning_rate
 from stages.lib.training.parallel_dims import ParallelDims
 
 MIXINS = ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin")
@@ -98,7 +99,10 @@ gemini_optimizer._AVAIL_OPTIM_LIST.add(ChunkAdamW)
 class ColossalBackend:
     """`Backend` by Colossal-AI."""
 
-    def __init__(self, model: MoxinLM, config: DecoderConfig, dims: ParallelDims) -> None:
+    def __init__(self, model: MoxinLM, weights: Weights, config: DecoderConfig, dims: ParallelDims) -> None:
+        """Its plugins cut a model that lies whole in each process: in the precision of the matrix products on its
+        device; Gemini's in float32 in main memory. What is exact is read once more, weight by weight, when it is cut.
+        """
         if dims.device.type == "cpu":
             colossalai_cpu.install()
         colossalai_cpu.repair_pipeline()
@@ -106,17 +110,18 @@ class ColossalBackend:
         if not dist.is_initialized():
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
         self._config, self._dims = config, dims
-        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         gemini = config.parallel.plugin == "gemini"
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        if not gemini:
+            model.to(PRECISION[config.precision])
+        materialize(model, torch.device("cpu") if gemini else dims.device, weights)
         optimizer = make_optimizer(model, config, ChunkAdamW if gemini else torch.optim.AdamW)
         self._plugin = make_plugin(config, dims)
         self._booster = Booster(plugin=self._plugin)
         self.model, self._optimizer, *_ = self._booster.boost(ModelChunk(model, config), optimizer)
         self.model.train()
         if gemini:
-            self._shards: ParameterShards = ChunkParameterShards(
-                {name: value.shape for name, value in weights.items()}, self.model, self._optimizer, dims
-            )
+            self._shards: ParameterShards = ChunkParameterShards(shapes, self.model, self._optimizer, dims)
         else:
             self._shards = ParameterShards(self.model.unwrap().lm, self._optimizer, self._plugin, dims)
         if config.precision != "fp32":  # the masters were made from rounded weights
@@ -215,8 +220,8 @@ class ColossalBackend:
         self._shards.load(read, updates)
         set_scaler_state(self._scaler, state["scaler"])
 
-    def export(self) -> Mapping[str, Tensor]:
-        return self._shards.export()
+    def export(self, name: str, writer: int) -> Tensor | None:
+        return self._shards.export(name, writer)
 
 
 def _arguments(batch: WindowBatch) -> dict[str, Tensor]:

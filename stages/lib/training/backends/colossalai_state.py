@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from stages.lib.modeling.decoder import MoxinLM
+from stages.lib.modeling.weights import Weights, whole
 from stages.lib.training.checkpointer import Read, write_tensors
 from stages.lib.training.optimizer import MOMENTS, moments_of
 from stages.lib.training.parallel_dims import ParallelDims
@@ -47,6 +48,8 @@ def set_scaler_state(scaler: Any, state: Mapping[str, float]) -> None:
 
 class ParameterShards:
     """The tensors that this process has a part of."""
+
+    _holders: dict[str, tuple[tuple[int, ...], int, set[int]]] | None = None
 
     def __init__(self, lm: MoxinLM, optimizer: Any, plugin: Any, dims: ParallelDims) -> None:
         self._optimizer, self._dims = optimizer, dims
@@ -93,10 +96,11 @@ class ParameterShards:
 
     # --- a fresh or a parent's model ------------------------------------------------------------------------------
 
-    def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Set the float32 weights, unrounded."""
+    def start_from(self, weights: Weights) -> None:
+        """Set the float32 weights, unrounded, one after the other."""
         for name, parameter in self._parameters.items():
-            value, cut = weights[name], self._cut(parameter)
+            shape, cut = self._shape(name, parameter), self._cut(parameter)
+            value = weights(name, shape, whole(shape))
             self._put(value if cut is None else value.chunk(self._tensor.size(), cut)[self._tensor.rank()], parameter)
         self._refresh()
 
@@ -177,25 +181,33 @@ class ParameterShards:
 
     # --- the trained model ----------------------------------------------------------------------------------------
 
-    def export(self) -> dict[str, Tensor]:
-        """Whole float32 weights by name on the first process; {} on the others. One tensor at a time is in flight."""
-        held = self._dims.gather_to_first(
-            {name: self._shape(name, parameter) for name, parameter in self._parameters.items()}
-        )
-        out: dict[str, Tensor] = {}
+    def export(self, name: str, writer: int) -> Tensor | None:
+        """A whole float32 weight on the process `writer`; None on the others. Every process has to call it."""
+        if self._holders is None:
+            self._holders = self._gather_holders()
+        value = self._whole(self._parameters[name]) if name in self._parameters else None
+        shape, speaker, holders = self._holders[name]
+        rank, group = self._dims.rank, self._dims.checkpoint_group
+        if rank == writer and value is None:
+            value = torch.empty(shape)
+            dist.recv(value, speaker, group=group)
+        elif rank == speaker and writer not in holders and value is not None:
+            dist.send(value.contiguous(), writer, group=group)
+        return value if rank == writer else None
+
+    def _gather_holders(self) -> dict[str, tuple[tuple[int, ...], int, set[int]]]:
+        """Of each weight its whole shape, the process that sends it, and all that can make it whole."""
+        shapes_here = {name: self._shape(name, parameter) for name, parameter in self._parameters.items()}
         speaks = self._data.rank() == 0 and (self._mesh is None or self._tensor.rank() == 0)
-        for name, parameter in self._parameters.items():
-            value = self._whole(parameter)
-            if self._dims.rank == 0:
-                out[name] = value
-            elif speaks:
-                dist.send(value.contiguous(), 0, group=self._dims.checkpoint_group)
-        for rank, shapes in enumerate(held):
+        parts: list[Any] = [(shapes_here, speaks)] * self._dims.world_size
+        if self._dims.world_size > 1:
+            dist.all_gather_object(parts, (shapes_here, speaks), group=self._dims.checkpoint_group)
+        holders_of: dict[str, tuple[tuple[int, ...], int, set[int]]] = {}
+        for rank, (shapes, tells) in enumerate(parts):
             for name, shape in shapes.items():
-                if rank and name not in out:
-                    out[name] = torch.empty(shape)
-                    dist.recv(out[name], rank, group=self._dims.checkpoint_group)
-        return out
+                _, speaker, holders = holders_of.get(name, (shape, -1, set()))
+                holders_of[name] = shape, rank if tells and speaker < 0 else speaker, holders | {rank}
+        return holders_of
 
     def _shape(self, name: str, parameter: Tensor) -> tuple[int, ...]:
         cut = self._cut(parameter)

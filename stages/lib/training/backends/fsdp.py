@@ -17,15 +17,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from stages.lib.modeling.weights import materialize
 from stages.lib.training.backends.base import INITIAL_SCALE, Trainable, Update
 from stages.lib.training.backends.tensor_parallel import apply_tensor_parallel
 from stages.lib.training.checkpointer import Read, write_tensors
 from stages.lib.training.config import BackendConfig
 from stages.lib.training.gradient_threads import GradientThreads
-from stages.lib.training.optimizer import MOMENTS, make_optimizer, moments_of, set_learning_rate
+from stages.lib.training.optimizer import MOMENTS, PRECISION, make_optimizer, moments_of, set_learning_rate
 from stages.lib.training.parallel_dims import ParallelDims
-
-PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def shard(trainable: Trainable, dims: ParallelDims, policy: MixedPrecisionPolicy, zero: int = 3) -> None:
@@ -72,13 +71,13 @@ class TorchBackend:
         """
         self._zero = config.parallel.zero_of("torch")
         self.model, self._trainable, self._config, self._dims = trainable.module, trainable, config, dims
-        self.model.to(dims.device)
         dtype = PRECISION[config.precision]
         casts = cast_weights and dtype != torch.float32 and dims.data_parallel_size > 1
         policy = (
             MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if casts else MixedPrecisionPolicy()
         )
         shard(trainable, dims, policy, self._zero)
+        materialize(self.model, dims.device, trainable.weights)
         self._autocast = None if casts or dtype == torch.float32 else dtype
         self.model.train()
         alone = dims.world_size == 1 and dims.device.type == "cpu"
@@ -186,6 +185,6 @@ class TorchBackend:
         for name, parameter in self.model.named_parameters():
             moments_of(self._optimizer, parameter)["step"].fill_(fewer.get(name, updates))
 
-    def export(self) -> Mapping[str, Tensor]:
-        gathered = ((name, full_tensor(tensor.detach()).cpu()) for name, tensor in self.model.state_dict().items())
-        return {name: tensor for name, tensor in gathered if self._dims.rank == 0}
+    def export(self, name: str, writer: int) -> Tensor | None:
+        value = full_tensor(self.model.get_parameter(name).detach())
+        return value.cpu() if self._dims.rank == writer else None

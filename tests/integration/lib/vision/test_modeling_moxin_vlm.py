@@ -27,7 +27,7 @@ from stages.lib.vision.towers import draw_towers
 from stages.vlm.spec import padded
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
-from tests.support.vision import DINO, PATCHES, SHAPE, SIGLIP, SIZE, base_model
+from tests.support.vision import DINO, PATCHES, SHAPE, SIGLIP, SIZE, base_model, save_whole, whole_model
 
 torch.set_num_threads(1)
 
@@ -41,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def model(base: Any) -> MoxinVLM:
     """A model with larger patch embeddings than a fresh one has, so that images change its answers."""
     dino, siglip = draw_towers(DINO, SIGLIP, SIZE, seed=1)
-    made = hf_checkpoint.build(base.path, dino.config, siglip.config, padded(base.facets["vocab_size"]), seed=2)
+    made = whole_model(base.path, dino.config, siglip.config, padded(base.facets["vocab_size"]), seed=2)
     made.dino, made.siglip = dino, siglip
     with torch.no_grad():
         made.projector.fc3.weight.mul_(8)
@@ -52,7 +52,7 @@ def model(base: Any) -> MoxinVLM:
 @pytest.fixture(scope="module")
 def exported(model: MoxinVLM, base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    hf_checkpoint.save(model, folder, base.path, "# card\n")
+    save_whole(model, folder, base.path, "# card\n")
     return folder
 
 
@@ -81,7 +81,7 @@ def test_a_new_model_keeps_the_base_and_pytorchs_projector(base: Any, model: Mox
     """Text alone gives the base's logits; fc1 is uniform in +-1/sqrt(fan in), not normal with 0.02."""
     entries = base.facets["vocab_size"]
     config = model.config
-    fresh = hf_checkpoint.build(base.path, config.dino_config, config.siglip_config, padded(entries), seed=2)
+    fresh = whole_model(base.path, config.dino_config, config.siglip_config, padded(entries), seed=2)
     reference = load_model(base.path)
     ids = torch.randint(3, entries, (2, 9))
     with torch.no_grad():
@@ -98,8 +98,8 @@ def test_a_new_model_keeps_the_base_and_pytorchs_projector(base: Any, model: Mox
     assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.05)
     assert config.image_token_id == entries + 1
     assert config.pad_token_id == entries
-    again = hf_checkpoint.build(base.path, config.dino_config, config.siglip_config, padded(entries), seed=2)
-    other = hf_checkpoint.build(base.path, config.dino_config, config.siglip_config, padded(entries), seed=3)
+    again = whole_model(base.path, config.dino_config, config.siglip_config, padded(entries), seed=2)
+    other = whole_model(base.path, config.dino_config, config.siglip_config, padded(entries), seed=3)
     assert torch.equal(again.projector.fc2.weight, fresh.projector.fc2.weight)
     assert not torch.equal(other.projector.fc2.weight, fresh.projector.fc2.weight)
 
@@ -201,7 +201,7 @@ def test_an_exported_folder_stands_alone(model: MoxinVLM, exported: Path, tmp_pa
 
 
 def test_the_folder_is_the_same_bytes_again(model: MoxinVLM, exported: Path, base: Any, tmp_path: Path) -> None:
-    hf_checkpoint.save(model, tmp_path, base.path, "# card\n")
+    save_whole(model, tmp_path, base.path, "# card\n")
     for path in sorted(exported.iterdir()):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 

@@ -33,7 +33,7 @@ def shape_of(width: dict[str, int], layers: int) -> ModelShape:
 
 def moxin(shape: ModelShape, policy: Any) -> tuple[torch.nn.Module, Any]:
     model = MoxinLM(shape, VOCABULARY, 0.0, policy)
-    model.initialize(torch.Generator().manual_seed(0))
+    model.initialize(0)
     return model, lambda ids: model.loss_sum(ids)[0]
 
 

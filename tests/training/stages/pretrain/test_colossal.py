@@ -18,6 +18,7 @@ from stages.core.errors import ConfigError
 from stages.core.resources import Resources
 from stages.core.runtime import engine_python
 from stages.lib.modeling.hf_checkpoint import load_model
+from stages.lib.modeling.weights import FreshWeights, StoredWeights, whole
 from stages.lib.training.parallel_sizes import ParallelSizes
 from stages.pretrain.spec import Pretrain, PretrainConfig
 from tests.support.colossal import Program
@@ -78,9 +79,11 @@ def test_it_trains_the_model_that_the_torch_engine_trains(
 def test_a_run_goes_on_in_any_topology_and_in_the_other_engine(
     tmp_path: Path, artifacts: Any, single: Any, colossal: Program
 ) -> None:
-    """zero2 on 2, tp2, tp2 x pp2, one process, then engine torch on 2: each from the checkpoint of the one before."""
+    """zero2 on 4, tp2 on 2, tp2 x pp2 on 4, one process, then engine torch on 2: each from the checkpoint of the one
+    before.
+    """
     told: list[float] = []
-    for name, steps in (("zero2", 4), ("tp2", 2), ("tp2pp2", 2), ("one", 2)):
+    for name, steps in (("zero2x4", 4), ("tp2", 2), ("tp2pp2", 2), ("one", 2)):
         size, settings = TOPOLOGIES[name]
         losses, outcome = colossal.train(tmp_path, size, made(**settings), artifacts, stop=steps)
         told += losses
@@ -101,13 +104,13 @@ def test_a_resumed_run_repeats_an_unbroken_one_exactly(
     """
     size, settings = TOPOLOGIES.get(name, (2, {"zero": 3, "micro_batch_size": 2, "device": "cuda"}))
     chosen = made(**settings, **HALF)
-    whole, outcome = colossal.train(tmp_path / "whole", size, chosen, artifacts)
+    unbroken, outcome = colossal.train(tmp_path / "whole", size, chosen, artifacts)
     assert outcome == "done"
     first, _ = colossal.train(tmp_path / "broken", size, chosen, artifacts, stop=5)
     second, outcome = colossal.train(tmp_path / "broken", size, chosen, artifacts)
     assert outcome == "done"
     assert 5 <= len(first) <= 6  # asked while a step is measured, it stops after the next one
-    assert first + second == whole
+    assert first + second == unbroken
     mine, other = (load_model(tmp_path / run / "rank-0/out/model").state_dict() for run in ("broken", "whole"))
     assert all(torch.equal(mine[key], other[key]) for key in other)
 
@@ -141,25 +144,47 @@ def test_gemini_adds_up_the_gradients_of_several_micro_batches(
     assert np.isfinite(over[6:]).all()
 
 
+HALF_TOPOLOGIES: tuple[tuple[int, dict[str, Any]], ...] = (
+    (4, {"zero": 1, "tensor": 2}),
+    (4, {"zero": 1, "pipeline": 2}),
+    (2, {"zero": 3, "micro_batch_size": 2, "device": "cuda"}),
+    (2, {"zero": 2, "offload": True, "device": "cuda"}),
+)
+"""ZeRO inside tensor and pipeline parallel, Gemini, ZeRO with its part elsewhere: in half precision alone."""
+
+
+@pytest.mark.parametrize(("size", "settings"), HALF_TOPOLOGIES, ids=["tp2", "pp2", "gemini", "offload"])
+def test_in_half_precision_it_begins_with_the_exact_weights(
+    tmp_path: Path, artifacts: Any, colossal: Program, size: int, settings: dict[str, Any]
+) -> None:
+    """And not with those that it computes with, nor with another process's: a step that moves none leaves every bit."""
+    still = {"tokens": 4 * LENGTH, "learning_rate": 1e-30, "warmup_steps": 0, "eval_windows": 0}
+    _, outcome = colossal.train(tmp_path, size, made(**settings, **HALF, **still), artifacts)
+    assert outcome == "done"
+    draw, stored = FreshWeights(0, SHAPE.layers), StoredWeights(tmp_path / "rank-0/out/model")
+    shapes = stored.shapes()
+    assert len(shapes) == 3 + 9 * SHAPE.layers
+    for name, shape in shapes.items():
+        part = whole(shape)
+        assert torch.equal(stored(name, shape, part), draw(name, shape, part)), name
+
+
 @pytest.mark.slow  # four runs in bf16, two of them of four processes
 def test_half_precision_keeps_float32_weights_over_topologies(
     tmp_path: Path, artifacts: Any, colossal: Program
 ) -> None:
-    """ZeRO inside tensor and pipeline parallel, Gemini, ZeRO with its part elsewhere: in half precision alone,
-    resharded on the way.
+    """Resharded on the way. bf16 rounds to 3 digits, sums come in another order, and Adam takes a whole step where a
+    gradient is nearly zero: one process that only takes its micro-batches otherwise is up to 6.6e-3 apart in these
+    twelve steps, and 5e-4 in the first three (measured over 4 seeds; over these topologies 9.1e-3 and 5e-4).
     """
-    whole, _ = colossal.train(tmp_path / "whole", 1, made(zero=1, **HALF), artifacts)
+    unbroken, _ = colossal.train(tmp_path / "whole", 1, made(zero=1, **HALF), artifacts)
     told: list[float] = []
-    for size, settings in (
-        (4, {"zero": 1, "tensor": 2}),
-        (4, {"zero": 1, "pipeline": 2}),
-        (2, {"zero": 3, "micro_batch_size": 2, "device": "cuda"}),
-        (2, {"zero": 2, "offload": True, "device": "cuda"}),
-    ):
+    for size, settings in HALF_TOPOLOGIES:
         losses, _ = colossal.train(tmp_path / "run", size, made(**settings, **HALF), artifacts, stop=3)
         told += losses
-    assert len(told) == len(whole)
-    assert np.allclose(told, whole, atol=5e-3)  # bf16 rounds to 3 digits; sums come in another order
+    assert len(told) == len(unbroken)
+    assert np.allclose(told[:3], unbroken[:3], rtol=0, atol=1e-3)
+    assert np.allclose(told, unbroken, rtol=0, atol=2e-2)
     weights = load_model(tmp_path / "whole" / "rank-0/out/model").state_dict()["lm_head.weight"]
     assert not torch.equal(weights, weights.bfloat16().float())  # the exported weights are the float32 ones
 
@@ -169,12 +194,12 @@ def test_an_overflow_is_left_out_and_the_loss_scale_is_resumed(
 ) -> None:
     """From 2**20 on, where the first steps overflow; stopped between the two overflows that make it smaller."""
     chosen = made(zero=2, dropout=0.0, precision="fp16", warmup_steps=0)
-    whole, outcome = colossal.train(tmp_path / "whole", 2, chosen, artifacts, scale=2.0**20)
+    unbroken, outcome = colossal.train(tmp_path / "whole", 2, chosen, artifacts, scale=2.0**20)
     assert outcome == "done"
     assert 2 <= colossal.stats["skipped_steps"] < 12
     first, _ = colossal.train(tmp_path / "broken", 2, chosen, artifacts, stop=1, scale=2.0**20)
     second, _ = colossal.train(tmp_path / "broken", 2, chosen, artifacts, scale=2.0**20)
-    assert first + second == whole
+    assert first + second == unbroken
 
 
 @pytest.mark.parametrize("name", ["zero2", "pp2"])

@@ -110,7 +110,7 @@ def test_what_fails_after_the_last_step_costs_no_training(
 
     ctx = LocalContext(tmp_path / "broken", config(), artifacts)
     with monkeypatch.context() as patch:
-        patch.setattr("stages.pretrain.run.save_model", full)
+        patch.setattr("stages.pretrain.run.save_beside", full)
         with pytest.raises(OSError, match="no space"):
             run(ctx)
     again = LocalContext(tmp_path / "broken", config(), artifacts)

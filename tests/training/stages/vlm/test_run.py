@@ -28,7 +28,7 @@ from stages.vlm.batches import encode_rows, epoch_batches, steps_an_epoch
 from stages.vlm.run import run, schedule
 from stages.vlm.spec import TrainVlm, VlmConfig
 from tests.support.distributed import run_processes
-from tests.support.vision import PATCHES, base_model, features, features_config, scenes
+from tests.support.vision import PATCHES, base_model, features, features_config, scenes, whole_model
 
 torch.set_num_threads(1)
 Inputs = dict[str, list[LocalArtifact]]
@@ -219,7 +219,7 @@ def test_it_trains_projector_and_decoder_and_leaves_the_towers(whole: LocalConte
         [row["loss"] for row in whole.metrics[:3]]
     )
     model = hf_checkpoint.load(whole.output("model"))[0]
-    first = hf_checkpoint.build(
+    first = whole_model(
         inputs["base"][0].path,
         model.config.dino_config,
         model.config.siglip_config,
@@ -268,7 +268,7 @@ def test_what_fails_after_the_last_step_costs_no_training(
 
     broken = LocalContext(tmp_path, config(), inputs)
     with monkeypatch.context() as patch:
-        patch.setattr("stages.vlm.run.hf_checkpoint.save", full)
+        patch.setattr("stages.vlm.run.hf_checkpoint.save_beside", full)
         with pytest.raises(OSError, match="no space"):
             run(broken)
     again = LocalContext(tmp_path, config(), inputs)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stages.core.errors import InputError
-from stages.lib.modeling import hf_checkpoint
+from stages.lib.modeling import weight_files
 from stages.lib.modeling.attention import AdditiveBlockMask, WeightDropout, attention_mask, block_attention
 from stages.lib.modeling.decoder import Attention, AttentionContext, MoxinLM, rotary, rotate
 from stages.lib.modeling.hf_checkpoint import load_model, read_shape, save_model
@@ -89,7 +89,7 @@ def test_a_window_bounds_the_flops_of_attention() -> None:
 def test_initial_weights_have_the_spread_they_should() -> None:
     layers = 3
     model = MoxinLM(shape(layers=layers, hidden=128, intermediate=160, head_dim=32), 500)
-    model.initialize(torch.Generator().manual_seed(1))
+    model.initialize(1)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             assert torch.equal(parameter, torch.ones_like(parameter)), name
@@ -105,7 +105,7 @@ def test_initial_weights_follow_the_seed_alone() -> None:
     models = [MoxinLM(shape(), VOCAB) for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
         torch.manual_seed(seed + 10 * models.index(model))
-        model.initialize(torch.Generator().manual_seed(seed))
+        model.initialize(seed)
     one, same, other = ([p.detach() for p in model.parameters()] for model in models)
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
     assert not torch.equal(one[0], other[0])
@@ -430,7 +430,7 @@ def test_a_folder_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "tokenizer" / "other.txt").write_text("stays")
     model = build(window=9, rope_theta=77.0)
     for name, size in (("one", "5GB"), ("many", "20KB")):
-        monkeypatch.setattr(hf_checkpoint, "SHARD_SIZE", size)
+        monkeypatch.setattr(weight_files, "SHARD_SIZE", size)
         (tmp_path / name).mkdir()
         save_model(model, tmp_path / name, tmp_path / "tokenizer", "# card")
         files = {p.name for p in (tmp_path / name).iterdir()}

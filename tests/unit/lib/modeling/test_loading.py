@@ -21,7 +21,7 @@ from stages.lib.finetuning.model_loading import load_model as tuned_model
 from stages.lib.modeling.hf_checkpoint import load_model as pretrained_model
 from stages.lib.modeling.loading import refuse_incomplete
 from stages.lib.vision import towers
-from stages.lib.vision.hf_checkpoint import build
+from stages.lib.vision.hf_checkpoint import FirstWeights, outline
 from stages.lib.vision.shape import TowerShape
 from stages.problems import embedding
 from tests.support import tuning
@@ -40,9 +40,8 @@ def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
 
 
 def base(folder: Path) -> Any:
-    return build(
-        folder, towers.dino_config(SHAPE, 14), towers.siglip_config(SHAPE, 14), rows=tuning.VOCABULARY + 64, seed=0
-    )
+    model = outline(folder, towers.dino_config(SHAPE, 14), towers.siglip_config(SHAPE, 14), rows=tuning.VOCABULARY + 64)
+    return FirstWeights(folder, model, seed=0)
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {

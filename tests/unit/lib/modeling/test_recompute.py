@@ -21,7 +21,7 @@ POLICIES: tuple[Policy, ...] = ("none", "selective", "full")
 
 def build(recompute: Policy, dropout: float) -> MoxinLM:
     model = MoxinLM(SHAPE, 97, dropout, recompute)
-    model.initialize(torch.Generator().manual_seed(0))
+    model.initialize(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)

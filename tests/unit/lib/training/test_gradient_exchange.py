@@ -9,6 +9,7 @@ import torch
 
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.shape import ModelShape
+from stages.lib.modeling.weights import FreshWeights
 from stages.lib.training.backends import fsdp
 from stages.lib.training.backends.base import Trainable, WindowBatch
 from stages.lib.training.backends.fsdp import TorchBackend
@@ -34,15 +35,14 @@ def test_zero_says_when_gradients_are_exchanged_and_weights_cut_again(
         shape=SHAPE, sequence_length=32, tokens=32 * 30, global_batch_size=3, precision="fp32", warmup_steps=1,
         device="cpu", parallel=ParallelSizes(zero=zero),
     )  # fmt: skip
-    model: Any = MoxinLM(SHAPE, 97, 0.0)
-    model.initialize(torch.Generator().manual_seed(3))
+    with torch.device("meta"):
+        model: Any = MoxinLM(SHAPE, 97, 0.0)
     seen: dict[str, list[bool]] = {"sync": [], "last": [], "reshard": []}
     model.set_requires_gradient_sync = seen["sync"].append
     model.set_is_last_backward = seen["last"].append
     model.set_reshard_after_backward = seen["reshard"].append
-    backend = TorchBackend(
-        Trainable(model, [], lambda batch: model.loss_sum(batch.ids)[0]), config, ParallelDims(torch.device("cpu"))
-    )
+    trainable = Trainable(model, FreshWeights(3, SHAPE.layers), [], lambda batch: model.loss_sum(batch.ids)[0])
+    backend = TorchBackend(trainable, config, ParallelDims(torch.device("cpu")))
     monkeypatch.setattr(fsdp, "FSDPModule", MoxinLM)
     whole = WindowBatch(torch.randint(3, 97, (3, 32)), predicted=3 * 31)
     backend.step(whole.split(1), 1e-3, whole.predicted)

@@ -19,7 +19,7 @@ from tests.support.distributed import run_processes
 def _sum_of_ranks(ctx: Any) -> None:
     if os.environ["RANK"] == "1":
         time.sleep(ctx.config)
-    with distributed("test", torch.device("cpu")) as dims:
+    with distributed(ctx, torch.device("cpu")) as dims:
         ctx.metric(1, total=dims.all_reduce(dims.rank + 1.0)[0])
 
 

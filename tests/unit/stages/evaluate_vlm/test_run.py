@@ -20,10 +20,9 @@ from stages.evaluate_vlm import scorers
 from stages.evaluate_vlm.run import derangement, run
 from stages.evaluate_vlm.spec import EvaluateVlm, EvaluateVlmConfig
 from stages.lib.formats.reports import parse_report
-from stages.lib.vision import hf_checkpoint
 from stages.lib.vision.towers import draw_towers
 from stages.vlm.spec import padded
-from tests.support.vision import DINO, SIGLIP, SIZE, base_model, read_jsonl, scenes
+from tests.support.vision import DINO, SIGLIP, SIZE, base_model, read_jsonl, save_whole, scenes, whole_model
 
 torch.set_num_threads(1)
 
@@ -130,12 +129,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[LocalArti
     _, suite = scenes(root / "scenes")
     base = base_model(root / "base")
     dino, siglip = draw_towers(DINO, SIGLIP, SIZE, seed=1)
-    model = hf_checkpoint.build(base.path, dino.config, siglip.config, padded(base.facets["vocab_size"]), seed=2)
+    model = whole_model(base.path, dino.config, siglip.config, padded(base.facets["vocab_size"]), seed=2)
     model.dino, model.siglip = dino, siglip
     with torch.no_grad():
         model.projector.fc3.weight.mul_(8)
     (root / "model").mkdir()
-    hf_checkpoint.save(model.eval(), root / "model", base.path, "card")
+    save_whole(model.eval(), root / "model", base.path, "card")
     return {
         "model": [local_artifact(Model, root / "model", {"architecture": "MoxinVLM"}, {"benchmarks": ["piqa"]})],
         "suite": [suite],
