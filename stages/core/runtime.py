@@ -134,7 +134,7 @@ def cache_folder(request: StageRequest, root: Path) -> Generator[Path]:
 
 
 @contextmanager
-def inputs_folder(request: StageRequest) -> Iterator[Path | None]:
+def inputs_folder(request: StageRequest) -> Generator[Path | None]:
     """Where the processes of an attempt on this machine have their inputs together; None: there is one process."""
     if world_size() == 1:
         yield None

@@ -71,7 +71,8 @@ class WeightFile:
         if tensor.dtype != torch.float32 or tuple(tensor.shape) != self._shapes[name]:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, the file has room for {self._shapes}")
         self._stream.seek(self._starts.pop(name))
-        self._stream.write(memoryview(tensor.detach().cpu().contiguous().numpy()).cast("B") if tensor.numel() else b"")
+        data: Any = tensor.detach().cpu().contiguous().numpy()
+        self._stream.write(memoryview(data).cast("B") if tensor.numel() else b"")
 
     def __enter__(self) -> WeightFile:
         return self

@@ -157,8 +157,8 @@ def _store(rank: int, size: int) -> Any:
             if time.monotonic() > until:
                 raise
         time.sleep(0.2)
-    store = dist.TCPStore(*place, size, host, SILENCE, wait_for_workers=False, multi_tenant=True)
-    return dist.PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = dist.TCPStore(*place, size, host, SILENCE, wait_for_workers=False, multi_tenant=True)  # pyright: ignore[reportPrivateImportUsage]
+    return dist.PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 _meeting: Meeting | None = None
