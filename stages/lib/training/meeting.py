@@ -56,6 +56,7 @@ class Meeting:
         self._rank, self._size = own_rank(), world_size()
         try:
             self.store = _store(self._rank, self._size)
+            self._show_life()  # at once: whoever is lost before its first sign counts as one that has not come yet
         except (OSError, dist.DistError) as error:
             raise Preempted(LOST) from error
         self._ready, self._word = False, ""
@@ -110,7 +111,7 @@ class Meeting:
         with contextlib.suppress(dist.DistError):  # who waits sees that this has ended
             while True:
                 over = self._over.is_set()
-                self.store.add(f"meeting/alive/{self._rank}", 1)
+                self._show_life()
                 if self._word:
                     self._say(self._word)
                 elif self._ready and not announced:
@@ -128,6 +129,9 @@ class Meeting:
                 self._reached = time.monotonic()
                 self._wake.wait(BEAT.total_seconds())
                 self._wake.clear()
+
+    def _show_life(self) -> None:
+        self.store.add(f"meeting/alive/{self._rank}", 1)
 
     def _say(self, word: str) -> None:
         """The first word stands."""
