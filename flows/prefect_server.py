@@ -1,14 +1,20 @@
-"""Start the Prefect server without its second page, and so that no page of its may ask an outside host.
+"""Start the Prefect server without its second page, so that no page of its may ask an outside host, and so that a
+locked database is waited for here.
 
 Prefect 3.8.8 offers its V2 page at `/ui-settings` whatever its settings say, and that page reports to an analytics
 service. Here its bundle is not mounted, its address is a 404, and every answer carries a policy that a browser keeps
 to: this machine, nothing else.
+
+SQLite refuses a transaction that read before another one wrote; the server rolls it back and answers 503, and a client
+tries again or ends a run for it. Here such a request is carried out again before anybody hears of it.
 
     python -m flows.prefect_server server start --port 4200      (the arguments of `prefect`)
 """
 
 from __future__ import annotations
 
+import asyncio
+import random
 import runpy
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -22,6 +28,9 @@ POLICY = (
 )
 """Content-Security-Policy: the page's own scripts are inline, and make code; what they fetch comes from this machine.
 """
+
+PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""Seconds before a request whose transaction was refused is carried out again; after the last, 503 is the answer."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -45,15 +54,52 @@ class ServerMiddleware:
             await send({"type": "http.response.body", "body": b"there is no such page"})
             return
 
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {
-                    **message,
-                    "headers": [*message.get("headers", ()), (b"content-security-policy", POLICY.encode())],
-                }
-            await send(message)
+        replay = _Replay(receive)
+        for pause in (*PAUSES, None):
+            if not await self._answered(scope, replay.again(), send, last=pause is None) and pause is not None:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # those that were refused together come apart
+                continue
+            return
 
-        await self.app(scope, receive, guarded)
+    async def _answered(self, scope: Message, receive: Receive, send: Send, last: bool) -> bool:
+        """Let the server answer; False when it answered 503, which is passed on the last time alone."""
+        refused = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start":
+                refused = message["status"] == 503
+                headers = [*message.get("headers", ()), (b"content-security-policy", POLICY.encode())]
+                message = {**message, "headers": headers}
+            if last or not refused:
+                await send(message)
+
+        await self.app(dict(scope), receive, guarded)
+        return not refused
+
+
+class _Replay:
+    """The messages of a request, to be received again from the first on."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._body: list[Message] = []
+
+    def again(self) -> Receive:
+        """What gives the body's messages that came already, then those that still come."""
+        at = 0
+
+        async def receive() -> Message:
+            nonlocal at
+            if at == len(self._body):
+                message = await self._receive()
+                if message["type"] != "http.request":
+                    return message
+                self._body.append(message)
+            at += 1
+            return self._body[at - 1]
+
+        return receive
 
 
 def guarding(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,7 +119,7 @@ def guarding(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    """Change two things of Prefect, then run its own command."""
+    """Change what this module says of Prefect, then run its own command."""
     import prefect
     from prefect.server.api import server
 

@@ -1,5 +1,5 @@
 """Prefect's server with the guard around it: what asks for the application again, as automations do, gets the one that
-runs.
+runs; a locked database is waited for.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from flows import prefect_server
 from flows.cli import running
 from flows.local_services import prefect
-from flows.prefect_server import POLICY, ServerMiddleware, guarding
+from flows.prefect_server import PAUSES, POLICY, ServerMiddleware, guarding
 
 
 def test_an_application_that_runs_can_be_asked_for_again() -> None:
@@ -30,6 +32,29 @@ def test_an_application_that_runs_can_be_asked_for_again() -> None:
         assert create_app() is app
         assert client.get("/v2/anything").status_code == 404
     assert [one.cls for one in app.user_middleware] == [ServerMiddleware]
+
+
+@pytest.mark.parametrize(("locked", "status", "carried_out"), [(0, 201, 1), (2, 201, 3), (99, 503, len(PAUSES) + 1)])
+def test_a_request_that_met_a_locked_database_is_carried_out_again(
+    locked: int, status: int, carried_out: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its whole body each time; a client hears of it after the last time alone."""
+    monkeypatch.setattr(prefect_server, "PAUSES", (0.0,) * len(PAUSES))
+    bodies: list[bytes] = []
+
+    async def create(request: Request) -> JSONResponse:
+        bodies.append(await request.body())
+        if len(bodies) <= locked:
+            return JSONResponse({"exception_message": "Service Unavailable"}, 503)
+        return JSONResponse({"id": len(bodies)}, 201)
+
+    app = guarding(lambda: Starlette(routes=[Route("/flow_runs/", create, methods=["POST"])]))()
+    body = b"x" * 300_000  # comes in several messages
+    with TestClient(app) as client:
+        answer = client.post("/flow_runs/", content=(body[at : at + 1000] for at in range(0, len(body), 1000)))
+    assert (answer.status_code, len(bodies), set(bodies)) == (status, carried_out, {body})
+    assert answer.headers["content-security-policy"] == POLICY
+    assert answer.json() == ({"id": carried_out} if status == 201 else {"exception_message": "Service Unavailable"})
 
 
 def test_a_call_waits_longer_than_the_server_waits_for_its_database(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def test_it_ends_with_1_when_something_stands_in_the_way(monkeypatch: pytest.Mon
     select = ("--select", "+pretrain_1")
     status, told = planned(*select)
     assert (status, told["limits"]) == (0, [])
-    status, told = planned(*select, "--set", "resources.pretrain_1.memory_gib=128")
+    status, told = planned(*select, "--set", "resources.pretrain_1.memory_gib=32")
     assert status == 1
     assert [line.partition(":")[0] for line in told["limits"]] == ["pretrain_1"]
     assert set(told["limits"]) <= set(told["warnings"])
