@@ -130,6 +130,10 @@ def home() -> Path:
     return environment().home.resolve()
 
 
+class NoStore(ConfigError):
+    """No object store is named, and none was started here."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Resolved settings. Its representation hides credentials."""
@@ -157,9 +161,7 @@ class Settings:
             credentials = env.aws()
         else:
             if "s3_port" not in services:
-                raise ConfigError(
-                    "no object store: start the embedded services with 'moxin up', or set MOXIN_S3_ENDPOINT"
-                )
+                raise NoStore("no object store: start the embedded services with 'moxin up', or set MOXIN_S3_ENDPOINT")
             store = StoreAddress(bucket=BUCKET, endpoint=f"http://127.0.0.1:{services['s3_port']}")
             if not {"s3_access_key", "s3_secret_key"} <= secrets.keys():
                 raise ConfigError(

@@ -88,13 +88,12 @@ def all_overrides(set_: list[str], launcher: str | None) -> list[str]:
 
 
 def plan_nodes(
-    profile: str, select: str, overrides: list[str], force: bool = False, deep: bool = False
+    ledger: Any, profile: str, select: str, overrides: list[str], force: bool = False, deep: bool = False
 ) -> tuple[list[Any], Any]:
     from flows.plan import make_plan
 
     pipeline, values = load_profile(profile, overrides)
-    with open_ledger() as ledger:
-        return make_plan(pipeline, values, ledger, select, force, deep), values
+    return make_plan(pipeline, values, ledger, select, force, deep), values
 
 
 def print_problems(findings: list[Any], what: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,12 +50,12 @@ def plan(
     from flows import cost, credentials, last_checkpoint, preflight
     from stages.pipeline import PIPELINE
 
-    with open_ledger() as ledger:
-        plans, values = plan_nodes(profile, select, all_overrides(set_, launcher), force, deep)
+    with _ledger() as (ledger, notes):
+        plans, values = plan_nodes(ledger, profile, select, all_overrides(set_, launcher), force, deep)
         estimates = cost.estimate(plans, values, ledger)
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
     findings += preflight.too_large({name: one.scale for name, one in estimates.items()})
-    warnings, limits = cost.warnings(plans, values, estimates), cost.limits(plans, values, estimates)
+    warnings, limits = notes + cost.warnings(plans, values, estimates), cost.limits(plans, values, estimates)
     stops = last_checkpoint.of_plan(plans, values, estimates)
     warnings += [*credentials.expiring(plans, values, estimates, os.environ), *last_checkpoint.warnings(stops)]
     if json_:
@@ -87,6 +88,21 @@ def plan(
         raise typer.Exit(1)
 
 
+@contextmanager
+def _ledger() -> Generator[tuple[Any, list[str]]]:
+    """The ledger, and what is to be said of it: before there is a store nothing has run, and a plan needs no more."""
+    from flows.empty_ledger import EmptyLedger
+    from flows.settings import NoStore, Settings
+
+    try:
+        settings = Settings.load()
+    except NoStore as error:
+        yield EmptyLedger(), [f"planned as if nothing had run: {error}"]
+        return
+    with open_ledger(settings) as ledger:
+        yield ledger, []
+
+
 def _print_plan(
     plans: list[NodePlan],
     estimates: Mapping[str, Estimate],
@@ -114,7 +130,8 @@ def why(
 ) -> None:
     """Say which field, input or code makes a node run (or why it does not)."""
     name = find_node(node).name
-    plans, _ = plan_nodes(profile, f"+{name}", set_)
+    with open_ledger() as ledger:
+        plans, _ = plan_nodes(ledger, profile, f"+{name}", set_)
     rows = {p.node.name: p for p in plans}
     target = rows[name]
     roots = (

@@ -141,7 +141,7 @@ def logs(
 def _log_lines(settings: Settings, profile: str, node: str) -> Iterator[bytes]:
     """The events of a node's newest attempt: from this machine while it runs, from the store afterwards."""
     with open_ledger(settings) as ledger:
-        keys = {p.key for p in plan_nodes(profile, f"+{node}", [])[0] if p.node.name == node and p.key}
+        keys = {p.key for p in plan_nodes(ledger, profile, f"+{node}", [])[0] if p.node.name == node and p.key}
         record = ledger.node(profile, node)
         for key in [*keys, *([record.key] if record else [])]:
             for attempt in reversed(ledger.attempts(key)):

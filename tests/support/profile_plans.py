@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from flows import cost, preflight, profiles
+from flows.empty_ledger import EmptyLedger
 from flows.plan import NodePlan, make_plan
 from stages.core.graph import Node
 from stages.pipeline import PIPELINE
@@ -13,31 +13,12 @@ from stages.pipeline import PIPELINE
 PROFILES = ("small", "7b")
 
 
-class NothingYet:
-    """A ledger in which nothing has run."""
-
-    def nodes(self, profile: str, skip_damaged: bool = False) -> dict[str, Any]:
-        return {}
-
-    def node(self, profile: str, name: str) -> None:
-        return None
-
-    def manifest(self, key: str, listed: bool = False) -> None:
-        return None
-
-    def lease(self, key: str) -> None:
-        return None
-
-    def checkpoint_steps(self, key: str) -> list[int]:
-        return []
-
-
 @functools.cache
 def planned(name: str, *overrides: str) -> tuple[profiles.Profile, list[NodePlan], dict[str, cost.Estimate]]:
     """A profile's plan and estimates before anything has run. Made once, and read by many tests."""
-    profile, ledger = profiles.load(name, PIPELINE, overrides), NothingYet()
-    plans = make_plan(PIPELINE, profile, ledger)  # type: ignore[arg-type]
-    return profile, plans, cost.estimate(plans, profile, ledger)  # type: ignore[arg-type]
+    profile, ledger = profiles.load(name, PIPELINE, overrides), EmptyLedger()
+    plans = make_plan(PIPELINE, profile, ledger)
+    return profile, plans, cost.estimate(plans, profile, ledger)
 
 
 def warned(name: str, *overrides: str) -> list[str]:

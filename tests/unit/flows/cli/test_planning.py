@@ -1,22 +1,25 @@
-"""How `moxin plan` ends: with 1 when something stands in the run's way, and its JSON is whole all the same."""
+"""How `moxin plan` ends: with 1 when something stands in the run's way, and its JSON is whole all the same. It needs
+no store and no services.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from flows import cli, preflight
-from tests.support.profile_plans import NothingYet
 
 
 @pytest.fixture(autouse=True)
-def nothing_ran(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("common", "planning"):
-        monkeypatch.setattr(f"flows.cli.{module}.open_ledger", lambda: contextlib.nullcontext(NothingYet()))
+def nothing_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith(("MOXIN_", "AWS_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MOXIN_HOME", str(tmp_path))
 
 
 def planned(*arguments: str) -> tuple[int, dict[str, Any]]:
@@ -33,6 +36,15 @@ def test_it_ends_with_1_when_something_stands_in_the_way(monkeypatch: pytest.Mon
     assert status == 1
     assert [line.partition(":")[0] for line in told["limits"]] == ["pretrain_1"]
     assert set(told["limits"]) <= set(told["warnings"])
+
+
+def test_before_there_is_a_store_it_says_so_and_plans(tmp_path: Path) -> None:
+    _, told = planned()
+    (note,) = [line for line in told["warnings"] if "nothing had run" in line]
+    assert note.endswith("no object store: start the embedded services with 'moxin up', or set MOXIN_S3_ENDPOINT")
+    (row,) = told["nodes"]
+    assert (row["name"], row["state"], row["key"]) == ("pretrain_1", "blocked", None)
+    assert list(tmp_path.iterdir()) == [], "a plan leaves nothing"
 
 
 def test_a_problem_ends_it_with_1_too() -> None:
