@@ -12,8 +12,13 @@ from tests.support.installation import SMALL, Installation, kill, sets, wait_for
 from tests.support.limits import DAG
 
 pytestmark = pytest.mark.e2e
+STEPS = 600
+"""Many small ones: time to break something, on a fast machine too, and soon over on a slow one."""
 TRAIN = {
-    "pretrain_1.tokens": 307_200,
+    "pretrain_1.tokens": STEPS * 2 * 128,
+    "pretrain_1.global_batch_size": 2,
+    "pretrain_1.micro_batch_size": 2,
+    "pretrain_1.eval_windows": 8,
     "pretrain_1.checkpoint_every": 40,
     "pretrain_1.log_every": 1,
     "pretrain_1.dropout": 0.1,
@@ -21,7 +26,7 @@ TRAIN = {
 
 
 def training(seed: int) -> dict[str, Any]:
-    """Overrides that give each test a training, hence a key, of its own: 300 steps, about half a minute."""
+    """Overrides that give each test a training, hence a key, of its own: about half a minute."""
     return SMALL | TRAIN | {"pretrain_1.seed": seed}
 
 
@@ -76,7 +81,7 @@ def resumes(installation: Installation, overrides: dict[str, Any]) -> None:
     would_resume(installation, overrides)
     installation.moxin("run", "--select", "pretrain_1", *sets(overrides))
     assert installation.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 40
-    assert [row["step"] for row in installation.metrics("pretrain_1")] == list(range(1, 301))
+    assert [row["step"] for row in installation.metrics("pretrain_1")] == list(range(1, STEPS + 1))
 
 
 def test_a_killed_training_resumes_to_the_curve_of_an_unbroken_one(installation: Installation) -> None:
