@@ -10,9 +10,11 @@ from flows.local_services.prefect import restart_automation
 from tests.support.installation import Installation
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """Running services in a folder of their own; stopped at the end."""
+    """Running services in a folder of their own; stopped after the last test of this folder: a server of Prefect's that
+    nobody asks takes a tenth of a core all the same.
+    """
     found = Installation(tmp_path_factory.mktemp("moxin") / "home")
     found.moxin("up")
     switch_off_restarts(found)
