@@ -74,7 +74,11 @@ class ServerMiddleware:
             if last or not refused:
                 await send(message)
 
-        await self.app(dict(scope), receive, guarded)
+        try:
+            await self.app(dict(scope), receive, guarded)
+        except Exception:  # what was answered with 503 is raised as well, for the server's log
+            if last or not refused:
+                raise
         return not refused
 
 

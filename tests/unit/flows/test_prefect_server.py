@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
 
 from flows import prefect_server
@@ -45,13 +45,18 @@ def test_a_request_that_met_a_locked_database_is_carried_out_again(
     async def create(request: Request) -> JSONResponse:
         bodies.append(await request.body())
         if len(bodies) <= locked:
-            return JSONResponse({"exception_message": "Service Unavailable"}, 503)
+            raise RuntimeError("database is locked")
         return JSONResponse({"id": len(bodies)}, 201)
 
-    app = guarding(lambda: Starlette(routes=[Route("/flow_runs/", create, methods=["POST"])]))()
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"exception_message": "Service Unavailable"}, 503)
+
+    # as in Prefect's: the handler of all exceptions answers, and the exception goes on to who called the application
+    api = Starlette(routes=[Route("/flow_runs/", create, methods=["POST"])], exception_handlers={Exception: refuse})
+    app = guarding(lambda: Starlette(routes=[Mount("/api", api)]))()
     body = b"x" * 300_000  # comes in several messages
-    with TestClient(app) as client:
-        answer = client.post("/flow_runs/", content=(body[at : at + 1000] for at in range(0, len(body), 1000)))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.post("/api/flow_runs/", content=(body[at : at + 1000] for at in range(0, len(body), 1000)))
     assert (answer.status_code, len(bodies), set(bodies)) == (status, carried_out, {body})
     assert answer.headers["content-security-policy"] == POLICY
     assert answer.json() == ({"id": carried_out} if status == 201 else {"exception_message": "Service Unavailable"})
