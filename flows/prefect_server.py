@@ -55,13 +55,13 @@ class ServerMiddleware:
             return
 
         replay = _Replay(receive)
-        for pause in (*PAUSES, None):
-            if not await self._answered(scope, replay.again(), send, last=pause is None) and pause is not None:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # those that were refused together come apart
-                continue
-            return
+        for pause in PAUSES:
+            if await self._answered(scope, replay.again(), send):
+                return
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # those that were refused together come apart
+        await self._answered(scope, replay.again(), send, last=True)
 
-    async def _answered(self, scope: Message, receive: Receive, send: Send, last: bool) -> bool:
+    async def _answered(self, scope: Message, receive: Receive, send: Send, last: bool = False) -> bool:
         """Let the server answer; False when it answered 503, which is passed on the last time alone."""
         refused = False
 

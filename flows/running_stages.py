@@ -154,7 +154,7 @@ class RunningStages:
                     self._events.tell(node, "log", level="warning", message=message)
             if _taken_over(lost):
                 with self._lock:
-                    if self._handles.get(node) == (handle, grace):  # not that of a later attempt
+                    if self._handles.get(node, (None,))[0] is handle:  # not that of a later attempt
                         del self._handles[node]
                 return
             if lost:

@@ -87,9 +87,7 @@ def save_weights(state: Mapping[str, torch.Tensor], folder: Path) -> str:
     shards = split_torch_state_dict_into_shards(tensors, max_shard_size=weight_files.SHARD_SIZE)
     for filename, names in shards.filename_to_tensors.items():
         save_file({name: tensors[name] for name in names}, folder / filename, metadata={"format": "pt"})
-    if shards.is_sharded:
-        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
-        _write(folder / weight_files.INDEX, index)
+    weight_files.write_index(shards.filename_to_tensors, shards.metadata["total_size"], folder)
     return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
 
 

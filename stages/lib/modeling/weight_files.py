@@ -26,6 +26,11 @@ ITEM = 4
 """Bytes of a number: all is float32."""
 
 
+def total_bytes(shapes: Mapping[str, Sequence[int]]) -> int:
+    """Of weights of these shapes."""
+    return sum(ITEM * math.prod(shape) for shape in shapes.values())
+
+
 def split(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
     """Names of the weights by file, in the order that they are given in."""
     parts = split_state_dict_into_shards_factory(
@@ -37,10 +42,9 @@ def split(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
     return {file: list(names) for file, names in parts.filename_to_tensors.items()}
 
 
-def write_index(files: Mapping[str, Sequence[str]], shapes: Mapping[str, Sequence[int]], folder: Path) -> None:
-    """The index, where there is more than one file."""
+def write_index(files: Mapping[str, Sequence[str]], total: int, folder: Path) -> None:
+    """The index, where there is more than one file. files: names of weights by file. total: bytes of all weights."""
     if len(files) > 1:
-        total = sum(ITEM * math.prod(shape) for shape in shapes.values())
         index: dict[str, Any] = {
             "metadata": {"total_size": total},
             "weight_map": {name: file for file, names in files.items() for name in names},

@@ -59,4 +59,4 @@ def export(ctx: Context[Any], port: str, dims: ParallelDims, shapes: Mapping[str
     if dims.rank == 0:
         for entry in (FileEntry.model_validate(value) for part in parts[1:] for value in part):
             ctx.adopt(port, entry.path, entry)
-        weight_files.write_index(files, shapes, Path(ctx.output(port)))
+        weight_files.write_index(files, weight_files.total_bytes(shapes), Path(ctx.output(port)))

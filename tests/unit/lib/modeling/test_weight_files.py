@@ -12,7 +12,7 @@ from transformers import MistralForCausalLM
 
 from stages.lib.modeling import weight_files
 from stages.lib.modeling.hf_checkpoint import config_json, load_model, save_beside
-from stages.lib.modeling.weight_files import WeightFile, split, write_index
+from stages.lib.modeling.weight_files import WeightFile, split, total_bytes, write_index
 from tests.support.decoders import VOCAB, build, shape, tokens
 
 
@@ -50,7 +50,7 @@ def test_the_split_is_the_hubs_and_transformers_reads_it(
         with WeightFile(tmp_path / file, {name: shapes[name] for name in names}) as made:
             for name in names:
                 made.put(name, state[name])
-    write_index(files, shapes, tmp_path)
+    write_index(files, total_bytes(shapes), tmp_path)
     save_beside(tmp_path, config_json(shape(), VOCAB, "float32"), tmp_path, "card")
     theirs = MistralForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
     assert all(torch.equal(theirs.state_dict()[name], tensor) for name, tensor in state.items())
