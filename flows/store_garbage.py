@@ -177,7 +177,7 @@ class StoreGarbage:
             return kind, UNREADABLE
         if published is not None and newest <= published.written:
             return kind, ""
-        if self.limits.work_after is not None and self._now - group.newest > self.limits.work_after:
+        if self.limits.work_after is not None and not self._younger(group.newest, self.limits.work_after):
             return UNFINISHED, ""
         return UNFINISHED, "the next attempt goes on from it; --also unfinished=DAYS removes it"
 
@@ -190,8 +190,14 @@ class StoreGarbage:
     # --- finding ------------------------------------------------------------------------------------------------
 
     def _young(self, written: float) -> bool:
-        """Whether something was written so lately that it stays; the store's clock is right to a second or two."""
-        return self.limits.min_age > 0 and self._now - written < self.limits.min_age
+        """Whether something was written so lately that it stays."""
+        return self._younger(written, self.limits.min_age)
+
+    def _younger(self, written: float, limit: float) -> bool:
+        """Whether something was written less than `limit` seconds ago. Nothing is younger than 0 s: the store's clock is
+        right to a second or two, so that what is new may seem to come from later.
+        """
+        return limit > 0 and self._now - written < limit
 
     def _groups(self, prefix: str, depth: int) -> dict[str, Group]:
         """Objects by the first `depth` parts of their names."""
@@ -258,7 +264,7 @@ class StoreGarbage:
     def _unwanted(self) -> list[str]:
         """Keys of results that nothing needs, oldest first."""
         after = max(self.limits.min_age, self.limits.results_after or 0.0)
-        young = [key for key, one in self.marks.published.items() if self._now - one.written < after]
+        young = [key for key, one in self.marks.published.items() if self._younger(one.written, after)]
         needed = self.marks.needed(young)
         rest = [key for key in self.marks.published if key not in needed]
         return sorted(rest, key=lambda key: self.marks.published[key].written)
@@ -267,8 +273,8 @@ class StoreGarbage:
         for upload in uploads:
             parts = upload.key.split("/")
             key = parts[2] if upload.key.startswith(PLANES) else parts[1] if len(parts) > 1 else ""
-            age = self._now - upload.started
-            if self._young(upload.started) or age < self.limits.uploads_after or key in self.marks.live:
+            after = max(self.limits.min_age, self.limits.uploads_after)
+            if self._younger(upload.started, after) or key in self.marks.live:
                 continue
             size = store_uploads.stored_bytes(self.ledger.store, upload)
             yield Garbage(UPLOADS, upload.key, 1, size, key, remove=partial(self._abort, upload, key, size))

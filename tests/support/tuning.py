@@ -244,9 +244,9 @@ def dpo_config(**changes: Any) -> DpoConfig:
     return DpoConfig(**(values | changes))
 
 
-def pairs(start: int, count: int) -> list[tuple[list[Message], str, str]]:
-    """The better answer has an 'n' in it, which the parent finds less likely than a 'y'."""
-    return [([user(f"q {n % 7} {n}")], f"{n % 10} n", f"{n % 10} y") for n in range(start, start + count)]
+def pairs(start: int, count: int, better: str = "n", worse: str = "y") -> list[tuple[list[Message], str, str]]:
+    """The better answers end in one letter, the worse ones in another."""
+    return [([user(f"q {n % 7} {n}")], f"{n % 10} {better}", f"{n % 10} {worse}") for n in range(start, start + count)]
 
 
 def grpo_config(**changes: Any) -> GrpoConfig:
