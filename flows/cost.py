@@ -110,7 +110,7 @@ def estimate(
     declared of them.
     """
     prices = prices_of(profile)
-    history = ledger.nodes(profile.name, skip_damaged=True) if ledger else {}
+    history = ledger.nodes(profile.names, skip_damaged=True) if ledger else {}
     out: dict[str, Estimate] = {}
     expected: dict[str, dict[str, Any]] = {}
     amounts: dict[str, Mapping[str, Amounts]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
-from stages.core.records import LeaseRecord, NodeRecord
+from stages.core.records import ExperimentRecord, LeaseRecord, NodeRecord
 
 
 class EmptyLedger(Ledger):
@@ -24,6 +24,14 @@ class EmptyLedger(Ledger):
     def nodes(self, profile: str, skip_damaged: bool = False) -> dict[str, NodeRecord]:
         """No records."""
         return {}
+
+    def experiment(self, name: str) -> ExperimentRecord | None:
+        """No experiment."""
+        return None
+
+    def experiments(self) -> list[ExperimentRecord]:
+        """No experiments."""
+        return []
 
     def lease(self, key: str) -> tuple[LeaseRecord, str] | None:
         """Nobody works on it."""

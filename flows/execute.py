@@ -256,7 +256,7 @@ class Execution:
 
     def _remember(self, node: Node, key: str) -> None:
         record = NodeRecord(node=node.name, key=key, run_id=self.run_id, at=now())
-        self._patiently(node, lambda: self.ledger.set_node(self.profile.name, record))
+        self._patiently(node, lambda: self.ledger.set_node(self.profile.names, record))
 
     def _acquire(self, node: Node, resolved: Resolved) -> tuple[Lease | None, Handle | None]:
         """Take the lease, waiting while another run works on the key; with the job of a run that died, where there is

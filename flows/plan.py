@@ -227,7 +227,9 @@ def _held(record: LeaseRecord) -> str:
 def explain_change(node: Node, profile: Profile, resolved: Resolved, ledger: Ledger) -> str:
     """In words: what differs between a node's last result in this profile and what a run would make now."""
     try:
-        record = ledger.node(profile.name, node.name)
+        record = ledger.node(profile.names, node.name)
+        if record is None and profile.experiment:  # told by what its profile has
+            record = ledger.node(profile.name, node.name)
         last = ledger.manifest(record.key) if record else None
     except DamagedRecord as error:
         return f"what it ran with last cannot be told: {error}"

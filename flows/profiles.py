@@ -19,19 +19,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.data_files import DATA
 from flows.override_values import value_of
+from flows.profile_checks import check_arrays, check_processes, origin_of
 from stages.core.config import StageConfig
 from stages.core.errors import ConfigError
 from stages.core.graph import Node, Pipeline
 from stages.core.renamed import current_names
-from stages.core.resources import Processes, Resources
+from stages.core.resources import Resources
 
 FOLDER = DATA / "infra" / "profiles"
 
 
 LauncherName = Literal["process", "docker", "slurm", "kubernetes"]
 """Those of flows/launch."""
-ONE_MACHINE = ("process", "docker")
-"""Launchers that cannot bring several nodes together."""
 
 
 class ProfileFile(BaseModel):
@@ -82,6 +81,13 @@ class Profile:
     overrides: tuple[str, ...] = field(default=())
     warnings: tuple[str, ...] = field(default=())
     """Settings that were given under a former name, a line for each."""
+    experiment: str = ""
+    """The experiment that these settings are; "": none."""
+
+    @property
+    def names(self) -> str:
+        """Whose names for results a run goes by: the profile's, or the experiment's own (`Ledger.node`)."""
+        return f"{self.name}@{self.experiment}" if self.experiment else self.name
 
 
 def names() -> list[str]:
@@ -109,8 +115,8 @@ def load(name: str, pipeline: Pipeline, overrides: Iterable[str] = (), folder: P
         n.name: settings.launchers.get(n.name, settings.launchers.get(n.stage, settings.launcher)) for n in pipeline
     }
     for node in pipeline:
-        _check_processes(node, configs[node.name], resources[node.name], launchers[node.name], origin)
-        _check_arrays(node, configs[node.name], launchers[node.name], origin)
+        check_processes(node, configs[node.name], resources[node.name], launchers[node.name], origin)
+        check_arrays(node, configs[node.name], launchers[node.name], origin)
     return Profile(name, settings, configs, resources, launchers, overrides, tuple(dict.fromkeys(warnings)))
 
 
@@ -263,13 +269,6 @@ def _set(tables: dict[str, Any], parts: list[str], value: Any, override: str, or
     origin[".".join(parts)] = "--set"
 
 
-def _origin(origin: Mapping[str, str], *paths: str) -> str:
-    """Where a setting came from: the first of the paths that is known, else the nearest table around one of them."""
-    while not any(path in origin for path in paths):
-        paths = tuple(path.rpartition(".")[0] for path in paths)
-    return next(origin[path] for path in paths if path in origin)
-
-
 def _location(error: ValidationError) -> str:
     """The path of the first mistake."""
     return ".".join(str(part) for part in error.errors()[0]["loc"])
@@ -279,14 +278,14 @@ def _settings(tables: dict[str, Any], origin: Mapping[str, str]) -> ProfileFile:
     try:
         return ProfileFile.model_validate(tables)
     except ValidationError as error:
-        raise ConfigError(f"{_origin(origin, _location(error))}: {_explain(error, ProfileFile)}") from error
+        raise ConfigError(f"{origin_of(origin, _location(error))}: {_explain(error, ProfileFile)}") from error
 
 
 def _known(tables: Mapping[str, Any], valid: set[str], kind: str, origin: Mapping[str, str]) -> None:
     for name in tables:
         if name not in valid:
             close = difflib.get_close_matches(name, sorted(valid), n=1)
-            file = _origin(origin, f"{kind}.{name}")
+            file = origin_of(origin, f"{kind}.{name}")
             raise ConfigError(
                 f"{file}: [{kind}.{name}] names no {kind}" + (f"; did you mean '{close[0]}'?" if close else "")
             )
@@ -297,7 +296,7 @@ def _config(node: Node, settings: ProfileFile, origin: Mapping[str, str]) -> Sta
     try:
         return node.config_type.model_validate(values)
     except ValidationError as error:
-        file = _origin(origin, f"node.{node.name}.{_location(error)}", f"stage.{node.stage}.{_location(error)}")
+        file = origin_of(origin, f"node.{node.name}.{_location(error)}", f"stage.{node.stage}.{_location(error)}")
         raise ConfigError(f"{file}: {_explain(error, node.config_type, node.name)}") from error
 
 
@@ -306,59 +305,8 @@ def _resources(node: Node, config: StageConfig, settings: ProfileFile, origin: M
     try:
         return Resources.model_validate(merge(node.resources(config).model_dump(), values))
     except ValidationError as error:
-        file = _origin(origin, *(f"resources.{name}.{_location(error)}" for name in (node.name, node.stage)))
+        file = origin_of(origin, *(f"resources.{name}.{_location(error)}" for name in (node.name, node.stage)))
         raise ConfigError(f"{file}: {_explain(error, Resources, 'resources', node.name)}") from error
-
-
-def _check_processes(
-    node: Node, config: StageConfig, resources: Resources, launcher: str, origin: Mapping[str, str]
-) -> None:
-    """Configuration, resources and launcher must tell the same of processes, GPUs and nodes."""
-    name, kind = node.name, node.processes(config)
-    file = _origin(origin, *(f"{table}.{key}" for table in ("resources", "node") for key in (name, node.stage)))
-    engine = f" with engine '{config.engine}'" if hasattr(config, "engine") else ""  # type: ignore[attr-defined]
-    if kind is not Processes.TORCHRUN and resources.nodes > 1:
-        raise ConfigError(
-            f"{file}: resources.{name}.nodes = {resources.nodes}, but stage '{node.stage}'{engine} works on one node:"
-            " set 1"
-        )
-    if launcher in ONE_MACHINE and resources.nodes > 1:
-        raise ConfigError(
-            f"{file}: resources.{name}.nodes = {resources.nodes}, but launcher '{launcher}' knows one machine alone: "
-            f"set 1, or launchers.{name} to slurm or kubernetes"
-        )
-    if kind is Processes.SINGLE and resources.ranks > 1:
-        key = "gpus" if resources.gpus else "nproc_per_node"
-        raise ConfigError(
-            f"{file}: resources.{name}.{key} = {resources.ranks}, but stage '{node.stage}'{engine} is one process:"
-            " set 1"
-        )
-    device = getattr(config, "device", "auto")
-    if device == "cuda" and not resources.gpus:
-        raise ConfigError(
-            f"{file}: {name}.device = 'cuda', but resources.{name}.gpus = 0: set how many GPUs it gets, or another"
-            " device"
-        )
-    if device == "cpu" and resources.gpus:
-        raise ConfigError(
-            f"{file}: {name}.device = 'cpu', but resources.{name}.gpus = {resources.gpus}: set 0, or another device"
-        )
-    try:
-        node.check_resources(name, config, resources)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
-
-
-def _check_arrays(node: Node, config: StageConfig, launcher: str, origin: Mapping[str, str]) -> None:
-    """A stage that asks for arrays of jobs needs the launcher that submits them."""
-    by = getattr(config, "workers", None)
-    if by not in ("slurm", "kubernetes") or launcher == by:
-        return
-    file = _origin(origin, f"node.{node.name}.workers", f"stage.{node.stage}.workers")
-    raise ConfigError(
-        f"{file}: {node.name}.workers = '{by}' needs the {by} launcher, but '{launcher}' runs it: set"
-        f" launchers.{node.name} to {by}, or workers to a number"
-    )
 
 
 def _explain(error: ValidationError, model: type[BaseModel], *table: str) -> str:

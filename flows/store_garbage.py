@@ -194,8 +194,8 @@ class StoreGarbage:
         return self._younger(written, self.limits.min_age)
 
     def _younger(self, written: float, limit: float) -> bool:
-        """Whether something was written less than `limit` seconds ago. Nothing is younger than 0 s: the store's clock is
-        right to a second or two, so that what is new may seem to come from later.
+        """Whether something was written less than `limit` seconds ago. Nothing is younger than 0 s: the store's clock
+        is right to a second or two, so that what is new may seem to come from later.
         """
         return limit > 0 and self._now - written < limit
 

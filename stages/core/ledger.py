@@ -10,6 +10,8 @@
     checkpoints/<key>/<step>/<epoch>/...      files of a mid-stage checkpoint; COMMIT.json makes it visible
     checkpoints/<key>/rows/<epoch>/<number>   metric rows that any later checkpoint of the key refers to
     nodes/<profile>/<node>.json               the key that a node last had in a profile
+    nodes/<profile>@<experiment>/<node>.json  and in an experiment
+    experiments/<name>.json                   what an experiment is; its conditional PUT makes the name its own
     damaged/<object>.<time>                   what could not be read and was moved out of the way; never deleted by us
 
 Records of nodes and attempts end in a seal, the SHA-256 of the rest (`stages.core.records.sealed`).
@@ -33,7 +35,7 @@ from stages.core.index import index_objects, read_index
 from stages.core.keys import canonical_json, sha256
 from stages.core.leases import LeaseLost
 from stages.core.messages import InputRef, Lease, StageResult
-from stages.core.records import DamagedRecord, NodeRecord, sealed
+from stages.core.records import DamagedRecord, ExperimentRecord, NodeRecord, sealed
 from stages.core.store_errors import Conflict, Damaged
 
 DAMAGED_MARK = "DAMAGED.json"
@@ -225,6 +227,26 @@ class Ledger(CheckpointStore):
                 continue
             records[record.node] = record
         return records
+
+    def add_experiment(self, record: ExperimentRecord) -> bool:
+        """Make a name an experiment's own; False where somebody else was first."""
+        try:
+            self.store.put(f"experiments/{record.name}.json", sealed(record), if_absent=True)
+        except Conflict:
+            return False
+        return True
+
+    def experiment(self, name: str) -> ExperimentRecord | None:
+        """The experiment of that name. Raises DamagedRecord."""
+        row = f"experiments/{name}.json"
+        stored = self.store.get(row)
+        return self._parse(ExperimentRecord, row, *stored) if stored else None
+
+    def experiments(self) -> list[ExperimentRecord]:
+        """All experiments, by name. Raises DamagedRecord."""
+        names = [row.key.removeprefix("experiments/").removesuffix(".json") for row in self.store.list("experiments/")]
+        with ThreadPoolExecutor(8) as pool:
+            return [record for record in pool.map(self.experiment, names) if record]
 
 
 def attempt_prefix(result: StageResult) -> str:

@@ -109,6 +109,21 @@ class NodeRecord(SealedRecord):
     at: str
 
 
+class ExperimentRecord(SealedRecord):
+    """A named set of settings on top of a profile, with names of its own for what its runs make."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    profile: str
+    overrides: tuple[str, ...]
+    """As `--set` was given, each `node.field=value`."""
+    why: str = ""
+    created_by: str
+    created_at: str
+    git_commit: str | None = None
+
+
 class AttemptRecord(SealedRecord):
     """How one attempt went."""
 
@@ -153,7 +168,7 @@ class CheckpointCommit(BaseModel):
 
 KINDS: dict[type[BaseModel], str] = {
     StageResult: "manifest", LeaseRecord: "lease", NodeRecord: "node record", AttemptRecord: "attempt record",
-    CheckpointCommit: "commit marker of a checkpoint", AttemptOutcome: "outcome",
+    CheckpointCommit: "commit marker of a checkpoint", AttemptOutcome: "outcome", ExperimentRecord: "experiment record",
 }  # fmt: skip
 """What people call each record."""
 Record = TypeVar("Record", bound=BaseModel)

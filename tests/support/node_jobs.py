@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from flows import profiles
+from flows import profile_checks, profiles
 from flows.execute import Execution
 from flows.launch import docker, kubernetes_manifests, process, slurm_scripts
 from flows.launch.base import Job
@@ -28,7 +28,7 @@ def loaded(name: str, launcher: str, *overrides: str) -> profiles.Profile:
     """The profile as that launcher could have it: two of them know one machine alone."""
     changes = [
         f"launcher={launcher}",
-        *(["resources.pretrain.nodes=1"] if launcher in profiles.ONE_MACHINE else []),
+        *(["resources.pretrain.nodes=1"] if launcher in profile_checks.ONE_MACHINE else []),
         *overrides,
     ]
     return profiles.load(name, PIPELINE, changes)
