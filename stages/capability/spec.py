@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem, data_set
 from stages.core.resources import Resources
 from stages.core.scale import Scale
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Input, Output, Reading, Stage, output
 
 Benchmark = Literal["arc", "hellaswag", "mmlu", "piqa", "winogrande"]
@@ -54,8 +55,12 @@ class CapabilityConfig(StageConfig):
         default=None, description="hub: folder on this machine that holds the data sets as owner/name"
     )
     revisions: Mapping[str, str] = Field(default={}, description="hub: commit of a data set, by owner/name")
-    train_questions: int = Field(default=1200, gt=0, description="machine: training questions for each task")
-    test_questions: int = Field(default=200, gt=0, description="machine: test questions for each task")
+    train_questions: Annotated[int, Shrinks(wiring=200, shape=400)] = Field(
+        default=1200, gt=0, description="machine: training questions for each task"
+    )
+    test_questions: Annotated[int, Shrinks(wiring=20, shape=20)] = Field(
+        default=200, gt=0, description="machine: test questions for each task"
+    )
     test_share: float = Field(
         default=0.2, gt=0, lt=1, description="machine: share of the documents that only test questions are made of"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
@@ -13,6 +13,7 @@ from stages.core.artifacts import RawFiles
 from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Problem, data_set
 from stages.core.resources import Resources
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Output, Stage, output
 from stages.lib.data.raw_source import RawSource
 
@@ -27,9 +28,15 @@ class CollectConfig(StageConfig):
     text: tuple[RawSource, ...] = Field(default=(), description="text sources (paper 3.3.1: SlimPajama)")
     web: tuple[RawSource, ...] = Field(default=(), description="web sources (paper 3.3.1: Common Crawl, as DCLM)")
     code: tuple[RawSource, ...] = Field(default=(), description="code sources (paper 3.3.2: the Stack)")
-    text_bytes: int = Field(default=5_000_000, gt=0, description="machine: bytes of prose to gather at most")
-    web_bytes: int = Field(default=9_000_000, gt=0, description="machine: bytes of HTML to render at most")
-    code_bytes: int = Field(default=3_000_000, gt=0, description="machine: bytes of source code to gather at most")
+    text_bytes: Annotated[int, Shrinks(wiring=600_000, shape=5_000_000)] = Field(
+        default=5_000_000, gt=0, description="machine: bytes of prose to gather at most"
+    )
+    web_bytes: Annotated[int, Shrinks(wiring=1_000_000, shape=9_000_000)] = Field(
+        default=9_000_000, gt=0, description="machine: bytes of HTML to render at most"
+    )
+    code_bytes: Annotated[int, Shrinks(wiring=400_000, shape=3_000_000)] = Field(
+        default=3_000_000, gt=0, description="machine: bytes of source code to gather at most"
+    )
     mirrored: float = Field(
         default=0.2, ge=0, le=1, description="machine: share of pages that a second site serves too"
     )

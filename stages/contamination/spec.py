@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from stages.core.artifacts import (
 from stages.core.config import Operational, StageConfig
 from stages.core.resources import Resources
 from stages.core.scale import Scale, amount
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.lib.data.amounts import shards, text_of
 
@@ -49,7 +50,7 @@ class ContaminationConfig(StageConfig):
     left_out_splits: tuple[str, ...] = Field(
         default=("train", "auxiliary_train", "dev"), description="splits of a suite that nothing is scored on"
     )
-    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
+    workers: Annotated[Operational[int | Literal["ray", "slurm", "kubernetes"]], Shrinks(wiring=2, shape=2)] = Field(
         default=1,
         description=(
             "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"

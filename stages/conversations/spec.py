@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from stages.core.artifacts import Problems as ProblemRows
 from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem
 from stages.core.resources import Resources
+from stages.core.shrinking import Grows, Shrinks
 from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.lib.data.mixture_spec import MixtureSource, mixture_probes, mixture_problems
 
@@ -27,7 +28,9 @@ class ConversationsConfig(StageConfig):
     mirror: str | None = Field(
         default=None, description="hub: folder on this machine that holds the data sets as owner/name"
     )
-    heldout: float = Field(default=0.01, gt=0, lt=1, description="share of the questions that is held out")
+    heldout: Annotated[float, Grows(wiring=0.2, shape=0.2)] = Field(
+        default=0.01, gt=0, lt=1, description="share of the questions that is held out"
+    )
     seed: int = Field(
         default=11,
         ge=0,
@@ -39,7 +42,9 @@ class ConversationsConfig(StageConfig):
             "machine: questions about the documents, editing tasks on their sentences, or solutions of the problems"
         ),
     )
-    rows: int = Field(default=2000, gt=0, description="machine: conversations to make, at most")
+    rows: Annotated[int, Shrinks(wiring=120, shape=400)] = Field(
+        default=2000, gt=0, description="machine: conversations to make, at most"
+    )
     labels: int = Field(
         default=6, ge=4, description="machine: sections, types and roles that questions ask for, the commonest"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from stages.core.errors import ConfigError
 from stages.core.preflight import Problem
 from stages.core.resources import Resources
 from stages.core.scale import Scale
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.dedup import limits
 from stages.dedup.bloom_size import filter_bytes
@@ -109,13 +110,13 @@ class DedupConfig(StageConfig):
     )
     min_characters: int | None = Field(default=None, ge=0, description="shorter documents go, instead of the recipe's")
     seed: int = Field(default=1, ge=0, lt=1 << 32, description="of the permutations (datasketch's default is 1)")
-    substring_megabytes: int = Field(
+    substring_megabytes: Annotated[int, Shrinks(wiring=4, shape=4)] = Field(
         default=32,
         gt=0,
         le=1024,
         description="text whose repeated substrings are sought together; memory is some 14 times that",
     )
-    partitions: int = Field(
+    partitions: Annotated[int, Shrinks(wiring=2, shape=2)] = Field(
         default=1,
         ge=1,
         le=10_000,
@@ -124,7 +125,7 @@ class DedupConfig(StageConfig):
             " Bloom filter of its own (DCLM-BASELINE: 10)"
         ),
     )
-    bloom_memory_gib: Operational[float] = Field(
+    bloom_memory_gib: Annotated[Operational[float], Shrinks(wiring=0.5, shape=0.5)] = Field(
         default=1.0,
         gt=0,
         description=(
@@ -132,12 +133,12 @@ class DedupConfig(StageConfig):
             " refused"
         ),
     )
-    memory_mib: Operational[int] = Field(
+    memory_mib: Annotated[Operational[int], Shrinks(wiring=256, shape=256)] = Field(
         default=512,
         ge=64,
         description="what sorting and merging may use in each process, about; never changes the result",
     )
-    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
+    workers: Annotated[Operational[int | Literal["ray", "slurm", "kubernetes"]], Shrinks(wiring=2, shape=2)] = Field(
         default=1,
         description=(
             "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"

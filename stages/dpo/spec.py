@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from stages.core.artifacts import ArtifactManifest, Model, Preferences
 from stages.core.renamed import Renamed
 from stages.core.resources import Measuring, Processes, Resources, Work
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Facets, Input, Output, Stage, output
 from stages.lib.engines import validation
 from stages.lib.finetuning.tuning_config import (
@@ -27,9 +28,11 @@ from stages.lib.finetuning.tuning_config import (
 class DpoConfig(SupervisedConfig):
     """Defaults: Tülu 3's DPO."""
 
-    epochs: int = Field(default=1, gt=0, description="passes over the pairs (Tülu 3: 1)")
+    epochs: Annotated[int, Shrinks(wiring=1, shape=1)] = Field(
+        default=1, gt=0, description="passes over the pairs (Tülu 3: 1)"
+    )
     learning_rate: float = Field(default=5e-7, gt=0, description="peak (Tülu 3: 5e-7)")
-    max_length: int = Field(
+    max_length: Annotated[int, Shrinks(wiring=512)] = Field(
         default=2048,
         gt=8,
         description="tokens of prompt and answer (Tülu 3: 2048); longer ones lose their end, and are counted",
@@ -52,7 +55,7 @@ class DpoConfig(SupervisedConfig):
             " v1_2, and TRL's own way)"
         ),
     )
-    max_new_tokens: Annotated[int, Renamed("answer_tokens", until="0.3")] = Field(
+    max_new_tokens: Annotated[int, Renamed("answer_tokens", until="0.3"), Shrinks(wiring=16, shape=64)] = Field(
         default=256, gt=0, description="tokens of a sampled answer at most"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from stages.core.artifacts import ArtifactManifest, Completions, EvalReport, Eva
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem
 from stages.core.resources import Resources, Work
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Input, Output, Stage, output
 from stages.lib.evaluation.suite_file import Suite, load
 
@@ -32,7 +33,9 @@ class EvaluateConfig(StageConfig):
     max_length: int | None = Field(
         default=None, gt=1, description="context in tokens; longer prompts lose their beginning; unset: the model's"
     )
-    bootstrap_iters: int = Field(default=1000, ge=0, description="for standard errors of metrics that have no formula")
+    bootstrap_iters: Annotated[int, Shrinks(wiring=10, shape=10)] = Field(
+        default=1000, ge=0, description="for standard errors of metrics that have no formula"
+    )
     seed: int = Field(default=1234, description="few-shot sampling (the harness's default), and drawn answers")
     precision: Literal["fp32", "bf16", "fp16"] = Field(default="fp32", description="of the weights while scoring")
     engine: Literal["transformers", "vllm"] = Field(

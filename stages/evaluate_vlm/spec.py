@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from stages.core.artifacts import ArtifactManifest, EvalReport, ImageSuite, Mode
 from stages.core.config import Operational, StageConfig
 from stages.core.errors import ConfigError
 from stages.core.resources import Resources, Work
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Facets, Input, Output, Stage, output
 
 BenchmarkName = Literal["gqa", "vizwiz", "refcoco+", "ocid-ref", "vsr", "pope", "tally-qa"]
@@ -33,10 +34,12 @@ class EvaluateVlmConfig(StageConfig):
     """Which benchmarks, and how the model answers. Defaults: vlm-evaluation's (paper 7.5)."""
 
     benchmarks: tuple[BenchmarkName, ...] = Field(default=ALL, min_length=1, description="in the order of Table 8")
-    limit: int | None = Field(
+    limit: Annotated[int | None, Shrinks(wiring=2, shape=8)] = Field(
         default=None, gt=0, description="questions of each benchmark at most, first ones; unset: all"
     )
-    max_new_tokens: int = Field(default=128, gt=0, description="longest written answer (vlm-evaluation); greedy")
+    max_new_tokens: Annotated[int, Shrinks(wiring=16, shape=64)] = Field(
+        default=128, gt=0, description="longest written answer (vlm-evaluation); greedy"
+    )
     blind: bool = Field(
         default=True,
         description="score every question again with another question's image: what habit alone would score",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.core.artifacts import ArtifactManifest, Completions, EvalReport
 from stages.core.config import Operational, StageConfig
 from stages.core.resources import Resources, Work
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Input, Output, Stage, output
 
 
@@ -31,7 +32,9 @@ class ExecuteCodeConfig(StageConfig):
         default="required",
         description="required: namespaces, or Landlock where there are none, or no run at all; namespaces: those alone",
     )
-    workers: Operational[int] = Field(default=2, ge=1, description="programs at a time")
+    workers: Annotated[Operational[int], Shrinks(wiring=2, shape=2)] = Field(
+        default=2, ge=1, description="programs at a time"
+    )
 
     @model_validator(mode="after")
     def _clock_after_processor(self) -> Self:

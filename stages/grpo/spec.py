@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from math import gcd, lcm
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,6 +12,7 @@ from stages.core.artifacts import ArtifactManifest, Model, Problems
 from stages.core.config import Operational
 from stages.core.renamed import Renamed
 from stages.core.resources import Measuring, Processes, Resources, Work
+from stages.core.shrinking import Rehearsal, Shrinks, whole
 from stages.core.stage import Facets, Input, Output, Stage, output
 from stages.lib.engines import validation
 from stages.lib.finetuning import inference_memory
@@ -32,11 +34,15 @@ class ContextPhase(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(gt=0, description="batches of prompts that are answered and learned from")
-    max_response_length: Annotated[int, Renamed("max_response", until="0.3")] = Field(
+    steps: Annotated[int, Shrinks(wiring=3, shape=2)] = Field(
+        gt=0, description="batches of prompts that are answered and learned from"
+    )
+    max_response_length: Annotated[int, Renamed("max_response", until="0.3"), Shrinks(wiring=32)] = Field(
         gt=0, description="tokens of a response at most"
     )
-    num_generations: Annotated[int, Renamed("group", until="0.3")] = Field(gt=1, description="responses to each prompt")
+    num_generations: Annotated[int, Renamed("group", until="0.3"), Shrinks(wiring=4)] = Field(
+        gt=1, description="responses to each prompt"
+    )
 
 
 DEEPSCALER = (
@@ -89,15 +95,15 @@ class GrpoConfig(TuningConfig):
     context_phases: Annotated[tuple[ContextPhase, ...], Renamed("stages", until="0.3")] = Field(
         default=DEEPSCALER, min_length=1, description="phases of growing response length"
     )
-    prompts_per_step: Annotated[int, Renamed("prompts", until="0.3")] = Field(
+    prompts_per_step: Annotated[int, Renamed("prompts", until="0.3"), Shrinks(wiring=8, shape=16)] = Field(
         default=128,
         gt=0,
         description="prompts in a batch of responses (DeepScaleR; Moxin's own script: 64; AReaL: 1024)",
     )
-    num_mini_batches: Annotated[int, Renamed("minibatches", until="0.3")] = Field(
+    num_mini_batches: Annotated[int, Renamed("minibatches", until="0.3"), Shrinks(wiring=2)] = Field(
         default=2, gt=0, description="optimizer steps a batch is split into (DeepScaleR: 128 / 64; AReaL: 4)"
     )
-    max_prompt_length: Annotated[int, Renamed("max_prompt", until="0.3")] = Field(
+    max_prompt_length: Annotated[int, Renamed("max_prompt", until="0.3"), Shrinks(wiring=512)] = Field(
         default=1024, gt=0, description="tokens of a prompt; problems with a longer one are left out, and counted"
     )
     instruction: str = Field(
@@ -142,11 +148,15 @@ class GrpoConfig(TuningConfig):
     verifier_rule: Annotated[Literal["deepscaler", "math-verify"], Renamed("rule", until="0.3")] = Field(
         default="deepscaler", description="how an answer is compared with the reference"
     )
-    eval_problems: int = Field(
+    eval_problems: Annotated[int, Shrinks(wiring=4, shape=4)] = Field(
         default=200, gt=0, description="held-out problems to measure parent and child on; the first ones"
     )
-    eval_samples: int = Field(default=8, gt=0, description="responses to each of them: pass@1 is their mean")
-    verify_workers: Operational[int] = Field(default=1, gt=0, description="processes that check answers")
+    eval_samples: Annotated[int, Shrinks(wiring=2, shape=2)] = Field(
+        default=8, gt=0, description="responses to each of them: pass@1 is their mean"
+    )
+    verify_workers: Annotated[Operational[int], Shrinks(wiring=2, shape=2)] = Field(
+        default=1, gt=0, description="processes that check answers"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> GrpoConfig:
@@ -172,6 +182,17 @@ class GrpoConfig(TuningConfig):
             raise ValueError(f"reward_right = {self.reward_right} is not above reward_wrong = {self.reward_wrong}")
         validation.require_reinforcement(self)
         return self
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """Batches that mini-batches, GPUs and forward passes divide; a checkpoint within each phase."""
+        mini = values["num_mini_batches"]
+        prompts = whole(values["prompts_per_step"], mini if self.engine == "trl" else lcm(mini, rehearsal.ranks))
+        responses = [prompts // mini * phase.num_generations for phase in values["context_phases"]]
+        return values | {
+            "prompts_per_step": prompts,
+            "micro_batch_size": gcd(values["micro_batch_size"], *responses),
+            "checkpoint_every": 1,
+        }
 
     def rollout_rows(self, shape: ModelShape, number: int) -> int:
         """Responses of a phase that engine 'trl' writes side by side, within `rollout_cache_gib`.

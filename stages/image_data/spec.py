@@ -13,6 +13,7 @@ from stages.core.preflight import PreflightContext, Problem, present
 from stages.core.renamed import Renamed
 from stages.core.resources import Resources
 from stages.core.scale import Scale
+from stages.core.shrinking import Grows, Shrinks
 from stages.core.stage import Output, Stage, output
 
 Kind = Literal["captions", "instructions"]
@@ -30,7 +31,9 @@ class ConversationFile(BaseModel):
     images: tuple[str, ...] = Field(
         default=(), description="folders or zip files that the rows' image names are looked up in, in order"
     )
-    every: int = Field(default=1, ge=1, description="each n-th row, from the first on, for a smaller run; 1: all")
+    every: Annotated[int, Grows(wiring=5000, shape=1000)] = Field(
+        default=1, ge=1, description="each n-th row, from the first on, for a smaller run; 1: all"
+    )
 
 
 class BenchmarkFiles(BaseModel):
@@ -70,28 +73,34 @@ class ImageDataConfig(StageConfig):
     max_unusable: float = Field(
         default=0.01, ge=0, le=1, description="listing: largest share of rows that may be left out, counted by reason"
     )
-    scenes: int = Field(default=3000, gt=0, description="machine: scenes to train on")
+    scenes: Annotated[int, Shrinks(wiring=24, shape=200)] = Field(
+        default=3000, gt=0, description="machine: scenes to train on"
+    )
     rows_per_scene: int = Field(
         default=3, ge=1, description="machine: rows with the scene's image; the first is a dense caption"
     )
     text_share: float = Field(
         default=0.05, ge=0, lt=1, description="machine: rows without an image, as a share of those with one"
     )
-    test_scenes: int = Field(
+    test_scenes: Annotated[int, Shrinks(wiring=16, shape=16)] = Field(
         default=400, gt=0, description="machine: scenes of the suite; no layout of theirs is trained on"
     )
-    test_questions: int = Field(default=200, gt=0, description="machine: questions of each benchmark")
+    test_questions: Annotated[int, Shrinks(wiring=8, shape=8)] = Field(
+        default=200, gt=0, description="machine: questions of each benchmark"
+    )
     grid: int = Field(default=2, ge=1, le=4, description="machine: cells on each side of a scene")
     size: int = Field(default=96, ge=16, description="machine: pixels on each side of a scene")
     seed: int = Field(default=7, description="machine: which scenes and questions are made")
-    workers: Annotated[Operational[int | Literal["ray", "slurm", "kubernetes"]], Renamed("threads", until="0.3")] = (
-        Field(
-            default=1,
-            description=(
-                "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"
-                " launcher (listing: its files must be there too); never changes the result"
-            ),
-        )
+    workers: Annotated[
+        Operational[int | Literal["ray", "slurm", "kubernetes"]],
+        Renamed("threads", until="0.3"),
+        Shrinks(wiring=2, shape=2),
+    ] = Field(
+        default=1,
+        description=(
+            "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"
+            " launcher (listing: its files must be there too); never changes the result"
+        ),
     )
 
     @model_validator(mode="after")

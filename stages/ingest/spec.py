@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem, model_file
 from stages.core.resources import Resources
 from stages.core.scale import Scale, amount
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.lib.data.amounts import PART_BYTES, REFINEDWEB_KEPT, STORED, documents
 from stages.lib.formats.uris import shown
@@ -72,12 +73,12 @@ class IngestConfig(StageConfig):
     banned_sha256: Mapping[str, str] = Field(
         default={}, description="heuristics: of each of those files: part of the key, unlike their paths"
     )
-    limit: int | None = Field(
+    limit: Annotated[int | None, Shrinks(wiring=300, shape=2000)] = Field(
         default=None,
         gt=0,
         description="records to read at most, usable or not, drawn over the files of the listing; for trials",
     )
-    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
+    workers: Annotated[Operational[int | Literal["ray", "slurm", "kubernetes"]], Shrinks(wiring=2, shape=2)] = Field(
         default=1,
         description=(
             "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"

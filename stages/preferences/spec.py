@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from stages.core.artifacts import Preferences as PreferenceRows
 from stages.core.config import StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem
 from stages.core.resources import Resources
+from stages.core.shrinking import Grows, Shrinks
 from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.lib.data.mixture_spec import MixtureSource, mixture_probes, mixture_problems
 
@@ -26,7 +27,9 @@ class PreferencesConfig(StageConfig):
     mirror: str | None = Field(
         default=None, description="hub: folder on this machine that holds the data sets as owner/name"
     )
-    heldout: float = Field(default=0.01, gt=0, lt=1, description="share of the questions that is held out")
+    heldout: Annotated[float, Grows(wiring=0.2, shape=0.2)] = Field(
+        default=0.01, gt=0, lt=1, description="share of the questions that is held out"
+    )
     seed: int = Field(
         default=11,
         ge=0,
@@ -35,7 +38,9 @@ class PreferencesConfig(StageConfig):
     material: Literal["about", "editing"] = Field(
         default="about", description="machine: questions about the documents, or editing tasks on their sentences"
     )
-    rows: int = Field(default=2000, gt=0, description="machine: pairs to make, at most")
+    rows: Annotated[int, Shrinks(wiring=120, shape=400)] = Field(
+        default=2000, gt=0, description="machine: pairs to make, at most"
+    )
     labels: int = Field(
         default=6, ge=4, description="machine: sections, types and roles that questions ask for, the commonest"
     )

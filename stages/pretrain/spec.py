@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from stages.core.artifacts import ArtifactManifest, Model, Tokenizer, TokenShard
 from stages.core.config import Operational, StageConfig
 from stages.core.renamed import Renamed
 from stages.core.resources import Processes, Resources, Work
+from stages.core.shrinking import Rehearsal, Shrinks, small_batch
 from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 from stages.lib.modeling.shape import ModelShape
 from stages.lib.training import validation
@@ -26,16 +27,18 @@ class PretrainConfig(StageConfig):
     shape: ModelShape = Field(
         default=ModelShape(), description="architecture (paper 3.1, Table 1); a parent must have the same"
     )
-    sequence_length: int = Field(default=2000, gt=1, description="tokens in a window (paper 3.4: 2,000, then 4,000)")
+    sequence_length: Annotated[int, Shrinks(wiring=128)] = Field(
+        default=2000, gt=1, description="tokens in a window (paper 3.4: 2,000, then 4,000)"
+    )
     tokens: int = Field(default=10**12, gt=0, description="token budget of this phase; rounded down to whole steps")
-    global_batch_size: Annotated[int, Renamed("batch_windows", until="0.3")] = Field(
+    global_batch_size: Annotated[int, Renamed("batch_windows", until="0.3"), Shrinks(wiring=8)] = Field(
         default=512, gt=0, description="windows in an optimizer step (upstream: 64 GPUs x 1 x accumulation 8)"
     )
     learning_rate: float = Field(default=2e-6, gt=0, description="peak (paper 3.4; upstream's scripts: 1e-5, 2e-5)")
     min_lr_ratio: float = Field(
         default=0.1, ge=0, le=1, description="end of the cosine, as a share of the peak (paper 3.4)"
     )
-    warmup_steps: int = Field(
+    warmup_steps: Annotated[int, Shrinks(wiring=1, shape=1)] = Field(
         default=2000, ge=0, description="linear warmup, optimizer steps (upstream train/pretrain.py)"
     )
     beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW (paper 3.4)")
@@ -60,7 +63,7 @@ class PretrainConfig(StageConfig):
         ),
     )
     seed: int = Field(default=0, description="fresh weights, data order, dropout")
-    micro_batch_size: Annotated[Operational[int], Renamed("micro_batch", until="0.3")] = Field(
+    micro_batch_size: Annotated[Operational[int], Renamed("micro_batch", until="0.3"), Shrinks(wiring=2)] = Field(
         default=1, gt=0, description="windows in one forward pass"
     )
     recompute: Operational[Literal["none", "selective", "full"]] = Field(
@@ -83,10 +86,18 @@ class PretrainConfig(StageConfig):
             " PyTorch's kernels over blocks of 512 queries, slower, compiles nothing (dropout always takes it)"
         ),
     )
-    eval_windows: Operational[int] = Field(default=64, ge=0, description="held-out windows to measure the loss on")
-    eval_every: Operational[int] = Field(default=500, gt=0, description="steps between two measurements")
-    checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
-    log_every: Operational[int] = Field(default=10, gt=0, description="steps between two metric rows")
+    eval_windows: Annotated[Operational[int], Shrinks(wiring=8, shape=8)] = Field(
+        default=64, ge=0, description="held-out windows to measure the loss on"
+    )
+    eval_every: Annotated[Operational[int], Shrinks(wiring=2, shape=5)] = Field(
+        default=500, gt=0, description="steps between two measurements"
+    )
+    checkpoint_every: Annotated[Operational[int], Shrinks(wiring=1, shape=3)] = Field(
+        default=500, gt=0, description="steps between two checkpoints"
+    )
+    log_every: Annotated[Operational[int], Shrinks(wiring=1, shape=1)] = Field(
+        default=10, gt=0, description="steps between two metric rows"
+    )
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads")
     parallel: Annotated[Operational[ParallelSizes], *validation.FORMER_SIZES] = Field(
         default=ParallelSizes(), description="how both engines spread the training over the processes"
@@ -122,6 +133,20 @@ class PretrainConfig(StageConfig):
             )
         validation.require_runnable(self)
         return self
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """Whole batches for the processes that there are, a few steps, held-out windows of one batch."""
+        sizes: ParallelSizes = values["parallel"]
+        parts = max(1, rehearsal.ranks // sizes.model_parallel_size)
+        batch = small_batch(values, rehearsal, parts * sizes.pipeline)
+        window = batch * values["sequence_length"]
+        steps = max(1, min(rehearsal.steps, self.tokens // window))
+        return values | {
+            "global_batch_size": batch,
+            "tokens": steps * window,
+            "warmup_steps": min(values["warmup_steps"], steps - 1),
+            "eval_windows": min(self.eval_windows, batch),
+        }
 
 
 class Pretrain(Stage[PretrainConfig], env="train", revision=5, checkpoints=True, reproducible="same hardware"):

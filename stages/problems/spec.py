@@ -12,6 +12,7 @@ from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Probe, Problem, present
 from stages.core.renamed import Renamed
 from stages.core.resources import Resources
+from stages.core.shrinking import Grows, Shrinks
 from stages.core.stage import Output, Stage, output
 from stages.lib.data.mixture_spec import MixtureSource, mixture_probes, mixture_problems
 
@@ -45,7 +46,9 @@ class ProblemsConfig(StageConfig):
     mirror: str | None = Field(
         default=None, description="hub: folder on this machine that holds the data sets as owner/name"
     )
-    heldout: float = Field(default=0.01, gt=0, lt=1, description="share of the problems that is held out")
+    heldout: Annotated[float, Grows(wiring=0.2, shape=0.2)] = Field(
+        default=0.01, gt=0, lt=1, description="share of the problems that is held out"
+    )
     seed: int = Field(default=11, ge=0, description="which rows are drawn, generated and held out")
     verifier_rule: Annotated[
         Literal["deepscaler", "math-verify", "math-verify-strict"], Renamed("verifier", until="0.3")
@@ -69,10 +72,12 @@ class ProblemsConfig(StageConfig):
             " a folder model>', or 'ngrams' (spelling, not meaning)"
         ),
     )
-    verify_workers: Annotated[Operational[int], Renamed("workers", until="0.3")] = Field(
+    verify_workers: Annotated[Operational[int], Renamed("workers", until="0.3"), Shrinks(wiring=2, shape=2)] = Field(
         default=1, ge=1, description="verifier's worker processes"
     )
-    rows: int = Field(default=2000, gt=0, description="machine: problems to generate, at most")
+    rows: Annotated[int, Shrinks(wiring=120, shape=400)] = Field(
+        default=2000, gt=0, description="machine: problems to generate, at most"
+    )
     kinds: Mapping[str, Kind] = Field(
         default={"sum": Kind(), "equation": Kind(), "sequence": Kind()},
         min_length=1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem, model_file
 from stages.core.resources import Resources
 from stages.core.scale import Scale
+from stages.core.shrinking import Grows, Shrinks
 from stages.core.stage import Input, Output, Reading, Stage, output
 from stages.lib.data.amounts import corpus, documents, shards
 
@@ -19,7 +20,7 @@ from stages.lib.data.amounts import corpus, documents, shards
 class QualityConfig(StageConfig):
     """The classifier and what is kept. Defaults are fastText's own and DCLM's (Li et al. 2024)."""
 
-    keep_fraction: float = Field(
+    keep_fraction: Annotated[float, Grows(wiring=0.5, shape=0.5)] = Field(
         default=0.10, gt=0, le=1, description="share of documents kept, best first (paper 3.3.1)"
     )
     threshold: float | None = Field(
@@ -34,19 +35,21 @@ class QualityConfig(StageConfig):
     model_sha256: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{64}$", description="of that file: part of the key, unlike its path"
     )
-    train_documents: int = Field(
+    train_documents: Annotated[int, Shrinks(wiring=200, shape=2000)] = Field(
         default=200_000, gt=1, description="of each label at most; DCLM trained on 200k in all"
     )
     word_ngrams: int = Field(default=2, ge=1, description="DCLM: bigrams")
-    dim: int = Field(default=100, ge=1, description="fastText's default")
-    epochs: int = Field(default=5, ge=1, description="fastText's default")
+    dim: Annotated[int, Shrinks(wiring=16)] = Field(default=100, ge=1, description="fastText's default")
+    epochs: Annotated[int, Shrinks(wiring=5, shape=5)] = Field(default=5, ge=1, description="fastText's default")
     learning_rate: float = Field(default=0.1, gt=0, description="fastText's default")
-    buckets: int = Field(default=2_000_000, ge=1, description="hash buckets of n-grams, fastText's default")
+    buckets: Annotated[int, Shrinks(wiring=20_000)] = Field(
+        default=2_000_000, ge=1, description="hash buckets of n-grams, fastText's default"
+    )
     holdout: float = Field(
         default=0.1, gt=0, lt=1, description="share of the training documents that tests the classifier"
     )
     seed: int = Field(default=1, description="which documents train")
-    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
+    workers: Annotated[Operational[int | Literal["ray", "slurm", "kubernetes"]], Shrinks(wiring=2, shape=2)] = Field(
         default=1,
         description=(
             "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"

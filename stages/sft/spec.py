@@ -11,6 +11,7 @@ from stages.core.artifacts import ArtifactManifest, Conversations, Model, Proble
 from stages.core.config import Operational
 from stages.core.renamed import Renamed
 from stages.core.resources import Measuring, Processes, Resources, Work
+from stages.core.shrinking import Shrinks
 from stages.core.stage import Facets, Input, Output, Stage, output
 from stages.lib.engines import validation
 from stages.lib.finetuning.tuning_config import (
@@ -40,7 +41,7 @@ class SftConfig(SupervisedConfig):
             " et al. 2017's. open-instruct's finetune.py has none: 0 is its loss"
         ),
     )
-    max_new_tokens: Annotated[int, Renamed("answer_tokens", until="0.3")] = Field(
+    max_new_tokens: Annotated[int, Renamed("answer_tokens", until="0.3"), Shrinks(wiring=16, shape=64)] = Field(
         default=256, gt=0, description="tokens of a sampled answer at most, for samples and for problems"
     )
     instruction: str = Field(
@@ -49,10 +50,12 @@ class SftConfig(SupervisedConfig):
             "with `problems`: what follows a problem in its prompt, as in the training data (DeepScaleR's sentence)"
         ),
     )
-    eval_problems: Annotated[int, Renamed("problem_rows", until="0.3")] = Field(
+    eval_problems: Annotated[int, Renamed("problem_rows", until="0.3"), Shrinks(wiring=4, shape=4)] = Field(
         default=200, gt=0, description="with `problems`: held-out problems to answer, greedily; the first ones"
     )
-    verify_workers: Operational[int] = Field(default=1, gt=0, description="processes that check answers")
+    verify_workers: Annotated[Operational[int], Shrinks(wiring=2, shape=2)] = Field(
+        default=1, gt=0, description="processes that check answers"
+    )
 
     @model_validator(mode="after")
     def _room(self) -> SftConfig:

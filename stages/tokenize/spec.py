@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem
 from stages.core.resources import Resources
 from stages.core.scale import Scale, amount
+from stages.core.shrinking import Grows, Rehearsal, Shrinks
 from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 from stages.lib.data.amounts import BYTES_A_TOKEN, STORED
 from stages.lib.data.amounts import shards as text_shards
@@ -26,11 +27,13 @@ GIB = float(1 << 30)
 class TokenizeConfig(StageConfig):
     """Window length, mixture and order."""
 
-    sequence_length: int = Field(default=2000, gt=1, description="token ids in a window (paper 3.4: 2,000, then 4,000)")
+    sequence_length: Annotated[int, Shrinks(wiring=128)] = Field(
+        default=2000, gt=1, description="token ids in a window (paper 3.4: 2,000, then 4,000)"
+    )
     weights: tuple[float, ...] | None = Field(
         default=None, description="share of each input in the tokens, in wiring order; unset: as much as each has"
     )
-    max_epochs: float = Field(
+    max_epochs: Annotated[float, Grows(wiring=1000.0, shape=1000.0)] = Field(
         default=4.0, gt=0, description="how often a small input may be repeated to reach its share"
     )
     draw: tuple[tuple[float, float], ...] | None = Field(
@@ -40,8 +43,10 @@ class TokenizeConfig(StageConfig):
             " none; unset: all"
         ),
     )
-    max_tokens: int | None = Field(default=None, gt=0, description="tokens to write at most")
-    heldout: float = Field(
+    max_tokens: Annotated[int | None, Shrinks(wiring=100_000, shape=2_000_000)] = Field(
+        default=None, gt=0, description="tokens to write at most"
+    )
+    heldout: Annotated[float, Grows(wiring=0.1, shape=0.1)] = Field(
         default=0.0,
         ge=0,
         lt=1,
@@ -51,7 +56,7 @@ class TokenizeConfig(StageConfig):
     threads: Operational[int] = Field(
         default=2, ge=1, description="encoder threads in each process; they never change the result"
     )
-    workers: Operational[int | Literal["ray", "slurm", "kubernetes"]] = Field(
+    workers: Annotated[Operational[int | Literal["ray", "slurm", "kubernetes"]], Shrinks(wiring=2, shape=2)] = Field(
         default=1,
         description=(
             "processes, 'ray': the cluster that RAY_ADDRESS names, or 'slurm', 'kubernetes': arrays of jobs by that"
@@ -69,6 +74,10 @@ class TokenizeConfig(StageConfig):
                 f"draw has {len(self.draw)} ranges, but weights {len(self.weights)} entries: give one for each input"
             )
         return self
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """A hundredth of a few documents is none: every node draws from all of them."""
+        return values | {"draw": None if self.draw is None else ((0.0, 1.0),) * len(self.draw)}
 
 
 class Tokenize(Stage[TokenizeConfig], env="data", revision=5, reproducible="bits"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ from stages.core.artifacts import Documents, Tokenizer
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem, model_file
 from stages.core.resources import Resources
+from stages.core.shrinking import Rehearsal, Shrinks
 from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 
 
@@ -20,10 +21,10 @@ class TokenizerConfig(StageConfig):
     origin: Literal["train", "adopt"] = Field(
         default="train", description="train on the documents, or take `path` over"
     )
-    vocab_size: int = Field(
+    vocab_size: Annotated[int, Shrinks(wiring=1024)] = Field(
         default=32000, gt=300, description="entries, special and byte tokens included (paper 3.1: Mistral's 32,000)"
     )
-    sample_bytes: int = Field(
+    sample_bytes: Annotated[int, Shrinks(wiring=1_000_000, shape=20_000_000)] = Field(
         default=1_000_000_000, gt=0, description="text to train on, taken evenly from the documents"
     )
     path: Operational[str | None] = Field(
@@ -39,6 +40,10 @@ class TokenizerConfig(StageConfig):
     max_piece: int = Field(
         default=16, ge=1, description="longest vocabulary entry, characters (SentencePiece's default)"
     )
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """A vocabulary that is taken over is as large as it is."""
+        return values | {"vocab_size": self.vocab_size} if self.origin == "adopt" else values
 
 
 class TrainTokenizer(Stage[TokenizerConfig], env="data", revision=5, reproducible="bits"):

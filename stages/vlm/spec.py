@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from stages.core.config import Operational, StageConfig
 from stages.core.errors import ConfigError
 from stages.core.renamed import Renamed
 from stages.core.resources import Processes, Resources, Work
+from stages.core.shrinking import Rehearsal, Shrinks, small_batch
 from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 from stages.lib.training import validation
 from stages.lib.training.parallel_sizes import ParallelSizes
@@ -34,8 +35,10 @@ def padded(entries: int) -> int:
 class VlmConfig(StageConfig):
     """Optimizer, schedule, batches. Defaults: Moxin-VLM's `prism-moxin-dinosiglip-224px+7b` (paper 6)."""
 
-    epochs: int = Field(default=2, gt=0, description="passes over the rows (paper 6)")
-    global_batch_size: Annotated[int, Renamed("batch_rows", until="0.3")] = Field(
+    epochs: Annotated[int, Shrinks(wiring=1, shape=1)] = Field(
+        default=2, gt=0, description="passes over the rows (paper 6)"
+    )
+    global_batch_size: Annotated[int, Renamed("batch_rows", until="0.3"), Shrinks(wiring=8)] = Field(
         default=128, gt=0, description="rows in an optimizer step, all with an image or all without"
     )
     learning_rate: float = Field(default=2e-5, gt=0, description="peak")
@@ -47,12 +50,14 @@ class VlmConfig(StageConfig):
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW (PyTorch's default, which upstream keeps)")
     eps: float = Field(default=1e-8, gt=0, description="AdamW (PyTorch's default, which upstream keeps)")
     grad_clip: float = Field(default=1.0, gt=0, description="largest global gradient norm")
-    max_length: int = Field(default=2048, gt=1, description="tokens of a row, patches included; longer ones are cut")
+    max_length: Annotated[int, Shrinks(wiring=512)] = Field(
+        default=2048, gt=1, description="tokens of a row, patches included; longer ones are cut"
+    )
     precision: Literal["fp32", "bf16"] = Field(
         default="bf16", description="of matrix products; weights and optimizer are float32"
     )
     seed: int = Field(default=7, description="fresh weights of the projector, order of the rows")
-    micro_batch_size: Annotated[Operational[int], Renamed("micro_rows", until="0.3")] = Field(
+    micro_batch_size: Annotated[Operational[int], Renamed("micro_rows", until="0.3"), Shrinks(wiring=2)] = Field(
         default=16, gt=0, description="rows in one forward pass of one process"
     )
     recompute: Operational[Literal["none", "selective", "full"]] = Field(
@@ -62,8 +67,12 @@ class VlmConfig(StageConfig):
             " results of matrix products and attention kernels, and computes what is cheap again"
         ),
     )
-    checkpoint_every: Operational[int] = Field(default=500, gt=0, description="steps between two checkpoints")
-    log_every: Operational[int] = Field(default=10, gt=0, description="steps between two metric rows")
+    checkpoint_every: Annotated[Operational[int], Shrinks(wiring=1, shape=3)] = Field(
+        default=500, gt=0, description="steps between two checkpoints"
+    )
+    log_every: Annotated[Operational[int], Shrinks(wiring=1, shape=1)] = Field(
+        default=10, gt=0, description="steps between two metric rows"
+    )
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads of a process")
     parallel: Operational[ParallelSizes] = Field(
         default=ParallelSizes(), description="how the training is spread over the processes: data and zero alone"
@@ -76,6 +85,10 @@ class VlmConfig(StageConfig):
     def _spread(self) -> VlmConfig:
         validation.require_data_parallel(self)
         return self
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """Whole batches for the processes that there are: how many follows from the images."""
+        return values | {"global_batch_size": small_batch(values, rehearsal, rehearsal.ranks)}
 
 
 class TrainVlm(Stage[VlmConfig], env="vlm", revision=1, checkpoints=True, reproducible="same hardware"):

@@ -7,10 +7,12 @@ sources = [{ data_set = "allenai/tulu-3-sft-mixture", fraction = 1.0 }, { data_s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from stages.core.preflight import PreflightContext, Probe, Problem, data_set
+from stages.core.shrinking import Shrinks
 
 
 class MixtureSource(BaseModel):
@@ -25,7 +27,9 @@ class MixtureSource(BaseModel):
         default=None, description="commit on the hub; unset: what the main branch points at, recorded"
     )
     fraction: float = Field(default=1.0, gt=0, le=1, description="share of its rows that goes in")
-    cap: int | None = Field(default=None, gt=0, description="rows that go in, at most")
+    cap: Annotated[int | None, Shrinks(wiring=64, shape=400)] = Field(
+        default=None, gt=0, description="rows that go in, at most"
+    )
     license: str | None = Field(default=None, description="SPDX expression, where the card names none or another")
     drop_system: bool = Field(default=False, description="leave its system turns out")
 

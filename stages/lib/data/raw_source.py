@@ -18,10 +18,12 @@ import urllib.request
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from stages.core.errors import ConfigError, InfraError, InputError
+from stages.core.shrinking import Rehearsal
 from stages.lib.formats.sources import RawFile
 from stages.lib.formats.uris import shown
 
@@ -53,6 +55,10 @@ class RawSource(RawFile):
         if not self.listed and (self.sha256 or self.take or self.rewrite):
             raise ValueError("sha256, take and rewrite go with listed = true")
         return self
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """Two files of a list."""
+        return values | {"take": min(self.take or 2, 2)} if self.listed else values
 
 
 def expanded(source: RawSource, where: str) -> list[RawFile]:

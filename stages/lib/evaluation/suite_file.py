@@ -10,11 +10,12 @@ import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages.core.errors import ConfigError
+from stages.core.shrinking import Rehearsal, Shrinks
 
 FOLDER = Path(__file__).parent / "suites"
 
@@ -34,13 +35,19 @@ class TaskEntry(BaseModel):
     version: str | None = Field(default=None, description="the task's version in the harness; unset: not known")
     chat_template: bool = Field(default=False, description="ask through the model's chat template")
     system: str | None = Field(default=None, description="the system message, with a chat template")
-    repeats: int = Field(default=1, gt=0, description="answers for each document")
+    repeats: Annotated[int, Shrinks(wiring=2, shape=2)] = Field(
+        default=1, gt=0, description="answers for each document"
+    )
     k: tuple[int, ...] = Field(default=(), description="pass@k to report, of the repeats")
     temperature: float | None = Field(default=None, ge=0, description="unset: as the harness's task says; 0: greedy")
     top_p: float | None = Field(default=None, gt=0, le=1, description="unset: as the harness's task says")
-    max_new_tokens: int | None = Field(default=None, gt=0, description="unset: as the harness's task says")
+    max_new_tokens: Annotated[int | None, Shrinks(wiring=16, shape=64, unset=False)] = Field(
+        default=None, gt=0, description="unset: as the harness's task says"
+    )
     execute: bool = Field(default=False, description="answers are programs, which another stage runs and scores")
-    limit: int | None = Field(default=None, gt=0, description="documents to score at most, first ones; unset: all")
+    limit: Annotated[int | None, Shrinks(wiring=2, shape=4)] = Field(
+        default=None, gt=0, description="documents to score at most, first ones; unset: all"
+    )
     fingerprint: str | None = Field(
         default=None, description="SHA-256 of the split that the table was scored on; unset: not known"
     )
@@ -52,6 +59,10 @@ class TaskEntry(BaseModel):
         if self.system is not None and not self.chat_template:
             raise ValueError("system is given with a chat template alone: set chat_template = true, or leave it out")
         return self
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """No more answers are looked at together than are written."""
+        return values | {"k": tuple(k for k in self.k if k <= values["repeats"])}
 
 
 class Suite(BaseModel):

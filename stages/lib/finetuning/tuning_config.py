@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from stages.core.config import Operational, StageConfig
 from stages.core.errors import ConfigError
 from stages.core.renamed import Renamed
 from stages.core.resources import Measuring, Processes, Resources, Work
+from stages.core.shrinking import Rehearsal, Shrinks, small_batch
 from stages.core.stage import Facets
 from stages.lib.engines import validation
 from stages.lib.finetuning import inference_memory
@@ -49,10 +50,10 @@ class TuningConfig(StageConfig):
         default="bf16", description="of matrix products; weights are float32 (Tülu 3: bf16)"
     )
     seed: int = Field(default=123, description="data order and sampling (Tülu 3's docs: 123; its 8B script: 8)")
-    samples: int = Field(
+    samples: Annotated[int, Shrinks(wiring=2, shape=2)] = Field(
         default=8, ge=0, description="held-out prompts whose answers, before and after, are kept with the model"
     )
-    micro_batch_size: Annotated[Operational[int], Renamed("micro_batch", until="0.3")] = Field(
+    micro_batch_size: Annotated[Operational[int], Renamed("micro_batch", until="0.3"), Shrinks(wiring=2)] = Field(
         default=1, gt=0, description="rows in one forward pass"
     )
     recompute: Operational[Literal["none", "full"]] = Field(
@@ -62,8 +63,12 @@ class TuningConfig(StageConfig):
             " finer one"
         ),
     )
-    log_every: Operational[int] = Field(default=10, gt=0, description="optimizer steps between two metric rows")
-    checkpoint_every: Operational[int] = Field(default=500, gt=0, description="optimizer steps between two checkpoints")
+    log_every: Annotated[Operational[int], Shrinks(wiring=1, shape=1)] = Field(
+        default=10, gt=0, description="optimizer steps between two metric rows"
+    )
+    checkpoint_every: Annotated[Operational[int], Shrinks(wiring=1, shape=3)] = Field(
+        default=500, gt=0, description="optimizer steps between two checkpoints"
+    )
     eval_tokens: Operational[int] = Field(
         default=16_384,
         gt=0,
@@ -102,11 +107,11 @@ class SupervisedConfig(TuningConfig):
             " the same bytes"
         ),
     )
-    epochs: int = Field(default=2, gt=0, description="passes over the data")
-    global_batch_size: Annotated[int, Renamed("batch_size", until="0.3")] = Field(
+    epochs: Annotated[int, Shrinks(wiring=1, shape=1)] = Field(default=2, gt=0, description="passes over the data")
+    global_batch_size: Annotated[int, Renamed("batch_size", until="0.3"), Shrinks(wiring=8)] = Field(
         default=128, gt=0, description="rows in an optimizer step, over all GPUs"
     )
-    max_length: int = Field(
+    max_length: Annotated[int, Shrinks(wiring=512)] = Field(
         default=4096, gt=8, description="tokens of a row; what is longer loses its end, and is counted"
     )
     warmup_ratio: float = Field(
@@ -117,7 +122,7 @@ class SupervisedConfig(TuningConfig):
         default=PAPER_PROMPTS,
         description="asked of parent and child besides held-out ones, kept with the model (paper, Tables 10, 11)",
     )
-    eval_rows: int = Field(
+    eval_rows: Annotated[int, Shrinks(wiring=8, shape=8)] = Field(
         default=512, gt=0, description="held-out rows to measure parent and child on, the first ones"
     )
 
@@ -127,6 +132,12 @@ class SupervisedConfig(TuningConfig):
         if self.engine == "open-instruct":
             validation.require(self, validation.OPEN_INSTRUCT)
         return self
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """Whole batches for the GPUs that there are, and rows for a few of them."""
+        batch = small_batch(values, rehearsal, 1 if self.engine == "trl" else rehearsal.ranks)
+        rows = rehearsal.steps * batch
+        return values | {"global_batch_size": batch, "max_rows": min(self.max_rows or rows, rows)}
 
 
 C = TypeVar("C", bound=TuningConfig)

@@ -7,9 +7,11 @@ others.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from stages.core.shrinking import Rehearsal, Shrinks
 
 ZERO = {"torch": 3, "colossalai": 1}
 """Stage of ZeRO by engine, where none is set. torch: FSDP2's own way. colossalai: the paper's, less the exchange of all
@@ -27,8 +29,10 @@ class ParallelSizes(BaseModel):
         gt=0,
         description="parts of a batch; unset: what tensor, pipeline and context leave of the processes. Set, it has to",
     )
-    tensor: int = Field(default=1, gt=0, description="processes that share each matrix, and the tokens between blocks")
-    pipeline: int = Field(
+    tensor: Annotated[int, Shrinks(wiring=2)] = Field(
+        default=1, gt=0, description="processes that share each matrix, and the tokens between blocks"
+    )
+    pipeline: Annotated[int, Shrinks(wiring=2)] = Field(
         default=1,
         gt=0,
         description="groups of processes that have some of the blocks each (1F1B over micro_batch_size); colossalai's",
@@ -49,6 +53,10 @@ class ParallelSizes(BaseModel):
         default=False,
         description="ZeRO's float32 weights and moments lie in main memory (colossalai on GPUs; upstream: zero2_cpu)",
     )
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """The parts of a batch follow from the processes that there are."""
+        return values | {"data": None}
 
     @property
     def model_parallel_size(self) -> int:
