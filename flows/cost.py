@@ -129,7 +129,7 @@ def estimate(
         listed = {port: {**sizes.outputs[port], **(sources or {}).get(port, {})} for port in sizes.outputs}
         amounts[plan.node.name] = listed if plan.node.stage == "collect" else sizes.outputs
         one = (
-            _measured(last_result[0], resources, prices)
+            measured(last_result[0], resources, prices)
             if last_result
             else _computed(plan, profile, prices, inputs, sizes)
         )
@@ -286,7 +286,8 @@ def _source_rows(source: Any) -> int | None:
     return min(rows, cap) if cap else rows
 
 
-def _measured(result: StageResult, resources: Resources, prices: Mapping[str, Any]) -> Estimate:
+def measured(result: StageResult, resources: Resources, prices: Mapping[str, Any]) -> Estimate:
+    """What an attempt that made a result has cost."""
     cores = result.attempt.cpu_seconds / 3600
     hours = result.attempt.wall_seconds / 3600 * resources.gpus * resources.nodes
     return Estimate(
@@ -361,9 +362,7 @@ def assumptions(estimates: Mapping[str, Estimate]) -> str:
     notes = [note for one in estimates.values() if one.scale and one.basis != "ledger" for note in one.scale.notes]
     if not notes:
         return ""
-    return (
-        f"assumed: {'; '.join(dict.fromkeys(notes))}. Rates and their sources: infra/rates.toml, infra/data_sets.toml"
-    )
+    return f"assumed: {'; '.join(dict.fromkeys(notes))}. Rates, their sources: infra/rates.toml, infra/data_sets.toml"
 
 
 def total(estimates: Mapping[str, Estimate]) -> dict[str, Any]:

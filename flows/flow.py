@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import cost, garbage_collection, prefect_artifacts, preflight, profiles
+from flows import cost, experiments, garbage_collection, prefect_artifacts, preflight, profiles
 from flows.event_dispatch import Observer
 from flows.execute import Execution, Outcome
 from flows.launch import Launcher, launcher
@@ -69,6 +69,8 @@ class _Run:
         self.lock = threading.Lock()
 
 
+RUN_NAME = 120
+"""Characters of a run's name at most."""
 SKIPPED = "Skipped"
 """Name of the state of a node whose parents have no results."""
 _RUNS: dict[str, _Run] = {}
@@ -115,15 +117,34 @@ def _reap(flow: Any, flow_run: Any, state: Any) -> None:
     """
     settings = Settings.load()
     given = flow_run.parameters
-    values = profiles.load(str(given.get("profile", "tiny")), PIPELINE, given.get("set", ()))
+    values = experiments.view(
+        Ledger(Store(settings.store)),
+        PIPELINE,
+        str(given.get("profile", "tiny")),
+        given.get("experiment", ""),
+        given.get("set", ()),
+    )
     for name in sorted({values.settings.launcher, *values.launchers.values()}):
         stage_launcher = launcher(name, settings)
         if state.is_cancelled() or not stage_launcher.detached:  # the next run adopts a job that outlives a crash
             stage_launcher.reap(run_id=str(flow_run.id))
 
 
+def _run_name() -> str:
+    """What a run is called in Prefect's pages: its profile and experiment, what it selects, what it changes."""
+    given = cast("dict[str, Any]", flow_run.parameters or {})
+    experiment, changes = given.get("experiment", ""), [str(change) for change in given.get("set", ())]
+    parts = [
+        f"{given.get('profile', 'tiny')}{f'@{experiment}' if experiment else ''}",
+        str(given.get("select", "full")),
+    ]
+    name = " ".join([*parts, *changes])
+    return name if len(name) <= RUN_NAME else f"{name[: RUN_NAME - 1]}…"
+
+
 @flow(
     name="moxin",
+    flow_run_name=_run_name,
     # TaskRunner is invariant in its future's type, so Prefect's own runners do not fit its own annotation
     task_runner=cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=2 * len(PIPELINE))),
     on_cancellation=[_reap],
@@ -153,6 +174,10 @@ def moxin(
             )
         ),
     ] = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
+    experiment: Annotated[
+        str, Field(description="A name for these settings: their results are found by it, and no other name moves")
+    ] = "",
+    why: Annotated[str, Field(description="What the experiment is for, kept with its name")] = "",
     plan_only: Annotated[bool, Field(description="Show the plan as a table and run nothing")] = False,
     restarts: Restarts = 0,
 ) -> State[Any]:
@@ -162,10 +187,12 @@ def moxin(
     try:
         settings = Settings.load()
         values = profiles.load(profile.value, PIPELINE, set)
-        for warning in _warnings(values, restarts):
-            log.warning("%s", warning)
         ledger = Ledger(Store(settings.store))
         ledger.store.probe()
+        if experiment:
+            values = experiments.begun(ledger, experiment, profile.value, PIPELINE, set, why)
+        for warning in _warnings(values, restarts):
+            log.warning("%s", warning)
         plans = make_plan(PIPELINE, values, ledger, select, force)
         api_calls.put("plan", lambda: prefect_artifacts.plan_table(plans))
         for plan in plans:
@@ -179,7 +206,7 @@ def moxin(
             log.info("%s", line)
         default = launcher(values.settings.launcher, settings)
         selected = frozenset(p.node.name for p in plans)
-        observers = [*EXTRA_OBSERVERS, TensorBoardObserver(settings.home / "tensorboard" / values.name)]
+        observers = [*EXTRA_OBSERVERS, TensorBoardObserver(settings.home / "tensorboard" / values.names)]
         answered = {p.node.name: p.resolved for p in plans if p.resolved and p.resolved.result and not p.will_run}
         execution = Execution(
             run_id, values, ledger, default, settings.home, selected, force, observers, answered, launchers

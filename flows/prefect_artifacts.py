@@ -218,8 +218,8 @@ def _scores(ledger: Ledger, node: str, port: str, manifest: ArtifactManifest) ->
 
 def run_report(ledger: Ledger, profile: Profile, pipeline: Pipeline, home: Path, api_calls: ApiCallQueue) -> Path:
     """Write the report's page, and queue the artifacts that summarise it; returns its path."""
-    data = report.collect(ledger, profile.name, pipeline, profile)
-    path = home / "report" / f"{profile.name}.html"
+    data = report.collect(ledger, profile.names, pipeline, profile)
+    path = home / "report" / f"{profile.names}.html"
     report.write(data, path)
     api_calls.put("report", lambda: _show_report(data, path, profile))
     return path
@@ -237,7 +237,7 @@ def _show_report(data: dict[str, Any], path: Path, profile: Profile) -> None:
             create_table_artifact(
                 table=table_formats.plain_rows(table),
                 key=f"paper-table-{table.printed.number}",
-                description="\n".join([table_formats.title(table), "", *table_formats.notes(table, profile.name)]),
+                description="\n".join([table_formats.title(table), "", *table_formats.notes(table, profile.names)]),
             )
     lines = [
         "```text",
@@ -247,7 +247,7 @@ def _show_report(data: dict[str, Any], path: Path, profile: Profile) -> None:
         f"The whole report, on the machine of this run: `{path}`",
     ]
     create_markdown_artifact(
-        markdown="\n".join(lines), key="run-report", description=f"Report of profile {profile.name}"
+        markdown="\n".join(lines), key="run-report", description=f"Report of profile {profile.names}"
     )
 
 

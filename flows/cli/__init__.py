@@ -17,6 +17,7 @@ import typer
 from flows.cli import images, suite
 from flows.cli.checks import check
 from flows.cli.common import err
+from flows.cli.experiments import compare, experiments
 from flows.cli.garbage import gc
 from flows.cli.planning import plan, why
 from flows.cli.release import release
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 for _command in (repair, up, down, status, plan, why, run, ls, show, logs, lineage, report):
     app.command()(_command)
-for _command in (tables, release, verify, check, gc):
+for _command in (experiments, compare, tables, release, verify, check, gc):
     app.command()(_command)
 app.add_typer(images.app, name="images")
 app.add_typer(suite.app, name="suite")

@@ -36,6 +36,12 @@ ForceOption = Annotated[
 ]
 LauncherOption = Annotated[str | None, typer.Option(help="who runs the stages, instead of the profile's choice")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+ExperimentOption = Annotated[
+    str, typer.Option("--experiment", "-e", metavar="NAME", help="the results of this experiment, not the profile's")
+]
+KeyOption = Annotated[
+    str, typer.Option("--key", metavar="KEY", help="the result of this key (its first characters will do)")
+]
 NodeArgument = Annotated[str, typer.Argument(help="name of a node")]
 
 
@@ -67,6 +73,16 @@ def load_profile(profile: str, overrides: list[str]) -> tuple[Any, Any]:
     return PIPELINE, values
 
 
+def read_profile(ledger: Any, profile: str, experiment: str = "", overrides: Iterable[str] = ()) -> tuple[Any, Any]:
+    """The pipeline, and the settings that a reading command goes by: a profile's, or an experiment's."""
+    from flows import experiments
+    from stages.pipeline import PIPELINE
+
+    values = experiments.view(ledger, PIPELINE, profile, experiment, list(overrides))
+    print_warnings(values.warnings)
+    return PIPELINE, values
+
+
 def print_warnings(warnings: Iterable[str]) -> None:
     for warning in warnings:
         err.print(line((f"warning: {warning}", "yellow")), soft_wrap=True)
@@ -88,11 +104,17 @@ def all_overrides(set_: list[str], launcher: str | None) -> list[str]:
 
 
 def plan_nodes(
-    ledger: Any, profile: str, select: str, overrides: list[str], force: bool = False, deep: bool = False
+    ledger: Any,
+    profile: str,
+    select: str,
+    overrides: list[str],
+    force: bool = False,
+    deep: bool = False,
+    experiment: str = "",
 ) -> tuple[list[Any], Any]:
     from flows.plan import make_plan
 
-    pipeline, values = load_profile(profile, overrides)
+    pipeline, values = read_profile(ledger, profile, experiment, overrides)
     return make_plan(pipeline, values, ledger, select, force, deep), values
 
 

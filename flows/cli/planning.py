@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.common import (
+    ExperimentOption,
     ForceOption,
     JsonOption,
     LauncherOption,
@@ -39,6 +40,7 @@ def plan(
     set_: SetOption = [],  # noqa: B006
     force: ForceOption = False,
     launcher: LauncherOption = None,
+    experiment: ExperimentOption = "",
     deep: Annotated[
         bool, typer.Option("--deep", help="look for every file in the store, not for the pages that list many files")
     ] = False,
@@ -51,7 +53,7 @@ def plan(
     from stages.pipeline import PIPELINE
 
     with _ledger() as (ledger, notes):
-        plans, values = plan_nodes(ledger, profile, select, all_overrides(set_, launcher), force, deep)
+        plans, values = plan_nodes(ledger, profile, select, all_overrides(set_, launcher), force, deep, experiment)
         estimates = cost.estimate(plans, values, ledger)
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
     findings += preflight.too_large({name: one.scale for name, one in estimates.items()})
@@ -71,6 +73,7 @@ def plan(
         print_json(
             {
                 "profile": values.name,
+                "experiment": values.experiment or None,
                 "problems": [f.row() for f in findings],
                 "limits": limits,
                 "warnings": warnings,
@@ -126,12 +129,13 @@ def why(
     node: NodeArgument,
     profile: ProfileOption = "tiny",
     set_: SetOption = [],  # noqa: B006
+    experiment: ExperimentOption = "",
     json_: JsonOption = False,
 ) -> None:
     """Say which field, input or code makes a node run (or why it does not)."""
     name = find_node(node).name
     with open_ledger() as ledger:
-        plans, _ = plan_nodes(ledger, profile, f"+{name}", set_)
+        plans, _ = plan_nodes(ledger, profile, f"+{name}", set_, experiment=experiment)
     rows = {p.node.name: p for p in plans}
     target = rows[name]
     roots = (

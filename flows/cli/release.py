@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.common import JsonOption, ProfileOption, load_profile, open_ledger, print_json, say
+from flows.cli.common import ExperimentOption, JsonOption, ProfileOption, open_ledger, print_json, read_profile, say
 from flows.settings import Settings
 from flows.terminal_text import counted
 from stages.core.errors import ConfigError
@@ -18,6 +18,7 @@ REPORT_TITLE = "<title>Moxin: run report"
 
 def release(
     profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
     model: Annotated[
         list[str], typer.Option("--model", "-m", help="node of a model of infra/family.toml (repeat); else Table 9's")
     ] = [],  # noqa: B006
@@ -49,19 +50,19 @@ def release(
         if yes is None:
             raise ConfigError(f"--push {push}: say --dry-run, to see what would be sent, or --yes, to send it")
     settings = Settings.load()
-    target = (out_dir or settings.home / "release" / profile).resolve()
-    pipeline, values = load_profile(profile, [])
-    models = family.load(pipeline)
     with open_ledger(settings) as ledger:
-        lineages = build.prepare(ledger, profile, models, model)
-        _write_report(reports.collect(ledger, profile, pipeline, values), target / openness.REPORTS[0])
+        pipeline, values = read_profile(ledger, profile, experiment)
+        models = family.load(pipeline)
+        target = (out_dir or settings.home / "release" / values.names).resolve()
+        lineages = build.prepare(ledger, values.names, models, model)
+        _write_report(reports.collect(ledger, values.names, pipeline, values), target / openness.REPORTS[0])
         done = build.write(ledger, values, models, lineages, build.Target(target, push, key=sign))
     if not json_:
         _say_models(done)
     send = publish.push if yes else publish.preview
     pushed = [send(one.path, f"{push}/{one.name}") for one in done.models] if push else []
     if json_:
-        print_json(_value(profile, done, pushed))
+        print_json(_value(values.names, done, pushed))
         return
     for one in pushed:
         _say_push(one)

@@ -11,15 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.common import (
+    ExperimentOption,
     JsonOption,
+    KeyOption,
     NodeArgument,
     ProfileOption,
+    SetOption,
     find_node,
-    load_profile,
     open_ledger,
     out,
-    plan_nodes,
     print_json,
+    read_profile,
     say,
 )
 from flows.log_lines import FileLines, StoredLines
@@ -28,63 +30,63 @@ from flows.terminal_text import counted, line
 from stages.core.errors import ConfigError
 
 
-def _last_result(ledger: Any, profile: str, node: str) -> Any:
-    record = ledger.node(profile, find_node(node).name)
-    manifest = ledger.manifest(record.key) if record else None
-    if manifest is None:
-        raise ConfigError(
-            f"node {node} has no result in profile '{profile}' yet: run it with 'moxin run --select {node}'"
-        )
-    return manifest[0]
-
-
-def ls(profile: ProfileOption = "tiny", json_: JsonOption = False) -> None:
-    """List the newest artifact of every node: key, files, bytes, when it was made."""
+def ls(
+    profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
+    set_: SetOption = [],  # noqa: B006
+    json_: JsonOption = False,
+) -> None:
+    """List the newest artifact of every node: key, files, bytes, when it was made. With --set: of these settings."""
     from flows.console import rows_table
-    from stages.pipeline import PIPELINE
+    from flows.experiments import results
 
     rows: list[dict[str, Any]] = []
     with open_ledger() as ledger:
-        records = ledger.nodes(profile)
-        for node in PIPELINE:
-            newest = ledger.manifest(records[node.name].key) if node.name in records else None
-            if newest is not None:
-                for port, manifest in newest[0].outputs.items():
-                    rows.append(
-                        {
-                            "node": node.name,
-                            "output": port,
-                            "type": manifest.type,
-                            "key": newest[0].key[:12],
-                            "digest": manifest.digest[:12],
-                            "files": manifest.count,
-                            "bytes": manifest.size,
-                            "made": newest[0].attempt.ended_at[:19],
-                        }
-                    )
+        pipeline, values = read_profile(ledger, profile, experiment, set_)
+        for name, result in results.of_nodes(ledger, pipeline, values).items():
+            for port, manifest in result.outputs.items():
+                rows.append(
+                    {
+                        "node": name,
+                        "output": port,
+                        "type": manifest.type,
+                        "key": result.key[:12],
+                        "digest": manifest.digest[:12],
+                        "files": manifest.count,
+                        "bytes": manifest.size,
+                        "made": result.attempt.ended_at[:19],
+                    }
+                )
     if json_:
-        print_json({"profile": profile, "artifacts": rows})
+        print_json({"profile": values.name, "experiment": values.experiment or None, "artifacts": rows})
     else:
         out.print(
             rows_table(rows)
             if rows
-            else f"profile '{profile}' has no artifacts yet; make some with: moxin run --profile {profile}"
+            else f"{results.place(values)} has no artifacts yet; make some with: {results.command(values)}"
         )
 
 
 def show(
     node: NodeArgument,
     profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
+    set_: SetOption = [],  # noqa: B006
+    key: KeyOption = "",
     metrics: Annotated[
         bool, typer.Option("--metrics", help="print its metric rows (loss, ...) as JSON lines, and nothing else")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Show a node's newest result: configuration, statistics, outputs, provenance."""
+    """Show a node's newest result: configuration, statistics, outputs, provenance. With --set: that of these settings;
+    with --key: that of a key.
+    """
     from flows.console import rows_table
+    from flows.experiments import results
 
     with open_ledger() as ledger:
-        result = _last_result(ledger, profile, node)
+        pipeline, values = read_profile(ledger, profile, experiment, set_)
+        result = results.of_node(ledger, pipeline, values, find_node(node).name, key)
         if metrics:
             for row in StoredLines(ledger.store, result.metrics_object) if result.metrics_object else ():
                 sys.stdout.write(row.decode() + "\n")
@@ -118,11 +120,17 @@ def show(
 def logs(
     node: NodeArgument,
     profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
+    set_: SetOption = [],  # noqa: B006
+    key: KeyOption = "",
     all_: Annotated[bool, typer.Option("--all", help="also what libraries printed (level debug)")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Print the log of a node's newest attempt, finished or not."""
-    for text in _log_lines(Settings.load(), profile, find_node(node).name):
+    """Print the log of a node's newest attempt, finished or not. --set: of these settings; --key: of this key."""
+    settings = Settings.load()
+    with open_ledger(settings) as ledger:
+        pipeline, values = read_profile(ledger, profile, experiment, set_)
+    for text in _log_lines(settings, pipeline, values, find_node(node).name, key):
         row = text.decode("utf-8", "replace")
         event = json.loads(row)
         if json_:
@@ -138,29 +146,39 @@ def logs(
             say((event["time"][11:19], "dim"), f" {event['exit']} {event['message']}")
 
 
-def _log_lines(settings: Settings, profile: str, node: str) -> Iterator[bytes]:
+def _log_lines(settings: Settings, pipeline: Any, values: Any, node: str, key: str) -> Iterator[bytes]:
     """The events of a node's newest attempt: from this machine while it runs, from the store afterwards."""
+    from flows.experiments import results
+
     with open_ledger(settings) as ledger:
-        keys = {p.key for p in plan_nodes(ledger, profile, f"+{node}", [])[0] if p.node.name == node and p.key}
-        record = ledger.node(profile, node)
-        for key in [*keys, *([record.key] if record else [])]:
-            for attempt in reversed(ledger.attempts(key)):
-                local = settings.home / "logs" / "stages" / key / f"{attempt.epoch:06d}.jsonl"
+        for each in results.keys(ledger, pipeline, values, node, key):
+            for attempt in reversed(ledger.attempts(each)):
+                local = settings.home / "logs" / "stages" / each / f"{attempt.epoch:06d}.jsonl"
                 if local.is_file():
                     yield from FileLines(local)
                     return
-                if (stored := StoredLines(ledger.store, ledger.log_key(key, attempt.epoch))).there:
+                if (stored := StoredLines(ledger.store, ledger.log_key(each, attempt.epoch))).there:
                     yield from stored
                     return
-    raise ConfigError(f"node {node} has no attempt in profile '{profile}' yet")
+        raise ConfigError(f"node {node} has no attempt in {results.place(values)} yet")
 
 
-def lineage(node: NodeArgument, profile: ProfileOption = "tiny", json_: JsonOption = False) -> None:
+def lineage(
+    node: NodeArgument,
+    profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
+    set_: SetOption = [],  # noqa: B006
+    key: KeyOption = "",
+    json_: JsonOption = False,
+) -> None:
     """Show everything that a node's newest result was made from, up to the raw sources."""
     from rich.tree import Tree
 
+    from flows.experiments import results
+
     with open_ledger() as ledger:
-        root = _last_result(ledger, profile, node)
+        pipeline, values = read_profile(ledger, profile, experiment, set_)
+        root = results.of_node(ledger, pipeline, values, find_node(node).name, key)
 
         def walk(result: Any) -> dict[str, Any]:
             parents = {ref.key: ref for refs in result.inputs.values() for ref in refs}
@@ -193,6 +211,7 @@ def lineage(node: NodeArgument, profile: ProfileOption = "tiny", json_: JsonOpti
 
 def report(
     profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write the HTML page")] = None,
     json_: JsonOption = False,
 ) -> None:
@@ -201,14 +220,14 @@ def report(
     from flows.release.openness import released
 
     settings = Settings.load()
-    pipeline, values = load_profile(profile, [])
     with open_ledger(settings) as ledger:
-        data = reports.collect(ledger, profile, pipeline, values)
-    data["releases"] = released(settings.home / "release" / profile)
+        pipeline, values = read_profile(ledger, profile, experiment)
+        data = reports.collect(ledger, values.names, pipeline, values)
+    data["releases"] = released(settings.home / "release" / values.names)
     if json_:
         print_json(data)
         return
-    path = output or settings.home / "report" / f"{profile}.html"
+    path = output or settings.home / "report" / f"{values.names}.html"
     reports.write(data, path)
     for text in reports.summary(data):
         say(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,18 +34,31 @@ def run(
     set_: SetOption = [],  # noqa: B006
     force: ForceOption = False,
     launcher: LauncherOption = None,
+    experiment: Annotated[
+        str,
+        typer.Option(
+            "--experiment",
+            "-e",
+            metavar="NAME",
+            help="a name for these settings: their results are found by it, and no other name moves",
+        ),
+    ] = "",
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="what the experiment is for")] = "",
     json_: JsonOption = False,
 ) -> None:
     """Run the DAG, or a part of it, as a Prefect flow in this terminal. Starts the services that are not up."""
+    from flows.experiments import split
     from stages.core.graph import Pipeline
 
+    profile, experiment = split(profile, experiment)
     overrides = all_overrides(set_, launcher)
     pipeline, _ = load_profile(profile, overrides)
     assert isinstance(pipeline, Pipeline)
     chosen = pipeline.select(select)
     _configure_prefect()  # read when Prefect is imported, which registering the deployments does: before the services
     settings = start_services(quiet=json_)
-    state, outcomes, url, server_knows = _run_flow(profile, select, overrides, force, settings, len(chosen), json_)
+    parameters = {"select": select, "force": force, "set": overrides, "experiment": experiment, "why": why}
+    state, outcomes, url, server_knows = _run_flow(profile, parameters, settings, len(chosen), json_)
     ok = state.is_completed()
     if json_:
         print_json({"ok": ok, "message": state.message, "url": url, "nodes": outcomes})
@@ -80,7 +93,7 @@ def _configure_prefect() -> None:
 
 
 def _run_flow(
-    profile: str, select: str, overrides: list[str], force: bool, settings: Settings, nodes: int, quiet: bool
+    profile: str, parameters: dict[str, Any], settings: Settings, nodes: int, quiet: bool
 ) -> tuple[Any, list[dict[str, Any]], str, bool]:
     """Run the flow in this process, with a display; its final state, the nodes' outcomes, its page, and whether the
     Prefect server knows how it ended.
@@ -98,13 +111,7 @@ def _run_flow(
         flow_module.EXTRA_OBSERVERS[:] = [display, recorder]
         try:
             with tags(lost_runs.tag()):
-                state = flow_module.moxin(
-                    profile=flow_module.ProfileName(profile),
-                    select=select,
-                    force=force,
-                    set=overrides,
-                    return_state=True,
-                )
+                state = flow_module.moxin(profile=flow_module.ProfileName(profile), **parameters, return_state=True)
         except Exception as error:  # Prefect's own trouble: how the run ended is known here
             if not flow_module.ENDED:
                 why = prefect_artifacts.short(error)

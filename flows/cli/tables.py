@@ -7,12 +7,22 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.common import JsonOption, ProfileOption, load_profile, open_ledger, out, print_json, say
+from flows.cli.common import (
+    ExperimentOption,
+    JsonOption,
+    ProfileOption,
+    open_ledger,
+    out,
+    print_json,
+    read_profile,
+    say,
+)
 from stages.core.errors import ConfigError
 
 
 def tables(
     profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
     table: Annotated[int | None, typer.Option("--table", "-t", help="one table alone: 2 to 8")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="print CSV: one line a score, with its source")] = False,
@@ -29,20 +39,20 @@ def tables(
     names = paper_tables.NAMES if table is None else (f"table_{table}",)
     if names[0] not in paper_tables.NAMES:
         raise ConfigError(f"--table {table}: the paper's tables of scores are 2 to 8")
-    pipeline, _ = load_profile(profile, [])
     with open_ledger() as ledger:
-        data = collect(ledger, profile, pipeline)
+        pipeline, values = read_profile(ledger, profile, experiment)
+        data = collect(ledger, values.names, pipeline)
     built = [paper_tables.build(data, family.load(), name) for name in names]
     if json_:
-        print_json(table_formats.json_value(built, profile))
+        print_json(table_formats.json_value(built, values.names))
     elif csv:
         sys.stdout.write(table_formats.csv_text(built))
     elif markdown:
-        sys.stdout.write(table_formats.markdown(built, profile))
+        sys.stdout.write(table_formats.markdown(built, values.names))
     else:
         for each in built:
             say((table_formats.title(each), "bold"))
             if not each.empty:
                 out.print(rows_table(table_formats.plain_rows(each)))
-            for note in table_formats.notes(each, profile):
+            for note in table_formats.notes(each, values.names):
                 say(f"  {note}")

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from flows.cli.common import JsonOption, ProfileOption, err, find_node, load_profile, open_ledger, out, print_json, say
+from flows.cli.common import (
+    ExperimentOption,
+    JsonOption,
+    ProfileOption,
+    err,
+    find_node,
+    open_ledger,
+    out,
+    print_json,
+    read_profile,
+    say,
+)
 from flows.settings import Settings
 from flows.terminal_text import counted, line
 from stages.core.errors import ConfigError
@@ -17,6 +28,7 @@ from stages.core.errors import ConfigError
 def verify(
     model: Annotated[str, typer.Argument(help="a node, or the folder of a released model")],
     profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
     deep: Annotated[
         bool, typer.Option("--deep/--quick", help="read every file; --quick: its presence and size alone")
     ] = True,
@@ -38,7 +50,7 @@ def verify(
     else:
         if public_key is not None:
             raise ConfigError(f"--public-key goes with the folder of a release, and there is no folder {model}")
-        row = _verify_node(find_node(model).name, profile, deep, rerun)
+        row = _verify_node(find_node(model).name, profile, experiment, deep, rerun)
     if json_:
         print_json(row)
     else:
@@ -62,26 +74,26 @@ def _verify_folder(folder: Path, public_key: Path | None) -> dict[str, Any]:
     return verdict.row() | {"deep": True, "seconds": round(time.monotonic() - began, 3)}
 
 
-def _verify_node(node: str, profile: str, deep: bool, again: str | None) -> dict[str, Any]:
+def _verify_node(node: str, profile: str, experiment: str, deep: bool, again: str | None) -> dict[str, Any]:
     """What `moxin verify NODE` says, as JSON values."""
     from flows.release import checks
 
     settings, began = Settings.load(), time.monotonic()
     with open_ledger(settings) as ledger:
-        verdict = checks.verify(ledger, profile, node, deep)
+        pipeline, values = read_profile(ledger, profile, experiment)
+        verdict = checks.verify(ledger, values.names, node, deep)
         row = verdict.row() | {"deep": deep, "seconds": round(time.monotonic() - began, 3)}
         if again is not None:
             link = checks.require_node(verdict.chain, find_node(again).name)
-            row["rerun"] = _rerun(ledger, link, profile, settings)
+            row["rerun"] = _rerun(ledger, link, pipeline, values, settings)
             row["ok"] = row["ok"] and row["rerun"]["kept"]
     return row
 
 
-def _rerun(ledger: Any, link: Any, profile: str, settings: Settings) -> dict[str, Any]:
+def _rerun(ledger: Any, link: Any, pipeline: Any, values: Any, settings: Settings) -> dict[str, Any]:
     from flows.launch import launcher
     from flows.release.rerun import rerun
 
-    pipeline, values = load_profile(profile, [])
     node = pipeline[link.node]
     done = rerun(
         ledger,

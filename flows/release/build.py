@@ -76,7 +76,7 @@ def write(ledger: Ledger, profile: Profile, family: Family, lineages: Sequence[L
 
     Raises ConfigError where a folder is there that this did not write; InputError, InfraError.
     """
-    records = ledger.nodes(profile.name)
+    records = ledger.nodes(profile.names)
     for lineage in lineages:
         folder.refuse_foreign(target.out / lineage.name)
     papers.check(target.key)
@@ -125,7 +125,7 @@ def _write_model(
         }
 
     def prove(place: Path) -> None:
-        levels[lineage.name] = papers.write(ledger, place, profile.name, lineage.model, lineage.name, target.key)
+        levels[lineage.name] = papers.write(ledger, place, profile.names, lineage.model, lineage.name, target.key)
 
     sign = None if target.key is None else partial(signing.sign, key=target.key)
     return folder.write(target.out, lineage, ledger.store, texts, prove, sign, target.max_shard_bytes)

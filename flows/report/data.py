@@ -34,6 +34,8 @@ SAMPLES = 3
 """Documents of each task of an evaluation that are read, the first ones: the same for every model."""
 SAMPLES_BYTES = 64_000_000
 """A larger file of samples is not read."""
+OLD = ("changed", "stale")
+"""States of a result that a run would make anew: whatever was made from it is stale."""
 SETTINGS = 4
 """Settings that differ, named one by one."""
 
@@ -60,7 +62,11 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, valu
     nodes: list[NodeData] = []
     for node in pipeline:
         configured = values.configs[node.name].identity() if values else None
-        nodes.append(_node(ledger, node, records.get(node.name), results, configured))
+        row = _node(ledger, node, records.get(node.name), results, configured)
+        parents = [each for each in nodes if each["name"] in node.parents and each["state"] in OLD]
+        if row["state"] in ("ok", "drift") and parents:
+            row |= {"state": "stale", "why": f"follows {parents[0]['name']}, which is {parents[0]['state']}"}
+        nodes.append(row)
     overlaps = contamination.measure(ledger, pipeline, results)
     about = {"schema_version": SCHEMA, "profile": profile, "made": now(), "commit": git_commit()}
     return about | {"nodes": nodes, "contamination": overlaps}

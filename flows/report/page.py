@@ -14,7 +14,9 @@ from stages.core.files import write_atomically
 
 def render(data: Data, header: Markup, sections: Sequence[Section]) -> str:
     """One HTML document. Style and pictures are in it: it opens the same from a mail, a USB stick or a web server."""
-    return str(template("page.html", profile=data["profile"], header=header, sections=sections))
+    return str(
+        template("page.html", title=f"Moxin: run report, profile {data['profile']}", header=header, sections=sections)
+    )
 
 
 def write(text: str, path: Path) -> None:

@@ -35,7 +35,7 @@ def bench(finished_run: Ledger, ledger: Ledger, tmp_path: Any, settings: Any, mo
     module = verify.__globals__
     monkeypatch.setitem(module, "open_ledger", opened)
     monkeypatch.setitem(module, "find_node", lambda name: PIPE[name])
-    monkeypatch.setitem(module, "load_profile", lambda name, overrides: (PIPE, profile_of(PIPE, tmp_path)))
+    monkeypatch.setitem(module, "read_profile", lambda ledger, name, experiment: (PIPE, profile_of(PIPE, tmp_path)))
     monkeypatch.setattr(module["Settings"], "load", lambda: settings)
     monkeypatch.setattr(launch, "launcher", lambda name, settings: InlineLauncher(tmp_path))
     return Bench(ledger, tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flows import profiles
 from flows.cli import app, tables
 from flows.report import data
 from stages.core.errors import ConfigError
@@ -30,7 +31,7 @@ def _results(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = tables.__globals__
     monkeypatch.setitem(module, "open_ledger", ledger)
-    monkeypatch.setitem(module, "load_profile", lambda profile, overrides: (PIPELINE, None))
+    monkeypatch.setitem(module, "read_profile", lambda ledger, name, experiment: (PIPELINE, profiles.load(name, PIPELINE)))
     monkeypatch.setattr(data, "collect", lambda *arguments: results)
 
 

@@ -1,0 +1,96 @@
+"""A comparison for a terminal: tables of what `flows.experiments.compare` found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.cost import duration
+from flows.report.scores import shown
+
+Rows = list[dict[str, str]]
+MOST = 40
+"""Rows of statistics in a terminal; the page and --json have all."""
+ABSENT = "-"
+
+
+def tables(data: Mapping[str, Any]) -> list[tuple[str, Rows]]:
+    """Titles and rows; those without rows are left out."""
+    names = [side["name"] for side in data["sides"]]
+    made = [
+        ("what is compared", sides(data)),
+        (f"settings (against {names[0]})", settings(data)),
+        ("scores, per cent ± standard error", scores(data, names)),
+        ("statistics that differ", statistics(data, names)),
+    ]
+    return [(title, rows) for title, rows in made if rows]
+
+
+def sides(data: Mapping[str, Any]) -> Rows:
+    """One row a side."""
+    return [
+        {
+            "name": side["name"],
+            "results": f"{side['results']} ({side['own_results']} of its own)",
+            "they took": f"{duration(side['seconds'])}, {side['core_hours']:.2f} core-h, ${side['dollars']:,.2f}",
+            "by": side["created_by"] or ABSENT,
+            "why": side["why"] or ABSENT,
+        }
+        for side in data["sides"]
+    ]
+
+
+def settings(data: Mapping[str, Any]) -> Rows:
+    """What was set otherwise than in the first."""
+    return [{"name": row["side"], "setting": row["change"]} for row in data["settings"]]
+
+
+def scores(data: Mapping[str, Any], names: Sequence[str]) -> Rows:
+    """One row a score; the difference to the first with its standard error."""
+    return [
+        {
+            "node": row["node"],
+            "task": shown(row),
+            "shots": str(row["shots"]),
+            **{name: score(value) for name, value in zip(names, row["values"], strict=True)},
+            "difference": "  ".join(difference(row["values"][0], value) for value in row["values"][1:]),
+        }
+        for row in data["scores"]
+    ]
+
+
+def statistics(data: Mapping[str, Any], names: Sequence[str]) -> Rows:
+    """One row a number."""
+    rows = [
+        {
+            "node": row["node"],
+            "statistic": row["statistic"],
+            **{
+                name: ABSENT if value is None else f"{value:,.6g}"
+                for name, value in zip(names, row["values"], strict=True)
+            },
+        }
+        for row in data["statistics"]
+    ]
+    if len(rows) <= MOST:
+        return rows
+    return [*rows[:MOST], {"node": f"and {len(rows) - MOST} more", "statistic": "", **dict.fromkeys(names, "")}]
+
+
+def score(value: Mapping[str, Any] | None) -> str:
+    """A share in per cent."""
+    if value is None:
+        return ABSENT
+    error = f" ±{100 * value['stderr']:.1f}" if value["stderr"] is not None else ""
+    return f"{100 * value['value']:.1f}{error}"
+
+
+def difference(first: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str:
+    """Other minus first. The error takes the two as independent, which answers to the same questions are not: it is too
+    large rather than too small.
+    """
+    if first is None or other is None:
+        return ABSENT
+    errors = (first["stderr"], other["stderr"])
+    error = f" ±{100 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5:.1f}" if None not in errors else ""
+    return f"{100 * (other['value'] - first['value']):+.1f}{error}"
