@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import cost, experiments, garbage_collection, prefect_artifacts, preflight, profiles
+from flows import cost, experiments, form, garbage_collection, prefect_artifacts, preflight, profiles
 from flows.event_dispatch import Observer
 from flows.execute import Execution, Outcome
 from flows.launch import Launcher, launcher
@@ -46,13 +46,10 @@ else:
     ProfileName = StrEnum("ProfileName", {name: name for name in profiles.names()})
     """The profiles in infra/profiles, as a drop-down in the UI."""
 
+ProfileField = Annotated[ProfileName, Field(description="The values of the run: infra/profiles/<name>.toml")]
+
 #: Observers that whoever calls the flow in this process adds (the command line's progress display).
 EXTRA_OBSERVERS: list[Observer] = []
-
-
-Restarts = Annotated[
-    int, Field(ge=0, le=RESTARTS, description="How often this was started again by itself, after crashes")
-]
 
 
 class _Run:
@@ -153,33 +150,14 @@ def _run_name() -> str:
     validate_parameters=True,
 )
 def moxin(
-    profile: Annotated[
-        ProfileName, Field(description="The values of the run: infra/profiles/<name>.toml")
-    ] = ProfileName("tiny"),
-    select: Annotated[
-        str,
-        Field(
-            description=(
-                "Which nodes: 'full', or names and stages separated by commas; 'x+' adds what follows, '+x' what x"
-                " needs"
-            )
-        ),
-    ] = "full",
-    force: Annotated[bool, Field(description="Run the selected nodes even if the ledger has their results")] = False,
-    set: Annotated[
-        list[str],
-        Field(
-            description=(
-                "Overrides on top of the profile, each 'node.field=value', for example pretrain_1.learning_rate=1e-3"
-            )
-        ),
-    ] = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
-    experiment: Annotated[
-        str, Field(description="A name for these settings: their results are found by it, and no other name moves")
-    ] = "",
-    why: Annotated[str, Field(description="What the experiment is for, kept with its name")] = "",
-    plan_only: Annotated[bool, Field(description="Show the plan as a table and run nothing")] = False,
-    restarts: Restarts = 0,
+    profile: ProfileField = ProfileName("tiny"),
+    select: form.Select = "full",
+    force: form.Force = False,
+    set: form.Overrides = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
+    experiment: form.Experiment = "",
+    why: form.Why = "",
+    plan_only: form.PlanOnly = False,
+    restarts: form.Restarts = 0,
 ) -> State[Any]:
     """Run the Moxin pipeline, or a part of it. Finished nodes are answered from the ledger; a broken one resumes."""
     log, api_calls = get_run_logger(), prefect_artifacts.ApiCallQueue()

@@ -39,10 +39,10 @@ class Side:
             for port, refs in result.inputs.items():
                 for ref in refs:
                     parent = self.results.get(ref.node)
-                    made = parent.outputs[ref.port].digest if parent and ref.port in parent.outputs else None
+                    newest = parent.outputs[ref.port].digest if parent and ref.port in parent.outputs else None
                     if ref.node in reasons:
                         reasons.setdefault(name, f"follows {ref.node}")
-                    elif made != ref.manifest.digest:
+                    elif newest != ref.manifest.digest:
                         reasons.setdefault(name, f"its input {port} came from another result of {ref.node}")
         return reasons
 
@@ -102,8 +102,8 @@ def compare(ledger: Ledger, pipeline: Pipeline, chosen: Sequence[Side]) -> dict[
 def _side(ledger: Ledger, side: Side, nodes: Sequence[Mapping[str, Any]], number: int) -> dict[str, Any]:
     """Who, why, and what its own results cost: those that it does not share with the side before it."""
     prices = cost.prices_of(side.values)
-    own = [row["node"] for row in nodes if row["keys"][number] and row["keys"][number] not in row["keys"][:number]]
-    spent = [cost.measured(side.results[name], side.values.resources[name], prices) for name in own]
+    unshared = [row["node"] for row in nodes if row["keys"][number] and row["keys"][number] not in row["keys"][:number]]
+    spent = [cost.measured(side.results[name], side.values.resources[name], prices) for name in unshared]
     return {
         "name": side.name,
         "profile": side.values.name,
@@ -113,7 +113,7 @@ def _side(ledger: Ledger, side: Side, nodes: Sequence[Mapping[str, Any]], number
         "created_at": side.about.get("created_at"),
         "git_commit": side.about.get("git_commit"),
         "results": len(side.results),
-        "own_results": len(own),
+        "own_results": len(unshared),
         "seconds": sum(one.seconds for one in spent),
         "core_hours": sum(one.core_hours for one in spent),
         "gpu_hours": sum(one.gpu_hours for one in spent),

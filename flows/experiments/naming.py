@@ -96,11 +96,11 @@ def user() -> str:
 def _settings(record: ExperimentRecord, profile: str, pipeline: Pipeline, overrides: Sequence[str]) -> Profile:
     if profile not in (record.profile, DEFAULT_PROFILE):
         raise ConfigError(f"experiment '{record.name}' is of profile '{record.profile}', not of '{profile}'")
-    own = profiles.load(record.profile, pipeline, record.overrides)
+    recorded = profiles.load(record.profile, pipeline, record.overrides)
     if not overrides:
-        return replace(own, experiment=record.name)
+        return replace(recorded, experiment=record.name)
     values = profiles.load(record.profile, pipeline, (*record.overrides, *overrides))
-    if differing := settings_between(own, values):
+    if differing := settings_between(recorded, values):
         more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
         raise ConfigError(
             f"experiment '{record.name}' has other settings: {'; '.join(differing[:SHOWN])}{more}. Give these settings"

@@ -15,10 +15,10 @@ from flows.report.scores import shown
 def render(data: Mapping[str, Any]) -> str:
     """The page as text. data: of `flows.experiments.compare.compare`."""
     names = [side["name"] for side in data["sides"]]
-    made = [_sides(data), _settings(data), _scores(data, names), _curves(data), _statistics(data, names), _nodes(data)]
+    parts = [_sides(data), _settings(data), _scores(data, names), _curves(data), _statistics(data, names), _nodes(data)]
     title = f"{' and '.join(names)} compared"
     header = template("comparison.html", title=title, notes=items(data["notes"]) if data["notes"] else "")
-    sections = [section for section in made if section is not None]
+    sections = [section for section in parts if section is not None]
     return str(template("page.html", title=f"Moxin: {title}", header=header, sections=sections))
 
 

@@ -17,13 +17,13 @@ ABSENT = "-"
 def tables(data: Mapping[str, Any]) -> list[tuple[str, Rows]]:
     """Titles and rows; those without rows are left out."""
     names = [side["name"] for side in data["sides"]]
-    made = [
+    parts = [
         ("what is compared", sides(data)),
         (f"settings (against {names[0]})", settings(data)),
         ("scores, per cent ± standard error", scores(data, names)),
         ("statistics that differ", statistics(data, names)),
     ]
-    return [(title, rows) for title, rows in made if rows]
+    return [(title, rows) for title, rows in parts if rows]
 
 
 def sides(data: Mapping[str, Any]) -> Rows:

@@ -9,7 +9,7 @@ from flows.experiments import results
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
 from stages.pipeline import PIPELINE
-from tests.integration.flows.experiments.conftest import CHANGE
+from tests.support.tuned_family import CHANGE
 
 LOSS = "final_loss"
 

@@ -81,7 +81,7 @@ def test_drift_stale_and_damaged_are_told_apart(trained: Ledger) -> None:
     nodes = {node["name"]: node for node in data["nodes"]}
     assert nodes["pretrain_2"]["state"] == "stale"
     assert "pretrain_1" in nodes["pretrain_2"]["why"]
-    assert nodes["pretrain_3"]["state"] == "ok"
+    assert (nodes["pretrain_3"]["state"], nodes["pretrain_3"]["why"]) == ("stale", "follows pretrain_2, which is stale")
     assert (nodes["dedup_web"]["state"], nodes["dedup_web"]["why"]) == (
         "drift",
         "the code of stage dedup changed since",
@@ -100,7 +100,7 @@ def test_a_result_of_other_settings_than_the_profiles_is_told(ledger: Ledger) ->
     publish(ledger, "tokenizer", config=wanted)
     publish(ledger, "dedup_text", config=values.configs["dedup_text"].identity() | {"recipe": "dclm"})
     nodes = {node["name"]: node for node in report.collect(ledger, "tiny", PIPELINE, values)["nodes"]}
-    assert nodes["tokenizer"]["state"] == "ok"
+    assert (nodes["tokenizer"]["state"], nodes["tokenizer"]["why"]) == ("stale", "follows dedup_text, which is changed")
     assert nodes["dedup_text"]["state"] == "changed"
     assert nodes["dedup_text"]["why"] == "made with other settings than the profile has: recipe dclm -> slimpajama"
     publish(ledger, "pretrain_1")

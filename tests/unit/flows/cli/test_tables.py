@@ -31,7 +31,9 @@ def _results(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = tables.__globals__
     monkeypatch.setitem(module, "open_ledger", ledger)
-    monkeypatch.setitem(module, "read_profile", lambda ledger, name, experiment: (PIPELINE, profiles.load(name, PIPELINE)))
+    monkeypatch.setitem(
+        module, "read_profile", lambda ledger, name, experiment: (PIPELINE, profiles.load(name, PIPELINE))
+    )
     monkeypatch.setattr(data, "collect", lambda *arguments: results)
 
 
