@@ -228,10 +228,10 @@ def limits(plans: Sequence[NodePlan], profile: Profile, estimates: Mapping[str, 
 
 
 def warnings(plans: Sequence[NodePlan], profile: Profile, estimates: Mapping[str, Estimate]) -> list[str]:
-    """What a plan has to say beside its table, one line each: limits, months, warm-ups, what cannot go on in the
+    """What a plan has to say beside its table and its limits, one line each: months, warm-ups, what cannot go on in the
     middle.
     """
-    lines = limits(plans, profile, estimates)
+    lines: list[str] = []
     for plan in plans:
         if not plan.will_run:
             continue

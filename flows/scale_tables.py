@@ -87,7 +87,7 @@ def _case(case: Case) -> str:
     lines += [_row(plan, profile, estimates[plan.node.name]) for plan in shown]
     warned = [
         text
-        for text in cost.warnings(shown, profile, estimates)
+        for text in cost.limits(shown, profile, estimates)
         if "local disk" in text or "of memory" in text or "tasks:" in text
     ]
     if warned:

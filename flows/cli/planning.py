@@ -57,8 +57,8 @@ def plan(
         estimates = cost.estimate(plans, values, ledger)
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
     findings += preflight.too_large({name: one.scale for name, one in estimates.items()})
-    warnings, limits = notes + cost.warnings(plans, values, estimates), cost.limits(plans, values, estimates)
-    stops = last_checkpoint.of_plan(plans, values, estimates)
+    limits, stops = cost.limits(plans, values, estimates), last_checkpoint.of_plan(plans, values, estimates)
+    warnings = [*notes, *limits, *cost.warnings(plans, values, estimates)]
     warnings += [*credentials.expiring(plans, values, estimates, os.environ), *last_checkpoint.warnings(stops)]
     if json_:
         nodes = [

@@ -133,7 +133,7 @@ def test_every_data_node_has_bytes_disk_and_a_time_and_fits_its_machine() -> Non
         assert not one.scale.unknown, node.name
         assert 0 < one.scale.disk <= asked.scratch_gib * 2**30, node.name
         assert one.scale.memory <= asked.memory_gib * 2**30, node.name
-    lines = cost.warnings(plans, profile, estimates)
+    lines = cost.limits(plans, profile, estimates)
     assert not refused("7b")
     assert not [line for line in lines if "local disk" in line or "of memory" in line]
     tokens = sum(estimates[f"tokenize_{name}"].scale.outputs["shards"]["tokens"] for name in ("short", "long"))  # type: ignore[union-attr]

@@ -24,7 +24,7 @@ def planned(name: str, *overrides: str) -> tuple[profiles.Profile, list[NodePlan
 def warned(name: str, *overrides: str) -> list[str]:
     """What the plan of a profile warns of."""
     profile, plans, estimates = planned(name, *overrides)
-    return cost.warnings(plans, profile, estimates)
+    return [*cost.limits(plans, profile, estimates), *cost.warnings(plans, profile, estimates)]
 
 
 def refused(name: str, *overrides: str) -> list[str]:

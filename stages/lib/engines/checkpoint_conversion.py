@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from stages.core.errors import InputError
 from stages.lib.formats import vocabulary
+from stages.lib.formats.tensor_file import read_header
 
 
 def prepare_parent(parent: Path, folder: Path, dropout: float = 0.0) -> None:
@@ -42,6 +42,8 @@ def prepare_parent(parent: Path, folder: Path, dropout: float = 0.0) -> None:
 
 CONTROL = {"bos": vocabulary.BOS_ID, "eos": vocabulary.EOS_ID, "unk": vocabulary.UNK_ID, "pad": vocabulary.UNK_ID}
 """Padding is named: without it engines add a token, or take </s>."""
+TORCH_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+"""Of weights, as headers call them."""
 DROPOUT = re.compile(r"(dropout|drop|pdrop)$")
 
 
@@ -56,8 +58,13 @@ def _configuration(config: Mapping[str, Any], dropout: float, dtype: str) -> dic
 
 def _dtype(folder: Path) -> str:
     """Type of the weights, as torch calls it."""
-    with safe_open(next(iter(sorted(folder.glob("*.safetensors")))), "pt") as weights:
-        return str(weights.get_tensor(next(iter(weights.keys()))).dtype).removeprefix("torch.")
+    path = min(folder.glob("*.safetensors"))
+    try:
+        with open(path, "rb") as stream:
+            header = read_header(stream, path.stat().st_size)
+        return TORCH_TYPES[next(iter(header.tensors.values())).dtype]
+    except (ValueError, KeyError, StopIteration) as error:
+        raise InputError(f"{path.name} holds no weights to go on from: {error}") from error
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from stages.core.errors import InputError
 from stages.core.range_file import BLOCK
 from stages.core.reading import open_file, sense, unreadable
 from stages.core.store_errors import Damaged
+from stages.lib.formats.tensor_file import read_header
 
 THREADS = 4
 """Files that a process reads at the same time."""
@@ -211,24 +211,15 @@ def read_headers(files: Sequence[FileEntry]) -> list[tuple[Piece, ...]]:
 
 
 def _read_header(entry: FileEntry) -> tuple[Piece, ...]:
-    with open_file(entry) as stream, sense(entry, ValueError, KeyError, TypeError, AttributeError, struct.error):
-        (length,) = struct.unpack("<Q", stream.read(8))
-        if length > entry.size - 8:
-            raise ValueError("its header is longer than the file")
-        rows = json.loads(stream.read(length))
-        places = json.loads((rows.pop("__metadata__", None) or {}).get(_PLACES, "{}"))
-        pieces, at = [], 0
-        for name, row in sorted(rows.items(), key=lambda item: item[1]["data_offsets"]):
-            shape = tuple(row["shape"])
-            begin, end = row["data_offsets"]
-            size = math.prod(shape) * DTYPES[row["dtype"]].itemsize
-            if begin != at or end != begin + size:
-                raise ValueError(f"the bytes of {name} are not where its header says")
-            offsets = tuple(places[name]["saved_offsets"]) if places else (0,) * len(shape)
-            if len(offsets) != len(shape):
-                raise ValueError(f"the place of {name} is not one in a tensor of {len(shape)} dimensions")
-            pieces.append(Piece(name, offsets, shape, row["dtype"], 8 + length + begin))
-            at = end
-        if 8 + length + at != entry.size:
-            raise ValueError("its header does not say what all of its bytes are")
+    with open_file(entry) as stream, sense(entry, ValueError, KeyError, TypeError, AttributeError):
+        header = read_header(stream, entry.size)
+        places = json.loads(header.metadata.get(_PLACES, "{}"))
+        pieces = []
+        for name, tensor in header.tensors.items():
+            if tensor.dtype not in DTYPES:
+                raise ValueError(f"{name} is of type {tensor.dtype}")
+            offsets = tuple(places[name]["saved_offsets"]) if places else (0,) * len(tensor.shape)
+            if len(offsets) != len(tensor.shape):
+                raise ValueError(f"the place of {name} is not one in a tensor of {len(tensor.shape)} dimensions")
+            pieces.append(Piece(name, offsets, tensor.shape, tensor.dtype, tensor.start))
         return tuple(pieces)

@@ -11,7 +11,6 @@ files hold.
 from __future__ import annotations
 
 import json
-import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +26,15 @@ from torch import Tensor
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
 from stages.core.reading import open_file, read_checked, sense
+from stages.lib.formats.tensor_file import read_header
 
 INDEX = "index.json"
 SHARD_BYTES = 2 * 2**30
 THREADS = 8
 """Rows on their way at once."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+"""As headers call them."""
 
 
 def images_a_file(patches: int, width: int, dtype: str) -> int:
@@ -116,13 +118,14 @@ class Features:
 
     def _read_header(self, shard: int) -> _File:
         entry = self._entries[shard]
-        with sense(entry, ValueError, KeyError, TypeError, struct.error), open_file(entry) as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(min(length, entry.size)))
-            images, patches, width = header["features"]["shape"]
-            (first, _), (start, end) = (header[part]["data_offsets"] for part in ("features", "crc32"))
-            stream.seek(8 + length + start)
-            sums = np.frombuffer(stream.read(end - start), np.int64)
+        with sense(entry, ValueError, KeyError), open_file(entry) as stream:
+            tensors = read_header(stream, entry.size).tensors
+            features, checks = tensors["features"], tensors["crc32"]
+            images, patches, width = features.shape
+            if (features.dtype, checks.dtype) != (STORED[self._dtype], "I64"):
+                raise ValueError(f"it holds {features.dtype} and {checks.dtype}, {INDEX} says {self._dtype}")
+            stream.seek(checks.start)
+            sums = np.frombuffer(stream.read(checks.size), np.int64)
             if images != self._counts[shard] or len(sums) != images:
                 raise ValueError(f"it holds {images} images, {INDEX} says {self._counts[shard]}")
-        return _File(entry, 8 + length + first, (patches, width), sums)
+        return _File(entry, features.start, (patches, width), sums)
