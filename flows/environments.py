@@ -7,6 +7,7 @@ versions in its image and as a process. An image is named by its content: equal 
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import tomllib
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -23,7 +24,7 @@ from flows.data_files import DATA
 from stages.core import bundle
 from stages.core.errors import ConfigError
 from stages.core.files import ROOT
-from stages.core.keys import canonical_json, imported_names, sha256, source_digest, source_files
+from stages.core.keys import canonical_json, sha256, source_digest, source_files
 
 FOLDER = DATA / "containers"
 EMBEDDED = "embedded"
@@ -177,6 +178,31 @@ def missing(stages: dict[str, str]) -> list[str]:
             if not any(canonicalize_name(owner) in lock for owner in owners[name]):
                 lines.append(f"stage {stage} imports {name}: add {owners[name][0]} to extra '{env}' in pyproject.toml")
     return lines
+
+
+@lru_cache(maxsize=1024)
+def imported_names(source: bytes) -> frozenset[str]:
+    """Dotted names that a source imports, of modules or of what is in them. Cached: stages share most modules."""
+    names: set[str] = set()
+    queue: list[ast.AST] = [ast.parse(source)]
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for block in (
+            "body",
+            "orelse",
+            "handlers",
+            "finalbody",
+            "cases",
+        ):  # statements hold no others; expressions, most of a tree, none
+            inner = getattr(node, block, ())
+            if isinstance(inner, list):
+                queue.extend(cast("list[ast.AST]", inner))
+    return frozenset(names)
 
 
 # --- identity -------------------------------------------------------------------------------------------------------

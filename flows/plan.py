@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -15,6 +16,9 @@ from stages.core.ledger import Ledger
 from stages.core.messages import InputRef, StageResult
 from stages.core.records import DamagedRecord, LeaseRecord
 from stages.core.stage import Facets
+
+LOOKUPS = 8
+"""Nodes that are looked up in the ledger at the same time."""
 
 
 class State(enum.StrEnum):
@@ -135,15 +139,25 @@ def make_plan(
     force: bool = False,
     deep: bool = False,
 ) -> list[NodePlan]:
-    """Plan the selected nodes, in pipeline order. Raises ConfigError on facets that disagree. deep: see `resolve`."""
+    """Plan the selected nodes, in pipeline order. Raises ConfigError on facets that disagree. deep: see `resolve`.
+
+    A node is looked up as soon as its parents are: most of the time goes by waiting for the store.
+    """
     pipeline = pipeline.under(profile.configs)
     selected = {n.name for n in pipeline.select(selection)}
     needed = set(selected).union(*(pipeline.ancestors(name) for name in selected))
-    plans: dict[str, NodePlan] = {}
-    for node in pipeline:
-        if node.name in needed:
-            plans[node.name] = _plan_node(node, profile, ledger, plans, node.name in selected, force, deep)
-    return [plan for name, plan in plans.items() if name in selected]
+    planned: dict[str, Future[NodePlan]] = {}
+
+    def plan(node: Node) -> NodePlan:
+        parents = {name: planned[name].result() for name in node.parents}
+        return _plan_node(node, profile, ledger, parents, node.name in selected, force, deep)
+
+    # nodes begin in pipeline order: of those that have begun one at least waits for no other
+    with ThreadPoolExecutor(LOOKUPS, "plan") as threads:
+        for node in pipeline:
+            if node.name in needed:
+                planned[node.name] = threads.submit(plan, node)
+    return [future.result() for name, future in planned.items() if name in selected]
 
 
 def _plan_node(

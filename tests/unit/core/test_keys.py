@@ -8,10 +8,7 @@ import os
 import random
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from stages.probe_train.spec import TrainConfig
 
 from stages.core import keys
 from stages.core.artifacts import FileEntry
+from stages.core.files import ROOT
 from stages.core.keys import artifact_digest, canonical_json, sha256, source_digest, stage_key
 
 JSON = st.recursive(
@@ -303,55 +301,47 @@ def test_the_digest_is_that_of_the_files_not_of_the_folder_they_lie_in(
     assert source_digest("beta") != before
 
 
-def test_sources_are_parsed_one_at_a_time(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes that become ready together ask at once, and CPython before 3.11.8 cannot parse in two threads at once."""
-    parse, inside, most = ast.parse, threading.Semaphore(1), []
-
-    def watched(source: bytes) -> ast.AST:
-        most.append(inside.acquire(blocking=False))
-        time.sleep(0.005)
-        inside.release()
-        return parse(source)
-
-    monkeypatch.setattr(keys.ast, "parse", watched)
-    keys.imported_names.cache_clear()
-    with ThreadPoolExecutor(6) as pool:
-        digests = set(pool.map(lambda _: source_digest.__wrapped__("alpha"), range(6)))
-    assert len(digests) == 1
-    assert all(most)
-    assert len(most) >= 7
-
-
-def test_imports_are_found_in_every_kind_of_block() -> None:
+def test_our_modules_are_found_however_they_are_imported() -> None:
     source = b"""
-import a
-if x:
-    import b.c
-elif y:
-    from d import e
-else:
-    import f
-try:
-    import g
-except ImportError:
-    import h
-else:
-    import i
-finally:
-    import j
-for _ in x:
-    import k
-while x:
-    with y:
-        import l
-match x:
-    case 1:
-        import m
-class C:
-    async def method(self):
-        async with x:
-            def inner():
-                import n
+import stages.a
+if x: from stages.b import c as d, e; import stages.f as g, os, stages.h  # and stages.none
+def inner():
+    from stages.i import (  # a word, in (brackets)
+        j,  # or two
+        k as m,
+    )
+    from stages.n import o, \\
+        p
+async def other():
+    import os, \\
+        stages.q
+    from other import stages_too
+    from os import path
+    raise error from stages
+START = ["stages.r", "stages.s:main", "no stages.t"]
 """
-    found = keys.imported_names(source)
-    assert found == {"a", "b.c", "d", "d.e", *"fghijklmn"}
+    expected = ["a", "b", "b.c", "b.e", "f", "h", "i", "i.j", "i.k", "n", "n.o", "n.p", "q", "r", "s"]
+    assert keys.imported_modules(source) == {f"stages.{name}" for name in expected}
+
+
+def by_syntax(source: bytes) -> set[str]:
+    names = {name.decode() for _, name in keys._NAMED.findall(source)}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.partition(".")[0] == "stages"}
+
+
+def test_no_import_of_our_own_sources_is_overlooked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As their syntax has them; and the files of every stage are those of its syntax."""
+    sources = {path.read_bytes() for path in (ROOT / "stages").rglob("*.py")}
+    exact = {source: by_syntax(source) for source in sources}
+    assert [names - keys.imported_modules(source) for source, names in exact.items()] == [set()] * len(exact)
+    stages = [path.parent.name for path in (ROOT / "stages").glob("*/spec.py")]
+    files = {stage: keys.source_files(stage) for stage in stages}
+    monkeypatch.setattr(keys, "imported_modules", exact.__getitem__)
+    monkeypatch.setattr(keys, "_imported", keys._imported.__wrapped__)
+    assert files == {stage: keys.source_files(stage) for stage in stages}
+    assert len(stages) > 20

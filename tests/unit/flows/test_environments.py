@@ -180,3 +180,38 @@ def test_labels_that_differ_are_told() -> None:
     assert line == f"moxin.source is {'0' * 16}, not {image.labels['moxin.source'][:16]}"
     with pytest.raises(ConfigError, match="no stage 'dedupe'; there are: collect"):
         images.select(generated_files.stages(), ["dedupe"])
+
+
+def test_imports_are_found_in_every_kind_of_block() -> None:
+    source = b"""
+import a
+if x:
+    import b.c
+elif y:
+    from d import e
+else:
+    import f
+try:
+    import g
+except ImportError:
+    import h
+else:
+    import i
+finally:
+    import j
+for _ in x:
+    import k
+while x:
+    with y:
+        import l
+match x:
+    case 1:
+        import m
+class C:
+    async def method(self):
+        async with x:
+            def inner():
+                import n
+"""
+    found = environments.imported_names(source)
+    assert found == {"a", "b.c", "d", "d.e", *"fghijklmn"}
