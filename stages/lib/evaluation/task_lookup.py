@@ -2,15 +2,22 @@
 
 A request names a `task`; the answer is a JSON list, one entry for each task, or member of a group.
 The harness's own index is read, its definitions merged as it merges them; no data set is loaded and no function called.
+What is used of it is kept in the user's cache (`KEPT`) until one of the files that it was read from changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
+import hashlib
+import importlib.util
 import json
+import os
+import tempfile
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,25 +33,100 @@ FILE_FORMATS = frozenset({"json", "csv", "text", "parquet", "arrow", "webdataset
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
+KEPT = "lm_eval_tasks.json"
+"""The index as it was last read, in the user's cache: to read it anew takes 12 CPU seconds."""
+USED = frozenset(
+    {"class", "custom_dataset", "dataset_name", "dataset_path", "filter_list", "group", "metadata", "metric_list"}
+    | {"num_fewshot", "tag", "task", "unsafe_code", *SPLITS}
+)
+"""Of a definition what is looked at here."""
+
 _LOCK = threading.Lock()
 
 
-def index() -> Mapping[str, Any]:
-    """The harness's entries by name, read once (12 CPU seconds). Raises ConfigError where it is not installed."""
+@dataclass(frozen=True)
+class Kind:
+    """TASK, PY_TASK, GROUP or TAG."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a name stands for, as `task_tree.grow` reads it. cfg: its definition, as far as it is `USED`."""
+
+    kind: Kind
+    cfg: Mapping[str, Any]
+    tags: tuple[str, ...]
+
+
+def index() -> Mapping[str, Entry]:
+    """The harness's entries by name, read once. Raises ConfigError where it is not installed."""
     with _LOCK:
         return _index()
 
 
 @functools.cache
-def _index() -> Mapping[str, Any]:
+def _index() -> Mapping[str, Entry]:
+    digest, path = _digest(), _cache() / KEPT
+    kept: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(path.read_bytes())
+    if not isinstance(kept, dict) or kept.get("digest") != digest:
+        kept = {"digest": digest, "entries": read_harness()}
+        with contextlib.suppress(OSError):  # where nothing can be kept it is read each time
+            _keep(path, json.dumps(kept))
+    return {name: Entry(Kind(kind), cfg, tuple(tags)) for name, (kind, cfg, tags) in kept["entries"].items()}
+
+
+def read_harness() -> dict[str, Any]:
+    """Name to (kind, definition, tags), as JSON values, of all entries of the harness's own index (12 CPU seconds)."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ConfigError(
-            f"lm-evaluation-harness cannot be imported here ({error}): run this where every stage is installed, or"
-            " pip install 'moxin[eval]'"
-        ) from error
-    return TaskManager(include_path=str(OURS) if OURS.is_dir() else None).task_index
+        raise _missing(str(error)) from error
+    entries = TaskManager(include_path=str(OURS) if OURS.is_dir() else None).task_index
+    used: dict[str, Any] = {}
+    for name, entry in entries.items():
+        config = {key: value for key, value in (entry.cfg or {}).items() if key in USED}
+        used[name] = (entry.kind.name, config, sorted(entry.tags))
+    return json.loads(json.dumps(used, default=str))
+
+
+def _digest() -> str:
+    """Of this file, and of names, sizes and times of all files that hold definitions."""
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise _missing("No module named 'lm_eval'")
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for home in (Path(spec.submodule_search_locations[0]) / "tasks", OURS):
+        for folder, folders, names in os.walk(home):
+            folders.sort()
+            for name in sorted(names):
+                if not name.endswith((".py", ".pyc")):
+                    stat = os.stat(os.path.join(folder, name))
+                    digest.update(f"{folder}/{name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _missing(reason: str) -> ConfigError:
+    return ConfigError(
+        f"lm-evaluation-harness cannot be imported here ({reason}): run this where every stage is installed, or"
+        " pip install 'moxin[eval]'"
+    )
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moxin"
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a file of the cache in one step: others may read it, or write it too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(name, path)
 
 
 @functools.cache

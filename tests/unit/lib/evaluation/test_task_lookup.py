@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import yaml
 from stages.core.errors import ConfigError
 from stages.lib.evaluation import task_lookup
 from stages.lib.evaluation.suite_file import TaskEntry, load, shipped
+
+READ = task_lookup.read_harness
 
 
 def test_a_task_with_what_its_own_file_says() -> None:
@@ -74,19 +77,55 @@ def test_unknown_names_get_the_nearest() -> None:
         task_lookup.describe("zzzzqqqq")
 
 
-def test_without_the_harness_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
+@pytest.fixture
+def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The index is not there yet, nor kept: where it would be kept. The harness has three definitions."""
+    monkeypatch.setattr(task_lookup, "_index", task_lookup._index.__wrapped__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(task_lookup, "read_harness", lambda: {"a": ["TASK", {"dataset_path": "x/a"}, []]})
+    return tmp_path / "moxin" / task_lookup.KEPT
+
+
+def test_without_the_harness_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, anew: Path) -> None:
+    real, reading = builtins.__import__, task_lookup.read_harness
 
     def refuse(name: str, *rest: Any) -> Any:
         if name.startswith("lm_eval"):
             raise ImportError(f"No module named '{name}'")
         return real(name, *rest)
 
-    # not the cached answer, which stays: the index of 14,000 files takes 12 CPU seconds
-    monkeypatch.setattr(task_lookup, "_index", task_lookup._index.__wrapped__)
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(ConfigError, match=r"cannot be imported here .*pip install 'moxin\[eval\]'$"):
+    with monkeypatch.context() as patch:
+        patch.setattr(task_lookup, "read_harness", READ)
+        patch.setattr(builtins, "__import__", refuse)
+        with pytest.raises(ConfigError, match=r"cannot be imported here .*pip install 'moxin\[eval\]'$"):
+            task_lookup.describe("gsm8k")
+    assert task_lookup.read_harness is reading
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"cannot be imported here \(No module named 'lm_eval'\): "):
         task_lookup.describe("gsm8k")
+
+
+def test_what_was_read_is_kept_until_a_definition_changes(monkeypatch: pytest.MonkeyPatch, anew: Path) -> None:
+    ours = anew.parent.parent / "ours"
+    ours.mkdir()
+    (ours / "a.yaml").write_text("task: a")
+    monkeypatch.setattr(task_lookup, "OURS", ours)
+    expected = {"a": task_lookup.Entry(task_lookup.Kind("TASK"), {"dataset_path": "x/a"}, ())}
+    assert task_lookup._index() == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(task_lookup, "read_harness", dict)
+        assert task_lookup._index() == expected
+        anew.write_text(anew.read_text()[:-9])
+        assert task_lookup._index() == {}, "a file that is torn is none"
+    (ours / "a.yaml").write_text("task: abc")
+    assert task_lookup._index() == expected
+    assert [path.name for path in anew.parent.iterdir()] == [task_lookup.KEPT]
+
+
+def test_where_nothing_can_be_kept_it_is_read_each_time(monkeypatch: pytest.MonkeyPatch, anew: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    assert set(task_lookup._index()) == {"a"}
+    assert not anew.exists()
 
 
 @pytest.mark.parametrize("name", [n for n in shipped() if load(n).harness == "lm-evaluation-harness"])
