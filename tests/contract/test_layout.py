@@ -28,7 +28,8 @@ COVERED = ROOT / "tests" / "contract" / "covered_by.toml"
 FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("test_*.py"))
 
 
-def imported(path: Path) -> set[str]:
+@cache
+def imported(path: Path) -> frozenset[str]:
     """Modules that a file imports anywhere; `from a import b` counts as a and as a.b."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -36,7 +37,7 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names)
 
 
 def modules() -> dict[str, str]:
@@ -87,7 +88,7 @@ def reaches(test: str, source: str) -> bool:
     direct = imported(ROOT / test)
     for support in [name for name in direct if name.startswith("tests.support.")]:
         file = ROOT / f"{support.replace('.', '/')}.py"
-        direct |= imported(file) if file.exists() else set()
+        direct |= imported(file) if file.exists() else frozenset()
     graph = _graph()
     return any(
         name == target or (name in graph.modules and graph.chain_exists(name, target, as_packages=False))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.store import Store
 from tests.support.bench import PIPE, Bench, started
+from tests.support.probe_pipeline import copy_ledger
 
 NODES = list(PIPE.nodes)
 CHANGES = [
@@ -54,20 +58,37 @@ def run_like_the_flow(
     return ended
 
 
+@pytest.fixture(scope="module")
+def ran(root_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Callable[[frozenset[str]], Ledger]:
+    """The ledger in which these nodes ran once: to be copied. There are few such states, and many examples of each."""
+
+    @functools.cache
+    def made(names: frozenset[str]) -> Ledger:
+        folder = tmp_path_factory.mktemp("ran")
+        bench = Bench(ledger_at(root_store, f"ran-{os.getpid()}-{folder.name}/"), folder)
+        run_like_the_flow(bench, [name for name in NODES if name in names], [])
+        return bench.ledger
+
+    return made
+
+
+def ledger_at(store: Store, prefix: str) -> Ledger:
+    return Ledger(Store(store.address.model_copy(update={"prefix": prefix}), store._client))
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.sampled_from(NODES)), st.sets(st.sampled_from(NODES), min_size=1), st.sets(st.sampled_from(CHANGES)))
 def test_a_run_does_what_the_plan_says(
-    root_store: Store, monkeypatch: pytest.MonkeyPatch, before: set[str], selection: set[str], changes: set[str]
-) -> None:
+    root_store: Store, ran: Callable[[frozenset[str]], Ledger], monkeypatch: pytest.MonkeyPatch,
+    before: set[str], selection: set[str], changes: set[str],
+) -> None:  # fmt: skip
     """Some nodes ran once; then some are selected, after some changes."""
     monkeypatch.setattr(flow_module, "PIPELINE", PIPE)
     with tempfile.TemporaryDirectory() as folder:
-        prefix = f"selection-{Path(folder).name}/"
-        bench = Bench(
-            Ledger(Store(root_store.address.model_copy(update={"prefix": prefix}), root_store._client)), Path(folder)
-        )
+        bench = Bench(ledger_at(root_store, f"selection-{Path(folder).name}/"), Path(folder))
         if before:
-            run_like_the_flow(bench, [f"+{name}" for name in NODES if name in before], [])
+            closed = PIPE.select(",".join(f"+{name}" for name in NODES if name in before))
+            copy_ledger(ran(frozenset(node.name for node in closed)), bench.ledger)
         for name, (plan, how, begun) in run_like_the_flow(
             bench, [n for n in NODES if n in selection], sorted(changes)
         ).items():

@@ -4,12 +4,16 @@ tasks stored. The bytes are those of a run on local files.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from stages.core.ledger import Ledger
 from tests.support.deduplication import dedup, planted
+from tests.support.paths import ROOT
 from tests.support.probe_pipeline import Stream
 from tests.support.stored_dedup import request, run_here, sources
 from tests.support.worker_pool import parts
@@ -32,3 +36,15 @@ def test_a_store_gives_the_bytes_of_local_files(
     there = {entry.path: stored[0] for entry in entries if (stored := ledger.store.get(entry.object)) is not None}
     assert there == parts(tmp_path / "here")
     assert result.stats == here.stats
+
+
+def test_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
+    ctx = dedup(tmp_path / "here", planted(7), recipe="dclm")
+    script = (
+        "import sys, pathlib; from tests.support.deduplication import dedup, planted\n"
+        "dedup(pathlib.Path(sys.argv[1]), planted(7), recipe='dclm')"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "99", "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "there")], check=True, env=environment, cwd=ROOT)
+    assert parts(tmp_path / "here") == parts(tmp_path / "there")
+    assert ctx.stats["documents"] > 10

@@ -1,4 +1,4 @@
-"""`benchmarks.training*`: their arithmetic, and that the script for a GPU runs as far as a CPU can tell."""
+"""`benchmarks.training*`: their arithmetic."""
 
 from __future__ import annotations
 
@@ -17,18 +17,6 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="has no GPU that PyTorch can use, and nothing was measured"):
         training_gpu.main([])
-
-
-def test_the_script_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without torch.compile, which needs a C++ compiler there."""
-    monkeypatch.setattr(torch, "compile", lambda function: function)
-    line = "--device=cpu --small --precision=fp32 --vocabulary=300 --batch=2 --steps=2 --warm=1 --context 40 70"
-    training_gpu.main([str(word) for word in line.split(" ")])
-    printed = capsys.readouterr().out
-    assert "a CPU, where these numbers mean nothing" in printed
-    for name in training_gpu.contenders():
-        assert printed.count(f"| {name} | ") == 2
-    assert "out of memory" not in printed
 
 
 @pytest.mark.parametrize("theirs", [False, True])

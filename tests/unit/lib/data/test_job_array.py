@@ -1,5 +1,5 @@
-"""`stages.lib.data.job_array`: what the stage asks for, and what it makes of the answers. A real cluster:
-tests/launch/test_slurm_arrays.py.
+"""`stages.lib.data.job_array`: what the stage asks for, and what it makes of the answers. A whole stage:
+tests/integration/lib/data/test_job_array.py. A real cluster: tests/launch/test_slurm_arrays.py.
 """
 
 from __future__ import annotations
@@ -9,17 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.artifacts import Documents
 from stages.core.errors import ConfigError, InfraError, InputError
 from stages.core.task_objects import FolderObjects, answer_array, objects_at, state_of
-from stages.core.testing import LocalContext, local_artifact
 from stages.lib.data import job_array
 from stages.lib.data.task import ATTEMPTS, Job
 from stages.lib.data.workers import Pool
-from stages.lib.formats.documents import write_documents
 from tests.support.array_cluster import Cluster
-from tests.support.deduplication import dedup, planted
-from tests.support.worker_pool import parts, runs, tasks
+from tests.support.deduplication import dedup
+from tests.support.worker_pool import runs, tasks
 from tests.support.worker_tasks import refuse, square, stumble
 
 
@@ -134,33 +131,6 @@ def test_elements_share_the_jobs_whatever_their_number(
         assert sorted((job for part in found for job in part), key=lambda job: job.number) == jobs
     with pytest.raises(InfraError, match="another attempt has done them"):
         list(job_array.read_jobs(objects, "step-2", 0, 3))
-
-
-def test_dedup_through_arrays_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole stage: arguments pass through JSON, elements are lost, and no byte differs."""
-    from stages.dedup.run import run
-    from stages.dedup.spec import DedupConfig
-
-    texts = planted(3, size=90, copies=60)
-    dedup(tmp_path / "one", *[texts[n::4] for n in range(4)], recipe="the-stack")
-    monkeypatch.setenv("MOXIN_ARRAYS", "1")
-    inputs = []
-    for n in range(4):
-        (tmp_path / f"in-{n}").mkdir()
-        write_documents(
-            tmp_path / f"in-{n}", ({"id": f"{n}-{i}", "text": t, "source": f"s{n}"} for i, t in enumerate(texts[n::4]))
-        )
-        inputs.append(local_artifact(Documents, tmp_path / f"in-{n}"))
-    ctx = LocalContext(
-        tmp_path / "two",
-        DedupConfig(recipe="the-stack", workers="slurm"),
-        {"sources": inputs},
-    )
-    cluster = Cluster(2, lost=lambda array, element: (array, element) == (0, 0))
-    monkeypatch.setattr(ctx, "array", lambda place, name, tasks, cpus, memory_gib: cluster.ask(place, name, tasks))
-    run(ctx)
-    assert parts(tmp_path / "one") == parts(tmp_path / "two")
-    assert cluster.asked[:2] == [4, 2]
 
 
 def test_without_a_launcher_that_answers_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

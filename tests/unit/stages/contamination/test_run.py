@@ -282,7 +282,7 @@ def test_equal_hashes_are_no_match(tmp_path: Path) -> None:
 
 def test_neither_workers_nor_the_cut_of_the_files_change_the_result(tmp_path: Path) -> None:
     questions = suite(tmp_path / "suite", ITEMS)
-    texts = [*planted(), *planted()]
+    texts = planted()
     whole = documents(tmp_path / "whole", texts)
     (tmp_path / "cut").mkdir()
     table = pq.read_table(tmp_path / "whole" / "part-00000.parquet")

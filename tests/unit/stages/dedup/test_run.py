@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import re
 import string
-import subprocess
-import sys
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -39,7 +36,7 @@ from stages.dedup.verification import similar_pairs
 from stages.lib.data.numba_jit import fmix64
 from stages.lib.formats.documents import read_documents
 from tests.support.deduplication import dedup, planted, words
-from tests.support.paths import DATA, ROOT
+from tests.support.paths import DATA
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -655,20 +652,6 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, recipe: str) -> Non
     one, other = ((ctx.output("documents") / "part-00000.parquet").read_bytes() for ctx in runs)
     assert one == other
     assert runs[0].stats == runs[1].stats
-
-
-def test_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
-    ctx = dedup(tmp_path / "here", planted(7), recipe="dclm")
-    script = (
-        "import sys, pathlib; from tests.support.deduplication import dedup, planted\n"
-        "dedup(pathlib.Path(sys.argv[1]), planted(7), recipe='dclm')"
-    )
-    environment = os.environ | {"PYTHONHASHSEED": "99", "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}
-    root = ROOT
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "there")], check=True, env=environment, cwd=root)
-    here, there = (tmp_path / name / "out" / "documents" / "part-00000.parquet" for name in ("here", "there"))
-    assert here.read_bytes() == there.read_bytes()
-    assert ctx.stats["documents"] > 10
 
 
 @settings(max_examples=30)
