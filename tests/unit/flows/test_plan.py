@@ -1,4 +1,4 @@
-"""Nodes that follow none of each other are looked up together. What a plan says: tests/integration/flows/test_plan.py."""
+"""Nodes that follow none of each other are looked up together. The rest: tests/integration/flows/test_plan.py."""
 
 from __future__ import annotations
 
