@@ -47,13 +47,13 @@ def block_contains(block, value, probes):
     All places are looked at, though one may say no: without a branch the processor waits for several hashes' blocks at
     once.
     """
-    state, found = value, np.uint64(1)
+    state, contained = value, np.uint64(1)
     for start in range(0, probes, 7):
         places = state = fmix64(state + BASE)
         for _ in range(min(7, probes - start)):
-            found &= block[places >> np.uint64(6) & np.uint64(7)] >> (places & np.uint64(63))
+            contained &= block[places >> np.uint64(6) & np.uint64(7)] >> (places & np.uint64(63))
             places >>= np.uint64(9)
-    return found != 0
+    return contained != 0
 
 
 @njit

@@ -80,10 +80,10 @@ class Search:
         if not (recipe.exact or recipe.bands or recipe.min_characters):
             return Duplicates(np.zeros(self._total, np.int8))
         signed = self._sign()
-        found = Duplicates(self._exact(signed))
-        if recipe.bands and (found.fate == lsh.KEPT).any():
-            self._near(signed, found)
-        return found
+        duplicates = Duplicates(self._exact(signed))
+        if recipe.bands and (duplicates.fate == lsh.KEPT).any():
+            self._near(signed, duplicates)
+        return duplicates
 
     def _map(self, name: str, function: Callable[..., Any], tasks: Sequence[dict[str, Any]]) -> list[Result]:
         return self._pool.map(name, function, tasks, self._progress)
@@ -122,18 +122,18 @@ class Search:
     def _gather(self, name: str, files: list[Sequence[FileEntry]], cut: Cut, drop: Drop | None = None) -> Shuffled:
         return gather(self._pool, name, files, cut, self._progress, drop=drop)
 
-    def _near(self, signed: list[Result], found: Duplicates) -> None:
+    def _near(self, signed: list[Result], duplicates: Duplicates) -> None:
         """Find the clusters of near duplicates, and mark them in the fates."""
-        recipe, fate = self._recipe, found.fate
+        recipe, fate = self._recipe, duplicates.fate
         pairs = self._candidates(signed, fate)
         if recipe.verify:
-            found.pairs["candidate_pairs"] = sum(result.value for result in pairs)
+            duplicates.pairs["candidate_pairs"] = sum(result.value for result in pairs)
             edges = self._verified(pairs)
-            found.pairs["verified_pairs"] = sum(result.value["edges"] for result in edges)
-            found.groups = self._joined(edges)
+            duplicates.pairs["verified_pairs"] = sum(result.value["edges"] for result in edges)
+            duplicates.groups = self._joined(edges)
         else:
-            found.groups = self._joined(pairs)
-        groups = found.groups
+            duplicates.groups = self._joined(pairs)
+        groups = duplicates.groups
         if not recipe.extremes:
             fate[groups[groups[:, 0] != groups[:, 1], 1]] = NEAR
         elif len(groups):
@@ -268,8 +268,8 @@ def _pairs(results: Iterable[Result]) -> Iterator[tuple[np.ndarray, np.ndarray]]
     """The pairs of all results, some at a time."""
     for entry in (entry for result in results for entry in result.files):
         for _, records in read_files([entry], 0, 1):
-            found = records.columns[0]
-            yield (found >> np.uint64(32)).astype(np.uint32), (found & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+            pairs = records.columns[0]
+            yield (pairs >> np.uint64(32)).astype(np.uint32), (pairs & np.uint64(0xFFFFFFFF)).astype(np.uint32)
 
 
 def _loaded(files: Iterable[Sequence[FileEntry]]) -> Iterator[np.ndarray]:

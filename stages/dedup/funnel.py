@@ -77,7 +77,7 @@ def write_kept(folder: Path, shard: dict[str, Any], fates: dict[str, Any], examp
     """
     fate, first, funnel, labels = stored_array.read(fates), shard["start"], Funnel(), {}
     start = first
-    wanted = set(examples)
+    shown = set(examples)
     with DocumentWriter(folder) as writer:
         for batch in read_shard(Shard(**shard)):
             here = fate[start - first : start - first + batch.num_rows]
@@ -85,7 +85,7 @@ def write_kept(folder: Path, shard: dict[str, Any], fates: dict[str, Any], examp
             funnel.count("in", batch.num_rows, int(sizes.sum()))
             for code, reason in REASONS.items():
                 funnel.count(reason, int((here == code).sum()), int(sizes[here == code].sum()))
-            for document in wanted & set(range(start, start + batch.num_rows)):
+            for document in shown & set(range(start, start + batch.num_rows)):
                 row = document - start
                 labels[str(document)] = batch.column("url")[row].as_py() or batch.column("id")[row].as_py()
             left = batch if (here == KEPT).all() else batch.filter(pa.array(here == KEPT))

@@ -59,10 +59,10 @@ def next_values(kind, width, mapping, source, end, state, codes, words, hashes):
 
     hashes: uint64, mixed; the rest: see `shingles.next_hashes`.
     """
-    made = next_hashes(kind, width, mapping, source, end, state, codes, words, hashes)
-    for i in range(made):
+    count = next_hashes(kind, width, mapping, source, end, state, codes, words, hashes)
+    for i in range(count):
         hashes[i] = max(fmix64(hashes[i]), np.uint64(1))
-    return made
+    return count
 
 
 @njit
@@ -77,8 +77,8 @@ def prepare(kind, width, mapping, source, ends, codes, words, hashes, state, slo
         mask = _emptied(slots, ends[d + 1] - ends[d])
         begin(state, ends[d])
         while state[DONE] == 0:
-            made = next_values(kind, width, mapping, source, ends[d + 1], state, codes, words, hashes)
-            for i in range(made):
+            count = next_values(kind, width, mapping, source, ends[d + 1], state, codes, words, hashes)
+            for i in range(count):
                 place = slot(slots, mask, hashes[i])
                 values[filled] = hashes[i]
                 filled += np.uint64(slots[place] == 0)

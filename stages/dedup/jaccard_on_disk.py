@@ -29,9 +29,9 @@ def _next_mixed(kind, width, mapping, source, end, state, codes, words, hashes, 
     """The next mixed hashes of a text, as many as `out` has room for; how many."""
     filled = 0
     while state[DONE] == 0 and filled + hashes.shape[0] <= out.shape[0]:
-        made = next_values(kind, width, mapping, source, end, state, codes, words, hashes)
-        out[filled : filled + made] = hashes[:made]
-        filled += made
+        count = next_values(kind, width, mapping, source, end, state, codes, words, hashes)
+        out[filled : filled + count] = hashes[:count]
+        filled += count
     return filled
 
 
@@ -55,10 +55,10 @@ def _scatter(folder: Path, rule: SimilarityRule, source: np.ndarray, start: int,
     folder.mkdir()
     paths = [folder / str(n) for n in range(ranges)]
     work = buffers()
-    state, made, offsets = new_state(), np.empty(READ_HASHES, np.uint64), np.empty(ranges + 1, np.int64)
+    state, room, offsets = new_state(), np.empty(READ_HASHES, np.uint64), np.empty(ranges + 1, np.int64)
     begin(state, start)
     while not state[DONE]:
-        values = made[: _next_mixed(KINDS[rule.kind], rule.width, table(), source, end, state, *work, made)]
+        values = room[: _next_mixed(KINDS[rule.kind], rule.width, table(), source, end, state, *work, room)]
         order = np.empty(len(values), np.int64)
         group(partition_of(values, ranges), order, offsets)
         values = values[order]

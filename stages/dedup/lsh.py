@@ -71,7 +71,7 @@ def sign(
         source, ends = text_buffer(batch.column("text"))
         number = np.arange(start, start + len(ends) - 1, dtype=np.uint32)
         start, size = start + len(number), size + int(ends[-1] - ends[0])
-        found, counts, _ = machine.sign(source, ends)
+        band_keys, counts, _ = machine.sign(source, ends)
         long = (
             _lengths(machine, source, ends, counts, least["filter"]) >= least["characters"]
             if least["characters"]
@@ -82,8 +82,8 @@ def sign(
         content = _digests(source, ends)[long]
         contents.add(partition_of(content[:, 0], by_digest.partitions), content, number[long])
         signed = long & (counts[:, 2] >= max(1, least["tokens"]))
-        key = found[signed].reshape(-1)
-        keys.add(partition_of(key, by_key.partitions), key, np.repeat(number[signed], found.shape[1]))
+        key = band_keys[signed].reshape(-1)
+        keys.add(partition_of(key, by_key.partitions), key, np.repeat(number[signed], band_keys.shape[1]))
     if short:
         fates.close()
     keys.close()
@@ -103,8 +103,8 @@ def _lengths(
 def _digests(source: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Half a SHA-256 of each text: [texts, 2], uint64."""
     view, bounds = memoryview(source.data), ends.tolist()
-    found = b"".join(hashlib.sha256(view[a:b]).digest()[:16] for a, b in itertools.pairwise(bounds))
-    return np.frombuffer(found, np.uint64).reshape(-1, 2)
+    digests = b"".join(hashlib.sha256(view[a:b]).digest()[:16] for a, b in itertools.pairwise(bounds))
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 def exact(folder: Path, source: dict[str, Any], most: int) -> Any:
@@ -164,7 +164,7 @@ def _bucket_pairs(keys, documents, known, star, last, out, left):
     pair is made of a bucket that may still be a small one. Written: out uint64; left [records] uint8: what to hold
     until more come, 1, and 2 where it is known then.
     """
-    made, start, counting = 0, 0, out.shape[0] == 0
+    count, start, counting = 0, 0, out.shape[0] == 0
     for i in range(1, keys.shape[0] + 1):
         if i < keys.shape[0] and keys[i] == keys[start]:
             continue
@@ -180,12 +180,12 @@ def _bucket_pairs(keys, documents, known, star, last, out, left):
                 if not (everyone or one == start or (other == one + 1 and not star)):
                     break
                 if not counting:
-                    out[made] = np.uint64(documents[one]) << np.uint64(32) | np.uint64(documents[other])
-                made += 1
+                    out[count] = np.uint64(documents[one]) << np.uint64(32) | np.uint64(documents[other])
+                count += 1
         left[start:i] = 0
         left[start], left[i - 1] = 2, 2
         start = i
-    return made
+    return count
 
 
 class Buckets:
@@ -225,8 +225,8 @@ def pair(folder: Path, source: dict[str, Any], star: bool, most: int, width: int
     """
     spill, buckets = Spiller(folder, "pairs", PAIRS, Cut(**ranges)), Buckets(star)
     for some, last in portions(source, most, buckets):
-        found = distinct(buckets.add(*([r.columns[n] for r in some] for n in range(2)), last=last))
-        spill.add(range_of(found, width), found)
+        pairs = distinct(buckets.add(*([r.columns[n] for r in some] for n in range(2)), last=last))
+        spill.add(range_of(pairs, width), pairs)
     return spill.close()
 
 
@@ -256,6 +256,6 @@ def merge(folder: Path, source: dict[str, Any], most: int) -> Any:
         if size >= limit:
             held = [distinct(np.concatenate(held))]
             size, limit = len(held[0]), max(most, 2 * len(held[0]))
-    found = distinct(np.concatenate(held))
-    spill.add(np.zeros(len(found), np.uint32), found)
+    pairs = distinct(np.concatenate(held))
+    spill.add(np.zeros(len(pairs), np.uint32), pairs)
     return spill.close()

@@ -139,9 +139,9 @@ def sign_texts(
         row[:] = EMPTY
         shingles = 0
         while state[DONE] == 0:
-            made = next_hashes(kind, width, mapping, source, ends[d + 1], state, codes, words, hashes)
-            lower_minima(hashes, made, multipliers, offsets, row)
-            shingles += made
+            count = next_hashes(kind, width, mapping, source, ends[d + 1], state, codes, words, hashes)
+            lower_minima(hashes, count, multipliers, offsets, row)
+            shingles += count
         band_keys(row, bands, rows, keys[d])
         counts[d, 0], counts[d, 1], counts[d, 2] = state[CHARACTERS], state[SPACES], shingles
         if state[PYTHON]:

@@ -40,7 +40,7 @@ def character_count(text: str, how: str) -> int:
 @functools.cache
 def table() -> np.ndarray:
     """For every code point what it becomes, uint32: the code point in the low 21 bits, `WORD` above; SPACE; DELETED."""
-    found = np.arange(0x110000, dtype=np.uint32)
+    entries = np.arange(0x110000, dtype=np.uint32)
     words = np.zeros(0x110000, bool)
     for point in range(CASED_PLANES):
         if 0xD800 <= point < 0xE000:
@@ -48,15 +48,15 @@ def table() -> np.ndarray:
         character = chr(point)
         lower = character.lower()
         if character.isspace():
-            found[point] = SPACE
+            entries[point] = SPACE
         elif character in string.punctuation:
-            found[point] = DELETED
+            entries[point] = DELETED
         elif len(lower) == 1:
-            found[point] = ord(lower)
+            entries[point] = ord(lower)
             words[point] = lower.isalnum()
     for point in range(CASED_PLANES, LETTERED_PLANES):
         words[point] = chr(point).isalnum()
-    return found | np.where(words, WORD, np.uint32(0))
+    return entries | np.where(words, WORD, np.uint32(0))
 
 
 @njit

@@ -74,8 +74,8 @@ def _windows(values, count, width, out):
     power = np.uint64(1)
     for _ in range(width):
         power *= BASE
-    one, made = np.uint64(1) - power, count - width + 1
-    run = made // 4
+    one, total = np.uint64(1) - power, count - width + 1
+    run = total // 4
     done = 0
     if run > width:
         a, b = _first_window(values, 0, width), _first_window(values, run, width)
@@ -98,13 +98,13 @@ def _windows(values, count, width, out):
             d = d * BASE + (np.uint64(new_d[i]) - power * np.uint64(old_d[i]) + one)
             out_a[i], out_b[i], out_c[i], out_d[i] = a, b, c, d
         done = 4 * run
-    if done < made:
+    if done < total:
         state = _first_window(values, done, width)
         out[done] = state
-        for i in range(done, made - 1):
+        for i in range(done, total - 1):
             state = state * BASE + (np.uint64(values[i + width]) - power * np.uint64(values[i]) + one)
             out[i + 1] = state
-    return made
+    return total
 
 
 @njit
@@ -130,19 +130,19 @@ def _character_hashes(state, source, end, width, mapping, codes, out):
     if last and usable < count:
         state[CHARACTERS] -= 1
         state[SPACES] -= 1
-    made = 0
+    total = 0
     if usable >= width:
-        made = _windows(codes, usable, width, out)
+        total = _windows(codes, usable, width, out)
         state[EMITTED] = 1
         keep = usable - width + 1
         for i in range(keep, count):
             codes[i - keep] = codes[i]
         count -= keep
     elif last and state[EMITTED] == 0 and usable > 0:
-        made = _windows(codes, usable, usable, out)  # a text shorter than a shingle is one
+        total = _windows(codes, usable, usable, out)  # a text shorter than a shingle is one
     state[POSITION], state[HELD], state[AFTER_SPACE] = position, count, int(after)
     state[DONE] = int(last)
-    return made
+    return total
 
 
 @njit
@@ -174,41 +174,41 @@ def _word_hashes(state, source, end, width, mapping, codes, words, out):
     last = position >= end
     if last and state[PART] != 0:
         _close_word(state, words)
-    made, have = 0, state[WORDS]
+    total, have = 0, state[WORDS]
     if have >= width:
-        made = _windows(words, have, width, out)
+        total = _windows(words, have, width, out)
         state[EMITTED] = 1
-        for i in range(made, have):
-            words[i - made] = words[i]
-        state[WORDS] = have - made
+        for i in range(total, have):
+            words[i - total] = words[i]
+        state[WORDS] = have - total
     elif last and state[EMITTED] == 0 and have > 0:
-        made = _windows(words, have, have, out)
+        total = _windows(words, have, have, out)
     state[POSITION], state[AFTER_SPACE], state[DONE] = position, int(after), int(last)
-    return made
+    return total
 
 
 @njit
 def _token_hashes(state, source, end, out):
     """The next chunk of tokens: runs of [A-Za-z0-9_]; each occurrence is one hash."""
-    position, made = state[POSITION], 0
+    position, total = state[POSITION], 0
     part = np.uint64(state[PART])
-    while position < end and made < out.shape[0] - 1:
+    while position < end and total < out.shape[0] - 1:
         byte = source[position]
         letter = byte | np.uint8(32)
         if (97 <= letter <= 122) or (48 <= byte <= 57) or byte == 95:
             part = part * BASE + np.uint64(byte)
         elif part != 0:
-            out[made] = part
-            made += 1
+            out[total] = part
+            total += 1
             part = np.uint64(0)
         position += 1
     if position >= end:
         state[DONE] = 1
         if part != 0:
-            out[made] = part
-            made += 1
+            out[total] = part
+            total += 1
     state[POSITION], state[PART] = position, np.int64(part)
-    return made
+    return total
 
 
 @njit
@@ -220,12 +220,12 @@ def next_hashes(kind, width, mapping, source, end, state, codes, words, out):
     handed on unchanged between the chunks of a document.
     """
     if kind == 0:
-        made = _character_hashes(state, source, end, width, mapping, codes, out)
+        total = _character_hashes(state, source, end, width, mapping, codes, out)
     elif kind == 1:
-        made = _word_hashes(state, source, end, width, mapping, codes, words, out)
+        total = _word_hashes(state, source, end, width, mapping, codes, words, out)
     else:
-        made = _token_hashes(state, source, end, out)
-    return made
+        total = _token_hashes(state, source, end, out)
+    return total
 
 
 def buffers() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -242,14 +242,14 @@ def shingles(kind: ShingleKind, text: str, width: int) -> np.ndarray:
     """The set of a text, as sorted unique mixed uint64 hashes: for tests and single documents."""
     source = np.frombuffer(text.encode("utf-8"), np.uint8)
     state, (codes, words, out) = new_state(), buffers()
-    found: list[np.ndarray] = []
+    parts: list[np.ndarray] = []
     begin(state, 0)
     while not state[DONE]:
-        made = next_hashes(KINDS[kind], width, table(), source, len(source), state, codes, words, out)
-        found.append(mixed(out[:made]))
+        total = next_hashes(KINDS[kind], width, table(), source, len(source), state, codes, words, out)
+        parts.append(mixed(out[:total]))
     if state[PYTHON]:
         return shingles(kind, normalize(text), width)
-    return np.unique(np.concatenate(found))
+    return np.unique(np.concatenate(parts))
 
 
 @njit

@@ -66,12 +66,12 @@ def assign(
     label, low = stored_array.read(slices), np.uint64(slices["low"])
     spill, besides = Spiller(folder, "pairs", PAIRS, Cut(**cut)), Spiller(folder, "besides", BESIDES, Cut(**ranges))
     for _, records in read_files(map(FileEntry.model_validate, pairs), 0, 1):
-        found = records.columns[0]
-        slice_ = label[(found & np.uint64(0xFFFFFFFF)) - low]
-        spill.add(slice_ & ~LARGE, found)
+        chunk = records.columns[0]
+        slice_ = label[(chunk & np.uint64(0xFFFFFFFF)) - low]
+        spill.add(slice_ & ~LARGE, chunk)
         large = slice_ >= LARGE
         if large.any():
-            firsts = (found[large] >> np.uint64(32)).astype(np.uint32)
+            firsts = (chunk[large] >> np.uint64(32)).astype(np.uint32)
             wish = np.unique(np.stack([firsts, slice_[large] & ~LARGE]), axis=1)
             besides.add(wish[0] // np.uint32(width), wish[0], wish[1])
     spill.close()
@@ -113,8 +113,8 @@ def _wishes(besides: list[dict[str, Any]], start: int, home: np.ndarray) -> tupl
             document, place = document[here], records.columns[1][here].astype(np.int64)
             other = home[document] != place
             pairs.append(np.stack([document[other], place[other]]))
-    found = np.unique(np.concatenate(pairs, axis=1), axis=1)
-    return found[0], found[1]
+    wishes = np.unique(np.concatenate(pairs, axis=1), axis=1)
+    return wishes[0], wishes[1]
 
 
 class SpilledTexts:
@@ -158,10 +158,10 @@ class SpilledTexts:
 @njit
 def _needs_python(source):
     """Whether U+0130 or U+03A3 is anywhere in the text (`normalization`)."""
-    first, second, found = source[:-1], source[1:], False
+    first, second, needed = source[:-1], source[1:], False
     for i in range(second.shape[0]):
-        found |= ((first[i] == 0xC4) & (second[i] == 0xB0)) | ((first[i] == 0xCE) & (second[i] == 0xA3))
-    return found
+        needed |= ((first[i] == 0xC4) & (second[i] == 0xB0)) | ((first[i] == 0xCE) & (second[i] == 0xA3))
+    return needed
 
 
 def similar_pairs(
@@ -203,13 +203,13 @@ def verify(folder: Path, pairs: dict[str, Any], texts: dict[str, Any], rule: dic
     values = np.empty(max(CHUNK_BYTES, 2 * MOST_HASHES) * 9 // 8, np.uint64)
     edges, start = Spiller(folder, "edges", PAIRS, WHOLE), 0
     while start < len(every):
-        size, made, start = next_pairs(places, lengths, start, CHUNK_BYTES, parent, local, members, chosen)
-        here, (firsts, seconds) = members[:size], chosen[:, :made]
+        size, count, start = next_pairs(places, lengths, start, CHUNK_BYTES, parent, local, members, chosen)
+        here, (firsts, seconds) = members[:size], chosen[:, :count]
         reached = similar_pairs(*slice_.read(located[here]), firsts, seconds, similarity, values, folder)
         one, other = here[firsts[reached]], here[seconds[reached]]
         unite(parent, one, other)
-        found = documents[one].astype(np.uint64) << np.uint64(32) | documents[other]
-        edges.add(np.zeros(len(found), np.uint32), found)
+        similar = documents[one].astype(np.uint64) << np.uint64(32) | documents[other]
+        edges.add(np.zeros(len(similar), np.uint32), similar)
     return {"pairs": len(every), "edges": edges.close()}
 
 
@@ -227,10 +227,10 @@ def _as_neighbours(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ranks = np.empty(len(documents), np.uint64)
     ranks[order] = np.arange(len(order), dtype=np.uint64)
     firsts, seconds = ranks[firsts], ranks[seconds]
-    found = np.sort(np.minimum(firsts, seconds) << np.uint64(32) | np.maximum(firsts, seconds))
-    return documents[order].astype(np.uint32), np.stack([found >> np.uint64(32), found & np.uint64(0xFFFFFFFF)]).astype(
-        np.int64
-    )
+    ordered = np.sort(np.minimum(firsts, seconds) << np.uint64(32) | np.maximum(firsts, seconds))
+    return documents[order].astype(np.uint32), np.stack(
+        [ordered >> np.uint64(32), ordered & np.uint64(0xFFFFFFFF)]
+    ).astype(np.int64)
 
 
 @njit
@@ -242,21 +242,21 @@ def next_pairs(places, lengths, start, most, parent, local, members, chosen):
     places: [2, pairs] int64, documents; lengths: [documents] int64, bytes; most: bytes; parent: see `union_find.find`;
     local: [2, documents] int64, worked in. Written: members [documents] int64; chosen [2, pairs] int64.
     """
-    size = made = held = 0
+    size = count = held = 0
     for i in range(start, places.shape[1]):
         a, b = places[0, i], places[1, i]
         if find(parent, a) == find(parent, b):
             continue
         more = (lengths[a] if local[0, a] != start else 0) + (lengths[b] if local[0, b] != start else 0)
-        if made and held + more > most:
-            return size, made, i
+        if count and held + more > most:
+            return size, count, i
         for d in (a, b):
             if local[0, d] != start:
                 local[0, d], local[1, d], members[size] = start, size, d
                 size += 1
-        chosen[0, made], chosen[1, made] = local[1, a], local[1, b]
-        made, held = made + 1, held + more
-    return size, made, places.shape[1]
+        chosen[0, count], chosen[1, count] = local[1, a], local[1, b]
+        count, held = count + 1, held + more
+    return size, count, places.shape[1]
 
 
 def extremes(folder: Path, members: dict[str, Any], texts: dict[str, Any], rule: dict[str, Any]) -> Any:

@@ -87,15 +87,15 @@ _ASSIGNED = (range(0xD800), range(0xE000, 0x34000), range(0xE0000, 0xE1000))
 @functools.cache
 def properties() -> np.ndarray:
     """Class and flags of every code point, uint16."""
-    found = np.zeros(0x110000, np.uint16)
+    flags = np.zeros(0x110000, np.uint16)
     text = "".join(chr(point) for span in _ASSIGNED for point in span)
     for name, value in _NAMES.items():
         for match in regex.finditer(rf"\p{{Word_Break={name}}}+", text):
-            found[np.frombuffer(match.group().encode("utf-32-le"), np.uint32)] = value
+            flags[np.frombuffer(match.group().encode("utf-32-le"), np.uint32)] = value
     for name, flag in (("Extended_Pictographic", PICTOGRAPH), ("White_Space", WHITE)):
         for match in regex.finditer(rf"\p{{{name}}}+", text):
-            found[np.frombuffer(match.group().encode("utf-32-le"), np.uint32)] |= flag
-    classes = np.uint64(1) << (found & CLASS).astype(np.uint64)
+            flags[np.frombuffer(match.group().encode("utf-32-le"), np.uint32)] |= flag
+    classes = np.uint64(1) << (flags & CLASS).astype(np.uint64)
     for bit, chosen in enumerate(
         (
             SKIPPED,
@@ -109,8 +109,8 @@ def properties() -> np.ndarray:
         ),
         7,
     ):
-        found[(classes & np.uint64(chosen)) != 0] |= np.uint16(1 << bit)
-    return found
+        flags[(classes & np.uint64(chosen)) != 0] |= np.uint16(1 << bit)
+    return flags
 
 
 @njit
@@ -180,11 +180,11 @@ def next_word_hashes(source, end, classes, state, out):
     source: [bytes] uint8; classes: [0x110000] uint16 (`properties`); state: [8] int64, zeros but for POSITION at the
     beginning. Written: out uint64, at least two.
     """
-    made, room, position = 0, out.shape[0] - 1, state[POSITION]
+    total, room, position = 0, out.shape[0] - 1, state[POSITION]
     part, solid, started = np.uint64(state[PART]), state[SOLID_SO_FAR] != 0, state[STARTED] != 0
     before, last, raw = np.uint16(state[BEFORE]), np.uint16(state[LAST]), np.uint16(state[RAW])
     regional = state[REGIONAL]
-    while position < end and made < room:
+    while position < end and total < room:
         first = source[position]
         start = position
         if first < 0x80:
@@ -210,8 +210,8 @@ def next_word_hashes(source, end, classes, state, out):
             boundary = not _joined(before, last, value, source, position, end, classes, regional)
         if boundary:
             if solid:
-                out[made] = fmix64(part)
-                made += 1
+                out[total] = fmix64(part)
+                total += 1
             part, solid = OFFSET, False
         for i in range(start, position):
             part = (part ^ np.uint64(source[i])) * PRIME
@@ -221,8 +221,8 @@ def next_word_hashes(source, end, classes, state, out):
             regional = regional + 1 if value == RI else 0
         raw, started = value, True
     if position >= end and solid:
-        out[made] = fmix64(part)
-        made += 1
+        out[total] = fmix64(part)
+        total += 1
         solid = False
     state[POSITION], state[PART], state[SOLID_SO_FAR], state[STARTED] = (
         position,
@@ -231,7 +231,7 @@ def next_word_hashes(source, end, classes, state, out):
         int(started),
     )
     state[BEFORE], state[LAST], state[RAW], state[REGIONAL] = before, last, raw, regional
-    return made
+    return total
 
 
 @njit
@@ -301,15 +301,15 @@ def paragraph_words(source, position, end, classes, marks, out):
         while stop < end and source[stop] != 10:
             stop += 1
         return word_hashes(source, position, stop, classes, out), stop
-    made, part, solid = 0, OFFSET, np.uint8(0)
+    total, part, solid = 0, OFFSET, np.uint8(0)
     for i in range(stop - position):
         joined = marks[i] & JOINED
-        out[made] = part  # stays when a boundary follows
-        made += np.int64(solid & ~joined & np.uint8(1))
+        out[total] = part  # stays when a boundary follows
+        total += np.int64(solid & ~joined & np.uint8(1))
         part = ((part if joined else OFFSET) ^ np.uint64(source[position + i])) * PRIME
         solid = (solid & joined) | marks[i] >> np.uint8(1)
-    out[made] = part
-    made += np.int64(solid)
-    for i in range(made):
+    out[total] = part
+    total += np.int64(solid)
+    for i in range(total):
         out[i] = fmix64(out[i])
-    return made, stop
+    return total, stop
