@@ -22,39 +22,13 @@ from stages.core.errors import ConfigError, InputError
 from stages.core.testing import LocalContext, local_artifact
 from stages.lib.data import group_sampling
 from stages.lib.formats import vocabulary
-from stages.lib.formats.documents import SCHEMA, write_documents
+from stages.lib.formats.documents import SCHEMA
 from stages.lib.formats.parquet_parts import PartWriter
 from stages.tokenize.encoder import Encoder
 from stages.tokenizer.run import LONGEST, OVERSAMPLE, WORDS, _sample, alphabet, run
 from stages.tokenizer.spec import TokenizerConfig, TrainTokenizer
 from tests.support.paths import ROOT
-
-VOCAB_SIZE = 600
-RARE = "".join(chr(0x4E00 + n) for n in range(600))
-"""More characters than the alphabet takes, each as common as the others."""
-
-
-def corpus() -> list[str]:
-    rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 8))) for _ in range(300)]
-    texts = [" ".join(rng.choices(words, k=60)) + " </s> x</s> <s> <0x41>" for _ in range(120)]
-    return [*texts, RARE, "tabs\tand\n\nlines  and   spaces"]
-
-
-def write(folder: Path, texts: list[str]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_documents(folder, ({"id": str(n), "text": t, "source": "s"} for n, t in enumerate(texts)))
-    return folder
-
-
-def train(root: Path, texts: list[str] | None = None, **config: object) -> LocalContext[TokenizerConfig]:
-    texts = corpus() if texts is None else texts
-    folder = write(root / "documents", texts)
-    meta = {"text_bytes": sum(len(t.encode()) for t in texts)}
-    inputs = {"documents": [local_artifact(Documents, folder, meta=meta)]}
-    ctx = LocalContext(root, TokenizerConfig(**{"vocab_size": VOCAB_SIZE} | config), inputs)  # type: ignore[arg-type]
-    run(ctx)
-    return ctx
+from tests.support.trained_tokenizer import RARE, VOCAB_SIZE, corpus, train, write
 
 
 @pytest.fixture(scope="module")
@@ -126,9 +100,7 @@ def test_training_gives_the_same_bytes_in_any_process(tmp_path: Path, trained: L
     """The trainer's hash maps have random seeds: its own choice among equally common characters differed each time."""
     wanted = (trained.output("tokenizer") / vocabulary.FILE).read_bytes()
     assert (train(tmp_path / "again").output("tokenizer") / vocabulary.FILE).read_bytes() == wanted
-    script = (
-        "import sys, pathlib; from tests.unit.stages.tokenizer.test_run import train\ntrain(pathlib.Path(sys.argv[1]))"
-    )
+    script = "import sys, pathlib; from tests.support.trained_tokenizer import train\ntrain(pathlib.Path(sys.argv[1]))"
     environment = os.environ | {"PYTHONHASHSEED": "77", "RAYON_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "true"}
     root = ROOT
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "other")], check=True, env=environment, cwd=root)
