@@ -14,7 +14,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import ConfigError
+from stages.core.files import write_atomically
 from stages.core.probing import serve
 from stages.lib.evaluation.task_tree import grow
 
@@ -75,7 +75,8 @@ def _index() -> Mapping[str, Entry]:
     if not isinstance(kept, dict) or kept.get("digest") != digest:
         kept = {"digest": digest, "entries": read_harness()}
         with contextlib.suppress(OSError):  # where nothing can be kept it is read each time
-            _keep(path, json.dumps(kept))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(kept))
     return {name: Entry(Kind(kind), cfg, tuple(tags)) for name, (kind, cfg, tags) in kept["entries"].items()}
 
 
@@ -118,15 +119,6 @@ def _missing(reason: str) -> ConfigError:
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moxin"
-
-
-def _keep(path: Path, text: str) -> None:
-    """Write a file of the cache in one step: others may read it, or write it too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent)
-    with open(descriptor, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    os.replace(name, path)
 
 
 @functools.cache

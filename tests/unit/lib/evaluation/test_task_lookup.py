@@ -79,7 +79,7 @@ def test_unknown_names_get_the_nearest() -> None:
 
 @pytest.fixture
 def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The index is not there yet, nor kept: where it would be kept. The harness has three definitions."""
+    """The index is not there yet, nor kept: where it would be kept. The harness has one definition."""
     monkeypatch.setattr(task_lookup, "_index", task_lookup._index.__wrapped__)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(task_lookup, "read_harness", lambda: {"a": ["TASK", {"dataset_path": "x/a"}, []]})
