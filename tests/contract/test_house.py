@@ -7,6 +7,7 @@ What still breaks a rule is listed in remaining.toml, exactly: whoever mends an 
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
@@ -95,8 +96,13 @@ def too_large(path: Path) -> Iterator[str]:
             yield f"{place(path)} {node.name}()"
 
 
-def identifiers(path: Path) -> Iterator[str]:
+@functools.cache
+def identifiers(path: Path) -> tuple[str, ...]:
     """Names that a file gives: classes, functions, parameters, variables, fields."""
+    return tuple(_identifiers(path))
+
+
+def _identifiers(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows import cost, generated_files, profiles
+from flows.empty_ledger import EmptyLedger
 from flows.plan import State, make_plan
-from stages.core.ledger import Ledger
 from stages.pipeline import PIPELINE
 
 
@@ -17,24 +17,24 @@ def test_both_profiles_of_the_paper_and_the_laptop_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", profiles.names())
-def test_a_profile_plans_the_whole_dag_before_anything_ran(name: str, ledger: Ledger) -> None:
+def test_a_profile_plans_the_whole_dag_before_anything_ran(name: str) -> None:
     profile = profiles.load(name, PIPELINE)
-    plans = make_plan(PIPELINE, profile, ledger)
+    plans = make_plan(PIPELINE, profile, EmptyLedger())
     assert [plan.node.name for plan in plans] == list(PIPELINE.nodes)
     sources = {node.name for node in PIPELINE.under(profile.configs) if not node.parents}
     assert {"collect", "problems", "scenes"} <= sources
     assert {plan.node.name for plan in plans if plan.state is State.RUN} == sources
     assert {plan.state for plan in plans if plan.node.name not in sources} == {State.PENDING}
-    estimates = cost.estimate(plans, profile, ledger)
+    estimates = cost.estimate(plans, profile, EmptyLedger())
     assert set(estimates) == set(PIPELINE.nodes)
 
 
-def test_small_says_what_training_costs_before_anything_ran(ledger: Ledger) -> None:
+def test_small_says_what_training_costs_before_anything_ran() -> None:
     """Parameters and capped rows follow from the configuration: within two days of one card, every training node has
     its number.
     """
     profile = profiles.load("small", PIPELINE)
-    found = cost.estimate(make_plan(PIPELINE, profile, ledger), profile, ledger)
+    found = cost.estimate(make_plan(PIPELINE, profile, EmptyLedger()), profile, EmptyLedger())
     training = {n.name for n in PIPELINE if n.stage in ("pretrain", "sft", "dpo", "grpo")}
     known = {name for name, e in found.items() if e.basis == "FLOPs"}
     assert training <= known
@@ -53,13 +53,13 @@ def test_small_says_what_training_costs_before_anything_ran(ledger: Ledger) -> N
 
 
 @pytest.mark.parametrize("name", profiles.names())
-def test_windows_fit_the_phases_that_read_them(name: str, ledger: Ledger) -> None:
+def test_windows_fit_the_phases_that_read_them(name: str) -> None:
     """A facet that disagrees is refused when a plan is made: here, one token more."""
     wrong = profiles.load(name, PIPELINE, ["pretrain_1.sequence_length=64"])
     with pytest.raises(
         profiles.ConfigError, match=r"pretrain_1: sequence_length is 64, but its input tokens from tokenize_short"
     ):
-        make_plan(PIPELINE, wrong, ledger)
+        make_plan(PIPELINE, wrong, EmptyLedger())
 
 
 def test_derived_files_are_fresh() -> None:
