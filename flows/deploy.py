@@ -1,4 +1,6 @@
-"""Deployments, derived from the pipeline: moxin/full, and moxin/<node> for each node (same flow, other `select`)."""
+"""Deployments, derived from the pipeline: moxin/full, moxin/<node> for each node (same flow, other `select`), and
+moxin/rehearse (flows/rehearsal/run.py).
+"""
 
 from __future__ import annotations
 
@@ -10,24 +12,30 @@ from stages.core.files import ROOT
 from stages.pipeline import PIPELINE
 
 ENTRYPOINT = "flows/flow.py:moxin"
+REHEARSAL = "flows/rehearsal/run.py:rehearse"
 
 
 def deployments() -> list[dict[str, Any]]:
     """Every deployment as prefect.yaml states it."""
     rows = [("full", "Run the whole pipeline. Finished stages are answered from the ledger.", "full")]
     rows += [(n.name, f"{_summary(n)} Only this node, from the artifacts that are there.", n.name) for n in PIPELINE]
+    rehearsal = "Run a profile's DAG small, where it is meant to run, and tell what the real one will meet."
     return [
-        {
-            "name": name,
-            "description": description,
-            "entrypoint": ENTRYPOINT,
-            "tags": ["moxin"],
-            "parameters": {"select": select},
-            "enforce_parameter_schema": True,
-            "work_pool": {"name": POOL},
-        }
-        for name, description, select in rows
+        *(_deployment(name, description, ENTRYPOINT, select) for name, description, select in rows),
+        _deployment("rehearse", rehearsal, REHEARSAL, "full"),
     ]
+
+
+def _deployment(name: str, description: str, entrypoint: str, select: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "description": description,
+        "entrypoint": entrypoint,
+        "tags": ["moxin"],
+        "parameters": {"select": select},
+        "enforce_parameter_schema": True,
+        "work_pool": {"name": POOL},
+    }
 
 
 def _summary(node: Any) -> str:
@@ -54,18 +62,19 @@ def register(settings: Settings) -> int:
     from prefect.utilities.callables import parameter_schema
 
     from flows.flow import moxin
+    from flows.rehearsal.run import rehearse
 
-    schema = parameter_schema(moxin).model_dump_for_openapi()
+    schema, rehearsal_schema = (parameter_schema(flow).model_dump_for_openapi() for flow in (moxin, rehearse))
     flow_id = call_api(settings, "POST", "/flows/", {"name": moxin.name})["id"]
     fixed = {
         "flow_id": flow_id,
         "path": str(ROOT),
         "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
-        "parameter_openapi_schema": schema,
         "work_pool_name": POOL,
     }
     rows = deployments()
     for row in rows:
         kept = {key: value for key, value in row.items() if key != "work_pool"}
+        kept["parameter_openapi_schema"] = rehearsal_schema if row["entrypoint"] == REHEARSAL else schema
         call_api(settings, "POST", "/deployments/", kept | fixed)
     return len(rows)

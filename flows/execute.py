@@ -68,6 +68,8 @@ class Execution:
     """Nodes that the plan of this run, made a moment ago, found in the ledger: they are not looked up again."""
     launchers: Mapping[str, Launcher] = field(default_factory=dict[str, Launcher])
     """Who runs a node, where it is not `launcher`."""
+    stops: frozenset[str] = frozenset()
+    """Nodes whose first attempt waits after its first checkpoint until `stop_one` is called: a rehearsal's."""
 
     def __post_init__(self) -> None:
         self._slots = threading.BoundedSemaphore(self.profile.settings.parallel)
@@ -82,6 +84,10 @@ class Execution:
     def stop(self) -> None:
         """Stop every stage that runs, and start no more."""
         self._running.stop()
+
+    def stop_one(self, node: str) -> None:
+        """Ask one stage to stop, as a machine that is taken away would: it is tried again if it saved something."""
+        self._running.stop_one(node)
 
     def wait_stopped(self, seconds: float | None = None) -> bool:
         """Wait until no stage runs any more, None: for as long as their last checkpoints may take; False when some
@@ -354,7 +360,10 @@ class Execution:
         return self.launchers.get(node.name, self.launcher)
 
     def _job(self, node: Node, resolved: Resolved, lease: Lease, config: StageConfig | None = None) -> Job:
-        return make_job(self.run_id, node, resolved, lease, self.profile, self.ledger.store.address, config)
+        job = make_job(self.run_id, node, resolved, lease, self.profile, self.ledger.store.address, config)
+        if node.name not in self.stops:
+            return job
+        return replace(job, request=job.request.model_copy(update={"rehearses_stop": True}))
 
     def _keep_log(self, node: Node, lease: Lease, log: Path) -> None:
         if log.stat().st_size:

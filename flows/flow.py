@@ -52,11 +52,18 @@ ProfileField = Annotated[ProfileName, Field(description="The values of the run: 
 EXTRA_OBSERVERS: list[Observer] = []
 
 
-class _Run:
+class Run:
     """What the tasks of one flow run share. Kept out of their parameters: those travel to the Prefect API."""
 
-    def __init__(self, execution: Execution, plans: list[NodePlan], api_calls: prefect_artifacts.ApiCallQueue) -> None:
-        self.execution, self.plans, self.api_calls = execution, plans, api_calls
+    def __init__(
+        self,
+        execution: Execution,
+        plans: list[NodePlan],
+        api_calls: prefect_artifacts.ApiCallQueue,
+        reports: bool = True,
+    ) -> None:
+        """reports: whether the run's report is made at its end."""
+        self.execution, self.plans, self.api_calls, self.reports = execution, plans, api_calls, reports
         self.nodes = {plan.node.name: plan.node for plan in plans}
         """As this configuration has them: without the ports that it does not read."""
         self.interrupted = False
@@ -70,7 +77,7 @@ RUN_NAME = 120
 """Characters of a run's name at most."""
 SKIPPED = "Skipped"
 """Name of the state of a node whose parents have no results."""
-_RUNS: dict[str, _Run] = {}
+_RUNS: dict[str, Run] = {}
 ENDED: dict[str, State[Any]] = {}
 """How runs of this process ended, by id: known even where the Prefect server can no longer be told."""
 
@@ -107,7 +114,7 @@ def run_node(name: str, run_id: str) -> State[Any]:
     return Completed(message=f"ran in {outcome.seconds:.1f} s")
 
 
-def _reap(flow: Any, flow_run: Any, state: Any) -> None:
+def reap_run(flow: Any, flow_run: Any, state: Any) -> None:
     """After a cancel or a crash, from the worker's process: stop whatever stage of that run is still there.
 
     Prefect passes the arguments by these names.
@@ -144,8 +151,8 @@ def _run_name() -> str:
     flow_run_name=_run_name,
     # TaskRunner is invariant in its future's type, so Prefect's own runners do not fit its own annotation
     task_runner=cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=2 * len(PIPELINE))),
-    on_cancellation=[_reap],
-    on_crashed=[_reap],
+    on_cancellation=[reap_run],
+    on_crashed=[reap_run],
     persist_result=False,
     validate_parameters=True,
 )
@@ -179,7 +186,7 @@ def moxin(
             api_calls.close()
             return Completed(message="planned only: see the table")
         preflight.refuse(_problems(plans, values))
-        launchers = _launchers(values, plans, settings)
+        launchers = launchers_of(values, plans, settings)
         for line in garbage_collection.collect(settings.home, ledger):
             log.info("%s", line)
         default = launcher(values.settings.launcher, settings)
@@ -192,7 +199,7 @@ def moxin(
     except StageError as error:
         log.error("%s", error)
         return Failed(message=str(error))
-    ENDED[run_id] = _walk(run_id, _Run(execution, plans, api_calls))
+    ENDED[run_id] = walk(run_id, Run(execution, plans, api_calls))
     return ENDED[run_id]
 
 
@@ -211,7 +218,7 @@ def _problems(plans: list[NodePlan], values: profiles.Profile) -> list[preflight
     return [*preflight.problems(PIPELINE, values, names), *preflight.too_large(scales)]
 
 
-def _launchers(values: profiles.Profile, plans: list[NodePlan], settings: Settings) -> dict[str, Launcher]:
+def launchers_of(values: profiles.Profile, plans: list[NodePlan], settings: Settings) -> dict[str, Launcher]:
     """The launcher of each planned node, one for each name; what dead control planes left to them is removed."""
     names = {plan.node.name: values.launchers[plan.node.name] for plan in plans}
     launchers = {name: launcher(name, settings) for name in sorted(set(names.values()))}
@@ -220,7 +227,7 @@ def _launchers(values: profiles.Profile, plans: list[NodePlan], settings: Settin
     return {node: launchers[name] for node, name in names.items()}
 
 
-def _walk(run_id: str, run: _Run) -> State[Any]:
+def walk(run_id: str, run: Run) -> State[Any]:
     """Submit the nodes in order, each after its parents; stop every stage when the run is interrupted."""
     _RUNS[run_id] = run
     execution = run.execution
@@ -255,7 +262,7 @@ def _walk(run_id: str, run: _Run) -> State[Any]:
     finally:
         _RUNS.pop(run_id, None)
     run.api_calls.put("summary", lambda: prefect_artifacts.run_summary(run.outcomes, run.failures))
-    if any(not outcome.cached for outcome in run.outcomes.values()):
+    if run.reports and any(not outcome.cached for outcome in run.outcomes.values()):
         _report(run)
     _tell_trouble(run)
     if run.failures:
@@ -268,7 +275,7 @@ def _walk(run_id: str, run: _Run) -> State[Any]:
     return Completed(message=f"{counted(ran, 'node')} ran, {len(run.outcomes) - ran} answered from the ledger")
 
 
-def _tell_trouble(run: _Run) -> None:
+def _tell_trouble(run: Run) -> None:
     """What did not get to those who watch: one line for each of them."""
     late = run.api_calls.close()
     run.execution.events.flush()
@@ -278,7 +285,7 @@ def _tell_trouble(run: _Run) -> None:
     run.execution.events.flush()
 
 
-def _report(run: _Run) -> None:
+def _report(run: Run) -> None:
     """Make the report. Trouble with it is told, and never spoils what the run has made."""
     log, execution = get_run_logger(), run.execution
     try:

@@ -41,6 +41,13 @@ class RunningStages:
         if trouble:
             raise trouble[0]
 
+    def stop_one(self, node: str) -> None:
+        """Ask one stage to stop; whether it is started again is its follower's to say."""
+        with self._lock:
+            handle, grace = self._handles.get(node, (None, 0.0))
+        if handle is not None:
+            handle.stop(grace)
+
     def wait_stopped(self, seconds: float | None = None) -> bool:
         """Wait until no stage runs any more, for as long as any of them has for a last checkpoint."""
         with self._lock:

@@ -33,6 +33,8 @@ UNREADABLE = "the manifest of its key cannot be read: 'moxin repair' says more"
 ATTEMPTS, REPLACED, TASKS, UNFINISHED = "failed attempts", "replaced results", "task files", "unfinished work"
 UNCOMMITTED, CHECKPOINTS, REQUESTS = "uncommitted checkpoints", "checkpoints of results", "requests"
 UPLOADS, PROBES, DAMAGED, RESULTS = "unfinished uploads", "probe objects", "damaged objects", "unreferenced results"
+REHEARSALS = "rehearsals"
+"""And the folder that they have, below the store's prefix."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Limits:
     """Seconds without a write after which what an unpublished key could go on from goes; None: never."""
     uploads_after: float = HOUR
     """Seconds after which an upload in parts that nobody completed goes."""
+    rehearsals_after: float | None = None
+    """Seconds without a write after which all of a rehearsal goes; None: never."""
     damaged: bool = False
     """Whether what `moxin repair` set aside goes."""
 
@@ -116,7 +120,19 @@ class StoreGarbage:
                 kept = "what was set aside stays; --also damaged removes it"
                 kept = kept if kind == DAMAGED and not self.limits.damaged else ""
                 yield Garbage(kind, folder, group.objects, group.bytes, kept=kept, remove=partial(self._below, folder))
+        yield from self._rehearsals()
         yield from self._uploads(uploads)
+
+    def _rehearsals(self) -> Iterator[Garbage]:
+        """rehearsals/<profile>-<level>/: each is a whole ledger that nothing outside it refers to."""
+        for folder, group in self._groups(f"{REHEARSALS}/", 2).items():
+            after = self.limits.rehearsals_after
+            kept = "a rehearsal stays, and the plan goes by it; --also rehearsals=DAYS removes it"
+            if after is not None:
+                young = self._young(group.newest) or self._younger(group.newest, after)
+                kept = "it is younger than that, or somebody may be at work on it" if young else ""
+            remove = partial(self._below, folder)
+            yield Garbage(REHEARSALS, folder, group.objects, group.bytes, kept=kept, remove=remove)
 
     def checkpoints(self) -> list[Garbage]:
         """Checkpoints of published keys alone, without reading anything of other keys: cheap enough for every start."""

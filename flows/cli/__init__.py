@@ -20,6 +20,7 @@ from flows.cli.common import err
 from flows.cli.experiments import compare, experiments
 from flows.cli.garbage import gc
 from flows.cli.planning import plan, why
+from flows.cli.rehearsing import rehearse
 from flows.cli.release import release
 from flows.cli.results import lineage, logs, ls, report, show
 from flows.cli.running import run
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.",
 )
-for _command in (repair, up, down, status, plan, why, run, ls, show, logs, lineage, report):
+for _command in (repair, up, down, status, plan, why, rehearse, run, ls, show, logs, lineage, report):
     app.command()(_command)
 for _command in (experiments, compare, tables, release, verify, check, gc):
     app.command()(_command)

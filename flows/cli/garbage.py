@@ -15,6 +15,9 @@ from flows.settings import Settings
 from flows.terminal_text import line
 from stages.core.errors import ConfigError
 
+AGES = {"results": "results_after", "unfinished": "work_after", "rehearsals": "rehearsals_after"}
+"""What goes by its age, and the limit that says when."""
+
 
 def gc(
     yes: Annotated[bool, typer.Option("--yes", help="remove it, instead of saying only what would go")] = False,
@@ -25,6 +28,7 @@ def gc(
             metavar="KIND[=DAYS]",
             help="'results=30': results of that age that no node of a profile and no tag has, nor was made from;"
             " 'unfinished=7': checkpoints and finished tasks of keys without a result, untouched for so long;"
+            " 'rehearsals=7': rehearsals untouched for so long;"
             " 'damaged': what 'moxin repair' set aside (repeat as needed)",
         ),
     ] = [],  # noqa: B006
@@ -91,9 +95,10 @@ def _limits(also: list[str], hours: float) -> Any:
             if kind == "damaged" and not days:
                 fields["damaged"] = True
             else:
-                fields[{"results": "results_after", "unfinished": "work_after"}[kind]] = abs(float(days)) * DAY
+                fields[AGES[kind]] = abs(float(days)) * DAY
         except (KeyError, ValueError):
-            raise ConfigError(f"--also {word}: give 'results=DAYS', 'unfinished=DAYS' or 'damaged'") from None
+            kinds = ", ".join(f"'{kind}=DAYS'" for kind in AGES)
+            raise ConfigError(f"--also {word}: give {kinds} or 'damaged'") from None
     return Limits(min_age=hours * HOUR, **fields)
 
 

@@ -50,11 +50,13 @@ def plan(
     run's way: a problem that stops it, or memory or disk that its machines have not.
     """
     from flows import cost, credentials, last_checkpoint, preflight
+    from flows.rehearsal import planning as rehearsals
     from stages.pipeline import PIPELINE
 
     with _ledger() as (ledger, notes):
         plans, values = plan_nodes(ledger, profile, select, all_overrides(set_, launcher), force, deep, experiment)
         estimates = cost.estimate(plans, values, ledger)
+        notes += rehearsals.take(plans, values, estimates, None if notes else ledger.store)
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
     findings += preflight.too_large({name: one.scale for name, one in estimates.items()})
     limits, stops = cost.limits(plans, values, estimates), last_checkpoint.of_plan(plans, values, estimates)
@@ -83,7 +85,7 @@ def plan(
         )
     else:
         texts = {
-            name: "; ".join(text for text in (e.text(), stops[name].text() if name in stops else "") if text)
+            name: "; ".join(filter(None, (e.text(), rehearsals.mark(e), stops[name].text() if name in stops else "")))
             for name, e in estimates.items()
         }
         _print_plan(plans, estimates, texts, warnings, findings)

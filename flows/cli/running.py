@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -55,20 +56,26 @@ def run(
     pipeline, _ = load_profile(profile, overrides)
     assert isinstance(pipeline, Pipeline)
     chosen = pipeline.select(select)
-    _configure_prefect()  # read when Prefect is imported, which registering the deployments does: before the services
+    configure_prefect()  # read when Prefect is imported, which registering the deployments does: before the services
     settings = start_services(quiet=json_)
     parameters = {"select": select, "force": force, "set": overrides, "experiment": experiment, "why": why}
-    state, outcomes, url, server_knows = _run_flow(profile, parameters, settings, len(chosen), json_)
+
+    def start() -> Any:
+        from flows.flow import ProfileName, moxin
+
+        return moxin(profile=ProfileName(profile), **parameters, return_state=True)
+
+    state, outcomes, url, server_knows = run_flow(start, settings, len(chosen), json_)
     ok = state.is_completed()
     if json_:
         print_json({"ok": ok, "message": state.message, "url": url, "nodes": outcomes})
     else:
         say(("done" if ok else state.name.lower(), "green" if ok else "red"), f": {state.message}")
         say((url, "dim"))
-    _end(0 if ok else 1, server_knows)
+    end(0 if ok else 1, server_knows)
 
 
-def _end(status: int, server_knows: bool) -> None:
+def end(status: int, server_knows: bool) -> None:
     """End the program. Where the Prefect server is gone, at once: Prefect's threads would try to send it each event
     that is left, for seconds each.
     """
@@ -80,7 +87,7 @@ def _end(status: int, server_knows: bool) -> None:
         raise typer.Exit(status)
 
 
-def _configure_prefect() -> None:
+def configure_prefect() -> None:
     """Set what Prefect's client in this terminal goes by. Must be called before Prefect is imported."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display shows it; the UI keeps it
     os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = "30"
@@ -92,10 +99,10 @@ def _configure_prefect() -> None:
     os.environ.setdefault("PREFECT_API_REQUEST_TIMEOUT", "35")
 
 
-def _run_flow(
-    profile: str, parameters: dict[str, Any], settings: Settings, nodes: int, quiet: bool
+def run_flow(
+    start: Callable[[], Any], settings: Settings, nodes: int, quiet: bool
 ) -> tuple[Any, list[dict[str, Any]], str, bool]:
-    """Run the flow in this process, with a display; its final state, the nodes' outcomes, its page, and whether the
+    """Run a flow in this process, with a display; its final state, the nodes' outcomes, its page, and whether the
     Prefect server knows how it ended.
     """
     from prefect import tags
@@ -111,7 +118,7 @@ def _run_flow(
         flow_module.EXTRA_OBSERVERS[:] = [display, recorder]
         try:
             with tags(lost_runs.tag()):
-                state = flow_module.moxin(profile=flow_module.ProfileName(profile), **parameters, return_state=True)
+                state = start()
         except Exception as error:  # Prefect's own trouble: how the run ended is known here
             if not flow_module.ENDED:
                 why = prefect_artifacts.short(error)

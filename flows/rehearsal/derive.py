@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from flows import profiles
 from flows.profiles import Profile
+from flows.rehearsal.report import name_of
 from stages.core.config import StageConfig
 from stages.core.errors import ConfigError
 from stages.core.graph import Node, Pipeline
@@ -56,11 +57,8 @@ class Derived:
     """By node: what stands for what, one phrase each."""
     out_of_reach: Mapping[str, str] = field(default_factory=dict[str, str])
     """By node: why it cannot be rehearsed here."""
-
-
-def name_of(profile: str, level: Level) -> str:
-    """What the rehearsal of a profile is called."""
-    return f"{profile}@{level}"
+    unlike: frozenset[str] = frozenset()
+    """Nodes whose numbers say nothing of the real machines."""
 
 
 def derive(
@@ -76,6 +74,7 @@ def derive(
     resources: dict[str, Resources] = {}
     stand_ins: dict[str, tuple[str, ...]] = {}
     out_of_reach: dict[str, str] = {}
+    unlike: set[str] = set()
     for node in pipeline:
         config, given = profile.configs[node.name], profile.resources[node.name]
         small, notes = _resources(node, config, given, profile.launchers[node.name], machine, processors)
@@ -85,6 +84,8 @@ def derive(
             if bare or processors:
                 config, changed = _on_processors(config, machine, small, level)
                 notes += changed
+                if bare or changed:
+                    unlike.add(node.name)
             node.check_resources(node.name, config, small)
         except (ValidationError, ConfigError) as error:
             why = (
@@ -100,7 +101,7 @@ def derive(
     rehearsal = replace(
         profile, name=name_of(profile.name, level), settings=settings, configs=configs, resources=resources
     )
-    return Derived(rehearsal, level, stand_ins, out_of_reach)
+    return Derived(rehearsal, level, stand_ins, out_of_reach, frozenset(unlike))
 
 
 def _resources(

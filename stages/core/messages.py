@@ -94,6 +94,9 @@ class StageRequest(_Document):
     code: CodeRef
     store: StoreAddress
     replaces: str | None = Field(None, description="ETag of the manifest that a forced rerun replaces")
+    rehearses_stop: bool = Field(
+        default=False, description="after its first checkpoint the attempt waits until it is asked to stop"
+    )
 
 
 class StoredRequest(_Document):

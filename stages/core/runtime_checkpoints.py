@@ -30,6 +30,8 @@ class RuntimeCheckpoints:
         self._rows = MetricRows(root)
         self._fetched: tuple[int, Path] | None = None
         self.resumed_from: int | None = None
+        self.saved: int | None = None
+        """Step of the newest checkpoint that this attempt has published."""
         self.stored: dict[tuple[int, str], str] = {}
         """`{(size, SHA-256): object}` of the files of the newest checkpoint of this attempt, or that it began from: the
         result may hold the same.
@@ -64,6 +66,7 @@ class RuntimeCheckpoints:
             self._log(f"no checkpoint at step {step}: {error}; it is tried again at the next", "warning")
             return
         self._note(files)
+        self.saved = step
         self._events.emit("checkpoint", step=step)
 
     def _upload_rows(self, step: int) -> tuple[FileEntry, ...]:

@@ -42,6 +42,9 @@ PUBLISH_PATIENCE = 15
 anew costs more.
 """
 
+STOP_SECONDS = 300.0
+"""How long an attempt that rehearses a stop waits to be asked: then it goes on, and was not stopped."""
+
 
 class RuntimeContext:
     """`stages.core.context.Context` over a store."""
@@ -60,13 +63,30 @@ class RuntimeContext:
         self.nproc_per_node = int(
             os.environ.get("MOXIN_NPROC_PER_NODE", "1")
         )  # the launcher knows (flows/launch/base.py)
-        self.stopping = False
+        self._stopping = False
+        self._awaits_stop = request.rehearses_stop
         self.stats: dict[str, Any] = {}
         self.facets: dict[str, dict[str, str | int]] = {port: {} for port in request.outputs}
         self.meta: dict[str, dict[str, Any]] = {port: {} for port in request.outputs}
         self.adopted: dict[str, list[FileEntry]] = {port: [] for port in request.outputs}
         self._inputs: dict[str, list[LocalArtifact]] = {}
         self.bytes_in = 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the stage was asked to stop. An attempt that rehearses this waits for it once it has a checkpoint:
+        how long a few steps take decides nothing.
+        """
+        if self._awaits_stop and self.checkpoints.saved is not None and self.checkpoints.resumed_from is None:
+            self._awaits_stop = False
+            until = time.monotonic() + STOP_SECONDS
+            while not self._stopping and time.monotonic() < until:
+                time.sleep(0.05)
+        return self._stopping
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        self._stopping = value
 
     @functools.cached_property
     def tasks(self) -> StoreObjects:

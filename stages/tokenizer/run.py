@@ -64,7 +64,8 @@ def _sample(ctx: Context[TokenizerConfig]) -> Iterator[str]:
         mine = [group for n, group in enumerate(groups, start) if n in chosen]
         start, index = start + len(groups), 0
         for table in read_groups(mine, ["text"]):
-            yield from table.column("text").take(pa.array(range(-index % step, len(table), step))).to_pylist()
+            every = pa.array(range(-index % step, len(table), step), pa.int64())  # of a short one there may be none
+            yield from table.column("text").take(every).to_pylist()
             index += len(table)
 
 

@@ -46,7 +46,7 @@ def execution(monkeypatch: pytest.MonkeyPatch) -> Iterator[Execution]:
 
 
 def run_of(execution: Execution, plans: list[NodePlan]) -> Any:
-    return flow_module._Run(execution, plans, SimpleNamespace(put=lambda *a: None, close=lambda: None))  # type: ignore[arg-type]
+    return flow_module.Run(execution, plans, SimpleNamespace(put=lambda *a: None, close=lambda: None))  # type: ignore[arg-type]
 
 
 def test_a_node_does_not_wait_for_ports_that_its_configuration_does_not_read(execution: Execution) -> None:
@@ -86,6 +86,6 @@ def test_a_run_that_left_a_node_without_a_result_never_ends_well(
     )
     task = SimpleNamespace(with_options=lambda **options: SimpleNamespace(submit=lambda *a, **k: finished))
     monkeypatch.setattr(flow_module, "run_node", task)
-    state = flow_module._walk("test", run)
+    state = flow_module.walk("test", run)
     assert state.is_failed()
     assert state.message == "no result of collect: run again"

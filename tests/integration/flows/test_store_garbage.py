@@ -12,6 +12,7 @@ from flows.store_garbage import (
     CHECKPOINTS,
     DAMAGED,
     PROBES,
+    REHEARSALS,
     REPLACED,
     REQUESTS,
     RESULTS,
@@ -300,3 +301,18 @@ def test_an_attempt_that_publishes_meanwhile_keeps_its_objects(ledger: Ledger, s
         for prefix in ("objects/", "manifests/", "leases/", "attempts/"):
             other.store.delete(names(other, prefix))
     assert number > 12
+
+
+def test_a_rehearsal_goes_whole_when_that_is_asked_for(ledger: Ledger) -> None:
+    names = [f"rehearsals/7b-wiring/{name}" for name in ("report.json", f"manifests/{A}.json", f"leases/{A}.json")]
+    for name in (*names, "rehearsals/7b-shape/report.json"):
+        stored(ledger, name)
+    kept = found(ledger)[REHEARSALS]
+    assert {(item.where, item.objects) for item in kept} == {("rehearsals/7b-wiring/", 3), ("rehearsals/7b-shape/", 1)}
+    assert all("--also rehearsals=DAYS" in item.kept for item in kept)
+    (young, _) = found(ledger, Limits(min_age=60.0, rehearsals_after=0.0))[REHEARSALS]
+    assert "younger" in young.kept
+    for item in found(ledger, Limits(min_age=0.0, rehearsals_after=0.0))[REHEARSALS]:
+        assert item.kept == ""
+        item.remove()
+    assert list(ledger.store.list("rehearsals/")) == []

@@ -29,7 +29,7 @@ def test_on_a_cluster_the_kinds_of_machines_stay_and_two_of_them_are_enough() ->
     config: Any = rehearsal.profile.configs["pretrain_1"]
     assert (config.engine, config.precision, config.parallel.zero) == ("colossalai", "fp16", 1)
     assert config.global_batch_size % 16 == 0
-    assert (rehearsal.profile.name, rehearsal.profile.launchers["sft_tulu"]) == ("7b@wiring", "slurm")
+    assert (rehearsal.profile.name, rehearsal.profile.launchers["sft_tulu"]) == ("7b-wiring", "slurm")
 
 
 def test_without_gpus_a_stage_stands_in_where_its_engine_can_and_is_out_of_reach_where_not() -> None:

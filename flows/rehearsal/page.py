@@ -1,0 +1,126 @@
+"""The page of a rehearsal: what failed and what to do first, then every node with what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows.rehearsal.report import ORDER, NodeReport, RehearsalReport, name_of
+from flows.report import markup, page
+from flows.report.markup import Markup, Section
+from stages.core.shrinking import Level
+
+KINDS = {"passed": "ok", "failed": "damaged", "out of reach": "note", "not reached": "stale"}
+
+
+def place(home: Path, profile: str, level: Level) -> Path:
+    """Where the page of a rehearsal lies."""
+    return home / "report" / f"rehearsal-{name_of(profile, level)}.html"
+
+
+def write(report: RehearsalReport, path: Path) -> None:
+    """Write the page. Raises InfraError naming it."""
+    page.write(render(report), path)
+
+
+def render(report: RehearsalReport) -> str:
+    """The page as text."""
+    counts = {state: sum(node.state == state for node in report.nodes) for state in ORDER}
+    facts: list[tuple[str, Any]] = [
+        ("profile", report.profile),
+        ("level", report.level),
+        ("made", markup.when(report.at)),
+        *((state, count) for state, count in counts.items()),
+    ]
+    parts = (
+        _failed(report),
+        _nodes(report),
+        _measured(report),
+        _forecast(report),
+        _stand_ins(report),
+        _sources(report),
+    )
+    sections = [section for section in parts if section is not None]
+    header = markup.template("rehearsal_header.html", facts=facts)
+    return str(
+        markup.template(
+            "page.html", title=f"Moxin: {report.profile}, rehearsal {report.level}", header=header, sections=sections
+        )
+    )
+
+
+def _failed(report: RehearsalReport) -> Section:
+    rows = [("", fault.cause, fault.remedy or "", "") for fault in report.faults]
+    for node in report.failed:
+        rows += [(node.node, fault.cause, fault.remedy, "") for fault in node.faults]
+        if not node.faults:
+            rows.append((node.node, node.why, node.remedy, node.log))
+    if not rows:
+        return Section("failed", "What stands in the way", markup.paragraph("Nothing that a rehearsal can find."))
+    return Section("failed", "What stands in the way", markup.table(("node", "cause", "what to do", "log"), rows))
+
+
+def _nodes(report: RehearsalReport) -> Section:
+    rows = [
+        (node.node, markup.badge(node.state, KINDS[node.state]), node.why or "", node.resumed) for node in report.nodes
+    ]
+    body = markup.table(("node", "", "why", "forced stop"), rows)
+    return Section("nodes", "Every node", body)
+
+
+def _measured(report: RehearsalReport) -> Section | None:
+    rows = [_row(node) for node in report.nodes if node.measured]
+    if not rows:
+        return None
+    head = ("node", "time", "processor time", "peak memory", "of the profile's", "in", "out", "tokens/s")
+    note = "Peak memory: of the largest process of the stage, in main memory. Tokens/s: of the middle step."
+    body = markup.join(markup.paragraph(note, "note"), markup.table(head, rows, numbers=range(1, 8)))
+    return Section("measured", "What was measured", body)
+
+
+def _row(node: NodeReport) -> tuple[Markup | str, ...]:
+    assert node.measured is not None
+    one = node.measured
+    return (
+        node.node,
+        markup.duration(one.seconds),
+        markup.duration(one.cpu_seconds),
+        markup.size(one.peak_memory_bytes),
+        markup.percent(one.peak_memory_bytes, node.memory_bytes),
+        markup.size(one.bytes_in),
+        markup.size(one.bytes_out),
+        markup.number(one.tokens_per_second[1], 0) if one.tokens_per_second else markup.NONE,
+    )
+
+
+def _forecast(report: RehearsalReport) -> Section | None:
+    time = markup.duration
+    rows = [
+        (
+            node.node,
+            f"{time(one.seconds[1])} ({time(one.seconds[0])} to {time(one.seconds[2])})",
+            f"{one.gpu_hours:,.1f}",
+            f"{one.core_hours:,.2f}",
+            f"{one.dollars[1]:,.2f} ({one.dollars[0]:,.2f} to {one.dollars[2]:,.2f})",
+            one.basis,
+        )
+        for node in report.nodes
+        if (one := node.forecast)
+    ]
+    if not rows:
+        return None
+    head = ("node", "time", "GPU-hours", "core-hours", "dollars", "by")
+    return Section("forecast", "What the real run takes", markup.table(head, rows, numbers=range(1, 5)))
+
+
+def _stand_ins(report: RehearsalReport) -> Section | None:
+    rows = [(node.node, "; ".join(node.stand_ins)) for node in report.nodes if node.stand_ins]
+    if not rows:
+        return None
+    return Section("stand-ins", "Stand-ins", markup.table(("node", "what stood for what"), rows))
+
+
+def _sources(report: RehearsalReport) -> Section | None:
+    if not report.opened:
+        return None
+    return Section("sources", "Sources that gave a row", markup.items(report.opened))

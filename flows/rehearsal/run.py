@@ -1,0 +1,261 @@
+"""Rehearse a profile: check all that can be known, then run its derived DAG as any run is run, and tell of each node.
+
+    prefect deployment run moxin/rehearse -p profile=7b
+
+Nothing mixes with real results: a rehearsal has a part of the store of its own (`address`), and `moxin gc` removes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, cast
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+from pydantic import Field
+
+from flows import cost, form, prefect_artifacts, profiles, sources
+from flows import flow as run_flow
+from flows.empty_ledger import EmptyLedger
+from flows.execute import Execution
+from flows.flow import ProfileName
+from flows.launch import launcher
+from flows.plan import make_plan
+from flows.rehearsal import measures, page, planning, report
+from flows.rehearsal.derive import derive
+from flows.rehearsal.findings import Findings, add_lines, node_of, reachable, sorted_out
+from flows.rehearsal.forecast import units_of_inputs
+from flows.rehearsal.observers import NodeLogs, Stops
+from flows.rehearsal.report import NodeReport, RehearsalReport
+from flows.rehearsal.report import State as NodeState
+from flows.settings import Settings
+from stages.core.errors import ConfigError, StageError
+from stages.core.graph import Node
+from stages.core.keys import source_digest
+from stages.core.ledger import Ledger
+from stages.core.messages import StageResult
+from stages.core.records import now
+from stages.core.shrinking import Level
+from stages.core.store import Store
+from stages.pipeline import PIPELINE
+
+
+def _run_name() -> str:
+    """What a rehearsal is called in Prefect's pages."""
+    given = cast("dict[str, Any]", flow_run.parameters or {})
+    return f"rehearsal {given.get('profile', 'tiny')} {given.get('level', 'wiring')}"
+
+
+@flow(
+    name="moxin",
+    flow_run_name=_run_name,
+    task_runner=cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=2 * len(PIPELINE))),
+    on_cancellation=[run_flow.reap_run],
+    on_crashed=[run_flow.reap_run],
+    persist_result=False,
+    validate_parameters=True,
+)
+def rehearse(
+    profile: run_flow.ProfileField = ProfileName("tiny"),
+    level: Annotated[
+        Level,
+        Field(description="wiring: every step of the way, as small as can be; shape: real widths, lengths and batches"),
+    ] = "wiring",
+    select: form.Select = "full",
+    force: form.Force = False,
+    set: form.Overrides = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
+    processors: Annotated[bool, Field(description="No GPUs: full precision on processors stands in")] = False,
+    restarts: form.Restarts = 0,
+) -> State[Any]:
+    """Run a profile's DAG small, where it is meant to run, and tell what the real one will meet."""
+    log, run_id = get_run_logger(), str(flow_run.get_id())
+    if restarts:
+        log.warning("a rehearsal crashed: this one goes on with it by itself")
+    try:
+        outcome = _Rehearsing(run_id, profile.value, level, list(set), processors).run(select, force)
+    except StageError as error:
+        log.error("%s", error)
+        state: State[Any] = Failed(message=str(error))
+    else:
+        state = Completed(message=outcome.summary()) if outcome.ok else Failed(message=outcome.summary())
+    run_flow.ENDED.setdefault(run_id, state)
+    return state
+
+
+class _Rehearsing:
+    """One rehearsal: what is known before it, its run, and what became of each node."""
+
+    def __init__(self, run_id: str, name: str, level: Level, overrides: list[str], processors: bool) -> None:
+        self.run_id, self.level = run_id, level
+        self.settings = Settings.load()
+        self.given = profiles.load(name, PIPELINE, overrides)
+        self.derived = derive(self.given, PIPELINE, level, processors=processors)
+        self.apart = replace(self.settings, store=report.address(self.settings.store, name, level))
+        """Settings whose store is the rehearsal's own part."""
+        self.ledger = Ledger(Store(self.apart.store))
+        self.stops = Stops()
+        self.logs = NodeLogs(self.settings.home / report.FOLDER / self.derived.profile.name)
+        self.findings = Findings()
+        self.results: dict[str, StageResult] = {}
+        self.failures: dict[str, str] = {}
+        self.waits: dict[str, list[str]] = {}
+
+    def run(self, select: str, force: bool) -> RehearsalReport:
+        """Rehearse a selection; its report, which is in the store and a page by then. Raises StageError."""
+        self.ledger.store.probe()
+        chosen = PIPELINE.under(self.derived.profile.configs).select(select)
+        chosen_names = [node.name for node in chosen]
+        problems, opened = sources.check(PIPELINE, self.derived.profile, self.settings)
+        findings = sorted_out(problems, self.derived, PIPELINE)
+        self._plan_faults(findings, select)
+        self.findings = findings.kept(chosen_names)
+        for node, faults in self.findings.faults.items():
+            for fault in faults:
+                get_run_logger().warning("%s: %s", node, fault.line)
+        blocked = {**self.findings.faults, **self.findings.out_of_reach}
+        small_ones = self._only_limits()
+        names, self.waits = reachable(PIPELINE, chosen, {n: why for n, why in blocked.items() if n not in small_ones})
+        if names:
+            self._walk(names, force)
+        outcome = RehearsalReport(
+            profile=self.given.name,
+            level=self.level,
+            at=now(),
+            profile_digest=report.profile_digest(self.given.configs, self.given.resources),
+            code={stage: source_digest(stage) for stage in sorted({node.stage for node in PIPELINE})},
+            opened=tuple(f"{one.node}: {one.what}" for one in opened if one.node in chosen_names),
+            faults=tuple(self.findings.general),
+            nodes=tuple(self._report_of(node) for node in chosen),
+        )
+        outcome = self._with_forecasts(outcome)
+        report.write(Store(self.settings.store), outcome)
+        page.write(outcome, page.place(self.settings.home, self.given.name, self.level))
+        return outcome
+
+    def _plan_faults(self, findings: Findings, select: str) -> None:
+        """What the plan of the real run refuses or does not find room for."""
+        try:
+            plans = make_plan(PIPELINE, self.given, Ledger(Store(self.settings.store)), select)
+            estimates = cost.estimate(plans, self.given, None)
+        except ConfigError as error:
+            add_lines(findings, [report.first_line(str(error))], list(PIPELINE.nodes), "correct the setting")
+            return
+        add_lines(findings, cost.limits(plans, self.given, estimates), list(PIPELINE.nodes), LIMIT)
+
+    def _only_limits(self) -> list[str]:
+        """Nodes that can be run small all the same: what does not fit is their real size."""
+        return [n for n, faults in self.findings.faults.items() if all(fault.remedy == LIMIT for fault in faults)]
+
+    def _walk(self, names: Sequence[str], force: bool) -> None:
+        """Run nodes as any run does."""
+        values, api_calls = self.derived.profile, prefect_artifacts.ApiCallQueue()
+        try:
+            plans = make_plan(PIPELINE, values, self.ledger, names, force)
+        except ConfigError as error:
+            api_calls.close()
+            line = report.first_line(str(error))
+            self.failures = {node_of(line, names) or names[0]: line}
+            return
+        launchers = run_flow.launchers_of(values, plans, self.apart)
+        will_run = {plan.node.name for plan in plans if plan.will_run}
+        if self.level == "wiring":
+            self.stops.left = {plan.node.name for plan in plans if plan.node.checkpoints} & will_run
+        execution = Execution(
+            self.run_id,
+            values,
+            self.ledger,
+            launcher(values.settings.launcher, self.apart),
+            self.apart.home / report.FOLDER / values.name,  # equal keys have logs of their own
+            frozenset(names),
+            force,
+            [*run_flow.EXTRA_OBSERVERS, self.stops, self.logs],
+            {p.node.name: p.resolved for p in plans if p.resolved and p.resolved.result and not p.will_run},
+            launchers,
+            stops=frozenset(self.stops.left),
+        )
+        self.stops.execution = execution
+        run = run_flow.Run(execution, plans, api_calls, reports=False)
+        ended = run_flow.walk(self.run_id, run)
+        if ended.is_cancelled():
+            run_flow.ENDED[self.run_id] = ended
+            raise KeyboardInterrupt
+        self.results, self.failures = run.results, dict(run.failures)
+
+    def _report_of(self, node: Node) -> NodeReport:
+        """What became of one node."""
+        name, result = node.name, self.results.get(node.name)
+        state, why, remedy = self._state(node, result)
+        unit, units = "", 0.0
+        values = self.derived.profile
+        if result is not None:
+            inputs = {port: [ref.manifest for ref in refs] for port, refs in result.inputs.items()}
+            unit, units = units_of_inputs(node, values.configs[name], values.resources[name], inputs)
+        return NodeReport(
+            node=name,
+            stage=node.stage,
+            state=state,
+            why=why,
+            remedy=remedy,
+            log=str(self.logs.path(name)) if name in self.failures else "",
+            faults=tuple(self.findings.faults.get(name, ())),
+            stand_ins=self.derived.stand_ins.get(name, ()) if result is not None else (),
+            resumed=_resumed(name, result, self.stops)[0],
+            unlike=name in self.derived.unlike,
+            ranks=values.resources[name].nodes * values.resources[name].ranks,
+            unit=unit,
+            units=units,
+            memory_bytes=int(self.given.resources[name].memory_gib * 2**30),
+            measured=measures.of(result, self.ledger) if result is not None else None,
+        )
+
+    def _state(self, node: Node, result: StageResult | None) -> tuple[NodeState, str, str]:
+        """How it ended, why, and what to do."""
+        name, findings = node.name, self.findings
+        if faults := findings.faults.get(name):
+            return "failed", faults[0].cause, faults[0].remedy
+        if name in findings.out_of_reach:
+            return "out of reach", findings.out_of_reach[name], ""
+        if name in self.waits:
+            return "not reached", report.lacking(self.waits[name]), ""
+        if name in self.failures:
+            why = report.first_line(self.failures[name].removeprefix(f"{name} failed "))
+            return "failed", why, "look at its log, correct what the line names, and rehearse again"
+        if result is None:
+            lacking = [parent for parent in node.parents if parent not in self.results]
+            return "not reached", report.lacking(lacking) if lacking else "the run ended before it", ""
+        if lost := _resumed(name, result, self.stops)[1]:
+            return "failed", lost, "its checkpoints cannot be relied on: look at the log of its second attempt"
+        return "passed", "", ""
+
+    def _with_forecasts(self, outcome: RehearsalReport) -> RehearsalReport:
+        """With what the real run of each node takes, as far as rehearsals tell: nothing where no plan can be made."""
+        reports = report.read_all(Store(self.settings.store), self.given.name)
+        reports[outcome.level] = outcome
+        try:
+            plans = make_plan(PIPELINE, self.given, EmptyLedger())
+            forecasts = planning.forecasts(plans, self.given, cost.estimate(plans, self.given, None), reports)
+        except ConfigError:
+            return outcome
+        nodes = tuple(node.model_copy(update={"forecast": forecasts.get(node.node)}) for node in outcome.nodes)
+        return outcome.model_copy(update={"nodes": nodes})
+
+
+LIMIT = "give it a larger machine, or less work at one time"
+"""What to do where a plan's sums do not fit."""
+
+
+def _resumed(name: str, result: StageResult | None, stops: Stops) -> tuple[str, str]:
+    """What came of the forced stop: for people, and as a failure."""
+    if result is None:
+        return "", ""
+    step, went_on = stops.stopped.get(name), result.attempt.resumed_from
+    if step is not None and went_on is None:
+        return "", f"stopped after its checkpoint at step {step}, it began anew instead of going on from there"
+    if went_on is not None:
+        return f"stopped, and went on from step {went_on}", ""
+    return ("no checkpoint came before its end: a stop was not tried" if name in stops.left else ""), ""
