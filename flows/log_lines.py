@@ -85,10 +85,21 @@ def metric_rows(store: Store, key: str | None) -> list[dict[str, float]]:
 
 
 def thinned(lines: Iterable[bytes], most: int) -> list[dict[str, float]]:
-    """Every n-th metric row, so that at most about `most` stay; the first, the last, and rows with a held-out value
-    always do. lines: JSON; gone through twice, and parsed where they stay.
+    """Every n-th metric row, n a power of two, so that at most `most` stay, and more than half as many where there are
+    enough; the first, the last, and rows with a held-out value always do. lines: JSON; gone through once, and parsed
+    where they stay.
     """
-    count = sum(1 for _ in lines)
-    every, last = -(-count // most), count - 1
-    kept = (line for i, line in enumerate(lines) if i % every == 0 or i == last or b'"val_' in line)
-    return [json.loads(line) for line in kept]
+    every, counted = 1, 0
+    kept: list[tuple[int, bytes]] = []
+    last: list[tuple[int, bytes]] = []
+    for row in enumerate(lines):
+        number, line = row
+        last = [row]
+        if number % every == 0 or b'"val_' in line:
+            kept.append(row)
+            counted += number % every == 0
+        if counted > most:
+            every *= 2
+            kept = [(i, one) for i, one in kept if i % every == 0 or b'"val_' in one]
+            counted = -(-(number + 1) // every)
+    return [json.loads(line) for _, line in kept + (last if last[-1:] != kept[-1:] else [])]

@@ -50,11 +50,11 @@ def test_a_million_rows_are_gone_through_in_ranges_and_a_chart_gets_its_thousand
     """Before, all of them were parsed and held, and Prefect's curve had as many points."""
     store = Objects(b"".join(b'{"step": %d, "loss": 1}\n' % number for number in range(9 * 10**6, 10**7)))
     rows = metric_rows(store, "metrics")  # type: ignore[arg-type]
-    assert len(rows) == 1001
+    assert len(rows) == 978, "every 1,024th, and the last"
     assert rows[0]["step"] == 9_000_000
     assert rows[-1]["step"] == 9_999_999
     assert max(store.ranges) == log_lines.RANGE
-    assert sum(store.ranges) == 2 * len(store.data), "counted once, read once"
+    assert sum(store.ranges) == len(store.data), "read once"
     assert metric_rows(store, None) == metric_rows(store, "none") == []  # type: ignore[arg-type]
 
 
@@ -65,6 +65,7 @@ def test_thinning_keeps_the_ends_and_every_held_out_row(held_out: list[bool], mo
     assert [row for row in rows if "val_loss" in row] == [row for row in kept if "val_loss" in row]
     assert kept[:1] + kept[-1:] == rows[:1] + rows[-1:]
     assert len(kept) <= most + sum(held_out) + 1
+    assert len(kept) >= min(len(rows), most / 2)
     assert kept == sorted(kept, key=lambda row: row["step"])
 
 
