@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flows import host_memory
+from flows import host_memory, pretraining_memory
+from flows.pretraining_memory import Sums
 from flows.profiles import Profile
 from stages.core.artifacts import ArtifactManifest
 from stages.core.graph import Pipeline
@@ -25,8 +26,6 @@ from stages.lib.modeling.shape import ModelShape
 GIB = 2**30
 CONTEXT = 1.5 * GIB
 """CUDA's context, NCCL's buffers and cuBLAS's workspace of one process (declared; some 0.5 GiB each)."""
-LOSS_CHUNK = 4096
-"""stages.lib.modeling.kernels.LOSS_CHUNK: tokens whose logits exist at one time in this project's own loss."""
 ASLEEP = 2 * GIB
 """What a vLLM that sleeps keeps: graphs and a context of its own (declared)."""
 SGLANG = 0.8
@@ -150,57 +149,8 @@ def unknown(stage: str, config: Any, resources: Resources) -> str:
     """Why no formula says what a node that needs GPUs, or trains, takes; "": one does, or it does neither."""
     if stage not in STAGES:
         return f"stage '{stage}' has none" if resources.gpus else ""
-    if stage != "pretrain":
-        return "" if resources.gpus or stage == "vlm" else "none for post-training without GPUs"
-    sizes = config.parallel
-    zero, shared = sizes.zero_of(config.engine), [name for name in ("tensor", "pipeline") if getattr(sizes, name) > 1]
-    if shared:
-        return f"none for parallel.{shared[0]} = {getattr(sizes, shared[0])}"
-    if config.engine == "colossalai" and zero not in (1, 2):
-        return f"none for parallel.zero = {zero} of engine 'colossalai'"
-    return ""
-
-
-Sums = tuple[dict[str, float], dict[str, float]]
-
-
-def _pretrain(config: Any, gpus: int, shape: ModelShape, vocabulary: int) -> Sums:
-    sizes = config.parallel
-    zero = sizes.zero_of(config.engine)
-    count, largest = shape.parameters(vocabulary), vocabulary * shape.hidden
-    half = config.precision != "fp32"
-    tokens = min(config.micro_batch_size, config.global_batch_size // gpus) * config.sequence_length
-    autocast = config.engine != "colossalai" and half
-    size = HALF if half else FULL
-    activation_bytes = activations(shape, vocabulary, tokens, config.recompute, autocast=autocast, chunk=LOSS_CHUNK)
-    scale = size / HALF if not autocast else 1  # in float32 everything is twice as wide
-    working: dict[str, float] = {"activations": activation_bytes.most * scale}
-    several = config.global_batch_size // gpus > config.micro_batch_size
-    if config.engine == "colossalai":
-        # LowLevelZeroOptimizer 0.5.0: whole weights in the training's precision; float32 masters and two moments of a
-        # part; at stage 1 gradients add up whole and are exchanged once, at stage 2 each rank keeps its part. A bucket
-        # and the largest gradient exist twice while they are exchanged.
-        return {
-            "weights": size * count,
-            "gradients": size * count if zero == 1 else size * count / gpus,
-            "masters, moments": 0.0 if sizes.offload else 12 * count / gpus,
-            **working,
-            "buffers": (
-                4 * size * largest + FULL * count / gpus
-            ),  # buckets; gradients of a rank's part in float32 at the update
-        }, {}
-    copies = HALF * copied_parameters(shape, vocabulary) if autocast else 0.0
-    working["activations"] = with_copies(activation_bytes, copies, config.recompute) * scale
-    # FSDP2 (stages/lib/training/backends/fsdp.py): states are cut; at stage 1 gradients of all but the last micro-batch
-    # add up whole; below 3 weights are gathered whole, else two blocks and the two vocabularies
-    gathered = FULL * (2 * block_parameters(shape) + 2 * largest if zero == 3 else count) if gpus > 1 else 0.0
-    return {
-        "weights": FULL * count / gpus,
-        "gradients": FULL * count if several and zero == 1 else FULL * count / gpus,
-        "masters, moments": 2 * FULL * count / gpus,
-        **working,
-        "buffers": gathered,
-    }, {}
+    trained_here = resources.gpus or stage in ("pretrain", "vlm")
+    return "" if trained_here else "none for post-training without GPUs"
 
 
 def _trl(config: Any, tokens: float, shape: ModelShape, vocabulary: int) -> Sums:
@@ -322,7 +272,7 @@ def _vlm(config: Any, gpus: int, shape: ModelShape, vocabulary: int) -> Sums:
     return {**states, "activations": working * size / HALF, "buffers": gathered}, {}
 
 
-STAGES: dict[str, Any] = {"pretrain": _pretrain, "sft": _sft, "dpo": _dpo, "grpo": _grpo, "vlm": _vlm}
+STAGES: dict[str, Any] = {"pretrain": pretraining_memory.sums, "sft": _sft, "dpo": _dpo, "grpo": _grpo, "vlm": _vlm}
 
 
 def of_profile(profile: Profile, pipeline: Pipeline, card: float) -> dict[str, Memory]:

@@ -44,28 +44,50 @@ def block_parameters(shape: ModelShape) -> int:
     return (shape.parameters(0) - shape.hidden) // shape.layers
 
 
-def copied_parameters(shape: ModelShape, vocabulary: int) -> int:
+def held_block(shape: ModelShape, tensor: int) -> float:
+    """Parameters of one block that each of `tensor` processes holds which share its matrices; its norms are whole."""
+    return (block_parameters(shape) - 2 * shape.hidden) / tensor + 2 * shape.hidden
+
+
+def copied_parameters(shape: ModelShape, vocabulary: int, tensor: int = 1) -> float:
     """That autocast copies to half precision: all matrices but the embedding."""
-    return shape.parameters(vocabulary) - vocabulary * shape.hidden - (2 * shape.layers + 1) * shape.hidden
+    return shape.layers * (held_block(shape, tensor) - 2 * shape.hidden) + vocabulary * shape.hidden
 
 
-def token_bytes(shape: ModelShape, policy: Literal["none", "selective", "full"], autocast: bool) -> int:
+def token_bytes(
+    shape: ModelShape, policy: Literal["none", "selective", "full"], autocast: bool, tensor: int = 1
+) -> float:
     """What a block keeps of one token.
 
     none: the inputs of its two norms (in float32 there), of the norms' weights, of the seven matrix products, of
     attention and SwiGLU. Under autocast each product of the five that share a norm's output has a copy of its own.
     selective: the results of products and attention. full: its input.
+
+    tensor: processes that share each matrix, and the tokens between blocks. What a product is given, and its result
+    before it is added up, has all tokens; a block's input and its norms have a share of them.
     """
-    hidden, inner = shape.hidden, shape.intermediate
+    hidden, inner = shape.hidden, shape.intermediate / tensor
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     stream = FULL if autocast else HALF
-    attention = HALF * (2 * queries + 2 * keys) + FULL * shape.heads
+    attention = (HALF * (2 * queries + 2 * keys) + FULL * shape.heads) / tensor
     if policy == "full":
-        return stream * hidden
+        return stream * hidden / tensor
     if policy == "selective":
-        return stream * hidden + attention + HALF * (2 * hidden + 2 * inner)
-    norms = (2 * FULL + 2 * FULL + 5 * HALF) * hidden if autocast else 2 * (FULL + HALF + HALF) * hidden
-    return norms + attention + 4 * HALF * inner
+        return stream * hidden / tensor + attention + HALF * (2 * hidden + 2 * inner)
+    norms = (2 * FULL + 2 * FULL if autocast else 2 * (FULL + HALF)) * hidden / tensor
+    given = (5 if autocast else 2) * HALF * hidden
+    return norms + given + attention + 4 * HALF * inner
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a process has of the model. tensor: processes that share each matrix; layers: blocks that are here; head:
+    whether the final norm and the loss are: a stage of a pipeline has a part.
+    """
+
+    layers: int
+    tensor: int = 1
+    head: bool = True
 
 
 def activations(
@@ -78,18 +100,31 @@ def activations(
     chunk: int | None = None,
     logits: int = LOGITS,
 ) -> Activations:
-    """chunk: tokens whose logits exist at one time (None: all). logits: bytes of one logit in the loss."""
-    hidden = shape.hidden
-    last = (
-        (2 * FULL + HALF if autocast else FULL + 2 * HALF) * hidden * tokens
-    )  # the final norm, and what the vocabulary's product is given
-    again = 0 if policy == "none" else token_bytes(shape, "none", autocast)
-    moving = 2 * HALF * shape.intermediate + FULL * hidden  # gradients within the SwiGLU, and of the stream
-    counted = tokens if chunk is None else min(chunk, tokens)
+    """Of the whole model. chunk: tokens whose logits exist at one time (None: all). logits: bytes of one logit in the
+    loss.
+    """
+    loss = float(logits * (tokens if chunk is None else min(chunk, tokens)) * vocabulary)
+    return share_activations(shape, tokens, policy, autocast, loss, Share(shape.layers))
+
+
+def share_activations(
+    shape: ModelShape,
+    tokens: float,
+    policy: Literal["none", "selective", "full"],
+    autocast: bool,
+    loss: float,
+    share: Share,
+) -> Activations:
+    """Of a process's share of the model. loss: bytes that the logits take, where they are here."""
+    hidden, tensor = shape.hidden, share.tensor
+    last = (2 * FULL + HALF if autocast else FULL + 2 * HALF) * hidden * tokens / tensor
+    again = 0 if policy == "none" else token_bytes(shape, "none", autocast, tensor)
+    moving = 2 * HALF * shape.intermediate / tensor + FULL * hidden  # gradients within the SwiGLU, and of the stream
     return Activations(
-        kept=shape.layers * token_bytes(shape, policy, autocast) * tokens + last,
+        kept=share.layers * token_bytes(shape, policy, autocast, tensor) * tokens
+        + (last if share.head else 0.0),  # the final norm, and what the vocabulary's product is given
         block=(again + moving) * tokens,
-        loss=float(logits * counted * vocabulary),
+        loss=loss if share.head else 0.0,
     )
 
 

@@ -53,8 +53,16 @@ def test_a_problem_ends_it_with_1_too() -> None:
     assert any(problem["node"] == "tokenizer" for problem in told["problems"])
 
 
-def test_a_training_without_a_formula_says_so() -> None:
-    _, told = planned("--select", "+pretrain_1", "--set", "pretrain_1.parallel.tensor=2")
-    row = next(row for row in told["nodes"] if row["name"] == "pretrain_1")
-    assert row["estimate"]["memory"] is None
-    assert row["estimate"]["memory_unknown"] == "none for parallel.tensor = 2"
+def test_every_way_to_share_a_training_has_a_formula() -> None:
+    """Tensor parallelism halves what a process computes with; the whole plan says so."""
+
+    def parts(*sizes: str) -> dict[str, float]:
+        chosen = [word for size in sizes for word in ("--set", f"pretrain_1.parallel.{size}")]
+        _, told = planned("--select", "+pretrain_1", *chosen)
+        row = next(row for row in told["nodes"] if row["name"] == "pretrain_1")
+        assert row["estimate"]["memory_unknown"] == ""
+        return row["estimate"]["memory"]["parts"]
+
+    whole, halved = parts(), parts("tensor=2")
+    assert 0.5 < halved["weights"] / whole["weights"] < 0.52
+    assert 0.5 < halved["gradients"] / whole["gradients"] < 0.52
