@@ -91,7 +91,8 @@ class _Rehearsing:
     """One rehearsal: what is known before it, its run, and what became of each node."""
 
     def __init__(self, run_id: str, name: str, level: Level, overrides: list[str], processors: bool) -> None:
-        self.run_id, self.level = run_id, level
+        self.run_id = run_id
+        self.level: Level = level
         self.settings = Settings.load()
         self.given = profiles.load(name, PIPELINE, overrides)
         self.derived = derive(self.given, PIPELINE, level, processors=processors)

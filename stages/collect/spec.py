@@ -28,7 +28,7 @@ class CollectConfig(StageConfig):
     text: tuple[RawSource, ...] = Field(default=(), description="text sources (paper 3.3.1: SlimPajama)")
     web: tuple[RawSource, ...] = Field(default=(), description="web sources (paper 3.3.1: Common Crawl, as DCLM)")
     code: tuple[RawSource, ...] = Field(default=(), description="code sources (paper 3.3.2: the Stack)")
-    text_bytes: Annotated[int, Shrinks(wiring=600_000, shape=5_000_000)] = Field(
+    text_bytes: Annotated[int, Shrinks(wiring=2_000_000, shape=5_000_000)] = Field(
         default=5_000_000, gt=0, description="machine: bytes of prose to gather at most"
     )
     web_bytes: Annotated[int, Shrinks(wiring=1_000_000, shape=9_000_000)] = Field(

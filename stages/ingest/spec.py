@@ -73,7 +73,7 @@ class IngestConfig(StageConfig):
     banned_sha256: Mapping[str, str] = Field(
         default={}, description="heuristics: of each of those files: part of the key, unlike their paths"
     )
-    limit: Annotated[int | None, Shrinks(wiring=300, shape=2000)] = Field(
+    limit: Annotated[int | None, Shrinks(wiring=1000, shape=2000)] = Field(
         default=None,
         gt=0,
         description="records to read at most, usable or not, drawn over the files of the listing; for trials",
