@@ -26,7 +26,7 @@ from stages.lib.evaluation.suite_file import Suite, TaskEntry
 LOOKUP, PIN = "stages.lib.evaluation.task_lookup", "stages.benchmarks.pin"
 HARNESS = "lm-evaluation-harness"
 LOOKUP_SECONDS, PIN_SECONDS = 300.0, 300.0
-"""The harness's index takes 12 CPU seconds the first time, a folder or an object store is read whole: limits against hangs."""
+"""The harness's index takes 12 CPU seconds once, a folder or an object store is read whole: limits against hangs."""
 UNKNOWN = "unknown"
 """In the place of a commit that could not be asked for: a plan refuses it with a line that says what to do."""
 
