@@ -119,8 +119,8 @@ def of_node(
         unknown = ""
     except Unknown as error:
         scale, unknown = Scale(), f"the {error} is not known"
-    outputs = {port: dict(scale.outputs.get(port, {})) for port in _output_ports(node)}
-    for port, type_name in _output_ports(node).items():
+    outputs = {port: dict(scale.outputs.get(port, {})) for port in node.outputs(config)}
+    for port, type_name in node.outputs(config).items():
         if not outputs[port]:
             outputs[port] = _fixed(type_name, config, port, known)
     reads = [(port, held(one)) for port, many in inputs.items() for one in many]
@@ -167,10 +167,6 @@ def _workers(config: Any, resources: Resources) -> float:
     return float(workers) if isinstance(workers, int) else float(resources.cpus)
 
 
-def _output_ports(node: Node) -> dict[str, str]:
-    return {port.name: port.type.__name__ for port in node.ports.values() if port.direction == "output"}
-
-
 def _fixed(type_name: str, config: Any, port: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """What an output holds where its stage does not say: raw sources by address, rows and weights by their number."""
     declared = _declared()
@@ -185,6 +181,8 @@ def _fixed(type_name: str, config: Any, port: str, known: Mapping[str, Any]) -> 
         return {"bytes": declared["whole_bytes"][type_name], "files": 20.0}
     if type_name == "Model" and "parameters" in known:
         return {"bytes": 4.0 * known["parameters"], "files": 1 + known["parameters"] // 1_250_000_000}
+    if type_name == "OptimizerState" and "parameters" in known:
+        return {"bytes": 8.0 * known["parameters"], "files": 2 + known["parameters"] // 625_000_000}
     if port == "train" and "rows" in known and (each := declared["bytes_a_row"].get(type_name)):
         images = _images(config, declared) if type_name == "ImageConversations" else 0
         pixels = images * declared["image_bytes"]["mean"]

@@ -30,7 +30,6 @@ def make_job(
     known = {port: [r.manifest.facets for r in refs] for port, refs in resolved.inputs.items()}
     predicted = node.facets(config, known)
     expected = {port: {k: v for k, v in facets.items() if v is not None} for port, facets in predicted.items()}
-    outputs = {p.name: p.type.__name__ for p in node.ports.values() if p.direction == "output"}
     request = StageRequest(
         run_id=run_id,
         node=node.name,
@@ -40,7 +39,7 @@ def make_job(
         lease=lease,
         config=config.model_dump(mode="json"),
         inputs=resolved.inputs,
-        outputs=outputs,
+        outputs=node.outputs(config),
         expected_facets=expected,
         code=code_ref(node),
         store=store,

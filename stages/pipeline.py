@@ -52,10 +52,18 @@ tokenize_capability = Tokenize(
 # Three phases. After phase 2 the model is "Original", after phase 3 "Enhanced", the released Base (paper 3.4).
 pretrain_1 = Pretrain(name="pretrain_1", tokens=tokenize_short.shards, tokenizer=tokenizer.tokenizer)
 pretrain_2 = Pretrain(
-    name="pretrain_2", tokens=tokenize_long.shards, tokenizer=tokenizer.tokenizer, parent=pretrain_1.model
+    name="pretrain_2",
+    tokens=tokenize_long.shards,
+    tokenizer=tokenizer.tokenizer,
+    parent=pretrain_1.model,
+    parent_moments=pretrain_1.moments,
 )
 pretrain_3 = Pretrain(
-    name="pretrain_3", tokens=tokenize_capability.shards, tokenizer=tokenizer.tokenizer, parent=pretrain_2.model
+    name="pretrain_3",
+    tokens=tokenize_capability.shards,
+    tokenizer=tokenizer.tokenizer,
+    parent=pretrain_2.model,
+    parent_moments=pretrain_2.moments,
 )
 
 # The ablation of the paper: both models on the same suites (Tables 2, 3).

@@ -57,6 +57,14 @@ class Model(Artifact):
     )
 
 
+class OptimizerState(Artifact):
+    """AdamW's moments of a model's weights, float32: `moments*.safetensors`, and `state.json` with what they come from
+    (see `stages.lib.training.carried_moments`).
+    """
+
+    facets = frozenset({"architecture", "tokenizer_digest", "vocab_size"})
+
+
 class Conversations(Artifact):
     """Instruction data: `part-NNNNN.parquet` with columns id, messages (list of {role, content}), source, license."""
 

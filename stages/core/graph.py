@@ -46,8 +46,19 @@ class Pipeline:
         return name in self.nodes
 
     def under(self, configs: Mapping[str, Any]) -> Pipeline:
-        """The pipeline as these configurations wire it: without the edges that nothing is read through."""
-        return Pipeline(node.under(configs[node.name]) for node in self)
+        """The pipeline as these configurations wire it: without the edges that nothing is read through. Raises
+        ConfigError for an edge that nothing is written to.
+        """
+        pipeline = Pipeline(node.under(configs[node.name]) for node in self)
+        for node in pipeline:
+            for source in (source for sources in node.wires.values() for source in sources):
+                producer = source.node
+                if setting := producer.unwritten(configs[producer.name]).get(source.port):
+                    raise ConfigError(
+                        f"node {node.name} reads {source.port} of {producer.name}, which does not write it: set"
+                        f" {producer.name}.{setting}"
+                    )
+        return pipeline
 
     def ancestors(self, name: str) -> set[str]:
         """Every node that `name` follows from."""

@@ -160,6 +160,20 @@ class Stage(_Declared, Generic[C_co]):
         """
         return ()
 
+    @classmethod
+    def unwritten(cls, config: Any) -> Mapping[str, str]:
+        """Output ports that this configuration leaves out, each with the setting that would have it written:
+        `{"moments": "export_moments = true"}`. Who reads one is refused when a plan is made.
+        """
+        return {}
+
+    @classmethod
+    def outputs(cls, config: Any) -> dict[str, str]:
+        """The output ports that this configuration writes, with the names of their types."""
+        left_out = cls.unwritten(config)
+        ports = (port for port in cls.ports.values() if port.direction == "output" and port.name not in left_out)
+        return {port.name: port.type.__name__ for port in ports}
+
     def under(self, config: Any) -> Self:
         """This node as a configuration wires it: without what it does not read."""
         if not (unread := set(self.unread(config))):

@@ -19,6 +19,7 @@ from stages.lib.modeling.processor import prepare
 from stages.lib.modeling.weights import FreshWeights, StoredWeights, Weights
 from stages.lib.training import validation
 from stages.lib.training.backends.factory import make_backend
+from stages.lib.training.carried_moments import CarriedMoments, export_moments
 from stages.lib.training.evaluation import HeldOutEvaluation
 from stages.lib.training.export import export
 from stages.lib.training.lr_scheduler import WarmupCosine
@@ -66,13 +67,16 @@ def _train(ctx: Context[PretrainConfig], dims: ParallelDims) -> None:
     evaluation = (
         HeldOutEvaluation(ctx, backend, dims, data.heldout_batches, config.eval_every) if data.heldout else None
     )
-    trainer = Trainer(ctx, backend, data, dims, schedule(config), evaluation)
+    carried = CarriedMoments(ctx.input("parent_moments").entries()) if config.carry_moments else None
+    trainer = Trainer(ctx, backend, data, dims, schedule(config), evaluation, carried)
     with contextlib.closing(data):
         trainer.run()
     stats = {"parameters": parameters, "epochs": round(config.steps * config.global_batch_size / len(data.train), 4)}
     stats |= _stats(config, trainer, evaluation, dims, vocabulary)
     ctx.stat(**stats)
     export(ctx, "model", dims, shapes, backend.export)
+    if config.export_moments:
+        export_moments(ctx, "moments", dims, shapes, backend, trainer.updates)
     if dims.rank == 0:
         _describe(ctx, stats, data.train.index)
 
@@ -107,16 +111,20 @@ def _describe(ctx: Context[PretrainConfig], stats: Mapping[str, Any], index: Map
     tokenizer, shape, benchmarks = ctx.input("tokenizer"), ctx.config.shape, _benchmarks(ctx)
     config = config_json(shape, int(tokenizer.facets["vocab_size"]), "float32")
     save_beside(ctx.output("model"), config, tokenizer.path, model_card(ctx, stats, index, benchmarks))
-    facets = {
+    of_both: dict[str, str | int] = {
         "architecture": ARCHITECTURE,
         "tokenizer_digest": str(tokenizer.facets["tokenizer_digest"]),
         "vocab_size": int(tokenizer.facets["vocab_size"]),
+    }
+    facets = of_both | {
         "context_length": shape.max_positions,
         "dtype": "float32",
         "chat_template_digest": "none",
     }
     meta = {"parameters": stats["parameters"], "benchmarks": benchmarks, "shape": shape.model_dump()}
     ctx.describe("model", facets=facets, meta=meta)
+    if ctx.config.export_moments:
+        ctx.describe("moments", facets=of_both)
 
 
 def require_compiler(node: str, device: torch.device) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.artifacts import ArtifactManifest, Model, Tokenizer, TokenShards
+from stages.core.artifacts import ArtifactManifest, Model, OptimizerState, Tokenizer, TokenShards
 from stages.core.config import Operational, StageConfig
+from stages.core.errors import ConfigError
 from stages.core.renamed import Renamed
 from stages.core.resources import Processes, Resources, Work
 from stages.core.shrinking import Rehearsal, Shrinks, small_batch
@@ -17,6 +18,7 @@ from stages.lib.modeling.shape import ModelShape
 from stages.lib.training import validation
 from stages.lib.training.parallel_sizes import ParallelSizes
 
+MOMENTS_CHOSEN = ("carry_moments", "export_moments")
 PAPER_VOCABULARY = 32_000
 """Paper 3.1: what the estimate of work assumes before the tokenizer exists."""
 
@@ -60,6 +62,20 @@ class PretrainConfig(StageConfig):
         description=(
             "who trains: PyTorch's FSDP2, or Colossal-AI as the paper (3.4). Part of the key: in half precision they"
             " round differently"
+        ),
+    )
+    carry_moments: bool = Field(
+        default=False,
+        description=(
+            "begin with AdamW's moments of the phase before, which needs its export_moments, instead of zeros. Part of"
+            " the key where it is true"
+        ),
+    )
+    export_moments: bool = Field(
+        default=False,
+        description=(
+            "write AdamW's moments (8 bytes a parameter) for a phase that carries them on. Part of the key where it is"
+            " true"
         ),
     )
     seed: int = Field(default=0, description="fresh weights, data order, dropout")
@@ -119,6 +135,11 @@ class PretrainConfig(StageConfig):
         """Optimizer steps: the token budget in whole batches."""
         return self.tokens // (self.global_batch_size * self.sequence_length)
 
+    def identity(self) -> dict[str, Any]:
+        """Without the moments where none are carried: then a phase is what it was before there was a choice."""
+        fields = super().identity()
+        return {name: value for name, value in fields.items() if value or name not in MOMENTS_CHOSEN}
+
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
         if self.steps < 1:
@@ -132,6 +153,11 @@ class PretrainConfig(StageConfig):
                 f"sequence_length = {self.sequence_length} exceeds shape.max_positions = {self.shape.max_positions}"
             )
         validation.require_runnable(self)
+        for name in MOMENTS_CHOSEN if self.engine == "colossalai" else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} = true, but engine 'colossalai' has not been tried with it: set false, or engine = 'torch'"
+                )
         return self
 
     def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
@@ -155,10 +181,28 @@ class Pretrain(Stage[PretrainConfig], env="train", revision=5, checkpoints=True,
     tokens: Input[TokenShards]
     tokenizer: Input[Tokenizer]
     parent: Input[Model] | None = None
+    parent_moments: Input[OptimizerState] | None = None
     model: Output[Model] = output()
+    moments: Output[OptimizerState] = output()
 
     match = {"tokens.sequence_length": "sequence_length"}
-    reads: ClassVar[Mapping[str, Reading]] = {"tokens": "stream"}
+    reads: ClassVar[Mapping[str, Reading]] = {"tokens": "stream", "parent_moments": "stream"}
+
+    @classmethod
+    def unread(cls, config: PretrainConfig) -> Collection[str]:
+        return () if config.carry_moments else ("parent_moments",)
+
+    @classmethod
+    def unwritten(cls, config: PretrainConfig) -> Mapping[str, str]:
+        return {} if config.export_moments else {"moments": "export_moments = true"}
+
+    @classmethod
+    def check_facets(
+        cls, node: str, config: PretrainConfig, inputs: Mapping[str, Sequence[tuple[str, Facets]]]
+    ) -> None:
+        if config.carry_moments and not inputs.get("parent_moments"):
+            raise ConfigError(f"{node}.carry_moments = true, but no phase comes before it: set false")
+        super().check_facets(node, config, inputs)
 
     @classmethod
     def interpreter(cls, config: PretrainConfig) -> str | None:
@@ -167,16 +211,17 @@ class Pretrain(Stage[PretrainConfig], env="train", revision=5, checkpoints=True,
     @classmethod
     def facets(cls, config: PretrainConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:
         source = inputs["tokenizer"][0]
-        return {
-            "model": {
-                "architecture": "MistralForCausalLM",
-                "tokenizer_digest": source.get("tokenizer_digest"),
-                "vocab_size": source.get("vocab_size"),
-                "context_length": config.shape.max_positions,
-                "dtype": "float32",
-                "chat_template_digest": "none",
-            }
+        of_both = {
+            "architecture": "MistralForCausalLM",
+            "tokenizer_digest": source.get("tokenizer_digest"),
+            "vocab_size": source.get("vocab_size"),
         }
+        of_model = {
+            "context_length": config.shape.max_positions,
+            "dtype": "float32",
+            "chat_template_digest": "none",
+        }
+        return {"model": of_both | of_model} | ({"moments": of_both} if config.export_moments else {})
 
     @classmethod
     def resources(cls, config: PretrainConfig) -> Resources:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core.artifacts import Tokenizer, TokenShards
+from stages.core.artifacts import Model, OptimizerState, Tokenizer, TokenShards
 from stages.core.context import LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
 from stages.lib.formats import vocabulary
@@ -22,6 +22,8 @@ SHAPE = ModelShape(layers=2, hidden=32, intermediate=64, heads=4, kv_heads=2, he
 
 
 VOCABULARY, LENGTH = 400, 16
+PHASE = 4
+"""Steps of a `phase`."""
 
 
 def config(**changes: Any) -> PretrainConfig:
@@ -41,6 +43,20 @@ def config(**changes: Any) -> PretrainConfig:
         "threads": 1,
     }
     return PretrainConfig(**(values | changes))
+
+
+def phase(**changes: Any) -> PretrainConfig:
+    """Steps over all 30 windows each, at one rate: a phase's data are then those of any other."""
+    values: dict[str, Any] = {"tokens": PHASE * 30 * LENGTH, "global_batch_size": 30, "micro_batch_size": 30}
+    values |= {"warmup_steps": 0, "min_lr_ratio": 1.0, "dropout": 0.0, "eval_windows": 0, "learning_rate": 1e-3}
+    return config(**{**values, **changes})
+
+
+def handed_on(root: Path) -> dict[str, list[LocalArtifact]]:
+    """What the next phase takes from one."""
+    given = {"parent": [local_artifact(Model, root / "out/model")]}
+    moments = root / "out/moments"
+    return given | ({"parent_moments": [local_artifact(OptimizerState, moments)]} if moments.exists() else {})
 
 
 @pytest.fixture(scope="module")

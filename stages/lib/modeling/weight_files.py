@@ -20,8 +20,6 @@ from torch import Tensor
 
 SHARD_SIZE = "5GB"
 """Of one file at most, unless one weight is larger (huggingface_hub's own limit)."""
-PATTERN = "model{suffix}.safetensors"
-INDEX = "model.safetensors.index.json"
 ITEM = 4
 """Bytes of a number: all is float32."""
 
@@ -31,25 +29,26 @@ def total_bytes(shapes: Mapping[str, Sequence[int]]) -> int:
     return sum(ITEM * math.prod(shape) for shape in shapes.values())
 
 
-def split(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
-    """Names of the weights by file, in the order that they are given in."""
+def split(shapes: Mapping[str, Sequence[int]], stem: str = "model") -> dict[str, list[str]]:
+    """Names of the weights by file, in the order that they are given in. stem: what the files' names begin with."""
     parts = split_state_dict_into_shards_factory(
         dict(shapes),
         get_storage_size=lambda shape: ITEM * math.prod(shape),
-        filename_pattern=PATTERN,
+        filename_pattern=stem + "{suffix}.safetensors",
         max_shard_size=SHARD_SIZE,
     )
     return {file: list(names) for file, names in parts.filename_to_tensors.items()}
 
 
-def write_index(files: Mapping[str, Sequence[str]], total: int, folder: Path) -> None:
+def write_index(files: Mapping[str, Sequence[str]], total: int, folder: Path, stem: str = "model") -> None:
     """The index, where there is more than one file. files: names of weights by file. total: bytes of all weights."""
     if len(files) > 1:
         index: dict[str, Any] = {
             "metadata": {"total_size": total},
             "weight_map": {name: file for file, names in files.items() for name in names},
         }
-        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path = folder / f"{stem}.safetensors.index.json"
+        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 class WeightFile:

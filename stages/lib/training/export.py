@@ -33,10 +33,19 @@ def writers(files: Sequence[str], processes: int) -> dict[str, int]:
     return {file: number * apart % processes for number, file in enumerate(files)}
 
 
-def export(ctx: Context[Any], port: str, dims: ParallelDims, shapes: Mapping[str, Sequence[int]], fetch: Fetch) -> None:
-    """Write the weights of these names and shapes to an output. Every process calls it."""
+def export(
+    ctx: Context[Any],
+    port: str,
+    dims: ParallelDims,
+    shapes: Mapping[str, Sequence[int]],
+    fetch: Fetch,
+    stem: str = "model",
+) -> None:
+    """Write the weights of these names and shapes to an output. Every process calls it. stem: what the files' names
+    begin with.
+    """
     objects = ctx.tasks  # asked for by the first too: publishing then drops what an attempt that ended here had stored
-    files = weight_files.split(shapes)
+    files = weight_files.split(shapes, stem)
     writer = writers(list(files), dims.world_size)
     mine = [file for file in files if writer[file] == dims.rank]
     stored_as = f"{port}.files/{dims.rank:05d}.{uuid.uuid4().hex}.{os.getpid()}"
@@ -59,4 +68,4 @@ def export(ctx: Context[Any], port: str, dims: ParallelDims, shapes: Mapping[str
     if dims.rank == 0:
         for entry in (FileEntry.model_validate(value) for part in parts[1:] for value in part):
             ctx.adopt(port, entry.path, entry)
-        weight_files.write_index(files, weight_files.total_bytes(shapes), Path(ctx.output(port)))
+        weight_files.write_index(files, weight_files.total_bytes(shapes), Path(ctx.output(port)), stem)

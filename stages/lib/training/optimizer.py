@@ -11,6 +11,13 @@ PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float1
 """Of matrix products, by the configuration's name."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, without its count of steps, which the trainer knows."""
+WEIGHT = "model"
+"""Beside the moments: the parameter itself."""
+
+
+def stored_name(parameter: str, kept: str) -> str:
+    """The name, in a checkpoint, of a parameter (WEIGHT) or of one of its moments."""
+    return f"{WEIGHT}.{parameter}" if kept == WEIGHT else f"optimizer.{parameter}.{kept}"
 
 
 def make_optimizer(

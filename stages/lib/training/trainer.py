@@ -16,6 +16,7 @@ import torch
 from stages.core.context import Context
 from stages.core.errors import ConfigError, Preempted
 from stages.lib.training.backends.base import Backend, Batch, Update
+from stages.lib.training.carried_moments import CarriedMoments
 from stages.lib.training.checkpointer import AsyncCheckpointer, Read
 from stages.lib.training.config import TrainerConfig
 from stages.lib.training.evaluation import HeldOutEvaluation
@@ -51,11 +52,13 @@ class Trainer:
         dims: ParallelDims,
         schedule: WarmupCosine,
         evaluation: HeldOutEvaluation | None = None,
+        carried: CarriedMoments | None = None,
     ) -> None:
-        """ctx: its configuration has the fields of `TrainerConfig`."""
+        """ctx: its configuration has the fields of `TrainerConfig`. carried: moments to begin with; None: zeros."""
         self._ctx, self._backend, self._data, self._dims = ctx, backend, data, dims
         self._config: TrainerConfig = ctx.config
         self._schedule, self._evaluation, self.steps = schedule, evaluation, schedule.steps
+        self._carried = carried
         self.step = self.skipped = self.tokens = 0
         self.loss = self.grad_norm = math.nan
         self.seconds = self.tokens_per_second = 0.0
@@ -67,7 +70,10 @@ class Trainer:
 
         A step is saved before its held-out loss is measured: what fails there costs a number, never the training.
         """
-        if self._resume() and self._evaluates:
+        if not self._resume():
+            if self._carried is not None:
+                self._carried.load(self._backend)
+        elif self._evaluates:
             self._report()  # the attempt before stopped, or was lost, between saving and measuring
         while self.step < self.steps:
             self._train_step()
@@ -84,6 +90,11 @@ class Trainer:
             if evaluates:
                 self._report()
         self._checkpointer.wait()
+
+    @property
+    def updates(self) -> int:
+        """Steps that the moments come from, those of the phases before included."""
+        return (self._carried.updates if self._carried is not None else 0) + self.step - self.skipped
 
     @property
     def _evaluates(self) -> bool:
@@ -149,4 +160,4 @@ class Trainer:
         if self._evaluation is not None:
             self._evaluation.unmeasured.clear()
             self._evaluation.unmeasured.update(state.get("unmeasured", {}))
-        self._backend.load(read, state, self.step - self.skipped)
+        self._backend.load(read, state, self.updates)

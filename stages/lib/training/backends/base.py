@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stages.lib.modeling.weights import Weights
 from stages.lib.training.checkpointer import Read
+from stages.lib.training.optimizer import WEIGHT
 
 INITIAL_SCALE = 2.0**16
 """Loss scale that fp16 begins with: at 2**32 (Colossal-AI's default) the first steps overflow."""
@@ -121,8 +122,14 @@ class Backend(Protocol):
         """
         ...
 
-    def export(self, name: str, writer: int) -> Tensor | None:
-        """One weight by the model's name, whole and float32, on the process `writer`; None on the others. Every process
-        has to call it, for the same weights in the same order (`stages.lib.training.export`).
+    def load_moments(self, read: Read, updates: int) -> None:
+        """Begin with the moments that another training ended with. updates: steps that they come from."""
+        ...
+
+    def export(self, name: str, writer: int, kept: str = WEIGHT) -> Tensor | None:
+        """One weight by the model's name, or a moment of it, whole and float32, on the process `writer`; None on the
+        others. Every process has to call it, for the same ones in the same order (`stages.lib.training.export`).
+
+        kept: WEIGHT, or one of `optimizer.MOMENTS`.
         """
         ...

@@ -39,7 +39,7 @@ from stages.lib.training.backends.colossalai_state import (
 )
 from stages.lib.training.checkpointer import Read
 from stages.lib.training.config import DecoderConfig
-from stages.lib.training.optimizer import PRECISION, make_optimizer, set_learning_rate
+from stages.lib.training.optimizer import PRECISION, WEIGHT, make_optimizer, set_learning_rate
 from stages.lib.training.parallel_dims import ParallelDims
 
 MIXINS = ("mixed_precision_mixin", "mixed_precision", "mix_precision_mixin")
@@ -220,8 +220,11 @@ class ColossalBackend:
         self._shards.load(read, updates)
         set_scaler_state(self._scaler, state["scaler"])
 
-    def export(self, name: str, writer: int) -> Tensor | None:
-        return self._shards.export(name, writer)
+    def load_moments(self, read: Read, updates: int) -> None:
+        self._shards.load_moments(read, updates)
+
+    def export(self, name: str, writer: int, kept: str = WEIGHT) -> Tensor | None:
+        return self._shards.export(name, writer, kept)
 
 
 def _arguments(batch: WindowBatch) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ topology can read it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from torch.distributed.tensor import DTensor, Shard
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.weights import Weights, whole
 from stages.lib.training.checkpointer import Read, write_tensors
-from stages.lib.training.optimizer import MOMENTS, moments_of
+from stages.lib.training.optimizer import MOMENTS, WEIGHT, moments_of, stored_name
 from stages.lib.training.parallel_dims import ParallelDims
 from stages.lib.training.stored_tensors import Part
 
 SCALER = ("_scale", "_growth_step", "_hysteresis_step")
 """What a step changes in Colossal-AI's DynamicGradScaler. Its own state_dict has the first alone."""
+KEPT = (WEIGHT, *MOMENTS)
+"""What there is of a parameter."""
 READ_BYTES = 1 << 30
 """Of a checkpoint, read at a time."""
 
@@ -69,7 +71,7 @@ class ParameterShards:
         """What is kept of a parameter, as it lies here."""
         master = self._master(parameter)
         moments = moments_of(self._optimizer.optim, master)
-        return {"model": master.detach(), **{key: moments[key] for key in MOMENTS}}
+        return {WEIGHT: master.detach(), **{key: moments[key] for key in MOMENTS}}
 
     @staticmethod
     def _cut(parameter: Tensor) -> int | None:
@@ -87,7 +89,7 @@ class ParameterShards:
 
     def _put(self, value: Tensor, parameter: Tensor) -> None:
         """Fill in what this process keeps of a weight that has the parameter's shape."""
-        target = self._tensors(parameter)["model"]
+        target = self._tensors(parameter)[WEIGHT]
         if target.shape != parameter.shape:
             parts = self._data.size()
             flat = F.pad(value.flatten(), (0, target.numel() * parts - value.numel()))
@@ -120,15 +122,22 @@ class ParameterShards:
                 if number % self._data.size() != self._data.rank():
                     continue
                 if self._mesh is None or self._tensor.rank() == 0 or self._cut(parameter) is not None:
-                    state[_key(name, key)] = self._named(value.cpu(), parameter)
+                    state[stored_name(name, key)] = self._named(value.cpu(), parameter)
         return write_tensors(state, folder, self._dims)
 
     def load(self, read: Read, updates: int) -> None:
         """From a checkpoint of any topology, of this engine or of `torch`: each process reads what it keeps."""
-        read(self._wanted())
+        self._read(read, KEPT, updates)
+        self._refresh()
+
+    def load_moments(self, read: Read, updates: int) -> None:
+        """Those of another training, of any topology and engine."""
+        self._read(read, MOMENTS, updates)
+
+    def _read(self, read: Read, kept: Sequence[str], updates: int) -> None:
+        read(self._wanted(kept))
         for moments in self._optimizer.optim.state.values():
             moments["step"].fill_(updates)
-        self._refresh()
 
     def _stretch(self, parameter: Tensor) -> slice:
         """What of a flat parameter (as tensor parallelism left it) lies here."""
@@ -138,7 +147,7 @@ class ParameterShards:
         begin = self._data.rank() * kept.numel()
         return slice(min(begin, count), min(begin + kept.numel(), count))
 
-    def _wanted(self) -> Iterator[dict[str, Part]]:
+    def _wanted(self, kept: Sequence[str]) -> Iterator[dict[str, Part]]:
         """The rows that what lies here is in, about READ_BYTES at a time; they are put in their places once filled."""
         parts: dict[str, Part] = {}
         places: list[tuple[Tensor, str, Tensor]] = []
@@ -160,9 +169,9 @@ class ParameterShards:
             first, last = here.start // row, -(-here.stop // row)
             offsets = [0 if d != cut else self._tensor.rank() * n for d, n in enumerate(shape)]
             offsets[0] += first
-            for key in ("model", *MOMENTS):
+            for key in kept:
                 rows = torch.empty(last - first, *shape[1:])
-                parts[_key(name, key)] = Part(rows, tuple(offsets))
+                parts[stored_name(name, key)] = Part(rows, tuple(offsets))
                 places.append((parameter, key, rows))
                 size += rows.nbytes
             if size > READ_BYTES:
@@ -181,11 +190,13 @@ class ParameterShards:
 
     # --- the trained model ----------------------------------------------------------------------------------------
 
-    def export(self, name: str, writer: int) -> Tensor | None:
-        """A whole float32 weight on the process `writer`; None on the others. Every process has to call it."""
+    def export(self, name: str, writer: int, kept: str = WEIGHT) -> Tensor | None:
+        """A whole float32 weight, or a moment of it, on the process `writer`; None on the others. Every process has to
+        call it.
+        """
         if self._holders is None:
             self._holders = self._gather_holders()
-        value = self._whole(self._parameters[name]) if name in self._parameters else None
+        value = self._whole(self._parameters[name], kept) if name in self._parameters else None
         shape, speaker, holders = self._holders[name]
         rank, group = self._dims.rank, self._dims.checkpoint_group
         if rank == writer and value is None:
@@ -213,8 +224,8 @@ class ParameterShards:
         cut = self._cut(parameter)
         return tuple(n * self._tensor.size() if d == cut else n for d, n in enumerate(self._shapes[name]))
 
-    def _whole(self, parameter: Tensor) -> Tensor:
-        value, cut = self._gathered(self._tensors(parameter)["model"], parameter), self._cut(parameter)
+    def _whole(self, parameter: Tensor, kept: str) -> Tensor:
+        value, cut = self._gathered(self._tensors(parameter)[kept], parameter), self._cut(parameter)
         if cut is None:
             return value.cpu()
         parts = [torch.empty_like(value) for _ in range(self._tensor.size())]
@@ -242,7 +253,7 @@ class ChunkParameterShards(ParameterShards):
     def _tensors(self, parameter: Tensor) -> dict[str, Tensor]:
         _, number, chunk = self._places[parameter]
         if number not in self._optimizer.id_to_fake_params:
-            return {key: torch.empty(0, device=self._dims.device) for key in ("model", *MOMENTS)}
+            return {key: torch.empty(0, device=self._dims.device) for key in KEPT}
         fake = self._optimizer.id_to_fake_params[number]
         begin, _, size = self._optimizer.get_offsets(number)
         weights = chunk.paired_chunk.payload[begin : begin + size]
@@ -250,7 +261,7 @@ class ChunkParameterShards(ParameterShards):
         if not moments:
             moments["step"] = torch.zeros((), device=weights.device if weights.is_cuda else "cpu")
             moments |= {key: torch.zeros_like(weights) for key in MOMENTS}
-        return {"model": weights, **{key: moments[key] for key in MOMENTS}}
+        return {WEIGHT: weights, **{key: moments[key] for key in MOMENTS}}
 
     def _stretch(self, parameter: Tensor) -> slice:
         _, start, size = self._optimizer.get_offsets(self._places[parameter][1])
@@ -265,12 +276,8 @@ class ChunkParameterShards(ParameterShards):
         return whole.view(shape)
 
     def _put(self, value: Tensor, parameter: Tensor) -> None:
-        self._tensors(parameter)["model"].copy_(value.flatten()[self._stretch(parameter)])
+        self._tensors(parameter)[WEIGHT].copy_(value.flatten()[self._stretch(parameter)])
 
     def _refresh(self) -> None:
         for chunk in self._optimizer.chunk16_set:
             chunk.optim_update()
-
-
-def _key(name: str, key: str) -> str:
-    return f"model.{name}" if key == "model" else f"optimizer.{name}.{key}"

@@ -23,7 +23,15 @@ from stages.lib.training.backends.tensor_parallel import apply_tensor_parallel
 from stages.lib.training.checkpointer import Read, write_tensors
 from stages.lib.training.config import BackendConfig
 from stages.lib.training.gradient_threads import GradientThreads
-from stages.lib.training.optimizer import MOMENTS, PRECISION, make_optimizer, moments_of, set_learning_rate
+from stages.lib.training.optimizer import (
+    MOMENTS,
+    PRECISION,
+    WEIGHT,
+    make_optimizer,
+    moments_of,
+    set_learning_rate,
+    stored_name,
+)
 from stages.lib.training.parallel_dims import ParallelDims
 
 
@@ -170,9 +178,9 @@ class TorchBackend:
         """Weights and moments by name, each as this process holds it."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
-            tensors[f"model.{name}"] = parameter.detach()
+            tensors[stored_name(name, WEIGHT)] = parameter.detach()
             moments = moments_of(self._optimizer, parameter)
-            tensors |= {f"optimizer.{name}.{key}": moments[key] for key in MOMENTS}
+            tensors |= {stored_name(name, key): moments[key] for key in MOMENTS}
         return tensors
 
     def save(self, folder: Path) -> Callable[[], None]:
@@ -185,6 +193,12 @@ class TorchBackend:
         for name, parameter in self.model.named_parameters():
             moments_of(self._optimizer, parameter)["step"].fill_(fewer.get(name, updates))
 
-    def export(self, name: str, writer: int) -> Tensor | None:
-        value = full_tensor(self.model.get_parameter(name).detach())
+    def load_moments(self, read: Read, updates: int) -> None:
+        read([{name: tensor for name, tensor in self._tensors().items() if name.startswith("optimizer.")}])
+        for parameter in self.model.parameters():
+            moments_of(self._optimizer, parameter)["step"].fill_(updates)
+
+    def export(self, name: str, writer: int, kept: str = WEIGHT) -> Tensor | None:
+        parameter = self.model.get_parameter(name)
+        value = full_tensor(parameter.detach() if kept == WEIGHT else moments_of(self._optimizer, parameter)[kept])
         return value.cpu() if self._dims.rank == writer else None
