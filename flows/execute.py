@@ -22,6 +22,7 @@ from flows.plan import Resolved, differences, rerun_reason, resolve
 from flows.profiles import Profile
 from flows.retry import RETRYABLE, Tries, judge
 from flows.running_stages import RunningStages
+from flows.spending import OverBudget, Spending
 from flows.stage_job import make_job
 from stages.core.config import StageConfig
 from stages.core.errors import ExitClass, InfraError, Preempted, StageError
@@ -70,6 +71,8 @@ class Execution:
     """Who runs a node, where it is not `launcher`."""
     stops: frozenset[str] = frozenset()
     """Nodes whose first attempt waits after its first checkpoint until `stop_one` is called: a rehearsal's."""
+    spending: Spending | None = None
+    """What the run has spent, where it has a budget."""
 
     def __post_init__(self) -> None:
         self._slots = threading.BoundedSemaphore(self.profile.settings.parallel)
@@ -103,14 +106,19 @@ class Execution:
 
     def node(self, node: Node, results: Mapping[str, StageResult]) -> Outcome:
         """Bring one node up to date. Raises StageError subclasses with one clear line."""
+        waits = False
         try:
             return self._node(node, results, time.monotonic())
         except NodeFailed:
             raise
         except StageError as error:  # none of the ends that are told where they come about
-            self.tell(node.name, "state", state="stopped" if self._stopping.is_set() else "failed", message=str(error))
+            waits = isinstance(error, OverBudget)
+            state = "stopped" if waits or self._stopping.is_set() else "failed"
+            self.tell(node.name, "state", state=state, message=str(error))
             raise
         finally:
+            if self.spending and not waits:
+                self.spending.close(node.name)
             self.events.flush()
 
     def _node(self, node: Node, results: Mapping[str, StageResult], started: float) -> Outcome:
@@ -147,6 +155,8 @@ class Execution:
         while True:
             number += 1
             with self._slots:  # before the lease, which would run out while it waited here
+                if self.spending:
+                    self.spending.check()
                 lease, handle = self._acquire(node, resolved)
                 if lease is None:  # whoever held the lease has published meanwhile
                     return self._cached(
@@ -156,6 +166,8 @@ class Execution:
                 ended, message = self._attempt(node, resolved, config, lease, reason, handle)
             if ended is ExitClass.OK:
                 result = self._published(node, resolved.key)
+                if self.spending:
+                    self.spending.made(result)
                 self._remember(node, resolved.key)
                 seconds = time.monotonic() - started
                 self.tell(node.name, "state", state="done", seconds=seconds)
@@ -335,6 +347,8 @@ class Execution:
             self.tell(node.name, "state", state="running", message=reason)
             job = self._job(node, resolved, lease, config)
             handle = adopted or launcher.start(job)
+            if self.spending:
+                handle = self.spending.metered(node.name, handle, launcher.detached, adopted is not None)
             if launcher.detached:
                 record = record.model_copy(update={"job": handle.id})
                 self._record(record, handle)
@@ -348,6 +362,8 @@ class Execution:
             exit_class, message = ExitClass.BUG, f"{type(error).__name__}: {error}"
             raise
         finally:  # whatever happens to these records, how the attempt ended stands
+            if self.spending:
+                self.spending.end(node.name)
             done = record.model_copy(update={"ended_at": now(), "exit_class": exit_class.value, "message": message})
             if not taken_over:  # else it has not ended, and its record is the other process's to write
                 self._quietly(node, "writing down how the attempt ended", lambda: self.ledger.record_attempt(done))

@@ -10,6 +10,7 @@ result caching stays off: the ledger is the one source of truth.
 import threading
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from prefect import allow_failure, flow, get_run_logger, task
@@ -22,16 +23,18 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import cost, experiments, form, garbage_collection, prefect_artifacts, preflight, profiles
+from flows import cost, experiments, form, garbage_collection, prefect_artifacts, preflight, profiles, spending
 from flows.event_dispatch import Observer
 from flows.execute import Execution, Outcome
 from flows.launch import Launcher, launcher
 from flows.lost_runs import RESTARTS
 from flows.plan import NodePlan, make_plan
 from flows.settings import Settings
+from flows.spending import OverBudget, Spending
 from flows.tensorboard_events import TensorBoardObserver
 from flows.terminal_text import counted
 from stages.core.errors import StageError
+from stages.core.keys import canonical_json, sha256
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.store import Store
@@ -77,6 +80,8 @@ RUN_NAME = 120
 """Characters of a run's name at most."""
 SKIPPED = "Skipped"
 """Name of the state of a node whose parents have no results."""
+OVER_BUDGET = "Over budget"
+"""Name of the state of a run that its budget stopped, and of the nodes that were not begun for it."""
 _RUNS: dict[str, Run] = {}
 ENDED: dict[str, State[Any]] = {}
 """How runs of this process ended, by id: known even where the Prefect server can no longer be told."""
@@ -94,11 +99,15 @@ def run_node(name: str, run_id: str) -> State[Any]:
     if lacking:
         message = f"it needs {', '.join(lacking)}, which did not end well"
         run.execution.tell(name, "state", state="skipped", message=message)
+        if run.execution.spending and not run.execution.spending.stopped:
+            run.execution.spending.close(name)
         # of type FAILED: Prefect lets no task begin after a cancelled one, not even by allow_failure
         return State(type=StateType.FAILED, name=SKIPPED, message=message)
     try:
         with run.execution.events.subscribe(name, prefect_artifacts.TaskObserver(name, run.api_calls)):
             outcome = run.execution.node(node, run.results)
+    except OverBudget as error:
+        return State(type=StateType.FAILED, name=OVER_BUDGET, message=str(error))
     except StageError as error:
         if run.interrupted:
             return Cancelled(message=str(error))
@@ -164,6 +173,8 @@ def moxin(
     experiment: form.Experiment = "",
     why: form.Why = "",
     plan_only: form.PlanOnly = False,
+    budget: form.Budget = None,
+    approve: form.Approve = False,
     restarts: form.Restarts = 0,
 ) -> State[Any]:
     """Run the Moxin pipeline, or a part of it. Finished nodes are answered from the ledger; a broken one resumes."""
@@ -182,10 +193,16 @@ def moxin(
         api_calls.put("plan", lambda: prefect_artifacts.plan_table(plans))
         for plan in plans:
             log.info("%-20s %-8s %s", plan.node.name, plan.state.value, plan.reason)
+        spent = _spending(plans, values, ledger, budget, approve, settings.home, (select, *set)) if budget else None
+        if spent:
+            api_calls.put("budget", lambda: prefect_artifacts.budget_table(spent.rows))
         if plan_only:
             api_calls.close()
             return Completed(message="planned only: see the table")
         preflight.refuse(_problems(plans, values))
+        if spent:
+            for line in spent.begin(lost=restarts > 0):
+                log.info("%s", line)
         launchers = launchers_of(values, plans, settings)
         for line in garbage_collection.collect(settings.home, ledger):
             log.info("%s", line)
@@ -196,6 +213,7 @@ def moxin(
         execution = Execution(
             run_id, values, ledger, default, settings.home, selected, force, observers, answered, launchers
         )
+        execution.spending = spent
     except StageError as error:
         log.error("%s", error)
         return Failed(message=str(error))
@@ -207,6 +225,21 @@ def _warnings(values: profiles.Profile, restarts: int) -> list[str]:
     """What a person should see before anything runs."""
     crashed = [f"a run crashed: this one goes on with it by itself, restart {restarts} of {RESTARTS} at most"]
     return crashed * bool(restarts) + list(values.warnings)
+
+
+def _spending(
+    plans: list[NodePlan],
+    values: profiles.Profile,
+    ledger: Ledger,
+    budget: float,
+    approve: bool,
+    home: Path,
+    given: tuple[str, ...],
+) -> Spending:
+    """The count of a run with a budget. given: what tells it from other runs of the profile."""
+    rows = spending.costs(plans, values, cost.estimate(plans, values, ledger))
+    name = sha256(canonical_json([values.names, budget, *given]))[:16]
+    return Spending(rows, cost.prices_of(values), budget, approve, home / "spending" / f"{name}.json")
 
 
 def _problems(plans: list[NodePlan], values: profiles.Profile) -> list[preflight.Finding]:
@@ -242,7 +275,9 @@ def walk(run_id: str, run: Run) -> State[Any]:
                 futures[name] = named.submit(name, run_id, return_state=False, wait_for=upstream)
         for name, future in futures.items():
             future.wait()
-            if future.state.name != SKIPPED and (future.state.is_failed() or future.state.is_crashed()):
+            if future.state.name not in (SKIPPED, OVER_BUDGET) and (
+                future.state.is_failed() or future.state.is_crashed()
+            ):
                 # a failure that no StageError told of
                 run.failures.setdefault(name, f"{name} failed: {future.state.message}")
     except StageError as error:
@@ -265,14 +300,19 @@ def walk(run_id: str, run: Run) -> State[Any]:
     if run.reports and any(not outcome.cached for outcome in run.outcomes.values()):
         _report(run)
     _tell_trouble(run)
-    if run.failures:
-        return Failed(
-            message="; ".join(dict.fromkeys(run.failures.values()))
-        )  # nodes that lack the same thing say so once
+    why = list(dict.fromkeys(run.failures.values()))  # nodes that lack the same thing say so once
+    spent = execution.spending
+    if spent:
+        spent.finish()
+    if spent and spent.stopped:
+        return State(type=StateType.FAILED, name=OVER_BUDGET, message="; ".join([*why, spent.message()]))
+    if why:
+        return Failed(message="; ".join(why))
     if missing := [name for name in run.nodes if name not in run.results]:  # no failure explains it: never "done"
         return Failed(message=f"no result of {', '.join(missing)}: run again")
     ran = sum(not outcome.cached for outcome in run.outcomes.values())
-    return Completed(message=f"{counted(ran, 'node')} ran, {len(run.outcomes) - ran} answered from the ledger")
+    money = f"; {spending.money(spent.spent)} of {spending.money(spent.budget)} spent" if spent else ""
+    return Completed(message=f"{counted(ran, 'node')} ran, {len(run.outcomes) - ran} answered from the ledger{money}")
 
 
 def _tell_trouble(run: Run) -> None:

@@ -30,6 +30,18 @@ Experiment = Annotated[
 ]
 Why = Annotated[str, Field(description="What the experiment is for, kept with its name")]
 PlanOnly = Annotated[bool, Field(description="Show the plan as a table and run nothing")]
+Budget = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        allow_inf_nan=False,
+        description=(
+            "Dollars that this run may cost: it does not begin above them, and begins no further node that would lead"
+            " above them"
+        ),
+    ),
+]
+Approve = Annotated[bool, Field(description="Run although the budget may not do; what is spent is counted")]
 Restarts = Annotated[
     int, Field(ge=0, le=RESTARTS, description="How often this was started again by itself, after crashes")
 ]

@@ -11,7 +11,7 @@ import contextvars
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,7 +25,7 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
-from flows import report, table_formats
+from flows import report, spending, table_formats
 from flows.charts import curves_svg
 from flows.execute import Outcome
 from flows.log_lines import metric_rows
@@ -33,6 +33,7 @@ from flows.pacing import Budget, Spacing
 from flows.plan import NodePlan
 from flows.profiles import Profile
 from flows.report import ablation, paper_tables, scores, vision_tables
+from flows.spending import NodeCost
 from stages.core.artifacts import ArtifactManifest
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
@@ -177,6 +178,11 @@ def plan_table(plans: Iterable[NodePlan]) -> None:
     """The plan as a table artifact."""
     rows = [{"node": p.node.name, "state": p.state.value, "reason": p.reason, "key": (p.key or "")[:12]} for p in plans]
     create_table_artifact(table=rows, key="plan", description="What this run does with each node, and why")
+
+
+def budget_table(rows: Sequence[NodeCost]) -> None:
+    """What each node of a run with a budget would cost."""
+    create_table_artifact(table=spending.table(rows), key="budget", description="What each node would cost")
 
 
 def node_artifacts(ledger: Ledger, outcome: Outcome) -> None:

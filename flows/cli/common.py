@@ -35,6 +35,12 @@ ForceOption = Annotated[
     bool, typer.Option("--force", help="run the selected nodes even if the ledger has their results")
 ]
 LauncherOption = Annotated[str | None, typer.Option(help="who runs the stages, instead of the profile's choice")]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(
+        help="dollars: a run does not begin above them, and begins no further node that would lead above them"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 ExperimentOption = Annotated[
     str, typer.Option("--experiment", "-e", metavar="NAME", help="the results of this experiment, not the profile's")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.common import (
+    BudgetOption,
     ExperimentOption,
     ForceOption,
     JsonOption,
@@ -41,18 +42,21 @@ def plan(
     force: ForceOption = False,
     launcher: LauncherOption = None,
     experiment: ExperimentOption = "",
+    budget: BudgetOption = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="look for every file in the store, not for the pages that list many files")
     ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Show what a run would do with each node, what it would cost, and why. Ends with 1 when something stands in the
-    run's way: a problem that stops it, or memory or disk that its machines have not.
+    run's way: a problem that stops it, memory or disk that its machines have not, or a budget that does not do.
     """
-    from flows import cost, credentials, last_checkpoint, preflight
+    from flows import cost, credentials, last_checkpoint, preflight, spending
+    from flows.console import rows_table
     from flows.rehearsal import planning as rehearsals
     from stages.pipeline import PIPELINE
 
+    spending.check_amount(budget)
     with _ledger() as (ledger, notes):
         plans, values = plan_nodes(ledger, profile, select, all_overrides(set_, launcher), force, deep, experiment)
         estimates = cost.estimate(plans, values, ledger)
@@ -60,6 +64,9 @@ def plan(
     findings = preflight.problems(PIPELINE, values, [p.node.name for p in plans if p.will_run])
     findings += preflight.too_large({name: one.scale for name, one in estimates.items()})
     limits, stops = cost.limits(plans, values, estimates), last_checkpoint.of_plan(plans, values, estimates)
+    prices = spending.costs(plans, values, estimates) if budget else []
+    if budget and (why := spending.refusal(prices, budget)):
+        limits.append(why)
     warnings = [*notes, *limits, *cost.warnings(plans, values, estimates)]
     warnings += [*credentials.expiring(plans, values, estimates, os.environ), *last_checkpoint.warnings(stops)]
     if json_:
@@ -81,6 +88,7 @@ def plan(
                 "warnings": warnings,
                 "nodes": nodes,
                 "total": cost.total(estimates),
+                "budget": {"dollars": budget, "nodes": [row.row() for row in prices]} if budget else None,
             }
         )
     else:
@@ -89,6 +97,9 @@ def plan(
             for name, e in estimates.items()
         }
         _print_plan(plans, estimates, texts, warnings, findings)
+        if budget:
+            out.print(f"\nbudget {spending.money(budget)}:")
+            out.print(rows_table(spending.table(prices)))
     if findings or limits:
         raise typer.Exit(1)
 

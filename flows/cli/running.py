@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.common import (
+    BudgetOption,
     ForceOption,
     JsonOption,
     LauncherOption,
@@ -45,12 +46,18 @@ def run(
         ),
     ] = "",
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help="what the experiment is for")] = "",
+    budget: BudgetOption = None,
+    approve: Annotated[
+        bool, typer.Option("--approve", help="run although the budget may not do; what is spent is counted")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Run the DAG, or a part of it, as a Prefect flow in this terminal. Starts the services that are not up."""
+    from flows import spending
     from flows.experiments import split
     from stages.core.graph import Pipeline
 
+    spending.check_amount(budget)
     profile, experiment = split(profile, experiment)
     overrides = all_overrides(set_, launcher)
     pipeline, _ = load_profile(profile, overrides)
@@ -59,6 +66,7 @@ def run(
     configure_prefect()  # read when Prefect is imported, which registering the deployments does: before the services
     settings = start_services(quiet=json_)
     parameters = {"select": select, "force": force, "set": overrides, "experiment": experiment, "why": why}
+    parameters |= {"budget": budget, "approve": approve}
 
     def start() -> Any:
         from flows.flow import ProfileName, moxin

@@ -91,6 +91,7 @@ class Job:
 
 
 _EVENT_FIELDS: dict[str, dict[str, Any]] = {
+    "begun": {"at": (int, float)},
     "log": {"level": str, "message": str},
     "metric": {"step": int, "values": dict},
     "progress": {"done": (int, float)},

@@ -140,10 +140,8 @@ def restart_automation() -> dict[str, Any]:
     what it has made already: it, and a run past the bound, gets a number that the deployment's schema refuses.
     """
 
-    def given(parameter: str, default: str) -> dict[str, Any]:
-        return _json(f"{{{{ flow_run.parameters['{parameter}'] | default({default}) | tojson }}}}")
-
-    restarts = "flow_run.parameters['restarts'] | default(0)"
+    count = "flow_run.parameters['restarts'] | default(0)"
+    restarts = f"{lost_runs.RESTARTS + 1} if flow_run.parameters['force'] else ({count}) + 1"
     return {
         "name": "moxin: start runs again that crashed",
         "description": (
@@ -166,21 +164,14 @@ def restart_automation() -> dict[str, Any]:
                 "type": "run-deployment",
                 "source": "inferred",
                 "schedule_after": 10,
-                "parameters": {
-                    "profile": given("profile", "'tiny'"),
-                    "select": given("select", "'full'"),
-                    "set": given("set", "[]"),
-                    "restarts": _json(
-                        f"{{{{ {lost_runs.RESTARTS + 1} if flow_run.parameters['force'] else ({restarts}) + 1 }}}}"
-                    ),
-                },
+                "parameters": _json(f"{{{{ dict(flow_run.parameters, restarts={restarts}) | tojson }}}}"),
             }
         ],
     }
 
 
 def _json(template: str) -> dict[str, Any]:
-    """A parameter that Prefect makes of a template's text."""
+    """Parameters that Prefect makes of a template's text."""
     return {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": template}}
 
 

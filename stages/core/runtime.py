@@ -4,11 +4,11 @@
 
 REQUEST is a file, or JSON that says where in the store it lies (`StoredRequest`).
 
-Events go to standard output as JSON lines ({"event": "log" | "progress" | "metric" | "array" | "done", ...}); whatever
-a library prints goes to standard error. The exit status carries the exit class (`ExitClass.code`). When standard input
-is a pipe and it closes, the launcher has died: the stage then stops as if it had been asked to. A launcher that cannot
-hand over credentials in the environment without showing them puts them into a file (`Secrets`), which only the stage's
-user can read.
+Events go to standard output as JSON lines ({"event": "begun" | "log" | "progress" | "metric" | "array" | "done", ...});
+whatever a library prints goes to standard error. The exit status carries the exit class (`ExitClass.code`). When
+standard input is a pipe and it closes, the launcher has died: the stage then stops as if it had been asked to. A
+launcher that cannot hand over credentials in the environment without showing them puts them into a file (`Secrets`),
+which only the stage's user can read.
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
             if secrets:  # the Python that stays takes them again: one that is left removes no files
                 shutil.rmtree(secrets, ignore_errors=True)
             enter(python, sys.argv[1:] if arguments is None else arguments, descriptor)
+        events.emit("begun", at=time.time())  # from here on its machines are held: a launcher may have let it wait
         result = run(request, events, stopper)
     except BaseException as error:
         exit_class, message = classify(error, scratch())

@@ -76,7 +76,7 @@ def test_success_is_status_0_and_nothing_but_events_on_standard_output(
 ) -> None:
     code, events, errors = finish(start(request_of(ledger.store.address, ledger, act="print")))
     assert code == 0
-    assert [e["event"] for e in events] == ["metric", "metric", "done"]
+    assert [e["event"] for e in events] == ["begun", "metric", "metric", "done"]
     assert events[-1]["exit"] == "ok"
     assert events[-1]["key"] == "a" * 64
     assert "a line that a library prints" in errors
@@ -104,12 +104,12 @@ def test_every_failure_has_its_status_and_one_line(ledger: Ledger, start: Start,
     for act, (code, message) in expected.items():
         found, events, errors = finish(running[act])
         assert (act, found) == (act, code)
-        assert [e["event"] for e in events] == ["done"]
-        assert events[0]["message"].startswith(message)
+        assert [e["event"] for e in events] == ["begun", "done"]
+        assert events[1]["message"].startswith(message)
         assert ("Traceback" in errors) == (act == "bug"), "a traceback is for bugs, never for a user's mistake"
         outcome = ledger.outcome(f"{list(expected).index(act):064x}", 1)
         assert outcome is not None
-        assert (outcome.exit_class, outcome.message) == (events[0]["exit"], events[0]["message"]), (
+        assert (outcome.exit_class, outcome.message) == (events[1]["exit"], events[1]["message"]), (
             "not in the log alone"
         )
     assert list(ledger.store.list("manifests/")) == []

@@ -69,7 +69,7 @@ def test_a_job_runs_publishes_and_leaves_no_secret(
 ) -> None:
     code, events = finish(slurm_launcher.start(job_of(ledger, act="print")))
     assert code == 0, events
-    assert [e["event"] for e in events if e["event"] != "log"] == ["metric", "metric", "done"]
+    assert [e["event"] for e in events if e["event"] != "log"] == ["begun", "metric", "metric", "done"]
     assert ledger.manifest(f"{0:064x}") is not None
     for path in (settings.home / "slurm").rglob("*"):
         assert path.is_dir() or settings.credentials["AWS_SECRET_ACCESS_KEY"] not in path.read_text()
@@ -84,7 +84,7 @@ def test_a_home_of_any_name_works(
     launcher = SlurmLauncher(replace(settings, home=home), SITE)
     code, events = finish(launcher.start(job_of(ledger, act="print")))
     assert code == 0, events
-    assert [e["event"] for e in events if e["event"] != "log"] == ["metric", "metric", "done"]
+    assert [e["event"] for e in events if e["event"] != "log"] == ["begun", "metric", "metric", "done"]
     assert list((home / "slurm").glob("*.out"))
 
 

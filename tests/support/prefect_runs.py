@@ -22,11 +22,11 @@ import json, sys
 from pathlib import Path
 import tests.conftest
 from flows.cli import running
-running._configure_prefect()
+running.configure_prefect()
 from flows import console, flow, profiles
 from flows.settings import Settings
 from tests.support import probe_pipeline
-folder, overrides = Path(sys.argv[1]), sys.argv[2:]
+folder, parameters, overrides = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
 flow.PIPELINE = probe_pipeline.small_pipeline()
 load = profiles.load
 probe_pipeline.profile_of(flow.PIPELINE, folder)
@@ -37,10 +37,11 @@ class Display(console.RunDisplay):
 console.RunDisplay = Display
 sys.executable = probe_pipeline.python_with_probes(folder)
 try:
-    state, outcomes, url, known = running._run_flow("tiny", "full", overrides, False, Settings.load(), 6, True)
+    start = lambda: flow.moxin(flow.ProfileName("tiny"), set=overrides, **parameters, return_state=True)
+    state, outcomes, url, known = running.run_flow(start, Settings.load(), 6, True)
     end = {"type": state.type.value, "message": state.message, "url": url, "server_knows": known}
     print(json.dumps(["end", end]), flush=True)
-    running._end(0, known)
+    running.end(0, known)
 except KeyboardInterrupt:
     print(json.dumps(["end", {"type": "CANCELLED"}]), flush=True)
 """
@@ -70,8 +71,15 @@ class Run:
     """A run in a process of its own. `events` are (node, event) in order; the last one is ("end", its final state)."""
 
     def __init__(
-        self, settings: Settings, folder: Path, prefix: str, *overrides: str, api_port: int | None = None
+        self,
+        settings: Settings,
+        folder: Path,
+        prefix: str,
+        *overrides: str,
+        api_port: int | None = None,
+        **parameters: object,
     ) -> None:
+        """parameters: of the flow, beside the overrides."""
         api = settings.prefect_api_url if api_port is None else f"http://127.0.0.1:{api_port}/api"
         clean = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AWS_", "MOXIN_"))
@@ -85,8 +93,9 @@ class Run:
             "MOXIN_S3_PREFIX": prefix,
         }  # fmt: skip
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder), *overrides], cwd=ROOT, env=env, text=True,
-            stdout=subprocess.PIPE, stderr=open(folder / "stderr", "w"), start_new_session=True,  # noqa: SIM115
+            [sys.executable, "-c", PROGRAM, str(folder), json.dumps(parameters), *overrides],
+            cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE,
+            stderr=open(folder / "stderr", "w"), start_new_session=True,  # noqa: SIM115
         )  # fmt: skip
         self.folder = folder
         self.events: list[tuple[str, dict[str, Any]]] = []

@@ -24,7 +24,7 @@ class Execution:
         self.ran: list[str] = []
         self.said: list[str] = []
         self.events = SimpleNamespace(subscribe=lambda *a: contextlib.nullcontext(), flush=lambda: None, problems=list)
-        self.ledger = self.profile = None
+        self.ledger = self.profile = self.spending = None
 
     def node(self, node: Any, results: Any) -> Any:
         self.ran.append(node.name)

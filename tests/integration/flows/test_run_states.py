@@ -21,7 +21,15 @@ from tests.support.probe_pipeline import wait_for
 
 pytestmark = pytest.mark.slow
 
-GIVEN = {"profile": "small", "select": "pretrain_1+", "set": ['pretrain_1.run_name=it\'s "mine" <&>', "a.b=1"]}
+GIVEN = {
+    "profile": "small",
+    "select": "pretrain_1+",
+    "set": ['pretrain_1.run_name=it\'s "mine" <&>', "a.b=1"],
+    "experiment": "warmer",
+    "why": 'to see whether it\'s "better"',
+    "budget": 12.5,
+    "approve": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +53,31 @@ def test_what_follows_a_failed_node_is_skipped(server: Settings, store: Store, t
     assert states == {"source_a": "Failed", "source_b": "Completed"} | dict.fromkeys(
         ("vocabulary", "shards", "train_1", "train_2"), "Skipped"
     )
+
+
+def test_a_budget_is_held_before_a_run_and_within_it(server: Settings, store: Store, tmp_path: Path) -> None:
+    """The trainings are estimated at $0.93 each. An attempt fails that held a thousand million cores: nothing more is
+    begun, not even its second attempt, and what runs beside it finishes. Approved, the next run goes on with the rest.
+    """
+    dear = "resources.source_a.cpus=1e9", "source_a.act=preempted", f"source_a.sentinel={tmp_path / 'failed'}"
+    end = Run(server, tmp_path, store.address.prefix, budget=1.5).end()
+    assert end["type"] == "FAILED"
+    assert end["message"].startswith("this run would cost about $1.85, above its budget of $1.50; most of it: train_1")
+
+    end = Run(server, tmp_path, store.address.prefix, *dear, budget=2.0).end()
+    shown = newest_run(server)
+    assert (shown["state"]["type"], shown["state"]["name"]) == ("FAILED", "Over budget"), end
+    assert " of $2.00 are spent, and " in end["message"]
+    assert "go on with --budget 1.86 or more, or with --approve" in end["message"]
+    states = task_states(server, shown["id"])
+    assert states.pop("source_b") in {"Completed", "Over budget"}, "as it had begun or not"
+    assert states == {"source_a": "Over budget"} | dict.fromkeys(
+        ("vocabulary", "shards", "train_1", "train_2"), "Skipped"
+    )
+
+    end = Run(server, tmp_path, store.address.prefix, *dear, budget=0.5, approve=True).end()
+    assert end["type"] == "COMPLETED", end
+    assert end["message"].endswith("of $0.50 spent")
 
 
 def test_an_interrupted_run_is_cancelled_and_so_is_what_had_not_begun(
@@ -116,5 +149,5 @@ def test_a_deployments_run_that_crashed_is_started_again_by_itself(server: Setti
     ends("CRASHED", **GIVEN, restarts=2)
     ends("CRASHED")
     wait_for(lambda: len(waiting()) >= 2, "no run was started again")
-    again = {**GIVEN, "restarts": 3}, {"profile": "tiny", "select": "full", "set": [], "restarts": 1}
+    again = {**GIVEN, "restarts": 3}, {"select": "full", "restarts": 1}
     assert sorted(waiting(), key=lambda parameters: -parameters["restarts"]) == list(again)

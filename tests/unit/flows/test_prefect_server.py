@@ -66,6 +66,6 @@ def test_a_call_waits_longer_than_the_server_waits_for_its_database(monkeypatch:
     """A POST that is given up while the server still waits is carried out, and sent again."""
     told: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", told)
-    running._configure_prefect()
+    running.configure_prefect()
     server = prefect._environment(Path("/home"), 4200, "user:word")
     assert float(told["PREFECT_API_REQUEST_TIMEOUT"]) > float(server["PREFECT_SERVER_DATABASE_TIMEOUT"])

@@ -85,7 +85,7 @@ def test_events_come_as_they_are_and_other_lines_as_debug_logs(
 ) -> None:
     code, events = finish(launcher.start(job_of(ledger, act="print")))
     assert code == 0
-    assert [e["event"] for e in events if e["event"] != "log"] == ["metric", "metric", "done"]
+    assert [e["event"] for e in events if e["event"] != "log"] == ["begun", "metric", "metric", "done"]
     assert {(e["level"], e["message"]) for e in events if e["event"] == "log"} == {
         ("debug", "a line that a library prints"),
         ("debug", "a line of a child process"),
@@ -136,7 +136,7 @@ def test_a_child_that_outlives_its_stage_is_ended_and_holds_nothing_up(
         if not done.is_set():
             os.killpg(int(handle.id), signal.SIGKILL)
     assert handle.wait() == -signal.SIGKILL
-    child = int(events[0]["message"].removeprefix("child "))
+    child = int(events[1]["message"].removeprefix("child "))
     wait_for(
         lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text(), "the child's end"
     )
