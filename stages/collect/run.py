@@ -17,7 +17,7 @@ from stages.collect import local_documents, synthetic_pages
 from stages.collect.spec import CollectConfig
 from stages.core.context import Context
 from stages.core.errors import ConfigError
-from stages.lib.data.raw_source import expanded
+from stages.lib.data.source_lists import expanded
 from stages.lib.formats.sources import RawFile, write_listing
 
 WARC_DATE = "2024-01-01T00:00:00Z"

@@ -16,7 +16,8 @@ from stages.ingest import work_units
 from stages.ingest.readers import READERS
 from stages.ingest.records import Record
 from stages.ingest.spec import IngestConfig
-from stages.lib.data.raw_source import RawSource, expanded
+from stages.lib.data.raw_source import RawSource
+from stages.lib.data.source_lists import expanded
 
 FIRST = 64
 """Records in which a usable one must be."""

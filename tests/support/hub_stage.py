@@ -18,7 +18,7 @@ from flows import profiles
 from stages.core.artifacts import RawFiles
 from stages.core.errors import StageError
 from stages.core.testing import LocalContext, local_artifact
-from stages.lib.data.raw_source import expanded
+from stages.lib.data.source_lists import expanded
 from stages.lib.formats.documents import read_documents
 from stages.lib.formats.sources import write_listing
 from stages.pipeline import PIPELINE

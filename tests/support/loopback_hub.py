@@ -7,12 +7,15 @@
 
 Served: info at a revision, tree listing, paths-info, refs, whoami; resolve with the hub's headers, a redirect to
 another path for what is in LFS there, and ranges. Refused as the hub does: 401 for what is not there or gated without a
-token, 403 for terms not accepted, 404 with X-Error-Code, 429 with Retry-After, 5xx. What is asked and not served is an
-error of the test (`hub.strange`).
+token, 403 for terms not accepted, 404 with X-Error-Code, 429 with Retry-After, 5xx. Bodies may break off. What is asked
+and not served is an error of the test (`hub.strange`).
+
+Files of other sites (lists of a pool, WARCs) are served beside them, below `hub.site`, with the same troubles.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -34,7 +37,9 @@ TOKEN = "hf_loopback"
 
 @dataclass
 class Repository:
-    """A data set at one commit. busy: how many answers are 429 first; broken: how many are 503 first."""
+    """A data set at one commit. busy: how many answers are 429 first; broken: how many are 503 first; cut: how many
+    bodies of files break off in the middle first.
+    """
 
     commit: str
     files: Mapping[str, bytes]
@@ -42,6 +47,21 @@ class Repository:
     accepted: bool = True
     busy: int = 0
     broken: int = 0
+    cut: int = 0
+    asked: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SiteFile:
+    """A file of another site. moved: whether its address leads to another host; busy, broken, cut: as a
+    repository's.
+    """
+
+    data: bytes
+    moved: bool = False
+    busy: int = 0
+    broken: int = 0
+    cut: int = 0
     asked: list[str] = field(default_factory=list)
 
 
@@ -60,8 +80,9 @@ def jsonl(rows: list[dict[str, Any]]) -> bytes:
 class Hub:
     """The server. A context manager."""
 
-    def __init__(self, repositories: Mapping[str, Repository]) -> None:
-        self.repositories = dict(repositories)
+    def __init__(self, repositories: Mapping[str, Repository], site: Mapping[str, SiteFile] | None = None) -> None:
+        """site: files of other sites, by path."""
+        self.repositories, self.files = dict(repositories), dict(site or {})
         self.strange: list[str] = []
         self._lock = threading.Lock()
         hub = self
@@ -83,6 +104,7 @@ class Hub:
         self._cdn = (  # another host, as the hub's: a redirect within one is followed otherwise
             f"http://localhost:{self._server.server_address[1]}"
         )
+        self.site = f"{self.endpoint}/site"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -116,7 +138,9 @@ class Hub:
             return _send(ask, 200 if _token(ask) else 401, {"type": "user", "name": "somebody"})
         if path.startswith("/cdn/"):  # no token goes there
             name, _, file = path.removeprefix("/cdn/").partition("/-/")
-            return _file(ask, self.repositories[name], file)
+            return self._file(ask, self.repositories[name], self.repositories[name].files[file])
+        if path.startswith("/site/"):
+            return self._of_site(ask, path.removeprefix("/site/"))
         parts = path.removeprefix("/api").strip("/").split("/")
         if parts[0] != "datasets" or len(parts) < 3:
             return self._strange(ask)
@@ -124,14 +148,8 @@ class Hub:
         repository = self.repositories.get(name)
         if repository is None:  # the hub tells nobody whether a name is unknown or private
             return _refuse(ask, 401, "RepoNotFound", "Repository not found. Invalid username or password.")
-        with self._lock:
-            repository.asked.append(f"{ask.command} {path}")
-            if repository.busy:
-                repository.busy -= 1
-                return _refuse(ask, 429, "", "Too many requests", {"Retry-After": "0"})
-            if repository.broken:
-                repository.broken -= 1
-                return _refuse(ask, 503, "", "Service Unavailable")
+        if self._troubled(ask, repository, path):
+            return None
         api = path.startswith("/api/")
         revision = rest[1] if len(rest) > 1 and rest[0] in ("revision", "tree", "paths-info", "resolve") else "main"
         if revision not in ("main", repository.commit, repository.commit[:7]):
@@ -175,6 +193,54 @@ class Hub:
             return _paths(ask, repository, body)
         return self._strange(ask)
 
+    def _troubled(self, ask: BaseHTTPRequestHandler, one: Repository | SiteFile, path: str) -> bool:
+        """Whether a request got a refusal that is over soon."""
+        with self._lock:
+            one.asked.append(f"{ask.command} {path} {ask.headers.get('Range') or ''}".strip())
+            if one.busy:
+                one.busy -= 1
+                _refuse(ask, 429, "", "Too many requests", {"Retry-After": "0"})
+                return True
+            if one.broken:
+                one.broken -= 1
+                _refuse(ask, 503, "", "Service Unavailable")
+                return True
+        return False
+
+    def _of_site(self, ask: BaseHTTPRequestHandler, path: str) -> None:
+        moved = path.startswith("moved/")
+        one = self.files.get(path.removeprefix("moved/"))
+        if one is None:
+            return _refuse(ask, 404, "", "Not Found")
+        if self._troubled(ask, one, path):
+            return None
+        if one.moved and not moved:
+            return _reply(ask, 302, b"", {"Location": f"{self._cdn}/site/moved/{urllib.parse.quote(path)}"})
+        return self._file(ask, one, one.data)
+
+    def _file(
+        self,
+        ask: BaseHTTPRequestHandler,
+        one: Repository | SiteFile,
+        whole: bytes,
+        head: Mapping[str, str] | None = None,
+    ) -> None:
+        """A file, or the range of it that is asked for."""
+        data, status, extra = whole, 200, {}
+        if (asked_range := ask.headers.get("Range") or "").startswith("bytes="):
+            first, _, last = asked_range.removeprefix("bytes=").partition("-")
+            start = int(first) if first else max(0, len(data) - int(last))
+            end = min(int(last) + 1 if first and last else len(data), len(data))
+            if start >= len(data):
+                return _reply(ask, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
+            extra = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
+            data, status = data[start:end], 206
+        tag = {"Accept-Ranges": "bytes", "ETag": f'"{hashlib.sha256(whole).hexdigest()}"'}
+        with self._lock:
+            cut = bool(one.cut) and ask.command == "GET"
+            one.cut -= cut
+        return _reply(ask, status, data, {**tag, **(head or {}), **extra}, cut)
+
     def _strange(self, ask: BaseHTTPRequestHandler) -> None:
         self.strange.append(f"{ask.command} {ask.path}")
         _refuse(ask, 404, "EntryNotFound", "not served by the loopback hub")
@@ -186,7 +252,7 @@ class Hub:
         etag = hashlib.sha256(data).hexdigest()
         head = {"X-Repo-Commit": repository.commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         if not _large(file):
-            return _file(ask, repository, file, head)
+            return self._file(ask, repository, data, head)
         head |= {
             "X-Linked-Size": str(len(data)),
             "X-Linked-Etag": f'"{etag}"',
@@ -266,31 +332,6 @@ def _paths(ask: BaseHTTPRequestHandler, repository: Repository, body: bytes) -> 
     _send(ask, 200, found)
 
 
-def _file(
-    ask: BaseHTTPRequestHandler, repository: Repository, file: str, head: Mapping[str, str] | None = None
-) -> None:
-    data, status, extra = repository.files[file], 200, {}
-    if (wanted := ask.headers.get("Range") or "").startswith("bytes="):
-        first, _, last = wanted.removeprefix("bytes=").partition("-")
-        start = int(first) if first else max(0, len(data) - int(last))
-        end = min(int(last) + 1 if first and last else len(data), len(data))
-        if start >= len(data):
-            return _reply(ask, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
-        extra = {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
-        data, status = data[start:end], 206
-    return _reply(
-        ask,
-        status,
-        data,
-        {
-            "Accept-Ranges": "bytes",
-            "ETag": f'"{hashlib.sha256(repository.files[file]).hexdigest()}"',
-            **(head or {}),
-            **extra,
-        },
-    )
-
-
 def _send(ask: BaseHTTPRequestHandler, status: int, value: Any) -> None:
     _reply(ask, status, json.dumps(value).encode(), {"Content-Type": "application/json; charset=utf-8"})
 
@@ -307,11 +348,15 @@ def _refuse(
     )
 
 
-def _reply(ask: BaseHTTPRequestHandler, status: int, data: bytes, head: Mapping[str, str]) -> None:
+def _reply(ask: BaseHTTPRequestHandler, status: int, data: bytes, head: Mapping[str, str], cut: bool = False) -> None:
+    """cut: half of the body comes, then the connection closes."""
     ask.send_response(status)
     for name, value in head.items():
         ask.send_header(name, value)
     ask.send_header("Content-Length", str(len(data)))
     ask.end_headers()
     if ask.command != "HEAD":
-        ask.wfile.write(data)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a reader that seeks goes away
+            ask.wfile.write(data[: len(data) // 2] if cut else data)
+    if cut:
+        ask.close_connection = True

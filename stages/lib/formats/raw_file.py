@@ -26,6 +26,8 @@ from stages.lib.formats.sources import RawFile
 from stages.lib.formats.uris import named, shown
 
 BUFFER = 1 << 20
+LOOPBACK = ("127.0.0.1", "localhost")
+"""Hosts that are read from without encryption, as lists of files are."""
 served: ContextVar[Counter[str]] = ContextVar("served")
 """Counts the files that another address than their own served, where somebody wants to know."""
 
@@ -151,7 +153,7 @@ def _first(file: RawFile, folder: Path) -> Raw:
 
 def _below(uri: str, folder: Path, format: str) -> Any:
     parts = urllib.parse.urlsplit(uri)
-    if uri.startswith(("s3://", "https://", "hf://")):
+    if uri.startswith(("s3://", "https://", "hf://")) or (parts.scheme == "http" and parts.hostname in LOOPBACK):
         return remote(uri)
     if uri.startswith("file://"):
         path = Path(urllib.parse.unquote(parts.path))
@@ -180,7 +182,7 @@ def remote(uri: str) -> RemoteFile:
     scheme = urllib.parse.urlsplit(uri).scheme
     if scheme == "s3":
         return RemoteFile(S3(uri), uri)
-    if scheme == "https":
+    if scheme in ("https", "http"):
         return RemoteFile(Http(uri, uri), uri)
     assert scheme == "hf", scheme
     return RemoteFile(HubFile.parse(uri).source(uri), uri)

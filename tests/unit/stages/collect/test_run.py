@@ -24,7 +24,9 @@ from stages.core.errors import ConfigError, InfraError, InputError
 from stages.core.testing import LocalContext, local_artifact
 from stages.ingest.run import run as ingest
 from stages.ingest.spec import IngestConfig
-from stages.lib.data.raw_source import RawSource, expanded
+from stages.lib.data.raw_source import RawSource
+from stages.lib.data.source_lists import expanded
+from stages.lib.formats import remote
 from stages.lib.formats.documents import read_documents
 from stages.lib.formats.sources import LISTING, RawFile, read_listing
 from tests.support.paths import ROOT
@@ -310,7 +312,10 @@ def test_a_list_that_is_none_is_named(tmp_path: Path, lines: list[str], fields: 
         expanded(listed(tmp_path, lines, **fields), "collect.web.0")
 
 
-def test_a_list_that_is_not_there_is_the_users_to_mend_and_no_signature_is_shown(tmp_path: Path) -> None:
+def test_a_list_that_is_not_there_is_the_users_to_mend_and_no_signature_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PAUSES", ())
     with pytest.raises(InputError, match=r"gone\.txt is not there"):
         expanded(RawSource(uri=(tmp_path / "gone.txt").as_uri(), listed=True, format="jsonl", source="s"), "w")
     (tmp_path / "cut.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\0" + b"\xff" * 40)
