@@ -167,7 +167,7 @@ class Execution:
             if ended is ExitClass.OK:
                 result = self._published(node, resolved.key)
                 if self.spending:
-                    self.spending.made(result)
+                    self.spending.settle(result)
                 self._remember(node, resolved.key)
                 seconds = time.monotonic() - started
                 self.tell(node.name, "state", state="done", seconds=seconds)

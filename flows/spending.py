@@ -250,7 +250,7 @@ class Spending:
             self._spent[name] = self._spent.get(name, 0.0) + self._last[name]
             self._write()
 
-    def made(self, result: StageResult) -> None:
+    def settle(self, result: StageResult) -> None:
         """The newest attempt at a node made its result, which knows better what was used."""
         with self._lock:
             if row := self._rows.get(result.node):

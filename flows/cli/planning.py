@@ -70,15 +70,6 @@ def plan(
     warnings = [*notes, *limits, *cost.warnings(plans, values, estimates)]
     warnings += [*credentials.expiring(plans, values, estimates, os.environ), *last_checkpoint.warnings(stops)]
     if json_:
-        nodes = [
-            p.row()
-            | {
-                "estimate": estimates[p.node.name].row(),
-                "resumes": p.node.resumes(values.configs[p.node.name]),
-                "last_checkpoint": stops[p.node.name].row() if p.node.name in stops else None,
-            }
-            for p in plans
-        ]
         print_json(
             {
                 "profile": values.name,
@@ -86,7 +77,7 @@ def plan(
                 "problems": [f.row() for f in findings],
                 "limits": limits,
                 "warnings": warnings,
-                "nodes": nodes,
+                "nodes": _rows(plans, values, estimates, stops),
                 "total": cost.total(estimates),
                 "budget": {"dollars": budget, "nodes": [row.row() for row in prices]} if budget else None,
             }
@@ -102,6 +93,21 @@ def plan(
             out.print(rows_table(spending.table(prices)))
     if findings or limits:
         raise typer.Exit(1)
+
+
+def _rows(
+    plans: list[NodePlan], values: Any, estimates: Mapping[str, Estimate], stops: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Of every node, as JSON values."""
+    return [
+        p.row()
+        | {
+            "estimate": estimates[p.node.name].row(),
+            "resumes": p.node.resumes(values.configs[p.node.name]),
+            "last_checkpoint": stops[p.node.name].row() if p.node.name in stops else None,
+        }
+        for p in plans
+    ]
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def test_an_attempt_costs_what_is_held_for_it_and_its_result_knows_better() -> N
     run.end("data")
     outcome = result_with().model_copy(update={"node": "data"})
     used = outcome.attempt.model_copy(update={"cpu_seconds": 1800.0, "wall_seconds": 3600.0})
-    run.made(outcome.model_copy(update={"attempt": used}))
+    run.settle(outcome.model_copy(update={"attempt": used}))
     run.close("data")
     assert (run.spent, run.rest) == (pytest.approx(2.25), pytest.approx(64.0))
 
