@@ -298,6 +298,9 @@ def _config(node: Node, settings: ProfileFile, origin: Mapping[str, str]) -> Sta
     except ValidationError as error:
         file = origin_of(origin, f"node.{node.name}.{_location(error)}", f"stage.{node.stage}.{_location(error)}")
         raise ConfigError(f"{file}: {_explain(error, node.config_type, node.name)}") from error
+    except ConfigError as error:  # of what a setting names: a suite file
+        file = origin_of(origin, f"node.{node.name}", f"stage.{node.stage}")
+        raise ConfigError(f"{file}: {node.name}: {error}") from error
 
 
 def _resources(node: Node, config: StageConfig, settings: ProfileFile, origin: Mapping[str, str]) -> Resources:

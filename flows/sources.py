@@ -97,6 +97,7 @@ def _remedy(text: str, what: str) -> str:
         for word in (
             "no answer",
             "connection",
+            "client has been closed",
             "resolve",
             "timed out",
             "timeout",

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 from flows import profiles
 from flows.plan import differences
@@ -17,6 +18,7 @@ from stages.core.errors import ConfigError
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
 from stages.core.records import ExperimentRecord, now
+from stages.core.shrinking import Level
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 DEFAULT_PROFILE = "tiny"
@@ -39,8 +41,8 @@ def begun(
             f"--experiment {name!r}: a name has letters, digits, '.', '_' and '-', begins with a letter or a digit, and"
             " is 63 long at most"
         )
-    if name in profiles.names():
-        raise ConfigError(f"--experiment {name!r}: a profile has this name; choose another one")
+    if name in (*profiles.names(), *get_args(Level)):
+        raise ConfigError(f"--experiment {name!r}: a profile or a rehearsal has this name; choose another one")
     record = ledger.experiment(name)
     if record is None:
         values = replace(profiles.load(profile, pipeline, overrides), experiment=name)

@@ -151,6 +151,11 @@ def _adopt(ctx: Context[TokenizerConfig]) -> Tokenizer:
             f"{path.name} is a {kind} tokenizer, this pipeline takes BPE: adopt another, or set {ctx.node}.origin ="
             " 'train'"
         )
+    if (size := tokenizer.get_vocab_size()) != ctx.config.vocab_size:
+        raise ConfigError(
+            f"{ctx.node}.vocab_size = {ctx.config.vocab_size}, but {path.name} has {size} entries: set"
+            f" {ctx.node}.vocab_size = {size}, or adopt the file that was meant"
+        )
     return vocabulary.plain(tokenizer)
 
 

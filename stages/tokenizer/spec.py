@@ -22,7 +22,11 @@ class TokenizerConfig(StageConfig):
         default="train", description="train on the documents, or take `path` over"
     )
     vocab_size: Annotated[int, Shrinks(wiring=1024)] = Field(
-        default=32000, gt=300, description="entries, special and byte tokens included (paper 3.1: Mistral's 32,000)"
+        default=32000,
+        gt=300,
+        description=(
+            "entries, special and byte tokens included (paper 3.1: Mistral's 32,000); adopt: as many as the file has"
+        ),
     )
     sample_bytes: Annotated[int, Shrinks(wiring=1_000_000, shape=20_000_000)] = Field(
         default=1_000_000_000, gt=0, description="text to train on, taken evenly from the documents"
@@ -56,7 +60,7 @@ class TrainTokenizer(Stage[TokenizerConfig], env="data", revision=5, reproducibl
 
     @classmethod
     def facets(cls, config: TokenizerConfig, inputs: Mapping[str, Sequence[Facets]]) -> Mapping[str, Facets]:
-        return {"tokenizer": {"vocab_size": config.vocab_size}} if config.origin == "train" else {}
+        return {"tokenizer": {"vocab_size": config.vocab_size}}  # of what is adopted, too: another size is refused
 
     @classmethod
     def unread(cls, config: TokenizerConfig) -> Collection[str]:

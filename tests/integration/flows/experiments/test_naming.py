@@ -40,7 +40,8 @@ def test_it_is_gone_on_with_by_its_name_alone_and_another_launcher_is_no_other_e
     [
         ("lr1e3", "tiny", ["pretrain_1.learning_rate=2e-3"], "other settings: pretrain_1.learning_rate 0.001 -> 0.002"),
         ("lr1e3", "small", [], "of profile 'tiny', not of 'small'"),
-        ("tiny", "tiny", [], "a profile has this name"),
+        ("tiny", "tiny", [], "a profile or a rehearsal has this name"),
+        ("wiring", "tiny", [], "a profile or a rehearsal has this name"),
         ("a/b", "tiny", [], "a name has letters"),
         ("", "tiny", [], "a name has letters"),
         ("other", "tiny", ["pretrain_1.learning_rat=1"], "did you mean 'learning_rate'"),

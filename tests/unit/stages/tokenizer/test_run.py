@@ -58,7 +58,9 @@ def test_a_digit_is_always_a_piece_of_its_own(tmp_path: Path) -> None:
 
 def test_facets_known_before_the_run() -> None:
     assert TrainTokenizer.facets(TokenizerConfig(vocab_size=999), {}) == {"tokenizer": {"vocab_size": 999}}
-    assert TrainTokenizer.facets(TokenizerConfig(origin="adopt", path="x"), {}) == {}
+    assert TrainTokenizer.facets(TokenizerConfig(origin="adopt", path="x", vocab_size=600), {}) == {
+        "tokenizer": {"vocab_size": 600}
+    }
     with pytest.raises(ValidationError):
         TokenizerConfig(vocab_size=259)
 
@@ -155,10 +157,23 @@ def test_too_little_text_names_what_to_set(tmp_path: Path) -> None:
 # --- adoption -------------------------------------------------------------------------------------------------------
 
 
-def adopt(root: Path, path: Path | None) -> Path:
+def entries(path: Path | None) -> int:
+    """How many a vocabulary file has, by its own library; any number where it is none."""
+    try:
+        if path is not None and (folder := path / "tokenizer.model").is_file():
+            path = folder
+        if path is not None and path.suffix == ".model":
+            return int(sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size())
+        return Tokenizer.from_file(str(path / "tokenizer.json" if path and path.is_dir() else path)).get_vocab_size()
+    except Exception:
+        return 500
+
+
+def adopt(root: Path, path: Path | None, vocab_size: int | None = None) -> Path:
     folder = write(root / "documents", ["some text </s> to measure"])
     inputs = {"documents": [local_artifact(Documents, folder, meta={"text_bytes": 25})]}
-    config = TokenizerConfig(origin="adopt", path=None if path is None else str(path))
+    size = max(301, vocab_size or entries(path))
+    config = TokenizerConfig(origin="adopt", path=None if path is None else str(path), vocab_size=size)
     ctx = LocalContext(root, config, inputs)
     run(ctx)
     return ctx.output("tokenizer")
@@ -174,6 +189,11 @@ def test_adopting_a_tokenizer_json_keeps_every_id(
     assert vocabulary.digest(adopted) == vocabulary.digest(trained.output("tokenizer"))
     one, other = vocabulary.load(adopted), vocabulary.load(trained.output("tokenizer"))
     assert all(one.encode(t).ids == other.encode(t).ids for t in corpus()[-10:])
+    size = one.get_vocab_size()
+    with pytest.raises(
+        ConfigError, match=rf"vocab_size = {size + 1}, but {name} has {size} entries: set test.vocab_size"
+    ):
+        adopt(tmp_path / "other", source, size + 1)
 
 
 def sentencepiece_model(folder: Path, texts: list[str] | None = None) -> None:
