@@ -1,8 +1,8 @@
 """Faults that are planted into `7b`, each found before anything runs, with its node, its cause and what to change.
 
-Those that only show when something is asked or runs have their tests elsewhere: a set that is gated and a source that is
-gone (tests/integration/lib/data/test_hub.py, tests/integration/stages/ingest/test_http_sources.py), a tokenizer of another
-size (tests/unit/stages/tokenizer/test_run.py), a budget that is too small (tests/unit/flows/test_spending.py).
+Those that only show when something is asked or runs have their tests elsewhere: a set that is gated and a source that
+is gone (tests/integration/lib/data/test_hub.py, tests/integration/stages/ingest/test_http_sources.py), a tokenizer of
+another size (tests/unit/stages/tokenizer/test_run.py), a budget that is too small (tests/unit/flows/test_spending.py).
 """
 
 from __future__ import annotations
