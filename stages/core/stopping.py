@@ -17,7 +17,13 @@ GRACE_SECONDS = float(os.environ.get("MOXIN_GRACE_SECONDS", "25"))
 class Stoppable(Protocol):
     """What is told to stop: the runtime's context."""
 
-    stopping: bool
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told so."""
+        ...
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None: ...
 
 
 class Stopper:

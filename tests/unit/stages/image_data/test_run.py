@@ -10,8 +10,10 @@ import json
 import os
 import random
 import shutil
+import time
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from stages.lib.vision.benchmarks import BENCHMARKS, files_fingerprint, read_que
 from stages.lib.vision.conversations import ImageReader, RowProblem, parse, read_rows
 from stages.lib.vision.images import MAX_BYTES, decode
 from tests.support.vision import data_config, read_jsonl
+
+HANG = 300.0
 
 
 def digests(folder: Path) -> dict[str, bytes]:
@@ -342,13 +346,13 @@ def test_scenes_are_drawn_by_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_killed_attempt_is_taken_up(
     several: ImageDataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process ends, without a word to anybody, at the second part's images: they alone are looked at again."""
+    """The process ends, without a word to anybody, when two parts are done: they are not looked at again."""
     whole, ctx = LocalContext(tmp_path / "whole", several), LocalContext(tmp_path / "run", several)
     run(whole)
     receipts = ctx.root / "tasks"
     process = os.fork()
     if not process:
-        monkeypatch.setattr("stages.image_data.images.decode", lambda data: _die_after(receipts / "look/000001.json"))
+        monkeypatch.setattr("stages.image_data.images.decode", partial(_die_after, receipts / "look/000001.json", []))
         with contextlib.suppress(BaseException):
             run(ctx)
         os._exit(1)
@@ -360,10 +364,17 @@ def test_a_killed_attempt_is_taken_up(
     assert digests(ctx.output("train")) == digests(whole.output("train"))
 
 
-def _die_after(receipt: Path) -> tuple[None, tuple[str, ...]]:
-    if receipt.exists():
-        os._exit(9)
-    return None, ()
+def _die_after(receipt: Path, seen: list[bytes], data: bytes) -> Any:
+    """Decode four images, which are two parts at least; at the fifth wait for their receipt, which another thread
+    writes, and end.
+    """
+    seen.append(data)
+    if len(seen) <= 4:
+        return decode(data)
+    until = time.monotonic() + HANG
+    while not receipt.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    os._exit(9)
 
 
 def test_two_sources_of_one_name_are_refused() -> None:
