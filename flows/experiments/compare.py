@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from flows import cost, profiles
-from flows.experiments.naming import DEFAULT_PROFILE, settings_between, split, view
+from flows.experiments.naming import DEFAULT_PROFILE, SHOWN, settings_between, split, view
 from flows.experiments.results import of_nodes
 from flows.log_lines import metric_rows
 from flows.profiles import Profile
@@ -83,7 +83,7 @@ def compare(ledger: Ledger, pipeline: Pipeline, chosen: Sequence[Side]) -> dict[
     of the sides, None where a side has none.
     """
     nodes = [_node(name, chosen) for name in pipeline.nodes if any(name in side.results for side in chosen)]
-    differing = [row["node"] for row in nodes if not row["same"]]
+    differing = [row["node"] for row in nodes if not row["same"] and len(row["keys"]) - row["keys"].count(None) > 1]
     first = chosen[0].values
     changed = [(side, settings_between(first, side.values)) for side in chosen[1:]]
     return {
@@ -197,7 +197,9 @@ def _notes(chosen: Sequence[Side], nodes: Sequence[Mapping[str, Any]]) -> list[s
         for side, key in zip(chosen, row["keys"], strict=True):
             if key is None:
                 incomplete.setdefault(side.name, []).append(row["node"])
-    notes += [f"{name} has no result of {', '.join(missing)}" for name, missing in incomplete.items()]
-    if all(row["same"] for row in nodes):
-        notes.append("every result is the same one: nothing differs")
+    for name, missing in incomplete.items():
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        notes.append(f"{name} has no result of {', '.join(missing[:SHOWN])}{more}: nothing is said of these")
+    if all(row["same"] or None in row["keys"] for row in nodes):
+        notes.append("every result that they have is the same one: nothing differs")
     return notes

@@ -40,6 +40,15 @@ def test_a_mixture_of_runs_is_said(tuned: Ledger) -> None:
     assert "tiny mixes results of several runs: sft_tulu: its input conversations came from another" in data["notes"][0]
 
 
+def test_what_one_has_alone_is_no_difference(tuned: Ledger) -> None:
+    tuned.store.delete([f"nodes/tiny@lr/{name}.json" for name in tuned.nodes("tiny") if name != "sft_tulu"])
+    data = compare(tuned, PIPELINE, sides(tuned, PIPELINE, ["tiny", "lr"]))
+    assert [row["node"] for row in data["statistics"]] == ["sft_tulu"]
+    assert any(
+        note.startswith("lr has no result of ") and note.endswith("nothing is said of these") for note in data["notes"]
+    )
+
+
 def test_differences_have_errors() -> None:
     first, other = ({"value": value, "stderr": 0.03, "n": 100} for value in (0.5, 0.54))
     assert text.difference(first, other) == "+4.0 ±4.2"
