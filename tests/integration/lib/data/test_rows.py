@@ -89,8 +89,9 @@ def test_bytes_that_are_not_those_promised_are_the_fault_of_the_way(
 ) -> None:
     right = loopback_hub._reply
 
-    def flipped(ask: Any, status: int, data: bytes, head: Any) -> None:
-        right(ask, status, data.replace(b'"id": 2', b'"id" 2:') if ask.path.startswith("/cdn/") else data, head)
+    def flipped(ask: Any, status: int, data: bytes, head: Any, cut: bool = False) -> None:
+        data = data.replace(b'"id": 2', b'"id" 2:') if ask.path.startswith("/cdn/") else data
+        right(ask, status, data, head, cut)
 
     monkeypatch.setattr(loopback_hub, "_reply", flipped)
     kind, line = from_hub(tmp_path, {"data/train-0.jsonl": jsonl(FIRST)})
