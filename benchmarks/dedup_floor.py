@@ -10,12 +10,9 @@ import argparse
 import hashlib
 import itertools
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from benchmarks.data import dedup_run
+from benchmarks.data import dedup_run, timed
 from benchmarks.data_truth import batches
 from stages.dedup.minhash import Signer
 from stages.lib.data import workers
@@ -23,17 +20,6 @@ from stages.lib.formats.documents import DocumentWriter, read_batches
 
 ROWS = 8192
 """Documents that are read together, as the stage does."""
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """CPU seconds of a call: the better of two, after one that compiles."""
-    work()
-    best = float("inf")
-    for _ in range(2):
-        started = time.process_time()
-        work()
-        best = min(best, time.process_time() - started)
-    return best
 
 
 def parts(corpus: Path, scratch: Path, documents: int) -> dict[str, float]:
@@ -56,12 +42,12 @@ def parts(corpus: Path, scratch: Path, documents: int) -> dict[str, float]:
                 hashlib.sha256(view[low:high]).digest()
 
     return {
-        "sign, 128 permutations": seconds(lambda: [signers[128].sign(*part) for part in work]),
-        "of it without the minima: 1 permutation": seconds(lambda: [signers[1].sign(*part) for part in work]),
-        "SHA-256 of each text": seconds(digest),
-        "read the texts": seconds(lambda: sum(batch.num_rows for batch in read_batches(corpus, ["text"], ROWS))),
-        "read all columns": seconds(lambda: sum(batch.num_rows for batch in read_batches(corpus, None, ROWS))),
-        "write all documents": seconds(write),
+        "sign, 128 permutations": timed(lambda: [signers[128].sign(*part) for part in work]),
+        "of it without the minima: 1 permutation": timed(lambda: [signers[1].sign(*part) for part in work]),
+        "SHA-256 of each text": timed(digest),
+        "read the texts": timed(lambda: sum(batch.num_rows for batch in read_batches(corpus, ["text"], ROWS))),
+        "read all columns": timed(lambda: sum(batch.num_rows for batch in read_batches(corpus, None, ROWS))),
+        "write all documents": timed(write),
     }
 
 

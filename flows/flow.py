@@ -28,7 +28,7 @@ from flows.event_dispatch import Observer
 from flows.execute import Execution, Outcome
 from flows.launch import Launcher, launcher
 from flows.lost_runs import RESTARTS
-from flows.plan import NodePlan, make_plan
+from flows.plan import NodePlan, answered, make_plan
 from flows.settings import Settings
 from flows.spending import OverBudget, Spending
 from flows.tensorboard_events import TensorBoardObserver
@@ -146,12 +146,8 @@ def reap_run(flow: Any, flow_run: Any, state: Any) -> None:
 def _run_name() -> str:
     """What a run is called in Prefect's pages: its profile and experiment, what it selects, what it changes."""
     given = cast("dict[str, Any]", flow_run.parameters or {})
-    experiment, changes = given.get("experiment", ""), [str(change) for change in given.get("set", ())]
-    parts = [
-        f"{given.get('profile', 'tiny')}{f'@{experiment}' if experiment else ''}",
-        str(given.get("select", "full")),
-    ]
-    name = " ".join([*parts, *changes])
+    whose = profiles.names_in(str(given.get("profile", "tiny")), given.get("experiment", ""))
+    name = " ".join([whose, str(given.get("select", "full")), *map(str, given.get("set", ()))])
     return name if len(name) <= RUN_NAME else f"{name[: RUN_NAME - 1]}…"
 
 
@@ -209,9 +205,8 @@ def moxin(
         default = launcher(values.settings.launcher, settings)
         selected = frozenset(p.node.name for p in plans)
         observers = [*EXTRA_OBSERVERS, TensorBoardObserver(settings.home / "tensorboard" / values.names)]
-        answered = {p.node.name: p.resolved for p in plans if p.resolved and p.resolved.result and not p.will_run}
         execution = Execution(
-            run_id, values, ledger, default, settings.home, selected, force, observers, answered, launchers
+            run_id, values, ledger, default, settings.home, selected, force, observers, answered(plans), launchers
         )
         execution.spending = spent
     except StageError as error:
@@ -349,4 +344,4 @@ def _given(plans: list[NodePlan], ledger: Ledger, profile: profiles.Profile) -> 
         return {}
     let_be = replace(profile, settings=profile.settings.model_copy(update={"on_drift": "warn"}))
     parent_plans = make_plan(PIPELINE, let_be, ledger, [f"+{name}" for name in sorted(outside)])
-    return {p.node.name: p.resolved.result for p in parent_plans if p.resolved and p.resolved.result and not p.will_run}
+    return {name: known.result for name, known in answered(parent_plans).items() if known.result}

@@ -160,6 +160,11 @@ def make_plan(
     return [future.result() for name, future in planned.items() if name in selected]
 
 
+def answered(plans: Iterable[NodePlan]) -> dict[str, Resolved]:
+    """By name, the nodes whose result the ledger has and that will not run."""
+    return {p.node.name: p.resolved for p in plans if p.resolved and p.resolved.result and not p.will_run}
+
+
 def _plan_node(
     node: Node,
     profile: Profile,

@@ -87,7 +87,12 @@ class Profile:
     @property
     def names(self) -> str:
         """Whose names for results a run goes by: the profile's, or the experiment's own (`Ledger.node`)."""
-        return f"{self.name}@{self.experiment}" if self.experiment else self.name
+        return names_in(self.name, self.experiment)
+
+
+def names_in(profile: str, experiment: str = "") -> str:
+    """What the names for results of a profile, or of an experiment of it, are kept under."""
+    return f"{profile}@{experiment}" if experiment else profile
 
 
 def names() -> list[str]:

@@ -18,10 +18,11 @@ def experiments(
 ) -> None:
     """List the experiments: who began them, when, why, with which settings, and how many results they have."""
     from flows.console import rows_table
+    from flows.profiles import names_in
 
     with open_ledger() as ledger:
         records = [each for each in ledger.experiments() if profile in ("", each.profile)]
-        counts = {each.name: len(ledger.nodes(f"{each.profile}@{each.name}")) for each in records}
+        counts = {each.name: ledger.node_count(names_in(each.profile, each.name)) for each in records}
     if json_:
         rows = [each.model_dump(mode="json") | {"results": counts[each.name]} for each in records]
         print_json({"experiments": rows})

@@ -130,37 +130,39 @@ def logs(
     settings = Settings.load()
     with open_ledger(settings) as ledger:
         pipeline, values = read_profile(ledger, profile, experiment, set_)
-    for text in _log_lines(settings, pipeline, values, find_node(node).name, key):
-        row = text.decode("utf-8", "replace")
-        event = json.loads(row)
-        if json_:
-            sys.stdout.write(row + "\n")
-        elif event["event"] == "log" and (all_ or event.get("level") != "debug"):
-            say((event["time"][11:19], "dim"), f" {event['level']:<7} {event['message']}")
-        elif event["event"] == "metric":
-            say(
-                (event["time"][11:19], "dim"),
-                f" step {event['step']} " + " ".join(f"{k}={v:.4g}" for k, v in event["values"].items()),
-            )
-        elif event["event"] == "done":
-            say((event["time"][11:19], "dim"), f" {event['exit']} {event['message']}")
+        for text in _log_lines(ledger, settings.home, pipeline, values, find_node(node).name, key):
+            _say_event(text.decode("utf-8", "replace"), all_, json_)
 
 
-def _log_lines(settings: Settings, pipeline: Any, values: Any, node: str, key: str) -> Iterator[bytes]:
+def _say_event(row: str, all_: bool, json_: bool) -> None:
+    event = json.loads(row)
+    if json_:
+        sys.stdout.write(row + "\n")
+    elif event["event"] == "log" and (all_ or event.get("level") != "debug"):
+        say((event["time"][11:19], "dim"), f" {event['level']:<7} {event['message']}")
+    elif event["event"] == "metric":
+        say(
+            (event["time"][11:19], "dim"),
+            f" step {event['step']} " + " ".join(f"{k}={v:.4g}" for k, v in event["values"].items()),
+        )
+    elif event["event"] == "done":
+        say((event["time"][11:19], "dim"), f" {event['exit']} {event['message']}")
+
+
+def _log_lines(ledger: Any, home: Path, pipeline: Any, values: Any, node: str, key: str) -> Iterator[bytes]:
     """The events of a node's newest attempt: from this machine while it runs, from the store afterwards."""
     from flows.experiments import results
 
-    with open_ledger(settings) as ledger:
-        for each in results.keys(ledger, pipeline, values, node, key):
-            for attempt in reversed(ledger.attempts(each)):
-                local = settings.home / "logs" / "stages" / each / f"{attempt.epoch:06d}.jsonl"
-                if local.is_file():
-                    yield from FileLines(local)
-                    return
-                if (stored := StoredLines(ledger.store, ledger.log_key(each, attempt.epoch))).there:
-                    yield from stored
-                    return
-        raise ConfigError(f"node {node} has no attempt in {results.place(values)} yet")
+    for each in results.keys(ledger, pipeline, values, node, key):
+        for attempt in reversed(ledger.attempts(each)):
+            local = home / "logs" / "stages" / each / f"{attempt.epoch:06d}.jsonl"
+            if local.is_file():
+                yield from FileLines(local)
+                return
+            if (stored := StoredLines(ledger.store, ledger.log_key(each, attempt.epoch))).there:
+                yield from stored
+                return
+    raise ConfigError(f"node {node} has no attempt in {results.place(values)} yet")
 
 
 def lineage(

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 from flows import cost, profiles
 from flows.experiments.naming import DEFAULT_PROFILE, SHOWN, settings_between, split, view
 from flows.experiments.results import of_nodes
 from flows.log_lines import metric_rows
 from flows.profiles import Profile
-from flows.report.data import read_evaluation
+from flows.report.data import is_newest, read_evaluation
 from stages.core.errors import ConfigError
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
@@ -32,17 +33,16 @@ class Side:
     results: Mapping[str, StageResult]
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
+    @cached_property
     def mixed(self) -> dict[str, str]:
         """Nodes whose result was not made from this side's newest results, and why: no table of it is of one run."""
         reasons: dict[str, str] = {}
         for name, result in self.results.items():
             for port, refs in result.inputs.items():
                 for ref in refs:
-                    parent = self.results.get(ref.node)
-                    newest = parent.outputs[ref.port].digest if parent and ref.port in parent.outputs else None
                     if ref.node in reasons:
                         reasons.setdefault(name, f"follows {ref.node}")
-                    elif newest != ref.manifest.digest:
+                    elif not is_newest(ref, self.results):
                         reasons.setdefault(name, f"its input {port} came from another result of {ref.node}")
         return reasons
 
@@ -118,7 +118,7 @@ def _side(ledger: Ledger, side: Side, nodes: Sequence[Mapping[str, Any]], number
         "core_hours": sum(one.core_hours for one in spent),
         "gpu_hours": sum(one.gpu_hours for one in spent),
         "dollars": sum(one.dollars for one in spent),
-        "mixed": side.mixed(),
+        "mixed": side.mixed,
     }
 
 
@@ -188,11 +188,11 @@ def _notes(chosen: Sequence[Side], nodes: Sequence[Mapping[str, Any]]) -> list[s
     """What a reader has to know before the numbers."""
     notes: list[str] = []
     for side in chosen:
-        if mixed := side.mixed():
+        if mixed := side.mixed:
             name, why = next(iter(mixed.items()))
             more = f", and {len(mixed) - 1} more nodes" if len(mixed) > 1 else ""
             notes.append(f"{side.name} mixes results of several runs: {name}: {why}{more}; run it again to have one")
-    incomplete = cast("dict[str, list[str]]", {})
+    incomplete: dict[str, list[str]] = {}
     for row in nodes:
         for side, key in zip(chosen, row["keys"], strict=True):
             if key is None:

@@ -72,14 +72,7 @@ def _curves(data: Mapping[str, Any]) -> Section | None:
 def _statistics(data: Mapping[str, Any], names: Sequence[str]) -> Section | None:
     if not data["statistics"]:
         return None
-    rows = [
-        [
-            row["node"],
-            row["statistic"],
-            *(text.ABSENT if value is None else f"{value:,.6g}" for value in row["values"]),
-        ]
-        for row in data["statistics"]
-    ]
+    rows = [[row["node"], row["statistic"], *map(text.number, row["values"])] for row in data["statistics"]]
     head = ("Node", "Statistic", *names)
     return Section("statistics", "Statistics that differ", table(head, rows, numbers=range(2, len(head))))
 

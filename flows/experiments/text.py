@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.cost import duration
+from flows.report import scores as scores_of_report
+from flows.report.ablation import Pair, signed
 from flows.report.scores import shown
 
 Rows = list[dict[str, str]]
@@ -65,10 +67,7 @@ def statistics(data: Mapping[str, Any], names: Sequence[str]) -> Rows:
         {
             "node": row["node"],
             "statistic": row["statistic"],
-            **{
-                name: ABSENT if value is None else f"{value:,.6g}"
-                for name, value in zip(names, row["values"], strict=True)
-            },
+            **{name: number(value) for name, value in zip(names, row["values"], strict=True)},
         }
         for row in data["statistics"]
     ]
@@ -77,20 +76,19 @@ def statistics(data: Mapping[str, Any], names: Sequence[str]) -> Rows:
     return [*rows[:MOST], {"node": f"and {len(rows) - MOST} more", "statistic": "", **dict.fromkeys(names, "")}]
 
 
+def number(value: float | None) -> str:
+    """A statistic."""
+    return ABSENT if value is None else f"{value:,.6g}"
+
+
 def score(value: Mapping[str, Any] | None) -> str:
-    """A share in per cent."""
-    if value is None:
-        return ABSENT
-    error = f" ±{100 * value['stderr']:.1f}" if value["stderr"] is not None else ""
-    return f"{100 * value['value']:.1f}{error}"
+    """A share in per cent, with its standard error."""
+    return ABSENT if value is None else scores_of_report.score(value).striptags()
 
 
 def difference(first: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> str:
     """Other minus first. The error takes the two as independent, which answers to the same questions are not: it is too
     large rather than too small.
     """
-    if first is None or other is None:
-        return ABSENT
-    errors = (first["stderr"], other["stderr"])
-    error = f" ±{100 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5:.1f}" if None not in errors else ""
-    return f"{100 * (other['value'] - first['value']):+.1f}{error}"
+    pair = Pair(first, other)
+    return ABSENT if pair.difference is None else signed(pair.difference, pair.stderr).striptags()

@@ -6,6 +6,7 @@ import json
 import statistics
 from typing import Any
 
+from flows.log_lines import StoredLines
 from flows.rehearsal.report import Measured
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
@@ -13,7 +14,8 @@ from stages.core.messages import StageResult
 
 def of(result: StageResult, ledger: Ledger) -> Measured:
     """What one attempt used."""
-    rows = _rows(result, ledger)
+    lines = StoredLines(ledger.store, result.metrics_object) if result.metrics_object else ()
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     attempt = result.attempt
     rates = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
     rates = rates[1:] or rates  # the first step makes kernels and fills caches
@@ -26,10 +28,3 @@ def of(result: StageResult, ledger: Ledger) -> Measured:
         steps=int(max((row.get("step", 0) for row in rows), default=0)),
         tokens_per_second=(min(rates), statistics.median(rates), max(rates)) if rates else None,
     )
-
-
-def _rows(result: StageResult, ledger: Ledger) -> list[dict[str, Any]]:
-    stored = ledger.store.get(result.metrics_object) if result.metrics_object else None
-    if stored is None:
-        return []
-    return [json.loads(line) for line in stored[0].decode("utf-8").splitlines() if line.strip()]

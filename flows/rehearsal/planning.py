@@ -87,16 +87,17 @@ def warnings(
     if not reports:
         return [f"this plan was never rehearsed: {advice}"]
     lines: list[str] = []
+    names = {plan.node.name for plan in run}
+    code = {plan.node.stage: source_digest(plan.node.stage) for plan in run}
+    digest = report.profile_digest(profile.configs, profile.resources)
     for level in LEVELS:
         if (one := reports.get(level)) is None:
             continue
         what = f"the {level} rehearsal of {one.at[:10]}"
-        if one.profile_digest != report.profile_digest(profile.configs, profile.resources):
+        if one.profile_digest != digest:
             lines.append(f"{what} was of other settings than these: rehearse again")
-        stages = sorted({plan.node.stage for plan in run})
-        if other := [stage for stage in stages if one.code.get(stage) != source_digest(stage)]:
+        if other := [stage for stage in sorted(code) if one.code.get(stage) != code[stage]]:
             lines.append(f"{what} was of other code: {', '.join(other)}: rehearse again")
-        names = {plan.node.name for plan in run}
         if failed := [node.node for node in one.failed if node.node in names]:
             lines.append(f"{what} failed at {', '.join(failed)}")
         passed = {node.node for node in one.nodes if node.state == "passed"}

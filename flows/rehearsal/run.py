@@ -25,7 +25,7 @@ from flows.empty_ledger import EmptyLedger
 from flows.execute import Execution
 from flows.flow import ProfileName
 from flows.launch import launcher
-from flows.plan import make_plan
+from flows.plan import answered, make_plan
 from flows.rehearsal import measures, page, planning, report
 from flows.rehearsal.derive import derive
 from flows.rehearsal.findings import Findings, add_lines, node_of, reachable, sorted_out
@@ -96,6 +96,8 @@ class _Rehearsing:
         self.settings = Settings.load()
         self.given = profiles.load(name, PIPELINE, overrides)
         self.derived = derive(self.given, PIPELINE, level, processors=processors)
+        self.store = Store(self.settings.store)
+        """The profile's own: its plan is made from it, and the report goes there."""
         self.apart = replace(self.settings, store=report.address(self.settings.store, name, level))
         """Settings whose store is the rehearsal's own part."""
         self.ledger = Ledger(Store(self.apart.store))
@@ -134,14 +136,14 @@ class _Rehearsing:
             nodes=tuple(self._report_of(node) for node in chosen),
         )
         outcome = self._with_forecasts(outcome)
-        report.write(Store(self.settings.store), outcome)
+        report.write(self.store, outcome)
         page.write(outcome, page.place(self.settings.home, self.given.name, self.level))
         return outcome
 
     def _plan_faults(self, findings: Findings, select: str) -> None:
         """What the plan of the real run refuses or does not find room for."""
         try:
-            plans = make_plan(PIPELINE, self.given, Ledger(Store(self.settings.store)), select)
+            plans = make_plan(PIPELINE, self.given, Ledger(self.store), select)
             estimates = cost.estimate(plans, self.given, None)
         except ConfigError as error:
             add_lines(findings, [report.first_line(str(error))], list(PIPELINE.nodes), "correct the setting")
@@ -175,7 +177,7 @@ class _Rehearsing:
             frozenset(names),
             force,
             [*run_flow.EXTRA_OBSERVERS, self.stops, self.logs],
-            {p.node.name: p.resolved for p in plans if p.resolved and p.resolved.result and not p.will_run},
+            answered(plans),
             launchers,
             stops=frozenset(self.stops.left),
         )
@@ -235,7 +237,7 @@ class _Rehearsing:
 
     def _with_forecasts(self, outcome: RehearsalReport) -> RehearsalReport:
         """With what the real run of each node takes, as far as rehearsals tell: nothing where no plan can be made."""
-        reports = report.read_all(Store(self.settings.store), self.given.name)
+        reports = report.read_all(self.store, self.given.name)
         reports[outcome.level] = outcome
         try:
             plans = make_plan(PIPELINE, self.given, EmptyLedger())

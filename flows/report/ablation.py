@@ -189,10 +189,11 @@ def _cells(pair: Pair) -> list[Any]:
     if pair.beyond_noise is not None and pair.difference is not None:
         word = ("better" if pair.difference > 0 else "worse") if pair.beyond_noise else "noise"
         verdict = badge({"better": "yes, better", "worse": "yes, worse", "noise": "no"}[word], word)
-    return [score(pair.left), score(pair.right), _signed(pair.difference, pair.stderr), verdict or NONE]
+    return [score(pair.left), score(pair.right), signed(pair.difference, pair.stderr), verdict or NONE]
 
 
-def _signed(difference: float | None, error: float | None) -> Markup:
+def signed(difference: float | None, error: float | None) -> Markup:
+    """A difference of shares in per cent, with its standard error."""
     if difference is None:
         return NONE
     return Markup("%s<small>%s</small>") % (
@@ -270,7 +271,7 @@ def ablation_rows(data: Data) -> list[dict[str, str]]:
             verdict = {None: "", True: "yes", False: "no"}[pair.beyond_noise]
             cells = [
                 Markup(cell).striptags()
-                for cell in (score(pair.left), score(pair.right), _signed(pair.difference, pair.stderr))
+                for cell in (score(pair.left), score(pair.right), signed(pair.difference, pair.stderr))
             ]
             task = shown(pair.any) if "task" in pair.any else f"average of {len(rows)}"
             rows_of_suites.append(

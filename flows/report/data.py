@@ -21,7 +21,7 @@ from stages.core.errors import InputError
 from stages.core.graph import Node, Pipeline
 from stages.core.keys import sha256, source_digest
 from stages.core.ledger import Ledger
-from stages.core.messages import StageResult
+from stages.core.messages import InputRef, StageResult
 from stages.core.records import NodeRecord, now
 from stages.core.store_errors import Damaged
 from stages.lib.formats.reports import FILE, parse_report
@@ -132,9 +132,7 @@ def _state(
         return "damaged", f"{len(lost)} of its objects are gone from the store (first: {lost[0]})"
     for port, refs in result.inputs.items():
         for ref in refs:
-            parent = results.get(ref.node)
-            newest = parent.outputs.get(ref.port) if parent else None
-            if newest is None or newest.digest != ref.manifest.digest:
+            if not is_newest(ref, results):
                 return "stale", f"its input {port} came from another result of {ref.node} than the newest"
     changed = differences("", result.identity, configured) if configured is not None else []
     if result.revision != node.revision:
@@ -145,6 +143,13 @@ def _state(
     if result.code.source_digest != source_digest(node.stage):
         return "drift", f"the code of stage {node.stage} changed since"
     return "ok", ""
+
+
+def is_newest(ref: InputRef, results: Mapping[str, StageResult]) -> bool:
+    """Whether what a result was made from is what its producer has now. results: the newest, by node."""
+    producer = results.get(ref.node)
+    newest = producer.outputs.get(ref.port) if producer else None
+    return newest is not None and newest.digest == ref.manifest.digest
 
 
 def read_evaluation(ledger: Ledger, where: str, artifact: ArtifactManifest) -> tuple[dict[str, Any] | None, str]:

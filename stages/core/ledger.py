@@ -228,6 +228,10 @@ class Ledger(CheckpointStore):
             records[record.node] = record
         return records
 
+    def node_count(self, profile: str) -> int:
+        """How many nodes of a profile have a last known key: what `nodes` has, without reading it."""
+        return sum(1 for _ in self.store.list(f"nodes/{profile}/"))
+
     def add_experiment(self, record: ExperimentRecord) -> bool:
         """Make a name an experiment's own; False where somebody else was first."""
         try:
