@@ -93,7 +93,9 @@ def test_a_file_of_the_hub_that_breaks_off_is_taken_up_and_is_what_the_hub_promi
 
 
 def test_a_site_that_stays_away_is_no_damage_and_a_file_that_is_gone_is_named(hub: Hub, tmp_path: Path) -> None:
-    raw = listing(hub, tmp_path / "a")
+    lines = "".join(f"{hub.site}/crawl/{n}.warc.gz\n" for n in range(3))  # one address each: no mirror that may be away
+    hub.files["pool.txt"] = SiteFile(lines.encode())
+    raw = listing(hub, tmp_path / "a", rewrite={})
     hub.files["crawl/1.warc.gz"].broken = 10_000
     with pytest.raises(InfraError, match=r"crawl/1\.warc\.gz cannot be read.*the server answers 503") as away:
         ingested(raw, "web", tmp_path / "b")
