@@ -149,11 +149,11 @@ def read_request(given: str) -> StageRequest:
         return StageRequest.model_validate_json(Path(given).read_bytes())
     place = StoredRequest.model_validate_json(given)
     store = Store(place.store)
-    found = store.get(place.object)
-    if found is None or sha256(found[0]) != place.sha256:
-        state = "gone" if found is None else "another one now"
+    answer = store.get(place.object)
+    if answer is None or sha256(answer[0]) != place.sha256:
+        state = "gone" if answer is None else "another one now"
         raise InfraError(f"the request {store.where(place.object)} is {state}: another attempt has taken over")
-    return StageRequest.model_validate_json(found[0])
+    return StageRequest.model_validate_json(answer[0])
 
 
 def take_secrets(path: Path) -> Path | None:

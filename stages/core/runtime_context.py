@@ -132,9 +132,9 @@ class RuntimeContext:
                 raise InputError(f"artifact {ref.node}.{ref.port} lists a path outside itself: {odd!r}")
             if self.stage.reads.get(port, "whole") != "whole":
                 return LocalArtifact(None, ref.manifest.model_copy(update={"files": tuple(entries)}), ref.node)
-            wanted = [(entry, folder / entry.path) for entry in entries]
+            targets = [(entry, folder / entry.path) for entry in entries]
             folder.mkdir(parents=True, exist_ok=True)
-            cache.fetch(wanted)
+            cache.fetch(targets)
         except Damaged as error:
             self._tell_damage(error, ref, entries)
         return LocalArtifact(folder, ref.manifest.model_copy(update={"files": tuple(entries)}), ref.node)
@@ -142,7 +142,7 @@ class RuntimeContext:
     def _tell_damage(self, error: Damaged, ref: InputRef, entries: Sequence[FileEntry]) -> NoReturn:
         """Report what is damaged in the store: from now on every plan shows its producer as one that must run."""
         self._require_damage(error, entries)
-        self.ledger.report_damage(error.key, error.found, ref.manifest.index)
+        self.ledger.report_damage(error.key, error.sha256, ref.manifest.index)
         raise InputError(
             f"{error}. {ref.node} made it: 'moxin run --select {ref.node} --force' makes it again ('moxin plan'"
             " shows it now)"
@@ -170,9 +170,9 @@ class RuntimeContext:
         """Raise InfraError when the object is whole in the store: then this machine's disk or memory is bad, and its
         producer need not run again.
         """
-        wanted = next((entry.sha256 for entry in entries if entry.object == error.key), None)
+        expected = next((entry.sha256 for entry in entries if entry.object == error.key), None)
         with contextlib.suppress(Damaged):
-            if wanted and self.ledger.store.digest(error.key) == wanted:
+            if expected and self.ledger.store.digest(error.key) == expected:
                 where = self.ledger.store.where(error.key)
                 raise InfraError(
                     f"{where} is whole in the store, but its copy on this machine is damaged: look at its disk and"
@@ -279,15 +279,15 @@ class RuntimeContext:
         if self.metrics_path.stat().st_size:
             metrics = f"{prefix}/metrics.jsonl"
             _, metrics_sha256 = self.ledger.store.upload(metrics, self.metrics_path)
-        own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        process, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
         attempt = Attempt(
             run_id=request.run_id,
             epoch=request.lease.epoch,
             started_at=started[0],
             ended_at=now(),
             wall_seconds=round(time.monotonic() - started[1], 3),
-            cpu_seconds=round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 3),
-            peak_rss_bytes=max(own.ru_maxrss, children.ru_maxrss) * 1024,
+            cpu_seconds=round(process.ru_utime + process.ru_stime + children.ru_utime + children.ru_stime, 3),
+            peak_rss_bytes=max(process.ru_maxrss, children.ru_maxrss) * 1024,
             bytes_in=self.bytes_in,
             bytes_out=sum(m.size for m in outputs.values()),
             resumed_from=self.checkpoints.resumed_from,
@@ -345,8 +345,8 @@ class RuntimeContext:
         self.ledger.store.put(f"memory/{name}.json", json.dumps(value).encode())
 
     def recall(self, name: str) -> Any:
-        found = self.ledger.store.get(f"memory/{name}.json")
-        return None if found is None else json.loads(found[0])
+        answer = self.ledger.store.get(f"memory/{name}.json")
+        return None if answer is None else json.loads(answer[0])
 
     # telling ----------------------------------------------------------------------------------------------------
 

@@ -57,16 +57,16 @@ class Expired(Unavailable):
 
 
 class Damaged(InputError):
-    """An object is lost, or holds other bytes than its manifest says. `key` is its name, `found` the SHA-256 of what is
+    """An object is lost, or holds other bytes than its manifest says. `key` is its name, `sha256` that of what is
     there.
     """
 
-    def __init__(self, message: str, key: str, found: str | None = None) -> None:
-        self.key, self.found = key, found
+    def __init__(self, message: str, key: str, sha256: str | None = None) -> None:
+        self.key, self.sha256 = key, sha256
         super().__init__(message)
 
     def __reduce__(self) -> tuple[type[Damaged], tuple[str, str, str | None]]:
-        return Damaged, (str(self), self.key, self.found)  # workers hand it over
+        return Damaged, (str(self), self.key, self.sha256)  # workers hand it over
 
 
 def object_name(address: StoreAddress, key: str) -> str:

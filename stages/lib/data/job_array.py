@@ -161,7 +161,7 @@ def _write_error(objects: TaskObjects, array: str, element: int, error: Exceptio
     exit_class, message = classify(error, scratch())
     document: dict[str, Any] = {"exit": exit_class, "message": message.removeprefix("out of memory: ")}
     if isinstance(error, Damaged):
-        document |= {"damaged": error.key, "found": error.found}
+        document |= {"damaged": error.key, "found": error.sha256}
     objects.put(f"{state_of(array)}error-{element:06d}.json", json.dumps(document).encode())
 
 

@@ -48,10 +48,10 @@ class RollingCache:
         """bool [B, 1, queries, keys] from positions: not after the query, in its window, and no padding."""
         distance = queries[:, None] - keys[None, :]
         seen = (distance >= 0) & (distance < self.slots) & (keys >= 0)
-        own = (keys[None, :] >= self.starts[:, None])[:, None] | (distance == 0)[
+        unpadded = (keys[None, :] >= self.starts[:, None])[:, None] | (distance == 0)[
             None
         ]  # padding sees itself, or it has no number
-        return (seen[None] & own)[:, None]
+        return (seen[None] & unpadded)[:, None]
 
 
 def attend(

@@ -91,20 +91,20 @@ class _LinearCrossEntropy(Function):
         for start in range(0, len(hidden), chunk):
             states, targets = hidden[start : start + chunk], labels[start : start + chunk]
             kept = (targets >= 0).to(hidden.dtype)[:, None]
-            wanted = targets.clamp(min=0)
+            classes = targets.clamp(min=0)
             logits = torch.mm(states, weight.T, out=buffer[: len(states)])
             chances = torch.softmax(logits, -1, out=logits)
-            chosen = chances.gather(1, wanted[:, None])
+            chosen = chances.gather(1, classes[:, None])
             losses = -chosen.log()
             if (chosen < SMALLEST_CHANCE).any():
                 rows = torch.nonzero(chosen[:, 0] < SMALLEST_CHANCE)[:, 0]
-                losses[rows, 0] = F.cross_entropy(states[rows] @ weight.T, wanted[rows], reduction="none")
+                losses[rows, 0] = F.cross_entropy(states[rows] @ weight.T, classes[rows], reduction="none")
             total += (losses * kept).sum()
             part = torch.mm(chances, weight, out=into_hidden[start : start + chunk])
-            part.sub_(weight[wanted]).mul_(kept)
+            part.sub_(weight[classes]).mul_(kept)
             rest = states * kept
             into_weight.addmm_(chances.T, rest)
-            into_weight.index_add_(0, wanted, rest, alpha=-1)
+            into_weight.index_add_(0, classes, rest, alpha=-1)
         ctx.save_for_backward(into_hidden, into_weight)
         return total
 

@@ -17,7 +17,7 @@ def refuse_incomplete(info: Mapping[str, Any], what: str, may_lack: str = r"(?!)
     info: what `from_pretrained(..., output_loading_info=True)` returns second. may_lack, may_have: regular expressions
     of names that are no fault, matched from their beginning.
     """
-    found = {
+    faults = {
         "has no weight": [name for name in sorted(info.get("missing_keys", ())) if not re.match(may_lack, name)],
         "has a weight that its configuration has no place for,": [
             n for n in sorted(info.get("unexpected_keys", ())) if not re.match(may_have, n)
@@ -26,7 +26,7 @@ def refuse_incomplete(info: Mapping[str, Any], what: str, may_lack: str = r"(?!)
             str(row[0]) for row in info.get("mismatched_keys", ())
         ),
     }
-    for fault, names in found.items():
+    for fault, names in faults.items():
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise InputError(

@@ -128,12 +128,12 @@ def share_activations(
     )
 
 
-def with_copies(found: Activations, copies: float, policy: str) -> float:
+def with_copies(activations: Activations, copies: float, policy: str) -> float:
     """Most bytes of a pass with autocast's half-precision copies of the weights: there until the loss is made; only
     'none' keeps them longer.
 
     In the forward pass a logit has 10 bytes: in half precision, in float32, and its logarithm of the softmax.
     """
     if policy == "none":
-        return found.most + copies
-    return max(found.most, found.kept + found.loss * 10 / LOGITS + copies)
+        return activations.most + copies
+    return max(activations.most, activations.kept + activations.loss * 10 / LOGITS + copies)
