@@ -55,7 +55,7 @@ def examine(ledger: Ledger, deep: bool = False) -> list[Finding]:
     """Everything that is wrong with a ledger. Changes nothing."""
     results, findings = _manifests(ledger)
     findings += _leases(ledger)
-    findings += _nodes(ledger)
+    findings += _names(ledger)
     with ThreadPoolExecutor(8) as pool:
         for some in pool.map(partial(_objects, ledger, deep), results.values()):
             findings += some
@@ -139,22 +139,22 @@ def _mend_lease(ledger: Ledger, key: str) -> bool:
     return True
 
 
-def _nodes(ledger: Ledger) -> list[Finding]:
-    """Node records."""
+def _names(ledger: Ledger) -> list[Finding]:
+    """Node records, tags, experiments."""
     findings: list[Finding] = []
+    anew = "the node's next run in this profile writes it anew"
+    gone = "the name is then free: give it again"
+    reads: list[tuple[Callable[[], object], str]] = []
     for row in ledger.store.list("nodes/"):
         _, profile, name = row.key.split("/", 2)
+        reads.append((partial(ledger.node, profile, name.removesuffix(".json")), anew))
+    reads += [(partial(ledger.tag, _stem(row)), gone) for row in ledger.store.list("tags/")]
+    reads += [(partial(ledger.experiment, _stem(row)), gone) for row in ledger.store.list("experiments/")]
+    for read, then in reads:
         try:
-            ledger.node(profile, name.removesuffix(".json"))
+            read()
         except DamagedRecord as error:
-            findings.append(
-                _aside(
-                    ledger,
-                    error,
-                    "the node's next run in this profile writes it anew",
-                    partial(ledger.node, profile, name.removesuffix(".json")),
-                )
-            )
+            findings.append(_aside(ledger, error, then, read))
     return findings
 
 

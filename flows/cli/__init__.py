@@ -26,6 +26,7 @@ from flows.cli.results import lineage, logs, ls, report, show
 from flows.cli.running import run
 from flows.cli.services import down, status, up
 from flows.cli.tables import tables
+from flows.cli.tags import tag
 from flows.cli.verify import verify
 from flows.repair import repair
 from flows.terminal_text import line
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 for _command in (repair, up, down, status, plan, why, rehearse, run, ls, show, logs, lineage, report):
     app.command()(_command)
-for _command in (experiments, compare, tables, release, verify, check, gc):
+for _command in (experiments, compare, tag, tables, release, verify, check, gc):
     app.command()(_command)
 app.add_typer(images.app, name="images")
 app.add_typer(suite.app, name="suite")

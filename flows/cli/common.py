@@ -46,7 +46,7 @@ ExperimentOption = Annotated[
     str, typer.Option("--experiment", "-e", metavar="NAME", help="the results of this experiment, not the profile's")
 ]
 KeyOption = Annotated[
-    str, typer.Option("--key", metavar="KEY", help="the result of this key (its first characters will do)")
+    str, typer.Option("--key", metavar="KEY", help="the result of this key (its first characters will do), or tag")
 ]
 NodeArgument = Annotated[str, typer.Argument(help="name of a node")]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from flows.experiments import tags
 from flows.plan import make_plan
 from flows.profiles import Profile
 from stages.core.errors import ConfigError
@@ -29,8 +30,8 @@ def of_nodes(ledger: Ledger, pipeline: Pipeline, values: Profile) -> dict[str, S
 
 
 def of_node(ledger: Ledger, pipeline: Pipeline, values: Profile, node: str, key: str = "") -> StageResult:
-    """The result of one node. key: the first characters of another one's key. Raises ConfigError where there is
-    none.
+    """The result of one node. key: the first characters of another one's key, or its tag. Raises ConfigError where
+    there is none.
     """
     for each in keys(ledger, pipeline, values, node, key, planned=_by_settings(values)):
         if (manifest := ledger.manifest(each)) is not None:
@@ -58,8 +59,10 @@ def keys(
 
 
 def whole_key(ledger: Ledger, key: str) -> str:
-    """The key that begins so. Raises ConfigError where there is none, or several."""
-    if len(key) < SHORTEST or not set(key) <= set("0123456789abcdef"):
+    """The key that begins so, or that has this tag. Raises ConfigError where there is none, or several."""
+    if not set(key) <= tags.LIKE_A_KEY:
+        return tags.opened(ledger, key).key
+    if len(key) < SHORTEST:
         raise ConfigError(f"--key {key}: give {SHORTEST} characters of a key at least, as 'moxin ls' prints them")
     rows = [row.key for prefix in ("manifests/", "attempts/") for row in ledger.store.list(f"{prefix}{key}")]
     matching = sorted({row.split("/")[1].removesuffix(".json") for row in rows})

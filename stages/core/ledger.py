@@ -12,6 +12,7 @@
     nodes/<profile>/<node>.json               the key that a node last had in a profile
     nodes/<profile>@<experiment>/<node>.json  and in an experiment
     experiments/<name>.json                   what an experiment is; its conditional PUT makes the name its own
+    tags/<name>.json                          the key that a name stands for, whatever runs later
     damaged/<object>.<time>                   what could not be read and was moved out of the way; never deleted by us
 
 Records of nodes and attempts end in a seal, the SHA-256 of the rest (`stages.core.records.sealed`).
@@ -35,7 +36,7 @@ from stages.core.index import index_objects, read_index
 from stages.core.keys import canonical_json, sha256
 from stages.core.leases import LeaseLost
 from stages.core.messages import InputRef, Lease, StageResult
-from stages.core.records import DamagedRecord, ExperimentRecord, NodeRecord, sealed
+from stages.core.records import DamagedRecord, ExperimentRecord, NodeRecord, TagRecord, sealed
 from stages.core.store_errors import Conflict, Damaged
 
 DAMAGED_MARK = "DAMAGED.json"
@@ -251,6 +252,33 @@ class Ledger(CheckpointStore):
         names = [row.key.removeprefix("experiments/").removesuffix(".json") for row in self.store.list("experiments/")]
         with ThreadPoolExecutor(8) as pool:
             return [record for record in pool.map(self.experiment, names) if record]
+
+    def set_tag(self, record: TagRecord, replaces: str | None = None) -> bool:
+        """Give a result a name; False where the name is somebody else's by now. replaces: the ETag of the tag that is
+        moved.
+        """
+        name = f"tags/{record.name}.json"
+        try:
+            self.store.put(name, sealed(record), if_absent=replaces is None, if_match=replaces)
+        except Conflict:
+            return False
+        return True
+
+    def tag(self, name: str) -> tuple[TagRecord, str] | None:
+        """The tag of that name and its ETag. Raises DamagedRecord."""
+        row = f"tags/{name}.json"
+        stored = self.store.get(row)
+        return (self._parse(TagRecord, row, *stored), stored[1]) if stored else None
+
+    def tags(self) -> list[TagRecord]:
+        """All tags, by name. Raises DamagedRecord."""
+        names = [row.key.removeprefix("tags/").removesuffix(".json") for row in self.store.list("tags/")]
+        with ThreadPoolExecutor(8) as pool:
+            return [stored[0] for stored in pool.map(self.tag, names) if stored]
+
+    def remove_tag(self, name: str) -> bool:
+        """Take a name away, never a result; False where there is none."""
+        return self.store.delete([f"tags/{name}.json"]) > 0
 
 
 def attempt_prefix(result: StageResult) -> str:

@@ -124,6 +124,19 @@ class ExperimentRecord(SealedRecord):
     git_commit: str | None = None
 
 
+class TagRecord(SealedRecord):
+    """A name for one result, which stays when its node gets another one: `moxin gc` removes nothing that it needs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    key: str
+    node: str
+    why: str = ""
+    created_by: str
+    created_at: str
+
+
 class AttemptRecord(SealedRecord):
     """How one attempt went."""
 
@@ -169,6 +182,7 @@ class CheckpointCommit(BaseModel):
 KINDS: dict[type[BaseModel], str] = {
     StageResult: "manifest", LeaseRecord: "lease", NodeRecord: "node record", AttemptRecord: "attempt record",
     CheckpointCommit: "commit marker of a checkpoint", AttemptOutcome: "outcome", ExperimentRecord: "experiment record",
+    TagRecord: "tag",
 }  # fmt: skip
 """What people call each record."""
 Record = TypeVar("Record", bound=BaseModel)

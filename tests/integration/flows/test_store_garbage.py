@@ -30,7 +30,7 @@ from stages.core.keys import sha256
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
 from stages.core.messages import CodeRef, Lease, StageRequest
-from stages.core.records import NodeRecord
+from stages.core.records import NodeRecord, TagRecord
 from tests.support.probe_pipeline import published as input_of
 from tests.support.probe_pipeline import result_with
 
@@ -233,6 +233,10 @@ def test_results_go_when_asked_but_never_what_a_name_or_an_attempt_needs(ledger:
     ledger.store.put("nodes/tiny/other.json", b"{")
     assert found(ledger, old)[RESULTS][0].kept, "a name that cannot be read may name it"
     ledger.store.delete(["nodes/tiny/other.json"])
+    kept = TagRecord(name="kept", key=C, node="source", created_by="tester", created_at="")
+    assert ledger.set_tag(kept)
+    assert RESULTS not in found(ledger, old), "it has a tag"
+    assert ledger.remove_tag("kept")
     work = ledger.acquire(C, "tester")
     assert RESULTS not in found(ledger, old), "somebody is at work on it"
     ledger.release(work)

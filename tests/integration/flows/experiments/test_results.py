@@ -29,7 +29,7 @@ def test_a_key_is_found_by_its_beginning(tuned: Ledger) -> None:
     for wrong, message in (
         ("abc", "6 characters"),
         ("0" * 12, "no result or attempt has it"),
-        ("xyzxyz", "characters"),
+        ("xyzxyz", "no tag"),
     ):
         with pytest.raises(ConfigError, match=message):
             loss(tuned, key=wrong)
