@@ -29,6 +29,7 @@ from flows.execute import Execution, Outcome
 from flows.launch import Launcher, launcher
 from flows.lost_runs import RESTARTS
 from flows.plan import NodePlan, answered, make_plan
+from flows.rehearsal import planning as rehearsals
 from flows.settings import Settings
 from flows.spending import OverBudget, Spending
 from flows.tensorboard_events import TensorBoardObserver
@@ -232,7 +233,7 @@ def _spending(
     given: tuple[str, ...],
 ) -> Spending:
     """The count of a run with a budget. given: what tells it from other runs of the profile."""
-    rows = spending.costs(plans, values, cost.estimate(plans, values, ledger))
+    rows = spending.costs(plans, values, rehearsals.estimates(plans, values, ledger))
     name = sha256(canonical_json([values.names, budget, *given]))[:16]
     return Spending(rows, cost.prices_of(values), budget, approve, home / "spending" / f"{name}.json")
 

@@ -14,6 +14,7 @@ from flows.rehearsal import report
 from flows.rehearsal.forecast import REHEARSED, as_estimate, forecast, units
 from flows.rehearsal.report import Forecast, NodeReport, RehearsalReport
 from stages.core.keys import source_digest
+from stages.core.ledger import Ledger
 from stages.core.shrinking import LEVELS, Level
 from stages.core.store import Store
 
@@ -26,6 +27,12 @@ def take(plans: Sequence[NodePlan], profile: Profile, estimates: dict[str, Estim
     reports = report.read_all(store, profile.name) if store else {}
     estimates |= measured(plans, profile, estimates, reports)
     return warnings(plans, profile, estimates, reports)
+
+
+def estimates(plans: Sequence[NodePlan], profile: Profile, ledger: Ledger) -> dict[str, Estimate]:
+    """What each node would cost: by its last result, else as rehearsals measured it, else computed."""
+    computed = cost.estimate(plans, profile, ledger)
+    return computed | measured(plans, profile, computed, report.read_all(ledger.store, profile.name))
 
 
 def mark(estimate: Estimate) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from flows import cost, profiles
+from flows import cost, flow, profiles
 from flows.empty_ledger import EmptyLedger
 from flows.plan import make_plan
 from flows.rehearsal import planning
@@ -82,3 +83,20 @@ def test_a_plan_that_costs_nothing_is_not_told_to_be_rehearsed() -> None:
     profile = profiles.load("tiny", PIPELINE)
     plans = make_plan(PIPELINE, profile, EmptyLedger())
     assert planning.warnings(plans, profile, cost.estimate(plans, profile, None), {}) == []
+
+
+def test_a_budget_goes_by_what_the_plan_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    profile = profiles.load("7b", PIPELINE)
+    plans = make_plan(PIPELINE, profile, EmptyLedger())
+    shape = node(1e6, 60.0, "tokens", (1e6, 1e6, 1e6), ranks=16).model_copy(update={"node": "pretrain_1"})
+    one = RehearsalReport(profile="7b", level="shape", at="2026-01-02", profile_digest="", code={}, nodes=(shape,))
+    monkeypatch.setattr(planning.report, "read_all", lambda store, name: {"shape": one})
+    shown = cost.estimate(plans, profile, None)
+    computed = shown["pretrain_1"].dollars
+    planning.take(plans, profile, shown, cast(Any, object()))
+    ledger: Any = EmptyLedger()
+    ledger.store = None
+    spent = flow._spending(plans, profile, ledger, 1.0, True, tmp_path, ())  # pyright: ignore[reportPrivateUsage]
+    row = next(row for row in spent.rows if row.name == "pretrain_1")
+    assert (row.dollars, row.basis) == (shown["pretrain_1"].dollars, "rehearsal of 2026-01-02")
+    assert row.dollars != pytest.approx(computed)
