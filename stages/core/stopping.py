@@ -57,14 +57,14 @@ class Stopper:
 
 
 def _cut_off_later() -> None:
-    timer = threading.Timer(GRACE_SECONDS, _cut_off)
+    timer = threading.Timer(GRACE_SECONDS, cut_off, (b"the stage did not stop within its grace: cut off\n",))
     timer.daemon = True
     timer.start()
 
 
-def _cut_off() -> None:
-    """End this process and whatever it started, now."""
-    os.write(2, b"the stage did not stop within its grace: cut off\n")
+def cut_off(why: bytes) -> None:
+    """End this process and whatever it started, now. why: a line for people."""
+    os.write(2, why)
     if os.getpgrp() == os.getpid():
         for child in group_members():
             os.kill(child, signal.SIGKILL)

@@ -30,6 +30,7 @@ from stages.core.errors import ExitClass, PeerFailed, Preempted, StageError
 from stages.core.events import own_rank, world_size
 from stages.core.failures import classify
 from stages.core.workspace import scratch
+from stages.lib.training.lost_process import Watch
 
 JOINING = timedelta(minutes=10)
 """How long a process tries to reach the others' meeting place, and is waited for until it has: they are started
@@ -61,6 +62,7 @@ class Meeting:
             raise Preempted(LOST) from error
         self._ready, self._word = False, ""
         """Whether this process is, and what else it has to say."""
+        self._watch: Watch | None = None
         self._outcome: tuple[ExitClass, str] | None = None
         """What all go by: of the first that failed, or that all are ready."""
         self._reached = time.monotonic()
@@ -86,10 +88,16 @@ class Meeting:
         if self._outcome[0] is not ExitClass.OK:
             raise PeerFailed(*self._outcome)
 
+    def watch(self) -> None:
+        """From here on: whoever dies is missed, and not waited for (`stages.lib.training.lost_process`)."""
+        self._watch = Watch(_store(self._rank, self._size, False), self._rank, self._size)
+
     def tell(self, error: BaseException) -> StageError | None:
         """Let the others know why this process fails, if they still wait. What was the reason when this process was
         only asked to stop, as its launcher asks when another has failed; else None.
         """
+        if self._watch is not None and not isinstance(error, Preempted):  # who is stopped may be the first that saved
+            self._watch.end(failed=True)
         if self._thread.is_alive() and not isinstance(error, PeerFailed):
             self._word = json.dumps(classify(error, scratch()))
             self.end()
@@ -99,6 +107,8 @@ class Meeting:
 
     def end(self) -> None:
         """No more signs of life."""
+        if self._watch is not None:
+            self._watch.end()
         self._over.set()
         self._wake.set()
         self._thread.join(PARTING.total_seconds())
@@ -148,9 +158,9 @@ class Meeting:
         return None
 
 
-def _store(rank: int, size: int) -> Any:
-    """What torchrun's agent holds for its processes; without an agent, the first process does."""
-    host = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+def _store(rank: int, size: int, may_host: bool = True) -> Any:
+    """What torchrun's agent holds for its processes; without an agent, the first process does, once."""
+    host = may_host and rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     until = time.monotonic() + JOINING.total_seconds()
     while not host:

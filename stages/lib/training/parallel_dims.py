@@ -127,6 +127,7 @@ def _init_distributed(ctx: Context[Any], device: torch.device, model_parallel_si
         torch.cuda.set_device(device)
     backends = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     current().wait(lambda: ctx.stopping)
+    current().watch()
     current().store.set_timeout(TIMEOUT)
     dist.init_process_group(backends, store=current().store, rank=rank, world_size=size, timeout=TIMEOUT)
     return ParallelDims(device, rank, size, model_parallel_size, dist.new_group(backend="gloo", timeout=TIMEOUT))
