@@ -53,7 +53,7 @@ def tag(
     elif not list_:
         say(
             (records[0].name, "bold"),
-            f": {records[0].node} {records[0].key[:12]}{' is its name no more' * bool(remove)}",
+            f"{' taken from' if remove else ':'} {records[0].node} {records[0].key[:12]}",
         )
     elif not records:
         say("no tags yet; give one with: moxin tag NODE TAG")
