@@ -57,6 +57,7 @@ NO_WORK: dict[str, list[str]] = {
         "DedupConfig.min_characters",
         "DedupConfig.rows",
         "QualityConfig.word_ngrams",
+        "TaskEntry.k",
     ],
     "what is done at one time": [
         "GrpoConfig.concurrent_responses",
@@ -77,7 +78,6 @@ NO_WORK: dict[str, list[str]] = {
         "PretrainConfig.tokens",
         "RawSource.take",
         "SupervisedConfig.max_rows",
-        "TaskEntry.k",
     ],
     "bounded otherwise: by the one value that it may have, by the questions": [
         "ParallelSizes.context",
@@ -147,6 +147,7 @@ def test_the_rehearsal_of_every_profile_is_small_and_of_the_same_kind(name: str,
             assert rehearsal.stand_ins[node.name]
         assert node.processes(after) is node.processes(before)
         _bounded(node.name, after, level)
+        _scored_as_before(node.name, before, after)
         if node.name not in rehearsal.out_of_reach:
             node.check_resources(node.name, after, rehearsal.profile.resources[node.name])
     assert rehearsal.profile.launchers == profile.launchers
@@ -169,8 +170,15 @@ def _bounded(node: str, config: Any, level: Level) -> None:
         assert getattr(source, "cap", 1) <= 400
         assert getattr(source, "every", 1000) >= 1000
     for suite in getattr(config, "suites", ()):
-        assert all(task.limit <= 4 and task.repeats <= 2 for task in suite.tasks), node
+        assert all(task.limit <= 4 and task.repeats <= max((2, *task.k)) for task in suite.tasks), node
     if hasattr(config, "limit"):
         assert config.limit <= 2000
     if hasattr(config, "max_tokens") and hasattr(config, "sequence_length"):
         assert config.max_tokens <= 2_000_000
+
+
+def _scored_as_before(node: str, before: Any, after: Any) -> None:
+    """That each pass@k of a suite, which its table may print, is still made, and of enough answers."""
+    for old, new in zip(getattr(before, "suites", ()), getattr(after, "suites", ()), strict=True):
+        assert [task.k for task in new.tasks] == [task.k for task in old.tasks], node
+        assert all(task.repeats >= max(task.k, default=1) for task in new.tasks), node

@@ -61,8 +61,8 @@ class TaskEntry(BaseModel):
         return self
 
     def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
-        """No more answers are looked at together than are written."""
-        return values | {"k": tuple(k for k in self.k if k <= values["repeats"])}
+        """As many answers are written as are looked at together: each pass@k stays, of fewer documents."""
+        return values | {"repeats": max(values["repeats"], *self.k)} if self.k else values
 
 
 class Suite(BaseModel):
