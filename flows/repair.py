@@ -13,20 +13,14 @@ The exit status is 1 while there is something left to mend, else 0.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from flows.idle_keys import exclusive
-from flows.settings import Settings
 from stages.core.artifacts import ArtifactManifest, FileEntry
 from stages.core.checkpoints import ROWS
 from stages.core.ledger import Ledger
@@ -317,49 +311,3 @@ def _torn(ledger: Ledger, key: str, step: int, rows: dict[str, Stored], deep: bo
 
 def _stem(row: Stored) -> str:
     return row.key.rsplit("/", 1)[1].removesuffix(".json")
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def repair(
-    apply_: Annotated[bool, typer.Option("--apply", help="do what is said, instead of saying it only")] = False,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="read every object and checkpoint, and compare its SHA-256")
-    ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Find damaged records, lost objects, torn checkpoints and attempts without an end; mend them with --apply."""
-    settings = Settings.load()
-    os.environ.update(settings.store_environment())
-    ledger = Ledger(Store(settings.store, patience=5))
-    findings = examine(ledger, deep)
-    done = apply(findings) if apply_ else []
-    aside = [row.size for row in ledger.store.list("damaged/")]
-    if json_:
-        rows = [finding.row() | {"done": finding in done} for finding in findings]
-        sys.stdout.write(
-            json.dumps(
-                {"findings": rows, "applied": apply_, "aside": {"objects": len(aside), "bytes": sum(aside)}}, indent=2
-            )
-            + "\n"
-        )
-    else:
-        for line in _lines(findings, done, apply_):
-            typer.echo(line)
-        if aside:
-            typer.echo(
-                f"damaged/ holds {len(aside)} objects, {sum(aside):,} bytes: nobody reads them; delete them when you"
-                " need them no more"
-            )
-    if len(done) < len(findings):
-        raise typer.Exit(1)
-
-
-def _lines(findings: list[Finding], done: list[Finding], applied: bool) -> Iterator[str]:
-    for finding in findings:
-        yield f"{finding.object}: {finding.what}\n    {'done: ' if finding in done else ''}{finding.action}"
-    if not findings:
-        yield "nothing is damaged"
-    elif not applied and (can := sum(finding.apply is not None for finding in findings)):
-        yield f"{can} of {len(findings)} can be mended: 'moxin repair --apply'"

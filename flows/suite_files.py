@@ -21,10 +21,9 @@ from stages.capability.spec import DATA_SETS as CAPABILITY_DATA_SETS
 from stages.core.errors import ConfigError
 from stages.core.files import write_atomically
 from stages.core.preflight import Probe
-from stages.lib.evaluation.suite_file import Suite, TaskEntry
+from stages.lib.evaluation.suite_file import HARNESS, Suite, TaskEntry
 
 LOOKUP, PIN = "stages.lib.evaluation.task_lookup", "stages.benchmarks.pin"
-HARNESS = "lm-evaluation-harness"
 LOOKUP_SECONDS, PIN_SECONDS = 300.0, 300.0
 """The harness's index takes 12 CPU seconds once, a folder or an object store is read whole: limits against hangs."""
 UNKNOWN = "unknown"

@@ -22,13 +22,13 @@ from flows.cli.garbage import gc
 from flows.cli.planning import plan, why
 from flows.cli.rehearsing import rehearse
 from flows.cli.release import release
+from flows.cli.repairing import repair
 from flows.cli.results import lineage, logs, ls, report, show
 from flows.cli.running import run
 from flows.cli.services import down, status, up
 from flows.cli.tables import tables
 from flows.cli.tags import tag
 from flows.cli.verify import verify
-from flows.repair import repair
 from flows.terminal_text import line
 from stages.core.errors import ConfigError, StageError
 

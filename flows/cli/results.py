@@ -24,7 +24,6 @@ from flows.cli.common import (
     read_profile,
     say,
 )
-from flows.log_lines import FileLines, StoredLines
 from flows.settings import Settings
 from flows.terminal_text import counted, line
 from stages.core.errors import ConfigError
@@ -83,6 +82,7 @@ def show(
     """
     from flows.console import rows_table
     from flows.experiments import results
+    from flows.log_lines import StoredLines
 
     with open_ledger() as ledger:
         pipeline, values = read_profile(ledger, profile, experiment, set_)
@@ -152,6 +152,7 @@ def _say_event(row: str, all_: bool, json_: bool) -> None:
 def _log_lines(ledger: Any, home: Path, pipeline: Any, values: Any, node: str, key: str) -> Iterator[bytes]:
     """The events of a node's newest attempt: from this machine while it runs, from the store afterwards."""
     from flows.experiments import results
+    from flows.log_lines import FileLines, StoredLines
 
     for each in results.keys(ledger, pipeline, values, node, key):
         for attempt in reversed(ledger.attempts(each)):

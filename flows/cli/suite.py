@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.common import JsonOption, out, print_json, say
-from flows.suite_files import HARNESS
 from flows.terminal_text import line
+from stages.lib.evaluation.suite_file import HARNESS
 
 app = typer.Typer(no_args_is_help=True, help="Suites of evaluation tasks: the shipped ones, and your own.")
 

@@ -5,6 +5,8 @@ one.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -128,3 +130,10 @@ def test_what_covers_a_module_reaches_it() -> None:
     tables = covered()
     assert not [test for table in tables.values() for test in table.values() if not (ROOT / test).is_file()]
     assert not {source: test for source, test in tables["imported"].items() if not reaches(test, source)}
+
+
+def test_the_command_line_starts_without_what_only_some_commands_need() -> None:
+    """`moxin --help` and a shell's completion wait for what `flows.cli` imports."""
+    code = "import sys, flows.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    brought = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"boto3", "botocore", "jinja2", "numpy", "prefect", "psutil", "torch"} & set(brought.split())

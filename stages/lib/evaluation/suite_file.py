@@ -20,6 +20,8 @@ from stages.core.shrinking import Rehearsal, Shrinks
 FOLDER = Path(__file__).parent / "suites"
 
 HarnessName = Literal["lm-evaluation-harness", "olmes", "opencompass", "qwen25-math", "lmms-eval", "moxin-visual"]
+HARNESS: HarnessName = "lm-evaluation-harness"
+"""Whose tasks a suite's are where it does not say."""
 
 
 class TaskEntry(BaseModel):
@@ -73,7 +75,7 @@ class Suite(BaseModel):
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$", description="what reports call it")
     title: str = Field(default="", description="what it is, for people")
     table: str | None = Field(default=None, description="the paper's table that it repeats (infra/paper_tables.json)")
-    harness: HarnessName = Field(default="lm-evaluation-harness", description="whose tasks these are")
+    harness: HarnessName = Field(default=HARNESS, description="whose tasks these are")
     paper_harness: HarnessName | None = Field(
         default=None, description="the harness that scored the paper's table, where it is another"
     )

@@ -11,7 +11,9 @@ import pytest
 import typer
 
 from flows import repair
+from flows.cli import repairing
 from flows.plan import State, make_plan
+from flows.settings import Settings
 from stages.core.ledger import Ledger
 from stages.core.records import AttemptRecord
 from tests.support.bench import PIPE, Bench
@@ -177,20 +179,20 @@ def test_a_job_that_may_live_on_without_its_control_plane_is_left_to_the_next_ru
 def test_the_command_is_a_dry_run_unless_told(
     bench: Bench, settings: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(repair.Settings, "load", classmethod(lambda cls: settings))
+    monkeypatch.setattr(Settings, "load", classmethod(lambda cls: settings))
     name = f"manifests/{bench.results()['shards'].key}.json"
     cut(bench.ledger, name)
     with pytest.raises(typer.Exit):
-        repair.repair()
+        repairing.repair()
     said = capsys.readouterr().out
     assert f"{name}: " in said
     assert "1 of 1 can be mended: 'moxin repair --apply'" in said
     assert bench.ledger.store.get(name) is not None
-    repair.repair(apply_=True, json_=True)
+    repairing.repair(apply_=True, json_=True)
     told = json.loads(capsys.readouterr().out)
     assert [(row["object"], row["done"]) for row in told["findings"]] == [(name, True)]
     assert told["aside"]["objects"] == 1
-    repair.repair()
+    repairing.repair()
     assert capsys.readouterr().out.startswith("nothing is damaged\ndamaged/ holds 1 objects")
 
 
@@ -227,11 +229,11 @@ def test_a_record_that_a_run_writes_anew_meanwhile_stays(bench: Bench) -> None:
 def test_the_exit_status_says_whether_something_is_left_to_mend(
     bench: Bench, settings: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(repair.Settings, "load", classmethod(lambda cls: settings))
+    monkeypatch.setattr(Settings, "load", classmethod(lambda cls: settings))
 
     def status(**options: bool) -> int:
         try:
-            repair.repair(**options)
+            repairing.repair(**options)
         except typer.Exit as ended:
             return ended.exit_code
         return 0

@@ -39,7 +39,7 @@ def test_a_tag_is_given_listed_and_taken_away(said: Any) -> None:
     (row,) = json.loads(said("--list", "--json"))["tags"]
     assert (row["name"], row["node"], row["why"]) == ("best", "sft_tulu", "paper")
     assert "paper" in said("--list")
-    assert "no more" in said("--remove", "best")
+    assert "best taken from sft_tulu" in said("--remove", "best")
     assert json.loads(said("--list", "--json"))["tags"] == []
     for words in ((), ("sft_tulu",), ("sft_tulu", "best", "--list"), ("--list", "--remove", "best")):
         with pytest.raises(ConfigError, match="give a node and a tag, or"):
