@@ -18,6 +18,7 @@ from flows.cli import images, suite
 from flows.cli.checks import check
 from flows.cli.common import err
 from flows.cli.experiments import compare, experiments
+from flows.cli.exporting import export
 from flows.cli.garbage import gc
 from flows.cli.planning import plan, why
 from flows.cli.rehearsing import rehearse
@@ -40,7 +41,7 @@ app = typer.Typer(
 )
 for _command in (repair, up, down, status, plan, why, rehearse, run, ls, show, logs, lineage, report):
     app.command()(_command)
-for _command in (experiments, compare, tag, tables, release, verify, check, gc):
+for _command in (experiments, compare, tag, export, tables, release, verify, check, gc):
     app.command()(_command)
 app.add_typer(images.app, name="images")
 app.add_typer(suite.app, name="suite")

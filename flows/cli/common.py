@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -122,6 +122,16 @@ def plan_nodes(
 
     pipeline, values = read_profile(ledger, profile, experiment, overrides)
     return make_plan(pipeline, values, ledger, select, force, deep), values
+
+
+@contextmanager
+def progress(quiet: bool) -> Generator[Callable[[str], None]]:
+    """Says what is being done, on standard error, where that is a terminal."""
+    if quiet or not err.is_terminal:
+        yield lambda text: None
+        return
+    with err.status("looking") as status:
+        yield lambda text: status.update(line(text))
 
 
 def print_problems(findings: list[Any], what: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli.common import JsonOption, ProfileOption, err, load_profile, open_ledger, out, print_json
+from flows.cli.common import JsonOption, ProfileOption, load_profile, open_ledger, out, print_json, progress
 from flows.settings import Settings
 from flows.terminal_text import line
 from stages.core.errors import ConfigError
@@ -53,7 +53,7 @@ def gc(
     _, values = load_profile(profile, [])
     removed: dict[Any, tuple[int, int]] = {}
     stopped = False
-    with open_ledger(settings) as ledger, _progress(json_) as tell:
+    with open_ledger(settings) as ledger, progress(json_) as tell:
         items = _find(settings, ledger, limits, cache_gib, tell)
         costs = {item: remaking.of(ledger, item, values) for item in items}
         goes = [item for item in items if not item.kept] if yes else []
@@ -110,16 +110,6 @@ def _shared(settings: Settings) -> Path | None:
         folder = Path(Site.load().folder or settings.home / "slurm")
         return folder if folder.is_dir() else None
     return None
-
-
-@contextlib.contextmanager
-def _progress(quiet: bool) -> Generator[Callable[[str], None]]:
-    """Says what is being done, on standard error, where that is a terminal."""
-    if quiet or not err.is_terminal:
-        yield lambda text: None
-        return
-    with err.status("looking") as status:
-        yield lambda text: status.update(line(text))
 
 
 def _item(item: Any, cost: Any, removed: tuple[int, int] | None) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""`moxin export`: a model or a data set out to a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.common import (
+    ExperimentOption,
+    JsonOption,
+    KeyOption,
+    NodeArgument,
+    ProfileOption,
+    SetOption,
+    find_node,
+    open_ledger,
+    out,
+    print_json,
+    progress,
+    read_profile,
+)
+from flows.terminal_text import counted, line
+
+
+def export(
+    node: NodeArgument,
+    folder: Annotated[Path, typer.Argument(help="where to: a new folder, or an empty one", metavar="DIR")],
+    port: Annotated[str, typer.Option("--port", metavar="PORT", help="which output, where the node has several")] = "",
+    profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
+    set_: SetOption = [],  # noqa: B006
+    key: KeyOption = "",
+    json_: JsonOption = False,
+) -> None:
+    """Write a node's result, a model or a data set, to a folder, each file verified; the same call again goes on where
+    one was interrupted.
+    """
+    from flows import export as folders
+    from flows.experiments import results
+
+    with open_ledger() as ledger, progress(json_) as tell:
+        pipeline, values = read_profile(ledger, profile, experiment, set_)
+        result = results.of_node(ledger, pipeline, values, find_node(node).name, key)
+        done = folders.write(ledger, result, port, folder, tell)
+    if json_:
+        row = {name: getattr(done, name) for name in ("folder", "port", "digest", "files", "bytes", "kept")}
+        print_json({"node": result.node, "key": result.key, **row})
+        return
+    before = f"; {counted(done.kept, 'file')} of an earlier call kept" if done.kept else ""
+    out.print(
+        line(
+            (f"{result.node}.{done.port}", "bold"),
+            f": {counted(done.files, 'file')}, {done.bytes:,} bytes in {done.folder}{before}",
+        ),
+        soft_wrap=True,
+    )
