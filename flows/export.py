@@ -127,12 +127,12 @@ def _fetch(store: Store, entries: Sequence[FileEntry], folder: Path, tell: Calla
         store.interrupted.clear()
 
 
-def _clear(folder: Path, wanted: set[str]) -> None:
+def _clear(folder: Path, listed: set[str]) -> None:
     """Remove what is no file of this artifact: another one's, or half of a file that a killed process was fetching."""
     for root, _, names in os.walk(folder, topdown=False):
         here = Path(root)
         for path in (here / name for name in names):
-            if path.is_symlink() or path.relative_to(folder).as_posix() not in wanted:
+            if path.is_symlink() or path.relative_to(folder).as_posix() not in listed:
                 path.unlink()
         if here != folder and not any(here.iterdir()):
             here.rmdir()
