@@ -190,7 +190,7 @@ def moxin(
         api_calls.put("plan", lambda: prefect_artifacts.plan_table(plans))
         for plan in plans:
             log.info("%-20s %-8s %s", plan.node.name, plan.state.value, plan.reason)
-        spent = _spending(plans, values, ledger, budget, approve, settings.home, (select, *set)) if budget else None
+        spent = spending_of(plans, values, ledger, budget, approve, settings.home, (select, *set)) if budget else None
         if spent:
             api_calls.put("budget", lambda: prefect_artifacts.budget_table(spent.rows))
         if plan_only:
@@ -223,7 +223,7 @@ def _warnings(values: profiles.Profile, restarts: int) -> list[str]:
     return crashed * bool(restarts) + list(values.warnings)
 
 
-def _spending(
+def spending_of(
     plans: list[NodePlan],
     values: profiles.Profile,
     ledger: Ledger,

@@ -41,6 +41,9 @@ BudgetOption = Annotated[
         help="dollars: a run does not begin above them, and begins no further node that would lead above them"
     ),
 ]
+ApproveOption = Annotated[
+    bool, typer.Option("--approve", help="run although the budget may not do; what is spent is counted")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 ExperimentOption = Annotated[
     str, typer.Option("--experiment", "-e", metavar="NAME", help="the results of this experiment, not the profile's")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.common import (
+    ApproveOption,
+    BudgetOption,
     ForceOption,
     JsonOption,
     LauncherOption,
@@ -45,12 +47,17 @@ def rehearse(
     processors: Annotated[
         bool, typer.Option("--processors", help="no GPUs anywhere: full precision on processors stands in for them")
     ] = False,
+    budget: BudgetOption = None,
+    approve: ApproveOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Run a profile's own DAG small, with its launchers, engines, sources and kinds of parallelism, and say of each
     node whether it passed, what to change, and what the real run will take. Ends with 1 when a node failed.
     """
+    from flows import spending
+
     chosen_level = _level(level)
+    spending.check_amount(budget)
     overrides = all_overrides(set_, launcher)
     pipeline, _ = load_profile(profile, overrides)
     nodes = len(pipeline.select(select))
@@ -68,10 +75,16 @@ def rehearse(
             force=force,
             set=overrides,
             processors=processors,
+            budget=budget,
+            approve=approve,
             return_state=True,
         )
 
     state, _, url, server_knows = run_flow(start, settings, nodes, json_)
+    from flows.rehearsal.report import REFUSED
+
+    if state.name == REFUSED:
+        raise ConfigError(state.message)
     outcome = _outcome(settings, profile, chosen_level, state.message or "the rehearsal ended without a report")
     _tell(outcome, settings, url, json_)
     end(0 if outcome.ok else 1, server_knows)

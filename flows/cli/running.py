@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.common import (
+    ApproveOption,
     BudgetOption,
     ForceOption,
     JsonOption,
@@ -47,9 +48,7 @@ def run(
     ] = "",
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help="what the experiment is for")] = "",
     budget: BudgetOption = None,
-    approve: Annotated[
-        bool, typer.Option("--approve", help="run although the budget may not do; what is spent is counted")
-    ] = False,
+    approve: ApproveOption = False,
     json_: JsonOption = False,
 ) -> None:
     """Run the DAG, or a part of it, as a Prefect flow in this terminal. Starts the services that are not up."""

@@ -17,6 +17,9 @@ from stages.core.store import Store
 FOLDER = REHEARSALS
 """Below the store's prefix, and below the state folder: a folder for each profile and level."""
 
+REFUSED = "Refused"
+"""Name of the state of a rehearsal that did not begin, because of what it was asked to do."""
+
 State = Literal["passed", "failed", "out of reach", "not reached"]
 
 

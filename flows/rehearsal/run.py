@@ -8,7 +8,7 @@ Nothing mixes with real results: a rehearsal has a part of the store of its own 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, cast
 
 from prefect import flow, get_run_logger
@@ -25,15 +25,16 @@ from flows.empty_ledger import EmptyLedger
 from flows.execute import Execution
 from flows.flow import ProfileName
 from flows.launch import launcher
-from flows.plan import answered, make_plan
+from flows.plan import NodePlan, answered, make_plan
 from flows.rehearsal import measures, page, planning, report
 from flows.rehearsal.derive import derive
 from flows.rehearsal.findings import Findings, add_lines, node_of, reachable, sorted_out
 from flows.rehearsal.forecast import units_of_inputs
 from flows.rehearsal.observers import NodeLogs, Stops
-from flows.rehearsal.report import NodeReport, RehearsalReport
+from flows.rehearsal.report import REFUSED, Fault, NodeReport, RehearsalReport
 from flows.rehearsal.report import State as NodeState
 from flows.settings import Settings
+from flows.spending import Spending
 from stages.core.errors import ConfigError, StageError
 from stages.core.graph import Node
 from stages.core.keys import source_digest
@@ -70,6 +71,8 @@ def rehearse(
     force: form.Force = False,
     set: form.Overrides = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
     processors: Annotated[bool, Field(description="No GPUs: full precision on processors stands in")] = False,
+    budget: form.Budget = None,
+    approve: form.Approve = False,
     restarts: form.Restarts = 0,
 ) -> State[Any]:
     """Run a profile's DAG small, where it is meant to run, and tell what the real one will meet."""
@@ -77,14 +80,28 @@ def rehearse(
     if restarts:
         log.warning("a rehearsal crashed: this one goes on with it by itself")
     try:
-        outcome = _Rehearsing(run_id, profile.value, level, list(set), processors).run(select, force)
+        outcome = _Rehearsing(run_id, profile.value, level, list(set), processors).run(
+            select, force, Allowance(budget, approve, lost=restarts > 0)
+        )
+    except ConfigError as error:
+        log.error("%s", error)
+        state: State[Any] = Failed(name=REFUSED, message=str(error))
     except StageError as error:
         log.error("%s", error)
-        state: State[Any] = Failed(message=str(error))
+        state = Failed(message=str(error))
     else:
         state = Completed(message=outcome.summary()) if outcome.ok else Failed(message=outcome.summary())
     run_flow.ENDED.setdefault(run_id, state)
     return state
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What a rehearsal may cost, as a run's: dollars, whether it may cost more, whether it goes on with a lost one."""
+
+    budget: float | None = None
+    approve: bool = False
+    lost: bool = False
 
 
 class _Rehearsing:
@@ -94,6 +111,7 @@ class _Rehearsing:
         self.run_id = run_id
         self.level: Level = level
         self.settings = Settings.load()
+        self.overrides = overrides
         self.given = profiles.load(name, PIPELINE, overrides)
         self.derived = derive(self.given, PIPELINE, level, processors=processors)
         self.store = Store(self.settings.store)
@@ -108,7 +126,7 @@ class _Rehearsing:
         self.failures: dict[str, str] = {}
         self.waits: dict[str, list[str]] = {}
 
-    def run(self, select: str, force: bool) -> RehearsalReport:
+    def run(self, select: str, force: bool, allowance: Allowance) -> RehearsalReport:
         """Rehearse a selection; its report, which is in the store and a page by then. Raises StageError."""
         self.ledger.store.probe()
         chosen = PIPELINE.under(self.derived.profile.configs).select(select)
@@ -124,7 +142,7 @@ class _Rehearsing:
         small_ones = self._only_limits()
         names, self.waits = reachable(PIPELINE, chosen, {n: why for n, why in blocked.items() if n not in small_ones})
         if names:
-            self._walk(names, force)
+            self._walk(names, force, select, allowance)
         outcome = RehearsalReport(
             profile=self.given.name,
             level=self.level,
@@ -154,16 +172,28 @@ class _Rehearsing:
         """Nodes that can be run small all the same: what does not fit is their real size."""
         return [n for n, faults in self.findings.faults.items() if all(fault.remedy == LIMIT for fault in faults)]
 
-    def _walk(self, names: Sequence[str], force: bool) -> None:
+    def _spending(self, plans: list[NodePlan], select: str, allowance: Allowance) -> Spending | None:
+        """The count of what the rehearsal itself costs. Raises ConfigError when that would be above its budget."""
+        if not allowance.budget:
+            return None
+        given, home = (select, *self.overrides), self.settings.home
+        spent = run_flow.spending_of(
+            plans, self.derived.profile, self.ledger, allowance.budget, allowance.approve, home, given
+        )
+        for line in spent.begin(allowance.lost):
+            get_run_logger().info("%s", line)
+        return spent
+
+    def _walk(self, names: Sequence[str], force: bool, select: str, allowance: Allowance) -> None:
         """Run nodes as any run does."""
-        values, api_calls = self.derived.profile, prefect_artifacts.ApiCallQueue()
+        values = self.derived.profile
         try:
             plans = make_plan(PIPELINE, values, self.ledger, names, force)
         except ConfigError as error:
-            api_calls.close()
             line = report.first_line(str(error))
             self.failures = {node_of(line, names) or names[0]: line}
             return
+        spent = self._spending(plans, select, allowance)
         launchers = run_flow.launchers_of(values, plans, self.apart)
         will_run = {plan.node.name for plan in plans if plan.will_run}
         if self.level == "wiring":
@@ -181,12 +211,15 @@ class _Rehearsing:
             launchers,
             stops=frozenset(self.stops.left),
         )
+        execution.spending = spent
         self.stops.execution = execution
-        run = run_flow.Run(execution, plans, api_calls, reports=False)
+        run = run_flow.Run(execution, plans, prefect_artifacts.ApiCallQueue(), reports=False)
         ended = run_flow.walk(self.run_id, run)
         if ended.is_cancelled():
             run_flow.ENDED[self.run_id] = ended
             raise KeyboardInterrupt
+        if spent and spent.stopped:
+            self.findings.general.append(Fault(cause=spent.message()))
         self.results, self.failures = run.results, dict(run.failures)
 
     def _report_of(self, node: Node) -> NodeReport:

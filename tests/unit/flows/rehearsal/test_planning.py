@@ -96,7 +96,7 @@ def test_a_budget_goes_by_what_the_plan_shows(monkeypatch: pytest.MonkeyPatch, t
     planning.take(plans, profile, shown, cast(Any, object()))
     ledger: Any = EmptyLedger()
     ledger.store = None
-    spent = flow._spending(plans, profile, ledger, 1.0, True, tmp_path, ())  # pyright: ignore[reportPrivateUsage]
+    spent = flow.spending_of(plans, profile, ledger, 1.0, True, tmp_path, ())
     row = next(row for row in spent.rows if row.name == "pretrain_1")
     assert (row.dollars, row.basis) == (shown["pretrain_1"].dollars, "rehearsal of 2026-01-02")
     assert row.dollars != pytest.approx(computed)
