@@ -1,8 +1,12 @@
-"""The budget of a rehearsal: what its own small nodes cost, held before any of them is started and while they run."""
+"""A rehearsal around its nodes: its budget, which is held before any of them is started and while they run, and what it
+says of faults that only show when a node runs.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +19,10 @@ from flows.rehearsal import report
 from flows.rehearsal import run as rehearsing
 from flows.rehearsal.run import Allowance
 from flows.settings import Settings
+from stages.core import selfcheck
 from stages.core.errors import ConfigError
 from stages.core.store import Store
+from stages.lib.engines.open_instruct import POSITION, StepCheckpoints
 
 Runs = list[Any]
 
@@ -66,6 +72,49 @@ def test_one_that_its_budget_stops_has_failed_and_says_how_it_goes_on(begun: Run
 def test_an_approved_one_is_only_counted(begun: Runs) -> None:
     assert rehearsed(0.001, approve=True).faults == ()
     assert begun[0].execution.spending.budget == 0.001
+
+
+def _image_without_a_module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The engine's own Python is there, and what it imports first is not."""
+    monkeypatch.setenv("MOXIN_COLOSSALAI_PYTHON", sys.executable)
+    monkeypatch.setitem(selfcheck.ENGINES, "colossalai", selfcheck.Engine(("no_such_module",), (), compiles=False))
+    monkeypatch.setattr(selfcheck, "driver", list)
+    selfcheck.require("scenes", SimpleNamespace(device="cuda", engine="colossalai"))
+
+
+def _checkpoint_of_another_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """DeepSpeed's of eight GPUs, for an attempt that has four."""
+    (tmp_path / POSITION).write_text('{"gpus": 8}')
+    ctx: Any = SimpleNamespace(node="scenes", nproc_per_node=4)
+    follower: Any = None
+    StepCheckpoints(ctx, tmp_path / "output", follower).restore((2, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (_image_without_a_module, ("engine = 'colossalai' cannot run here", "no_such_module cannot be imported")),
+        (_checkpoint_of_another_layout, ("its checkpoint of step 2 is DeepSpeed's of 8 GPUs", "set resources.scenes.")),
+    ],
+)
+def test_a_fault_that_shows_when_a_node_runs_is_told_with_node_cause_and_remedy(
+    fault: Any, words: tuple[str, ...], begun: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The stage's own words, as a failed node of the report."""
+
+    def walk(run_id: str, run: Any) -> State[Any]:
+        run.api_calls.close()
+        with pytest.raises(ConfigError) as raised:
+            fault(monkeypatch, tmp_path)
+        run.failures["scenes"] = f"scenes failed {raised.value}"
+        return State(type=StateType.FAILED)
+
+    monkeypatch.setattr(rehearsing.run_flow, "walk", walk)
+    (node,) = rehearsed(5.0).failed
+    assert node.node == "scenes"
+    assert all(word in node.why for word in words), node.why
+    assert node.remedy
+    assert node.log
 
 
 def test_the_deployment_takes_a_budget_as_that_of_a_run_does() -> None:
