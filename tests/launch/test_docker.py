@@ -55,7 +55,7 @@ def test_a_stage_runs_and_nothing_of_it_is_left(
 ) -> None:
     code, events = finish(docker_launcher.start(job_of(ledger, act="print")))
     assert code == 0, events
-    assert [e["event"] for e in events if e["event"] != "log"] == ["metric", "metric", "done"]
+    assert [e["event"] for e in events if e["event"] != "log"] == ["begun", "metric", "metric", "done"]
     assert {e["message"] for e in events if e["event"] == "log"} >= {
         "a line that a library prints",
         "a line of a child process",
