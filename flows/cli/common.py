@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.console import Console
 from flows.settings import Settings
 from flows.terminal_text import line
 from stages.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stages.core.messages import StageResult
 
 PIPE_WIDTH = 200
 """Columns where the output is no terminal: a log or a pipe has no edge to wrap at."""
@@ -106,6 +109,16 @@ def find_node(name: str) -> Any:
             f"'{name}' is a stage, not a node: choose one of {', '.join(n.name for n in PIPELINE if n.stage == name)}"
         )
     return PIPELINE[name]
+
+
+def read_result(
+    ledger: Any, node: str, profile: str, experiment: str = "", overrides: Iterable[str] = (), key: str = ""
+) -> StageResult:
+    """The one result that `--experiment`, `--set` and `--key` speak of. Raises ConfigError where there is none."""
+    from flows.experiments import results
+
+    pipeline, values = read_profile(ledger, profile, experiment, overrides)
+    return results.of_node(ledger, pipeline, values, find_node(node).name, key)
 
 
 def all_overrides(set_: list[str], launcher: str | None) -> list[str]:

@@ -14,12 +14,11 @@ from flows.cli.common import (
     NodeArgument,
     ProfileOption,
     SetOption,
-    find_node,
     open_ledger,
     out,
     print_json,
     progress,
-    read_profile,
+    read_result,
 )
 from flows.terminal_text import counted, line
 
@@ -38,11 +37,9 @@ def export(
     one was interrupted.
     """
     from flows import export as folders
-    from flows.experiments import results
 
     with open_ledger() as ledger, progress(json_) as tell:
-        pipeline, values = read_profile(ledger, profile, experiment, set_)
-        result = results.of_node(ledger, pipeline, values, find_node(node).name, key)
+        result = read_result(ledger, node, profile, experiment, set_, key)
         done = folders.write(ledger, result, port, folder, tell)
     if json_:
         row = {name: getattr(done, name) for name in ("folder", "port", "digest", "files", "bytes", "kept")}

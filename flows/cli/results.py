@@ -22,6 +22,7 @@ from flows.cli.common import (
     out,
     print_json,
     read_profile,
+    read_result,
     say,
 )
 from flows.settings import Settings
@@ -81,12 +82,10 @@ def show(
     with --key: that of a key.
     """
     from flows.console import rows_table
-    from flows.experiments import results
     from flows.log_lines import StoredLines
 
     with open_ledger() as ledger:
-        pipeline, values = read_profile(ledger, profile, experiment, set_)
-        result = results.of_node(ledger, pipeline, values, find_node(node).name, key)
+        result = read_result(ledger, node, profile, experiment, set_, key)
         if metrics:
             for row in StoredLines(ledger.store, result.metrics_object) if result.metrics_object else ():
                 sys.stdout.write(row.decode() + "\n")
@@ -177,11 +176,8 @@ def lineage(
     """Show everything that a node's newest result was made from, up to the raw sources."""
     from rich.tree import Tree
 
-    from flows.experiments import results
-
     with open_ledger() as ledger:
-        pipeline, values = read_profile(ledger, profile, experiment, set_)
-        root = results.of_node(ledger, pipeline, values, find_node(node).name, key)
+        root = read_result(ledger, node, profile, experiment, set_, key)
 
         def walk(result: Any) -> dict[str, Any]:
             parents = {ref.key: ref for refs in result.inputs.values() for ref in refs}

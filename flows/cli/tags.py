@@ -12,11 +12,10 @@ from flows.cli.common import (
     KeyOption,
     ProfileOption,
     SetOption,
-    find_node,
     open_ledger,
     out,
     print_json,
-    read_profile,
+    read_result,
     say,
 )
 from stages.core.errors import ConfigError
@@ -37,14 +36,13 @@ def tag(
 ) -> None:
     """Give a node's result a name that stays with it: --key TAG reads it; gc keeps it, and what it was made from."""
     from flows.console import rows_table
-    from flows.experiments import results, tags
+    from flows.experiments import tags
 
     if [bool(node or name), bool(remove), list_].count(True) != 1 or bool(node) != bool(name):
         raise ConfigError("tag: give a node and a tag, or --list, or --remove TAG")
     with open_ledger() as ledger:
         if node:
-            pipeline, values = read_profile(ledger, profile, experiment, set_)
-            result = results.of_node(ledger, pipeline, values, find_node(node).name, key)
+            result = read_result(ledger, node, profile, experiment, set_, key)
             records = [tags.give(ledger, name, result, why, move)]
         else:
             records = [tags.take(ledger, remove)] if remove else ledger.tags()

@@ -62,11 +62,15 @@ def opened(
     """The settings of an experiment that exists. Raises ConfigError, with the nearest name, where there is none."""
     record = ledger.experiment(name)
     if record is None:
-        known = [each.name for each in ledger.experiments()]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
-        raise ConfigError(f"no experiment '{name}'; {hint}")
+        raise unknown("experiment", name, [each.name for each in ledger.experiments()])
     return _settings(record, profile, pipeline, overrides)
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> ConfigError:
+    """What to say of a name that nothing has: the nearest one, or all."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
+    return ConfigError(f"no {what} '{name}'; {hint}")
 
 
 def view(

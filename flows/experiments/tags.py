@@ -4,9 +4,7 @@ keeps what a tag points to, with all that it was made from.
 
 from __future__ import annotations
 
-import difflib
-
-from flows.experiments.naming import NAME, user
+from flows.experiments.naming import NAME, unknown, user
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
@@ -41,10 +39,7 @@ def opened(ledger: Ledger, name: str) -> TagRecord:
     """The tag of that name. Raises ConfigError, with the nearest name, where there is none."""
     there = ledger.tag(name) if NAME.fullmatch(name) else None
     if there is None:
-        known = [each.name for each in ledger.tags()]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known) or 'none'}"
-        raise ConfigError(f"no tag '{name}'; {hint}")
+        raise unknown("tag", name, [each.name for each in ledger.tags()])
     return there[0]
 
 

@@ -249,9 +249,8 @@ class Ledger(CheckpointStore):
 
     def experiments(self) -> list[ExperimentRecord]:
         """All experiments, by name. Raises DamagedRecord."""
-        names = [row.key.removeprefix("experiments/").removesuffix(".json") for row in self.store.list("experiments/")]
         with ThreadPoolExecutor(8) as pool:
-            return [record for record in pool.map(self.experiment, names) if record]
+            return [record for record in pool.map(self.experiment, self._names("experiments/")) if record]
 
     def set_tag(self, record: TagRecord, replaces: str | None = None) -> bool:
         """Give a result a name; False where the name is somebody else's by now. replaces: the ETag of the tag that is
@@ -272,13 +271,16 @@ class Ledger(CheckpointStore):
 
     def tags(self) -> list[TagRecord]:
         """All tags, by name. Raises DamagedRecord."""
-        names = [row.key.removeprefix("tags/").removesuffix(".json") for row in self.store.list("tags/")]
         with ThreadPoolExecutor(8) as pool:
-            return [stored[0] for stored in pool.map(self.tag, names) if stored]
+            return [stored[0] for stored in pool.map(self.tag, self._names("tags/")) if stored]
 
     def remove_tag(self, name: str) -> bool:
         """Take a name away, never a result; False where there is none."""
         return self.store.delete([f"tags/{name}.json"]) > 0
+
+    def _names(self, folder: str) -> list[str]:
+        """The names of the records in a folder of the store."""
+        return [row.key.removeprefix(folder).removesuffix(".json") for row in self.store.list(folder)]
 
 
 def attempt_prefix(result: StageResult) -> str:
