@@ -35,13 +35,14 @@ from stages.core.errors import ConfigError, StageError
 
 app = typer.Typer(
     no_args_is_help=True,
+    rich_markup_mode=None,  # plain help: rich's boxes take as long as all the rest of `moxin --help`
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.",
 )
-for _command in (repair, up, down, status, plan, why, rehearse, run, ls, show, logs, lineage, report):
+for _command in (plan, why, run, rehearse, ls, show, logs, lineage, report, compare, experiments, tag, export, tables):
     app.command()(_command)
-for _command in (experiments, compare, tag, export, tables, release, verify, check, gc):
+for _command in (release, verify, check, repair, gc, up, down, status):
     app.command()(_command)
 app.add_typer(images.app, name="images")
 app.add_typer(suite.app, name="suite")

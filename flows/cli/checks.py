@@ -18,7 +18,6 @@ from flows.cli.common import (
     print_problems,
     print_warnings,
 )
-from flows.settings import Settings
 from flows.terminal_text import line
 from stages.core.errors import ConfigError
 
@@ -37,7 +36,10 @@ def check(
     set_: SetOption = [],  # noqa: B006
     json_: JsonOption = False,
 ) -> None:
-    """Check the pipeline, every profile, and that the files derived from them are not stale; or a profile's sources."""
+    """Check the pipeline, its profiles and derived files.
+
+    Or a profile's sources, with --sources.
+    """
     from flows import generated_files
 
     if sources:
@@ -58,6 +60,7 @@ def check(
 def _check_sources(profile: str, overrides: list[str], json_: bool) -> None:
     """What stands between a profile and its run, one line for each problem."""
     from flows import sources
+    from flows.settings import Settings
     from stages.pipeline import PIPELINE
 
     _, values = load_profile(profile, overrides)

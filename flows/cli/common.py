@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from flows.settings import Settings
 from flows.terminal_text import line
 from stages.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from flows.settings import Settings
     from stages.core.messages import StageResult
 
 PIPE_WIDTH = 200
@@ -68,6 +68,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def open_ledger(settings: Settings | None = None) -> Generator[Any]:
+    from flows.settings import Settings
     from stages.core.ledger import Ledger
     from stages.core.store import Store
 

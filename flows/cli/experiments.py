@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from flows.cli.common import JsonOption, open_ledger, out, print_json, say
-from flows.settings import Settings
 from flows.terminal_text import line
 
 
@@ -16,7 +15,10 @@ def experiments(
     profile: Annotated[str, typer.Option("--profile", "-p", help="those of this profile alone")] = "",
     json_: JsonOption = False,
 ) -> None:
-    """List the experiments: who began them, when, why, with which settings, and how many results they have."""
+    """List the experiments: who, when, why, which settings.
+
+    And how many results each has.
+    """
     from flows.console import rows_table
     from flows.profiles import names_in
 
@@ -53,11 +55,15 @@ def compare(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write the HTML page")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Compare experiments: settings, scores with intervals, statistics, costs; a page has their curves, too."""
+    """Compare experiments: settings, scores, statistics, costs.
+
+    Scores have intervals; a page has the curves, too.
+    """
     from flows.console import rows_table
     from flows.experiments import compare as comparing
     from flows.experiments import page, text
     from flows.report.page import write
+    from flows.settings import Settings
     from stages.pipeline import PIPELINE
 
     settings = Settings.load()

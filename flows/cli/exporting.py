@@ -33,8 +33,9 @@ def export(
     key: KeyOption = "",
     json_: JsonOption = False,
 ) -> None:
-    """Write a node's result, a model or a data set, to a folder, each file verified; the same call again goes on where
-    one was interrupted.
+    """Write a node's result to a folder, each file verified.
+
+    A model or a data set. The same call again goes on where one was interrupted.
     """
     from flows import export as folders
 

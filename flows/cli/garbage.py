@@ -6,14 +6,16 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.common import JsonOption, ProfileOption, load_profile, open_ledger, out, print_json, progress
-from flows.settings import Settings
 from flows.terminal_text import line
 from stages.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
 
 AGES = {"results": "results_after", "unfinished": "work_after", "rehearsals": "rehearsals_after"}
 """What goes by its age, and the limit that says when."""
@@ -42,12 +44,15 @@ def gc(
     profile: ProfileOption = "tiny",
     json_: JsonOption = False,
 ) -> None:
-    """Say what nobody needs any more, what it takes up, and what making it anew would cost; remove it with --yes.
+    """Say what nobody needs any more; remove it with --yes.
+
+    And what it takes up, and what making it anew would cost.
 
     Nothing goes that a result which can be read refers to, that somebody may be at work on, or that the next attempt
     would go on from, unless --also says so. The profile is the one whose resources price the attempts.
     """
     from flows import remaking
+    from flows.settings import Settings
 
     limits, settings = _limits(also, min_age), Settings.load()
     _, values = load_profile(profile, [])

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.common import out
-from flows.settings import home
 from flows.terminal_text import counted
 from stages.core.errors import ConfigError, InfraError
 
-app = typer.Typer(no_args_is_help=True, help="The images that stages run in on Docker, Slurm and Kubernetes.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Images of the stages, for Docker, Slurm and Kubernetes."
+)
 StagesArgument = Annotated[list[str] | None, typer.Argument(help="stages; all of the pipeline when none is named")]
 
 
@@ -23,8 +24,9 @@ def build(
     rebuild: Annotated[bool, typer.Option("--rebuild", help="also those that are there already")] = False,
     control: Annotated[bool, typer.Option("--control", help="the control plane's worker, and no stage")] = False,
 ) -> None:
-    """Build the images that the code here asks for and the Docker daemon lacks."""
+    """Build the images that the code asks for and Docker lacks."""
     from flows import generated_files, images
+    from flows.settings import home
 
     if control:
         out.print(f"built {images.build_control(images.docker_client(), home() / 'wheels', out.print)}")
@@ -41,7 +43,7 @@ def build(
 
 @app.command("list")
 def list_(stages: StagesArgument = None) -> None:
-    """List the images that the code here asks for: whether they are there, their sizes."""
+    """List the images that the code asks for: there or not, size."""
     from flows import generated_files, image_checks, images
     from flows.console import rows_table
 
@@ -59,8 +61,9 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="what was found, as JSON")] = False,
 ) -> None:
-    """Start every image and compare it with the code here: labels, files, imports, user. Of an engine: import its
-    programs, in its image or here.
+    """Start every image and compare it with the code here.
+
+    Labels, files, imports, user. Of an engine: import its programs, in its image or here.
     """
     from flows import generated_files, image_checks, images
     from stages.core.selfcheck import ENGINES
@@ -103,7 +106,10 @@ def _client_or_none() -> Any:
 
 @app.command()
 def labels() -> None:
-    """Print the tags and labels of the moment, for `docker buildx bake -f docker-bake.json -f <this>`."""
+    """Print the tags and labels of the moment, for buildx bake.
+
+    `docker buildx bake -f docker-bake.json -f <this>`
+    """
     from flows import bake, environments, generated_files
 
     images = [environments.stage_image(stage, env) for stage, env in generated_files.stages().items()]

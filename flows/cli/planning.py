@@ -48,8 +48,10 @@ def plan(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Show what a run would do with each node, what it would cost, and why. Ends with 1 when something stands in the
-    run's way: a problem that stops it, memory or disk that its machines have not, or a budget that does not do.
+    """Say what a run would do with each node, at what cost.
+
+    Ends with 1 when something stands in the run's way: a problem that stops it, memory or disk that its machines have
+    not, or a budget that does not do.
     """
     from flows import cost, credentials, last_checkpoint, preflight, spending
     from flows.console import rows_table
@@ -151,7 +153,7 @@ def why(
     experiment: ExperimentOption = "",
     json_: JsonOption = False,
 ) -> None:
-    """Say which field, input or code makes a node run (or why it does not)."""
+    """Say which field, input or code makes a node run, or why not."""
     name = find_node(node).name
     with open_ledger() as ledger:
         plans, _ = plan_nodes(ledger, profile, f"+{name}", set_, experiment=experiment)

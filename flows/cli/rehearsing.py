@@ -23,12 +23,12 @@ from flows.cli.common import (
 )
 from flows.cli.running import configure_prefect, end, run_flow
 from flows.cli.services import start_services
-from flows.settings import Settings
 from stages.core.errors import ConfigError, InfraError
-from stages.core.shrinking import LEVELS, Level
 
 if TYPE_CHECKING:
     from flows.rehearsal.report import RehearsalReport
+    from flows.settings import Settings
+    from stages.core.shrinking import Level
 
 
 def rehearse(
@@ -51,8 +51,10 @@ def rehearse(
     approve: ApproveOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Run a profile's own DAG small, with its launchers, engines, sources and kinds of parallelism, and say of each
-    node whether it passed, what to change, and what the real run will take. Ends with 1 when a node failed.
+    """Run a profile's DAG small, before its real run.
+
+    It takes the profile's own launchers, engines, sources and kinds of parallelism, and says of each node whether it
+    passed, what to change, and what the real run will take. Ends with 1 when a node failed.
     """
     from flows import spending
 
@@ -118,6 +120,8 @@ def _tell(outcome: RehearsalReport, settings: Settings, url: str, json_: bool) -
 
 
 def _level(given: str) -> Level:
+    from stages.core.shrinking import LEVELS
+
     for level in LEVELS:
         if level == given:
             return level

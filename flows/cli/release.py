@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.common import ExperimentOption, JsonOption, ProfileOption, open_ledger, print_json, read_profile, say
-from flows.settings import Settings
 from flows.terminal_text import counted
 from stages.core.errors import ConfigError
 
@@ -38,10 +37,14 @@ def release(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Write the family's models as folders ready to publish: weights, tokenizer, licence, card; push them if asked."""
+    """Write the family's models as folders ready to publish.
+
+    Weights, tokenizer, licence, card; pushed if asked.
+    """
     from flows import family
     from flows import report as reports
     from flows.release import build, openness, publish
+    from flows.settings import Settings
 
     if push is None and yes is not None:
         raise ConfigError("--dry-run and --yes say how to push: name who gets it with --push OWNER")

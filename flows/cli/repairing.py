@@ -20,7 +20,10 @@ def repair(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Find damaged records, lost objects, torn checkpoints and attempts without an end; mend them with --apply."""
+    """Find what is damaged in the store; mend it with --apply.
+
+    Damaged records, lost objects, torn checkpoints, attempts without an end.
+    """
     from flows.repair import apply, examine
 
     with open_ledger() as ledger:

@@ -25,7 +25,6 @@ from flows.cli.common import (
     read_result,
     say,
 )
-from flows.settings import Settings
 from flows.terminal_text import counted, line
 from stages.core.errors import ConfigError
 
@@ -36,7 +35,10 @@ def ls(
     set_: SetOption = [],  # noqa: B006
     json_: JsonOption = False,
 ) -> None:
-    """List the newest artifact of every node: key, files, bytes, when it was made. With --set: of these settings."""
+    """List the newest artifact of every node.
+
+    Its key, files and bytes, and when it was made. With --set: of these settings.
+    """
     from flows.console import rows_table
     from flows.experiments import results
 
@@ -78,8 +80,10 @@ def show(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Show a node's newest result: configuration, statistics, outputs, provenance. With --set: that of these settings;
-    with --key: that of a key.
+    """Show a node's newest result.
+
+    Its configuration, statistics, outputs and provenance. With --set: that of these settings; with --key: that of a
+    key.
     """
     from flows.console import rows_table
     from flows.log_lines import StoredLines
@@ -125,7 +129,12 @@ def logs(
     all_: Annotated[bool, typer.Option("--all", help="also what libraries printed (level debug)")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Print the log of a node's newest attempt, finished or not. --set: of these settings; --key: of this key."""
+    """Print the log of a node's newest attempt, finished or not.
+
+    With --set: of these settings; with --key: of this key.
+    """
+    from flows.settings import Settings
+
     settings = Settings.load()
     with open_ledger(settings) as ledger:
         pipeline, values = read_profile(ledger, profile, experiment, set_)
@@ -173,7 +182,10 @@ def lineage(
     key: KeyOption = "",
     json_: JsonOption = False,
 ) -> None:
-    """Show everything that a node's newest result was made from, up to the raw sources."""
+    """Show all that a node's newest result was made from.
+
+    Up to the raw sources.
+    """
     from rich.tree import Tree
 
     with open_ledger() as ledger:
@@ -214,9 +226,13 @@ def report(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write the HTML page")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Write the report of a profile's newest results: loss curves, the ablation table, dedup statistics."""
+    """Write the report of a profile's newest results.
+
+    Loss curves, the ablation table, dedup statistics.
+    """
     from flows import report as reports
     from flows.release.openness import released
+    from flows.settings import Settings
 
     settings = Settings.load()
     with open_ledger(settings) as ledger:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,8 +27,10 @@ from flows.cli.common import (
     say,
 )
 from flows.cli.services import start_services
-from flows.settings import Settings
 from stages.core.errors import InfraError
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
 
 
 def run(
@@ -51,7 +53,10 @@ def run(
     approve: ApproveOption = False,
     json_: JsonOption = False,
 ) -> None:
-    """Run the DAG, or a part of it, as a Prefect flow in this terminal. Starts the services that are not up."""
+    """Run the DAG, or a part of it, as a Prefect flow here.
+
+    Starts the services that are not up.
+    """
     from flows import spending
     from flows.experiments import split
     from stages.core.graph import Pipeline

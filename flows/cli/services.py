@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -13,8 +13,10 @@ from flows.cli.common import (
     out,
     print_json,
 )
-from flows.settings import Settings
 from flows.terminal_text import line
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
 
 
 def start_services(quiet: bool = False) -> Settings:
@@ -29,7 +31,10 @@ def start_services(quiet: bool = False) -> Settings:
 
 
 def up(json_: JsonOption = False) -> None:
-    """Start the object store, the Prefect server and a worker on this machine (loopback only)."""
+    """Start the store, the Prefect server and a worker here.
+
+    All of them listen on this machine alone (loopback).
+    """
     from flows import local_services
 
     start_services(quiet=json_)

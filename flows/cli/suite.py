@@ -9,14 +9,15 @@ import typer
 
 from flows.cli.common import JsonOption, out, print_json, say
 from flows.terminal_text import line
-from stages.lib.evaluation.suite_file import HARNESS
 
-app = typer.Typer(no_args_is_help=True, help="Suites of evaluation tasks: the shipped ones, and your own.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Suites of evaluation tasks: the shipped ones, and your own."
+)
 
 
 @app.command("list")
 def list_(json_: JsonOption = False) -> None:
-    """The suites that come with the project, one for each table of the paper."""
+    """List the suites of the project, one for a table of the paper."""
     from stages.lib.evaluation import suite_file
 
     suites = [suite_file.load(name) for name in suite_file.shipped()]
@@ -33,7 +34,7 @@ def show(
     name: Annotated[str, typer.Argument(help="a shipped suite, or a file that ends in .toml")],
     json_: JsonOption = False,
 ) -> None:
-    """One suite: its tasks, and what of their settings is not the default."""
+    """Show one suite: its tasks, and their settings."""
     from stages.lib.evaluation import suite_file
 
     suite = suite_file.load(name)
@@ -53,7 +54,7 @@ def show(
 @app.command()
 def add(
     tasks: Annotated[list[str], typer.Argument(help="tasks or groups of the harness, by its names of them")],
-    harness: Annotated[str, typer.Option(help="whose tasks these are")] = HARNESS,
+    harness: Annotated[str, typer.Option(help="whose tasks these are")] = "lm-evaluation-harness",
     file: Annotated[Path, typer.Option(help="suite file to make or to extend")] = Path("my_suite.toml"),
     from_: Annotated[str, typer.Option("--from", help="'hub', a folder, or s3://bucket/prefix: where the data is")] = (
         "hub"
@@ -61,7 +62,10 @@ def add(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="write nothing; print what would be written")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Look tasks up in the harness's index, add them to a suite file, and say which data sets to mirror."""
+    """Add tasks of a harness to a suite file.
+
+    Looks them up in the harness's index, and says which data sets to mirror.
+    """
     from flows import suite_files
 
     looked_up = suite_files.look_up(tasks, harness)

@@ -28,7 +28,10 @@ def tables(
     csv: Annotated[bool, typer.Option("--csv", help="print CSV: one line a score, with its source")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Print the paper's Tables 2 to 8 from a profile's newest results, beside the paper's numbers where comparable."""
+    """Print the paper's tables from a profile's newest results.
+
+    Tables 2 to 8, beside the paper's numbers where comparable.
+    """
     from flows import family, table_formats
     from flows import tables as paper_tables
     from flows.console import rows_table

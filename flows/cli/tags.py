@@ -34,7 +34,10 @@ def tag(
     list_: Annotated[bool, typer.Option("--list", help="list the tags")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Give a node's result a name that stays with it: --key TAG reads it; gc keeps it, and what it was made from."""
+    """Give a node's result a name that stays with it.
+
+    `--key TAG` reads it; `gc` keeps it, and what it was made from.
+    """
     from flows.console import rows_table
     from flows.experiments import tags
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,9 +20,11 @@ from flows.cli.common import (
     read_profile,
     say,
 )
-from flows.settings import Settings
 from flows.terminal_text import counted, line
 from stages.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
 
 
 def verify(
@@ -40,7 +42,10 @@ def verify(
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Check every link between a model and its raw sources; the exit status is 1 where one does not hold."""
+    """Check every link between a model and its raw sources.
+
+    The exit status is 1 where one does not hold.
+    """
     if model not in _nodes() and (Path(model).is_dir() or "/" in model):
         if not Path(model).is_dir():
             raise ConfigError(f"there is no folder {model}")
@@ -77,6 +82,7 @@ def _verify_folder(folder: Path, public_key: Path | None) -> dict[str, Any]:
 def _verify_node(node: str, profile: str, experiment: str, deep: bool, again: str | None) -> dict[str, Any]:
     """What `moxin verify NODE` says, as JSON values."""
     from flows.release import checks
+    from flows.settings import Settings
 
     settings, began = Settings.load(), time.monotonic()
     with open_ledger(settings) as ledger:

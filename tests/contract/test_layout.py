@@ -13,7 +13,9 @@ from pathlib import Path
 
 import grimp
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
 from tests.support.paths import ROOT
 
 TIERS = ("unit", "integration", "training")
@@ -136,4 +138,13 @@ def test_the_command_line_starts_without_what_only_some_commands_need() -> None:
     """`moxin --help` and a shell's completion wait for what `flows.cli` imports."""
     code = "import sys, flows.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     brought = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert not {"boto3", "botocore", "jinja2", "numpy", "prefect", "psutil", "torch"} & set(brought.split())
+    heavy = {"boto3", "botocore", "jinja2", "numpy", "prefect", "psutil", "pydantic", "torch"}
+    assert not heavy & set(brought.split())
+
+
+def test_the_help_says_each_command_whole() -> None:
+    """A command's first sentence stands in the list of commands without being cut, on a terminal of 80 columns."""
+    for words in ([], ["images"], ["suite"]):
+        shown = CliRunner().invoke(app, [*words, "--help"], terminal_width=80)
+        assert shown.exit_code == 0
+        assert "..." not in shown.output.partition("Commands:")[2]
