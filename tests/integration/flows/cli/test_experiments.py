@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flows.cli import app, compare
+from flows.settings import Settings
 from stages.core.ledger import Ledger
 from tests.support.tuned_family import publish_experiment
 
@@ -26,7 +27,7 @@ def said(ledger: Ledger, settings: Any, monkeypatch: pytest.MonkeyPatch, capsys:
 
     module = compare.__globals__
     monkeypatch.setitem(module, "open_ledger", opened)
-    monkeypatch.setattr(module["Settings"], "load", lambda: settings)
+    monkeypatch.setattr(Settings, "load", lambda: settings)
 
     def run(*arguments: str) -> str:
         app(list(arguments), standalone_mode=False)

@@ -14,6 +14,7 @@ import typer
 
 from flows.cli import app, gc
 from flows.idle_keys import exclusive
+from flows.settings import Settings
 from flows.store_garbage import StoreGarbage
 from stages.core.ledger import Ledger
 from stages.core.records import AttemptRecord
@@ -34,7 +35,7 @@ def bench(finished_run: Ledger, ledger: Ledger, tmp_path: Path, settings: Any, m
     module = gc.__globals__
     monkeypatch.setitem(module, "open_ledger", opened)
     monkeypatch.setitem(module, "load_profile", lambda name, overrides: (PIPE, values))
-    monkeypatch.setattr(module["Settings"], "load", lambda: settings)
+    monkeypatch.setattr(Settings, "load", lambda: settings)
     return Bench(ledger, tmp_path)
 
 

@@ -15,6 +15,7 @@ from flows import launch
 from flows.cli import app, verify
 from flows.release import signing
 from flows.release.chain import read
+from flows.settings import Settings
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
 from tests.support.bench import PIPE, Bench
@@ -36,7 +37,7 @@ def bench(finished_run: Ledger, ledger: Ledger, tmp_path: Any, settings: Any, mo
     monkeypatch.setitem(module, "open_ledger", opened)
     monkeypatch.setitem(module, "find_node", lambda name: PIPE[name])
     monkeypatch.setitem(module, "read_profile", lambda ledger, name, experiment: (PIPE, profile_of(PIPE, tmp_path)))
-    monkeypatch.setattr(module["Settings"], "load", lambda: settings)
+    monkeypatch.setattr(Settings, "load", lambda: settings)
     monkeypatch.setattr(launch, "launcher", lambda name, settings: InlineLauncher(tmp_path))
     return Bench(ledger, tmp_path)
 
