@@ -22,6 +22,7 @@ from flows.scale import NodeScale, size
 from flows.terminal_text import counted
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import ConfigError
+from stages.core.graph import Node
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.records import DamagedRecord, NodeRecord
@@ -63,6 +64,14 @@ class Estimate:
     """Why there are no seconds."""
     parameters: int = 0
     """Of its model; 0: it has none, or that is not known."""
+    rows: int = 0
+    """That a training reads in one pass; 0: it reads none, or that is not known."""
+    measuring: float = 0.0
+    """FLOPs of measuring the model beside its training."""
+    step: float = 0.0
+    """Seconds of one step, where a rehearsal measured them."""
+    last_checkpoint: tuple[float, float, float] | None = None
+    """Bytes of one machine, seconds to its disk, seconds to the store, where a rehearsal measured them."""
 
     def row(self) -> dict[str, Any]:
         """As JSON values."""
@@ -138,7 +147,8 @@ def estimate(
         why = memory.unknown(plan.node.stage, config, resources)
         untimed = "" if one.basis else sizes.unknown or plan.node.untimed
         one = replace(one, memory=held, memory_unknown=why, lost_seconds=lost, scale=sizes, untimed=untimed)
-        out[plan.node.name] = replace(one, parameters=expected[plan.node.name].get("parameters", 0))
+        counts = {"parameters": expected[plan.node.name].get("parameters", 0), "rows": rows_of(config, inputs)}
+        out[plan.node.name] = replace(one, **counts, measuring=measuring_of(plan.node, config, inputs))
     return out
 
 
@@ -197,6 +207,18 @@ def steps_of(config: Any, rows: int) -> int:
     return -(-rows // batch) * config.epochs if rows and batch else 0
 
 
+def rows_of(config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> int:
+    """Rows that a training reads in one pass; 0: it reads none, or that is not known."""
+    rows = sum(int(m.meta.get("rows", 0)) for port in ("conversations", "preferences") for m in inputs.get(port, ()))
+    return min(rows, getattr(config, "max_rows", None) or rows)
+
+
+def measuring_of(node: Node, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> float:
+    """FLOPs of measuring what a training made; 0: none, or not known."""
+    one = node.measuring(config, inputs)
+    return one.flops + one.written_flops if one else 0.0
+
+
 def _lost(plan: NodePlan, profile: Profile, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> float:
     """The share of a node's time that a broken attempt loses at most: all of it, unless there are checkpoints every so
     many steps.
@@ -205,8 +227,7 @@ def _lost(plan: NodePlan, profile: Profile, inputs: Mapping[str, Sequence[Artifa
     every = getattr(config, "checkpoint_every", None)
     if plan.node.resumes(config) == ITS_BEGINNING or not every:
         return 1.0
-    rows = [int(m.meta.get("rows", 0)) for port in ("conversations", "preferences") for m in inputs.get(port, ())]
-    steps = steps_of(config, sum(rows))
+    steps = steps_of(config, rows_of(config, inputs))
     return min(1.0, every / steps) if steps else 1.0
 
 

@@ -26,7 +26,7 @@ TOLD = 10.0
 
 @dataclass(frozen=True)
 class LastCheckpoint:
-    """What stopping a node in order takes. Bytes of one machine, seconds."""
+    """What stopping a node in order takes: as a rehearsal measured it, else computed. Bytes of one machine, seconds."""
 
     bytes: float
     disk: float
@@ -78,10 +78,12 @@ def of_node(stage: str, config: Any, resources: Resources, estimate: Estimate) -
     every = getattr(config, "checkpoint_every", None)
     if not (saves and every and estimate.parameters):
         return None
+    lost, grace = estimate.lost_seconds, resources.grace_seconds - CUT_OFF
+    if estimate.last_checkpoint:
+        return LastCheckpoint(*estimate.last_checkpoint, estimate.step, grace, lost)
     held = 3 * FULL * estimate.parameters / resources.nodes  # weights and two moments, float32
     written = min(NETWORK, resources.cpus * rates()["store.write"]["rate"])
-    lost = estimate.lost_seconds
-    return LastCheckpoint(held, held / DISK, held / written, lost / every, resources.grace_seconds - CUT_OFF, lost)
+    return LastCheckpoint(held, held / DISK, held / written, lost / every, grace, lost)
 
 
 def of_plan(

@@ -1,21 +1,23 @@
 """What the real run takes, by what rehearsals measured.
 
 A node's time is a fixed part and a part that grows with its work. Two rehearsals of it, wiring and shape, tell both;
-of one that trains, a rehearsal's own rate does. Work is counted as the plan counts it (`units`). The interval: without
-any fixed part (from above), and by the fastest and the slowest step (of a training).
+of one that trains, the time of its own steps does, and what is left of the attempt is fixed but for what measures the
+model. Work is counted as the plan counts it (`units`). The interval: all time fixed and all of it growing (of a
+training: by its fastest and its slowest step).
 
 Nothing is forecast where a stand-in ran, or where the work is not known.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from flows import scale
+from flows import cost, scale
 from flows.cost import Estimate
-from flows.rehearsal.report import Forecast, NodeReport
+from flows.rehearsal.report import Checkpointing, Forecast, Measured, NodeReport
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import StageError
 from stages.core.graph import Node
@@ -23,6 +25,8 @@ from stages.core.resources import Resources
 
 REHEARSED = "rehearsal of"
 """How the basis of an estimate begins that goes by one."""
+Clock = Literal["seconds", "cpu_seconds"]
+CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 CORE_SECONDS = "core-seconds by infra/rates.toml"
 
 
@@ -30,6 +34,11 @@ def units(config: Any, estimate: Estimate) -> tuple[str, float]:
     """How much work a node is, and in what; ("", 0): not known."""
     if hasattr(config, "tokens") and hasattr(config, "steps"):
         return "tokens", float(config.steps * config.global_batch_size * config.sequence_length)
+    if phases := getattr(config, "context_phases", ()):
+        written = sum(one.steps * one.num_generations * one.max_response_length for one in phases)
+        return "tokens of responses at most", float(written * config.prompts_per_step)
+    if hasattr(config, "global_batch_size") and hasattr(config, "epochs"):
+        return "rows", float(estimate.rows * config.epochs)
     if estimate.flops:
         return "FLOPs", estimate.flops
     if suites := getattr(config, "suites", ()):
@@ -37,58 +46,137 @@ def units(config: Any, estimate: Estimate) -> tuple[str, float]:
         return ("questions a task", float(sum(limits))) if None not in limits else ("", 0.0)
     if estimate.scale and estimate.scale.core_seconds:
         return CORE_SECONDS, estimate.scale.core_seconds
+    if estimate.scale and estimate.scale.bytes_in and not estimate.scale.unknown:
+        return "bytes read", estimate.scale.bytes_in
     return "", 0.0
 
 
 def units_of_inputs(
     node: Node, config: Any, resources: Resources, inputs: Mapping[str, Sequence[ArtifactManifest]]
-) -> tuple[str, float]:
-    """How much work a node was, by what it read."""
+) -> tuple[str, float, float]:
+    """How much work a node was, by what it read, and FLOPs of measuring beside it."""
     try:
         work = node.work(config, inputs)
         sizes = scale.of_node(node, config, resources, {port: list(many) for port, many in inputs.items()}, {})
     except StageError:
-        return "", 0.0
-    return units(config, Estimate(flops=work.flops + work.written_flops, scale=sizes))
+        return "", 0.0, 0.0
+    rows = cost.rows_of(config, inputs)
+    one = Estimate(flops=work.flops + work.written_flops, scale=sizes, rows=rows)
+    return *units(config, one), cost.measuring_of(node, config, inputs)
+
+
+def heldout_tokens(config: Any) -> float:
+    """What the held-out losses within a pre-training amount to, in tokens of training: a forward pass is a third."""
+    every, windows = getattr(config, "eval_every", 0), getattr(config, "eval_windows", 0)
+    if not (every and windows and hasattr(config, "steps")):
+        return 0.0
+    return math.ceil(config.steps / every) * windows * config.sequence_length / 3
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a node, by a clock or summed over processors: from, likely, to."""
+
+    least: float
+    likely: float
+    most: float
 
 
 def forecast(
-    real: tuple[str, float],
+    config: Any,
     resources: Resources,
+    estimate: Estimate,
     prices: Mapping[str, Any],
     shape: NodeReport | None,
     wiring: NodeReport | None,
 ) -> Forecast | None:
-    """The time and the price of a node's real run; None: nothing that could be told was measured."""
-    name, amount = real
+    """The time and the price of a node's real run; None: nothing that could be told was measured. estimate: how much
+    it is.
+    """
+    name, amount = units(config, estimate)
     large, small = _usable(shape, name), _usable(wiring, name)
     if not amount or large is None or large.measured is None or not large.units:
         return None
-    one = large.measured
-    more = resources.nodes * resources.ranks / max(1, large.ranks)
-    if name == "tokens" and one.tokens_per_second:
-        slow, middle, fast = one.tokens_per_second
-        fixed = max(0.0, one.seconds - large.units / middle)
-        seconds = [fixed + amount / (rate * more) for rate in (fast, middle, slow)]
-        basis = f"{middle:,.0f} tokens/s of {large.ranks} processes"
+    one, ranks = large.measured, resources.nodes * resources.ranks
+    more = ranks / max(1, large.ranks)
+    if one.step_seconds and one.steps:
+        work = amount + heldout_tokens(config) if name == "tokens" else amount
+        wall, processor = _trained(large, small, work / more, estimate.measuring)
+        rate = f"{large.units / one.steps / one.step_seconds[1]:,.3g} {name} a second"
+        basis = f"{rate} of {large.ranks} process{'es' * (large.ranks > 1)}"
     elif small is not None and small.measured is not None and large.units > small.units:
-        slope = max(0.0, one.seconds - small.measured.seconds) / (large.units - small.units)
-        fixed = max(0.0, one.seconds - slope * large.units)
-        likely, most = fixed + slope * amount / more, one.seconds * amount / (large.units * more)
-        seconds = [likely, likely, max(likely, most)]
+        wall, processor = (_between(small, large, amount / more, clock) for clock in CLOCKS)
         basis = f"two rehearsals of {small.units:,.3g} and {large.units:,.3g} {name}"
     else:
         return None
-    gpus, cores = resources.gpus * resources.nodes, one.cpu_seconds / one.seconds if one.seconds else 0.0
-    gpu, cpu = prices["gpu"]["dollars_per_hour"], prices["cpu"]["dollars_per_core_hour"]
-    low, likely, high = (value / 3600 * (gpus * gpu if gpus else cores * more * cpu) for value in seconds)
+    steps = cost.steps_of(config, estimate.rows) if one.step_seconds else 0
+    kept = one.checkpoints or Checkpointing()
+    pauses = kept.pause / more * (steps // getattr(config, "checkpoint_every", steps)) if steps else 0.0
+    seconds = (wall.least + pauses, wall.likely + pauses, wall.most + pauses)
+    gpus, gpu, core = resources.gpus * resources.nodes, prices["gpu"], prices["cpu"]
+    if gpus:
+        dollars = [value / 3600 * gpus * gpu["dollars_per_hour"] for value in seconds]
+    else:
+        each = (processor.least, processor.likely, processor.most)
+        dollars = [value * more / 3600 * core["dollars_per_core_hour"] for value in each]
+    machine = kept.bytes * ranks / more / resources.nodes, kept.disk / more, kept.store / more
     return Forecast(
-        seconds=(seconds[0], seconds[1], seconds[2]),
+        seconds=seconds,
         gpu_hours=seconds[1] / 3600 * gpus,
-        core_hours=0.0 if gpus else seconds[1] / 3600 * cores * more,
-        dollars=(low, likely, high),
-        basis=basis + (f", taken to grow with their number to {resources.nodes * resources.ranks}" if more > 1 else ""),
+        core_hours=0.0 if gpus else processor.likely * more / 3600,
+        dollars=(dollars[0], dollars[1], dollars[2]),
+        basis=basis + (f", taken to grow with their number to {ranks}" if more > 1 else ""),
+        pauses=pauses,
+        resume=_rest(one, "seconds") + kept.read / more if kept.read else 0.0,
+        step=amount / large.units * one.steps * one.step_seconds[1] / more / steps
+        if steps and one.step_seconds
+        else 0.0,
+        last_checkpoint=machine if steps and kept.bytes else None,
     )
+
+
+def _rest(one: Measured, clock: Clock) -> float:
+    """What an attempt took beside its steps and reading a checkpoint: its start, what it writes, what it measures."""
+    if not one.step_seconds:
+        return one.seconds if clock == "seconds" else one.cpu_seconds
+    read = one.checkpoints.read if one.checkpoints else 0.0
+    if clock == "seconds":
+        return max(0.0, one.seconds - one.steps_here * one.step_seconds[1] - read)
+    return max(0.0, one.cpu_seconds - one.steps_here * (one.step_processor_seconds or 0.0))
+
+
+def _trained(large: NodeReport, small: NodeReport | None, amount: float, measuring: float) -> tuple[Times, Times]:
+    """Of a training that tells the time of its steps, by the wall and by the processors.
+
+    What measuring its model takes grows with its operations; the rehearsal of tiny widths, if there is one, tells what
+    is left without.
+    """
+    one = large.measured
+    assert one is not None
+    assert one.step_seconds is not None
+    per_unit = [value * one.steps / large.units for value in one.step_seconds]
+    share = (one.step_processor_seconds or 0.0) / one.step_seconds[1]
+    if not one.step_processor_seconds:
+        share = one.cpu_seconds / one.seconds if one.seconds else 0.0
+    times: list[Times] = []
+    for clock in CLOCKS:
+        rest, factor = _rest(one, clock), 1.0 if clock == "seconds" else share
+        start = min(rest, _rest(small.measured, clock)) if small and small.measured else rest
+        grown = max(1.0, measuring / one.measuring) if one.measuring else 1.0
+        beside = (rest, start + (rest - start) * grown, max(rest, rest * grown))
+        times.append(Times(*(value * factor * amount + more for value, more in zip(per_unit, beside, strict=True))))
+    return times[0], times[1]
+
+
+def _between(small: NodeReport, large: NodeReport, amount: float, clock: Clock) -> Times:
+    """Of a node whose time is a fixed part and one that grows with its work: a line through two rehearsals. It may all
+    be fixed (from), or all grow (to).
+    """
+    first, second = getattr(small.measured, clock), getattr(large.measured, clock)
+    slope = max(0.0, second - first) / (large.units - small.units)
+    likely = max(0.0, second - slope * large.units) + slope * amount
+    grown = second * amount / large.units
+    return Times(min(likely, second, grown), likely, max(likely, second, grown))
 
 
 def _usable(node: NodeReport | None, name: str) -> NodeReport | None:
@@ -108,4 +196,7 @@ def as_estimate(one: Forecast, at: str, before: Estimate) -> Estimate:
         dollars=one.dollars[1],
         basis=f"{REHEARSED} {at[:10]}",
         untimed="",
+        step=one.step,
+        last_checkpoint=one.last_checkpoint,
+        lost_seconds=before.lost_seconds * one.seconds[1] / before.seconds if before.seconds else before.lost_seconds,
     )

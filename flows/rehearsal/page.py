@@ -36,6 +36,7 @@ def render(report: RehearsalReport) -> str:
         _failed(report),
         _nodes(report),
         _measured(report),
+        _checkpoints(report),
         _forecast(report),
         _stand_ins(report),
         _sources(report),
@@ -72,9 +73,15 @@ def _measured(report: RehearsalReport) -> Section | None:
     rows = [_row(node) for node in report.nodes if node.measured]
     if not rows:
         return None
-    head = ("node", "time", "processor time", "peak memory", "of the profile's", "in", "out", "tokens/s")
-    note = "Peak memory: of the largest process of the stage, in main memory. Tokens/s: of the middle step."
-    body = markup.join(markup.paragraph(note, "note"), markup.table(head, rows, numbers=range(1, 8)))
+    head = (
+        "node", "time", "processor time", "peak memory", "of the profile's", "in", "out", "a step", "tokens/s", "loader"
+    )  # fmt: skip
+    note = (
+        "Time: of the last attempt, after the forced stop where there was one. Peak memory: of the largest process of"
+        " the stage, in main memory. A step and its tokens/s: the middle one. Loader: tokens/s that the data of steps is"
+        " made at, beside them."
+    )
+    body = markup.join(markup.paragraph(note, "note"), markup.table(head, rows, numbers=range(1, 10)))
     return Section("measured", "What was measured", body)
 
 
@@ -89,8 +96,36 @@ def _row(node: NodeReport) -> tuple[Markup | str, ...]:
         markup.percent(one.peak_memory_bytes, node.memory_bytes),
         markup.size(one.bytes_in),
         markup.size(one.bytes_out),
+        markup.duration(one.step_seconds[1]) if one.step_seconds else markup.NONE,
         markup.number(one.tokens_per_second[1], 0) if one.tokens_per_second else markup.NONE,
+        markup.number(one.loader_tokens_per_second, 0) if one.loader_tokens_per_second else markup.NONE,
     )
+
+
+def _checkpoints(report: RehearsalReport) -> Section | None:
+    time, size = markup.duration, markup.size
+    rows = [
+        (
+            node.node,
+            size(one.bytes),
+            time(one.pause),
+            time(one.disk),
+            time(one.store),
+            size(one.read_bytes) if one.read else markup.NONE,
+            time(one.read) if one.read else markup.NONE,
+        )
+        for node in report.nodes
+        if node.measured and (one := node.measured.checkpoints)
+    ]
+    if not rows:
+        return None
+    head = ("node", "bytes", "pause", "to disk", "to the store", "read", "in")
+    note = (
+        "The most of each, of the first process. Pause: no step is taken; what else a pre-training's takes goes on"
+        " beside its steps. Read: by the attempt after the forced stop, until it is loaded."
+    )
+    body = markup.join(markup.paragraph(note, "note"), markup.table(head, rows, numbers=range(1, 7)))
+    return Section("checkpoints", "Checkpoints", body)
 
 
 def _forecast(report: RehearsalReport) -> Section | None:
@@ -102,6 +137,9 @@ def _forecast(report: RehearsalReport) -> Section | None:
             f"{one.gpu_hours:,.1f}",
             f"{one.core_hours:,.2f}",
             f"{one.dollars[1]:,.2f} ({one.dollars[0]:,.2f} to {one.dollars[2]:,.2f})",
+            time(one.pauses) if one.pauses else markup.NONE,
+            time(one.resume) if one.resume else markup.NONE,
+            time(one.stop) if one.stop else markup.NONE,
             one.basis,
         )
         for node in report.nodes
@@ -109,8 +147,17 @@ def _forecast(report: RehearsalReport) -> Section | None:
     ]
     if not rows:
         return None
-    head = ("node", "time", "GPU-hours", "core-hours", "dollars", "by")
-    return Section("forecast", "What the real run takes", markup.table(head, rows, numbers=range(1, 5)))
+    head = (
+        "node", "time", "GPU-hours", "core-hours", "dollars", "checkpoint pauses", "to resume", "to stop", "by"
+    )  # fmt: skip
+    sums = [sum(one.seconds[i] for node in report.nodes if (one := node.forecast)) for i in (1, 0, 2)]
+    note = (
+        f"{len(rows)} of {len(report.nodes)} nodes, one after the other: {time(sums[0])} ({time(sums[1])} to"
+        f" {time(sums[2])}). Pauses are in the time. To resume: until the next step. To stop: a step, and the last"
+        " checkpoint until it is in the store; 'moxin plan' holds it against the node's grace."
+    )
+    body = markup.join(markup.paragraph(note, "note"), markup.table(head, rows, numbers=range(1, 8)))
+    return Section("forecast", "What the real run takes", body)
 
 
 def _stand_ins(report: RehearsalReport) -> Section | None:

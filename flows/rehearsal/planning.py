@@ -11,7 +11,7 @@ from flows.cost import Estimate
 from flows.plan import NodePlan
 from flows.profiles import Profile
 from flows.rehearsal import report
-from flows.rehearsal.forecast import REHEARSED, as_estimate, forecast, units
+from flows.rehearsal.forecast import REHEARSED, as_estimate, forecast
 from flows.rehearsal.report import Forecast, NodeReport, RehearsalReport
 from stages.core.keys import source_digest
 from stages.core.ledger import Ledger
@@ -68,8 +68,9 @@ def forecasts(
     for plan in plans:
         name = plan.node.name
         one = forecast(
-            units(profile.configs[name], estimates[name]),
+            profile.configs[name],
             profile.resources[name],
+            estimates[name],
             prices,
             by_level.get("shape", none).get(name),
             by_level.get("wiring", none).get(name),

@@ -39,6 +39,21 @@ class Fault(_Record):
         return self.cause + (f": {self.remedy}" if self.remedy else "")
 
 
+class Checkpointing(_Record):
+    """What the checkpoints of a training took, the most of each: bytes and seconds of its first process."""
+
+    bytes: float = 0.0
+    pause: float = 0.0
+    """In which no step was taken."""
+    disk: float = 0.0
+    """Until its files were written."""
+    store: float = 0.0
+    """Until they were stored."""
+    read_bytes: float = 0.0
+    read: float = 0.0
+    """Until one was read and loaded; 0: none was."""
+
+
 class Measured(_Record):
     """What an attempt used, of its manifest."""
 
@@ -52,6 +67,17 @@ class Measured(_Record):
     """Of a training."""
     tokens_per_second: tuple[float, float, float] | None = None
     """Least, middle and most of the training's steps but the first."""
+    step_seconds: tuple[float, float, float] | None = None
+    """Least, middle and most, of the same steps."""
+    step_processor_seconds: float | None = None
+    """Of its first process: the middle one."""
+    steps_here: int = 0
+    """Steps of this attempt; others were an attempt's that was stopped."""
+    loader_tokens_per_second: float | None = None
+    """That the data of steps was made at, beside them."""
+    checkpoints: Checkpointing | None = None
+    measuring: float = 0.0
+    """FLOPs that measuring the model took, beside the training."""
 
 
 class Forecast(_Record):
@@ -63,6 +89,19 @@ class Forecast(_Record):
     dollars: tuple[float, float, float] = (0.0, 0.0, 0.0)
     basis: str
     """What it rests on, in one phrase."""
+    pauses: float = 0.0
+    """Seconds of these in which checkpoints keep steps from being taken."""
+    resume: float = 0.0
+    """Seconds until a training that broke off takes its next step; 0: not measured."""
+    step: float = 0.0
+    """Seconds of a step, with the real batch; 0: not measured."""
+    last_checkpoint: tuple[float, float, float] | None = None
+    """Bytes of one machine, seconds until they are on its disk, and from there in the store."""
+
+    @property
+    def stop(self) -> float:
+        """Seconds from being asked to stop until the last checkpoint is stored, but for the commit; 0: not measured."""
+        return self.step + self.last_checkpoint[1] + self.last_checkpoint[2] if self.last_checkpoint else 0.0
 
 
 class NodeReport(_Record):

@@ -196,8 +196,7 @@ class _Rehearsing:
         spent = self._spending(plans, select, allowance)
         launchers = run_flow.launchers_of(values, plans, self.apart)
         will_run = {plan.node.name for plan in plans if plan.will_run}
-        if self.level == "wiring":
-            self.stops.left = {plan.node.name for plan in plans if plan.node.checkpoints} & will_run
+        self.stops.left = {plan.node.name for plan in plans if plan.node.checkpoints} & will_run
         execution = Execution(
             self.run_id,
             values,
@@ -226,11 +225,11 @@ class _Rehearsing:
         """What became of one node."""
         name, result = node.name, self.results.get(node.name)
         state, why, remedy = self._state(node, result)
-        unit, units = "", 0.0
+        unit, units, measuring = "", 0.0, 0.0
         values = self.derived.profile
         if result is not None:
             inputs = {port: [ref.manifest for ref in refs] for port, refs in result.inputs.items()}
-            unit, units = units_of_inputs(node, values.configs[name], values.resources[name], inputs)
+            unit, units, measuring = units_of_inputs(node, values.configs[name], values.resources[name], inputs)
         return NodeReport(
             node=name,
             stage=node.stage,
@@ -246,7 +245,7 @@ class _Rehearsing:
             unit=unit,
             units=units,
             memory_bytes=int(self.given.resources[name].memory_gib * 2**30),
-            measured=measures.of(result, self.ledger) if result is not None else None,
+            measured=measures.of(result, self.ledger, measuring) if result is not None else None,
         )
 
     def _state(self, node: Node, result: StageResult | None) -> tuple[NodeState, str, str]:

@@ -84,6 +84,12 @@ class Checkpoints(typing.Protocol):
     def set_aside(self, step: int, why: object) -> None:
         """Make a checkpoint one no more, because reading it has shown damage: `newest` is then the one before."""
 
+    def note(self, **most: float) -> None:
+        """Tell what one took. The most of each is kept with the result as its statistic `checkpoints`: `bytes` and
+        `store_seconds`, `read_bytes` and `read_seconds` are this process's part; `disk_seconds` ends with its files on
+        disk; in `pause_seconds` no step is taken; `load_seconds` follow a file that was fetched.
+        """
+
 
 class TaskObjects(typing.Protocol):
     """Where tasks leave their results (`stages.core.task_objects`): small documents by name, and the files of tasks."""
@@ -164,6 +170,11 @@ class Context(typing.Protocol[C_co]):
     @property
     def stopping(self) -> bool:
         """True once the stage was asked to stop: save a checkpoint and raise `Preempted`."""
+        ...
+
+    @property
+    def rehearses_stop(self) -> bool:
+        """Whether it will be asked to stop once it has a checkpoint: no step follows one before that is published."""
         ...
 
     def input(self, port: str) -> LocalArtifact:

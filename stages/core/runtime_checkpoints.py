@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class RuntimeCheckpoints:
         self._lease, self._ledger, self._events, self._root = request.lease, ledger, events, root
         self._rows = MetricRows(root)
         self._fetched: tuple[int, Path] | None = None
+        self.most: dict[str, float] = {}
+        """What `note` was told."""
         self.resumed_from: int | None = None
         self.saved: int | None = None
         """Step of the newest checkpoint that this attempt has published."""
@@ -46,12 +49,14 @@ class RuntimeCheckpoints:
         """Trouble with the store is no reason to end a training: the checkpoint is then left out, and `commit` is
         told.
         """
+        begun = time.perf_counter()
         try:
             files = self._ledger.upload_checkpoint(self._lease, step, Path(directory))
         except (InfraError, Damaged) as error:
             if isinstance(error, LeaseLost):
                 raise
             return [{_LEFT_OUT: str(error)}]
+        self.note(bytes=sum(entry.size for entry in files), store_seconds=time.perf_counter() - begun)
         return [entry.model_dump() for entry in files]
 
     def commit(self, step: int, parts: Sequence[dict[str, Any]]) -> None:
@@ -110,16 +115,21 @@ class RuntimeCheckpoints:
             step, files = newest
             if self._fetched is not None and self._fetched[0] == step:
                 return self._fetched  # it is here: a stage and the engine that it drives may both ask
-            folder = self._root / "scratch" / f"checkpoint-{step}"
+            folder, begun = self._root / "scratch" / f"checkpoint-{step}", time.perf_counter()
             try:
                 self._ledger.load_checkpoint(files, folder)
             except Damaged as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 self.set_aside(step, error)
                 continue
+            self.note(read_bytes=sum(entry.size for entry in files), read_seconds=time.perf_counter() - begun)
             self._fetched = step, folder
             return self._fetched
         return None
+
+    def note(self, **most: float) -> None:
+        for name, value in most.items():
+            self.most[name] = max(round(value, 6), self.most.get(name, 0.0))
 
     def set_aside(self, step: int, why: object) -> None:
         steps = self._ledger.checkpoint_steps(self._lease.key)

@@ -84,6 +84,10 @@ class RuntimeContext:
                 time.sleep(0.05)
         return self._stopping
 
+    @property
+    def rehearses_stop(self) -> bool:
+        return self._awaits_stop and self.checkpoints.resumed_from is None
+
     @stopping.setter
     def stopping(self, value: bool) -> None:
         self._stopping = value
@@ -306,7 +310,7 @@ class RuntimeContext:
             identity=self.config.identity(),
             inputs=request.inputs,
             outputs=outputs,
-            stats=self.stats,
+            stats=self.stats | ({"checkpoints": most} if (most := self.checkpoints.most) else {}),
             metrics_object=metrics,
             code=request.code.model_copy(update={"packages_digest": packages_digest()}),
             attempt=attempt,

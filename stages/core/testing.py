@@ -57,6 +57,7 @@ class LocalCheckpoints:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.most: dict[str, float] = {}
 
     def save(self, step: int, directory: Path) -> None:
         self.commit(step, self.upload(step, directory))
@@ -80,6 +81,9 @@ class LocalCheckpoints:
         newest = self.latest()
         return None if newest is None else (newest[0], local_files(newest[1]))
 
+    def note(self, **most: float) -> None:
+        self.most |= {name: max(value, self.most.get(name, 0.0)) for name, value in most.items()}
+
     def set_aside(self, step: int, why: object) -> None:
         (self.root / f"{step:08d}").rename(self.root / f"damaged-{step:08d}")
 
@@ -97,6 +101,7 @@ class LocalContext(Generic[C]):
         nproc_per_node: int = 1,
     ) -> None:
         self.root, self.config, self.node, self._stop_after = root, config, node, stop_after
+        self.rehearses_stop = False
         self.nproc_per_node = nproc_per_node
         self._inputs = {port: list(many) for port, many in (inputs or {}).items()}
         self.scratch = root / "scratch"

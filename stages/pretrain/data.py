@@ -42,6 +42,11 @@ class WindowData:
         """Of the whole phase."""
         return self._config.steps * self._config.global_batch_size * self._config.sequence_length
 
+    @property
+    def loading_seconds(self) -> float:
+        """What this process's part of a batch takes to read, on average; 0: none was read."""
+        return self._ahead.seconds
+
     def micro_batches(self, step: int) -> list[WindowBatch]:
         """This process's part of the global batch of step `step`, counted from 0."""
         size, sequences, windows = self._config.micro_batch_size, self._sequences(step), self._ahead.take(step)

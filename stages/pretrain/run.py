@@ -96,6 +96,7 @@ def _stats(
         "skipped_steps": trainer.skipped,
         "processes": dims.world_size,
         "tokens_per_second": round(speed),
+        **trainer.loader_rate,
         "tflops_per_second": round(speed * config.shape.flops_per_token(vocabulary, config.sequence_length) / 1e12, 4),
         "device": torch.cuda.get_device_name() if gpu else "cpu",
     }

@@ -55,6 +55,11 @@ class RowData:
         """Not known before: rows are repeated to fill a batch."""
         return
 
+    @property
+    def loading_seconds(self) -> float:
+        """What this process's part of a batch takes to make, on average; 0: none was made."""
+        return self._ahead.seconds
+
     def micro_batches(self, step: int) -> list[RowBatch]:
         """This process's part of the global batch of step `step`, counted from 0."""
         return self._ahead.take(step)

@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +226,7 @@ class Follower:
     """
 
     def __init__(self, ctx: Context[Any], loss_name: str, rows: int) -> None:
-        self._ctx, self._loss_name, self.step = ctx, loss_name, 0
+        self._ctx, self._loss_name, self.step, self._ended = ctx, loss_name, 0, 0.0
         self.total = rows // ctx.config.global_batch_size * ctx.config.epochs
         self._planned = {"Num examples": rows, "Total optimization steps": self.total}
 
@@ -236,12 +237,15 @@ class Follower:
             return
         self.step, loss = int(match[1]), float(match[3])
         check(self._ctx, self.step, {"loss": loss})
+        ended, self._ended = self._ended, time.monotonic()
         self._ctx.progress(self.step, self.total, "steps")
         if self.step not in (1, self.total) and self.step % self._ctx.config.log_every:
             return
         row = {self._loss_name: loss, "learning_rate": float(match[2])}
         if match[4]:
             row["tokens_per_second"] = float(match[4])
+        if ended:  # the first is not known apart from the engine's start
+            row["step_seconds"] = round(self._ended - ended, 3)
         self._ctx.metric(self.step, **row)
 
     def _compare(self, name: str, said: int) -> None:

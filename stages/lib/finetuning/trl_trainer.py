@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,23 @@ class ContextCallback(TrainerCallback):
         self._ctx, self._names, self._offset, self._period, self._on_save = ctx, names, offset, period, on_save
         self.stopped, self.step, self.total = False, offset, total
         self.last: dict[str, float] = {}
+        self.started = self._ended = 0.0
+        self._processor = 0.0
+        self._clocks: dict[str, float] = {}
+        """What the last step took, for its row."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A checkpoint, if there was one, is loaded."""
+        if state.global_step:
+            self._ctx.checkpoints.note(load_seconds=time.perf_counter() - self.started)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A step's clock starts."""
+        self.started, self._processor = time.perf_counter(), time.process_time()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -81,11 +99,16 @@ class ContextCallback(TrainerCallback):
         self.last = row
         step, done = state.global_step, state.global_step >= state.max_steps
         if step == 1 or done or step % self._ctx.config.log_every == 0:
-            self._ctx.metric(self._offset + step, **row)
+            self._ctx.metric(self._offset + step, **row, **self._clocks)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Progress; a checkpoint when one is due or the stage is asked to stop, at a step where one can be made."""
         step, self.step, self.total = state.global_step, self._offset + state.global_step, self.total or state.max_steps
+        self._ended = time.perf_counter()
+        self._clocks = {
+            "step_seconds": round(self._ended - self.started, 6),
+            "step_processor_seconds": round(time.process_time() - self._processor, 6),
+        }
         self._ctx.progress(self.step, self.total, "steps")
         if step >= state.max_steps or step % self._period:
             return
@@ -101,7 +124,9 @@ class ContextCallback(TrainerCallback):
             (folder / name).unlink(missing_ok=True)
         if self._on_save is not None:
             self._on_save(folder)
+        self._ctx.checkpoints.note(disk_seconds=time.perf_counter() - self._ended)
         self._ctx.checkpoints.save(self._offset + state.global_step, folder)
+        self._ctx.checkpoints.note(pause_seconds=time.perf_counter() - self._ended)
         shutil.rmtree(folder)
 
 
@@ -119,6 +144,7 @@ def train(ctx: Context[Any], trainer: Trainer, bridge: ContextCallback, checkpoi
     """Train to the end. Raises Preempted after a last checkpoint when asked to stop."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(bridge)
+    bridge.started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if bridge.stopped:
         raise Preempted(f"stopped at step {bridge.step} of {bridge.total}; the next run goes on from there")

@@ -10,6 +10,7 @@ The steps have their data while the store is away for as long as what lies ready
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -34,6 +35,12 @@ class Ahead(Generic[T]):
         self._ready: deque[tuple[T, int] | BaseException] = deque()
         self._bytes, self._next, self._waiting = 0, -1, False
         self._thread: threading.Thread | None = None
+        self._seconds, self._count = 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """What the data of a step takes to make, on average; 0: none was made."""
+        return self._seconds / max(1, self._count)
 
     def take(self, step: int) -> T:
         """What a step needs. Any step may be taken; the one after it costs no waiting."""
@@ -90,7 +97,10 @@ class Ahead(Generic[T]):
                     return
 
     def _made(self, step: int) -> tuple[T, int] | BaseException:
+        begun = time.perf_counter()
         try:
-            return self._read(step)
+            read = self._read(step)
+            self._seconds, self._count = self._seconds + time.perf_counter() - begun, self._count + 1
+            return read
         except BaseException as error:
             return error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,11 +86,13 @@ class AsyncCheckpointer:
         state: JSON values. write: writes the tensors into a folder, as `write_tensors` does. Raises what ended the
         exchange with the other processes; a checkpoint that cannot be written or stored is left out, with a warning.
         """
+        begun = time.perf_counter()
         self.wait()
         folder = Path(self._ctx.scratch) / f"save-{step}"
 
         def written() -> None:
             files()
+            self._ctx.checkpoints.note(disk_seconds=time.perf_counter() - begun)
             if self._dims.rank == 0:
                 (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
 
@@ -102,6 +105,9 @@ class AsyncCheckpointer:
             files = _failed(error)
         self._thread = threading.Thread(target=self._publish, args=(step, folder, written), daemon=True)
         self._thread.start()
+        self._ctx.checkpoints.note(pause_seconds=time.perf_counter() - begun)
+        if self._ctx.rehearses_stop:
+            self.wait()
 
     def _publish(self, step: int, folder: Path, written: Callable[[], None]) -> None:
         try:
@@ -154,13 +160,16 @@ class AsyncCheckpointer:
             if newest is None:
                 return False
             step, state, files, headers = newest
-            begun = True
+            begun, started = True, time.perf_counter()
             try:
                 load(state, shared_reader(self._dims, files, headers))
             except NotWhole as error:
                 if self._dims.rank == 0:
                     self._ctx.checkpoints.set_aside(step, error)
                 continue
+            self._ctx.checkpoints.note(
+                read_bytes=sum(entry.size for entry in files), read_seconds=time.perf_counter() - started
+            )
             return True
 
     def _newest(self) -> tuple[int, dict[str, Any], list[FileEntry], list[tuple[Piece, ...]]] | None:

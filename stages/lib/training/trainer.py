@@ -36,6 +36,11 @@ class TrainingData(Protocol):
         """Of the whole run; None: not known before."""
         ...
 
+    @property
+    def loading_seconds(self) -> float:
+        """What this process's part of a batch takes to make, on average; 0: none was made."""
+        ...
+
     def micro_batches(self, step: int) -> Sequence[Batch]:
         """This process's part of the global batch of step `step`, counted from 0."""
         ...
@@ -61,7 +66,7 @@ class Trainer:
         self._carried = carried
         self.step = self.skipped = self.tokens = 0
         self.loss = self.grad_norm = math.nan
-        self.seconds = self.tokens_per_second = 0.0
+        self.seconds = self.tokens_per_second = self.step_processor_seconds = 0.0
         self._checkpointer = AsyncCheckpointer(ctx, dims)
         self._metrics = MetricsLogger(ctx, self._config.log_every, self.steps, data.total_tokens)
 
@@ -92,6 +97,12 @@ class Trainer:
         self._checkpointer.wait()
 
     @property
+    def loader_rate(self) -> dict[str, int]:
+        """As a statistic: tokens a second that the data of steps is made at, beside them; {}: none was made."""
+        seconds = self._data.loading_seconds
+        return {"loader_tokens_per_second": round(self.tokens / max(1, self.step) / seconds)} if seconds else {}
+
+    @property
     def updates(self) -> int:
         """Steps that the moments come from, those of the phases before included."""
         return (self._carried.updates if self._carried is not None else 0) + self.step - self.skipped
@@ -112,11 +123,13 @@ class Trainer:
             "grad_norm": self.grad_norm,
             "tokens_per_second": self.tokens_per_second,
         }
+        if self.step_processor_seconds:  # of the first process, where this attempt took the step
+            row["step_processor_seconds"] = self.step_processor_seconds
         self._metrics.log(self.step, self.tokens, row, heldout)
 
     def _train_step(self) -> None:
         """One step over a global batch. Raises ConfigError when the training has diverged."""
-        started, device = time.perf_counter(), self._dims.device
+        started, processor, device = time.perf_counter(), time.process_time(), self._dims.device
         if device.type == "cuda":  # a GPU's own dropout: a function of the step, so that a resumed run repeats it
             torch.cuda.manual_seed(hash((self._config.seed, self.step, self._dims.rank)) % (1 << 63))
         batches = self._data.micro_batches(self.step)
@@ -129,6 +142,7 @@ class Trainer:
         elapsed = time.perf_counter() - started
         self.step, self.tokens, self.seconds = self.step + 1, self.tokens + int(tokens), self.seconds + elapsed
         self.loss, self.grad_norm, self.tokens_per_second = mean, update.grad_norm, tokens / elapsed
+        self.step_processor_seconds = round(time.process_time() - processor, 6)
 
     def _require_finite(self, loss: float, update: Update) -> None:
         if math.isfinite(loss) and math.isfinite(update.grad_norm):

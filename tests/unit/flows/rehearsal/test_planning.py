@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from flows import cost, flow, profiles
 from flows.empty_ledger import EmptyLedger
+from flows.cost import Estimate
 from flows.plan import make_plan
 from flows.rehearsal import planning
 from flows.rehearsal.forecast import forecast
-from flows.rehearsal.report import Measured, NodeReport, RehearsalReport, profile_digest
+from flows.rehearsal.report import Checkpointing, Measured, NodeReport, RehearsalReport, profile_digest
 from stages.core.keys import source_digest
 from stages.core.resources import Resources
 from stages.pipeline import PIPELINE
@@ -21,37 +23,78 @@ PRICES: dict[str, Any] = {"gpu": {"dollars_per_hour": 2.0}, "cpu": {"dollars_per
 
 
 def node(
-    units: float, seconds: float, unit: str = "FLOPs", rates: Any = None, ranks: int = 1, unlike: bool = False
+    units: float,
+    seconds: float,
+    unit: str = "FLOPs",
+    steps: Any = None,
+    ranks: int = 1,
+    unlike: bool = False,
+    **more: Any,
 ) -> NodeReport:
+    """Of five steps, with the seconds of a step (least, middle, most); what else was measured in `more`."""
     measured = Measured(
-        seconds=seconds, cpu_seconds=seconds, peak_memory_bytes=1, bytes_in=0, bytes_out=0, tokens_per_second=rates
-    )
+        seconds=seconds,
+        cpu_seconds=seconds,
+        peak_memory_bytes=1,
+        bytes_in=0,
+        bytes_out=0,
+        steps=5 if steps else 0,
+        steps_here=5,
+        step_seconds=steps,
+    ).model_copy(update=more)
     return NodeReport(
         node="n", stage="s", state="passed", measured=measured, unit=unit, units=units, ranks=ranks, unlike=unlike
     )
 
 
-def test_a_training_goes_by_its_own_rate_and_the_processes_that_it_will_have() -> None:
-    shape = node(2_000, 30.0, "tokens", (80.0, 100.0, 125.0))
-    one = forecast(("tokens", 720_000.0), Resources(gpus=4, nodes=2), PRICES, shape, None)
-    assert one is not None
-    assert one.seconds == pytest.approx((10 + 720, 10 + 900, 10 + 1125))
-    assert one.gpu_hours == pytest.approx(910 / 3600 * 8)
+class Config(SimpleNamespace):
+    """Of a pre-training: 720 steps of 1,000 tokens."""
+
+    tokens, steps, global_batch_size, sequence_length, checkpoint_every = 720_000, 720, 10, 100, 100
+
+
+def told(config: Any, estimate: Estimate, shape: Any, wiring: Any = None, **resources: Any) -> Any:
+    return forecast(config, Resources(**resources), estimate, PRICES, shape, wiring)
+
+
+def test_a_training_goes_by_its_own_steps_and_the_processes_that_it_will_have() -> None:
+    one = told(Config(), Estimate(), node(5_000, 15.0, "tokens", (0.8, 1.0, 1.25)), gpus=4, nodes=2)
+    assert one.seconds == pytest.approx((10 + 72, 10 + 90, 10 + 112.5))
+    assert one.gpu_hours == pytest.approx(100 / 3600 * 8)
     assert one.dollars[1] == pytest.approx(2 * one.gpu_hours)
 
 
+def test_checkpoints_cost_pauses_and_tell_how_long_stopping_and_going_on_take() -> None:
+    kept = Checkpointing(bytes=1e9, pause=2.0, disk=6.0, store=4.0, read_bytes=1e9, read=8.0)
+    shape = node(5_000, 15.0, "tokens", (1.0, 1.0, 1.0), ranks=2, checkpoints=kept, steps_here=2)
+    one = told(Config(), Estimate(), shape, gpus=2, nodes=2)
+    assert one.pauses == pytest.approx(7 * 2.0 / 2)
+    assert one.seconds[1] == pytest.approx(5 + 360 + 7.0), "15 s less two steps and reading"
+    assert one.resume == pytest.approx(5 + 8 / 2)
+    assert one.last_checkpoint == pytest.approx((1e9, 3.0, 2.0)), "a half of it on each machine"
+    assert one.stop == pytest.approx(0.5 + 5.0)
+
+
+def test_what_measures_the_model_grows_and_the_start_does_not() -> None:
+    config = SimpleNamespace(global_batch_size=8, epochs=2, max_rows=None, checkpoint_every=1000)
+    shape = node(40, 25.0, "rows", (1.0, 1.0, 1.0), measuring=10.0, step_processor_seconds=2.0)
+    wiring = node(40, 13.0, "rows", (1.0, 1.0, 1.0), step_processor_seconds=1.0)
+    one = told(config, Estimate(rows=400, measuring=30.0), shape, wiring)
+    assert one.seconds == pytest.approx((20 + 100, 8 + 12 * 3 + 100, 20 * 3 + 100))
+    assert one.core_hours * 3600 == pytest.approx(8 + (15 - 8) * 3 + 200)
+
+
 def test_two_rehearsals_tell_the_fixed_part_from_what_grows() -> None:
-    one = forecast(("FLOPs", 1000.0), Resources(), PRICES, node(110, 20.0), node(10, 10.0))
-    assert one is not None
-    assert one.seconds == pytest.approx((109.0, 109.0, 20 * 1000 / 110))
-    assert forecast(("FLOPs", 1000.0), Resources(), PRICES, node(110, 20.0), None) is None
+    one = told(None, Estimate(flops=1000.0), node(110, 20.0), node(10, 10.0))
+    assert one.seconds == pytest.approx((20.0, 109.0, 20 * 1000 / 110))
+    assert told(None, Estimate(flops=1000.0), node(110, 20.0)) is None
 
 
 def test_nothing_is_forecast_of_a_stand_in_of_other_work_or_of_none() -> None:
-    small = node(10, 10.0)
-    assert forecast(("FLOPs", 1000.0), Resources(), PRICES, node(110, 20.0, unlike=True), small) is None
-    assert forecast(("tokens", 1000.0), Resources(), PRICES, node(110, 20.0), small) is None
-    assert forecast(("", 0.0), Resources(), PRICES, node(110, 20.0), small) is None
+    small, flops = node(10, 10.0), Estimate(flops=1000.0)
+    assert told(None, flops, node(110, 20.0, unlike=True), small) is None
+    assert told(Config(), flops, node(110, 20.0), small) is None
+    assert told(None, Estimate(), node(110, 20.0), small) is None
 
 
 def test_a_plan_says_what_was_measured_and_what_is_missing_or_old() -> None:
@@ -62,7 +105,7 @@ def test_a_plan_says_what_was_measured_and_what_is_missing_or_old() -> None:
     assert "moxin rehearse --profile 7b" in line
     config: Any = profile.configs["pretrain_1"]
     window = config.global_batch_size * config.sequence_length
-    passed = node(5 * window, 60.0, "tokens", (1e6, 1e6, 1e6), ranks=16).model_copy(update={"node": "pretrain_1"})
+    passed = node(5 * window, 60.0, "tokens", (window / 1e6,) * 3, ranks=16).model_copy(update={"node": "pretrain_1"})
     code = {plan.node.stage: source_digest(plan.node.stage) for plan in plans}
     digest = profile_digest(profile.configs, profile.resources)
     report = RehearsalReport(
@@ -88,7 +131,7 @@ def test_a_plan_that_costs_nothing_is_not_told_to_be_rehearsed() -> None:
 def test_a_budget_goes_by_what_the_plan_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     profile = profiles.load("7b", PIPELINE)
     plans = make_plan(PIPELINE, profile, EmptyLedger())
-    shape = node(1e6, 60.0, "tokens", (1e6, 1e6, 1e6), ranks=16).model_copy(update={"node": "pretrain_1"})
+    shape = node(1e6, 60.0, "tokens", (0.2, 0.2, 0.2), ranks=16).model_copy(update={"node": "pretrain_1"})
     one = RehearsalReport(profile="7b", level="shape", at="2026-01-02", profile_digest="", code={}, nodes=(shape,))
     monkeypatch.setattr(planning.report, "read_all", lambda store, name: {"shape": one})
     shown = cost.estimate(plans, profile, None)

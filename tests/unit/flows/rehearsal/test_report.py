@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flows import profiles
 from flows.rehearsal import page
-from flows.rehearsal.report import Fault, Measured, NodeReport, RehearsalReport, address, profile_digest
+from flows.rehearsal.report import Checkpointing, Fault, Forecast, Measured, NodeReport, RehearsalReport, address, profile_digest
 from stages.core.messages import StoreAddress
 from stages.pipeline import PIPELINE
 
@@ -16,10 +16,21 @@ ONE = Measured(
     bytes_out=2000,
     steps=4,
     tokens_per_second=(900.0, 1000.0, 1100.0),
+    step_seconds=(1.0, 1.25, 1.5),
+    loader_tokens_per_second=54321.0,
+    checkpoints=Checkpointing(bytes=3 * 2**30, pause=7.0, disk=11.0, store=13.0, read_bytes=3 * 2**30, read=17.0),
+)
+FORECAST = Forecast(
+    seconds=(3600.0, 7200.0, 14400.0),
+    basis="its steps",
+    pauses=29.0,
+    resume=31.0,
+    step=2.0,
+    last_checkpoint=(1e9, 11.0, 24.0),
 )
 NODES = (
     NodeReport(node="pretrain_1", stage="pretrain", state="passed", resumed="stopped, and went on from step 1",
-               memory_bytes=2 * 2**30, measured=ONE, stand_ins=("fp32 for fp16",)),
+               memory_bytes=2 * 2**30, measured=ONE, stand_ins=("fp32 for fp16",), forecast=FORECAST),
     NodeReport(node="tokenizer", stage="tokenizer", state="failed", why="path is <not> there", remedy="set it",
                faults=(Fault(cause="path is <not> there", remedy="set it"),)),
     NodeReport(node="sft_tulu", stage="sft", state="out of reach", why="no GPU"),
@@ -44,7 +55,8 @@ def test_its_summary_counts_and_one_fault_is_enough_to_fail() -> None:
 
 def test_the_page_says_cause_remedy_and_what_was_measured() -> None:
     text = page.render(made(*NODES))
-    for part in ("path is &lt;not&gt; there", "set it", "went on from step 1", "50.0 %", "fp32 for fp16", "no GPU"):
+    for part in ("path is &lt;not&gt; there", "set it", "went on from step 1", "50.0 %", "fp32 for fp16", "no GPU",
+                 "54,321", "7.0 s", "11.0 s", "13.0 s", "17.0 s", "29.0 s", "31.0 s", "37.0 s"):  # fmt: skip
         assert part in text, part
     assert "Nothing that a rehearsal can find" in page.render(made(NODES[0]))
 
