@@ -9,11 +9,11 @@ taken: a model's parameters, the rows that a mixture is capped at, or that its s
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from flows import memory, scale
+from flows import memory, scale, training_work
 from flows.data_files import DATA
 from flows.memory import Memory
 from flows.plan import NodePlan
@@ -22,7 +22,6 @@ from flows.scale import NodeScale, size
 from flows.terminal_text import counted
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import ConfigError
-from stages.core.graph import Node
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.records import DamagedRecord, NodeRecord
@@ -31,7 +30,6 @@ from stages.core.scale import Amounts
 from stages.lib.modeling.shape import ModelShape
 
 GPU_PRICES = DATA / "infra" / "gpu_prices.toml"
-DATA_SETS = GPU_PRICES.with_name("data_sets.toml")
 LONG = 30 * 86_400.0
 """Seconds beyond which a plan warns of a node: a month."""
 LOSS = 3600.0
@@ -40,6 +38,10 @@ ITS_BEGINNING = "its beginning"
 """What `Stage.resumes` says of a stage that cannot go on in the middle."""
 WARMUP = 0.1
 """Share of the steps beyond which a plan warns of a warm-up."""
+
+
+Grown = Callable[[str, Mapping[str, Sequence[ArtifactManifest]]], Mapping[str, Amounts]]
+"""A node's name and inputs -> what its outputs hold, by port."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Estimate:
     """Of its model; 0: it has none, or that is not known."""
     rows: int = 0
     """That a training reads in one pass; 0: it reads none, or that is not known."""
+    questions: int = 0
+    """That each data set of its suites asks; 0: not known."""
     measuring: float = 0.0
     """FLOPs of measuring the model beside its training."""
     step: float = 0.0
@@ -112,11 +116,12 @@ def estimate(
     profile: Profile,
     ledger: Ledger | None,
     sources: Mapping[str, Amounts] | None = None,
+    grown: Grown | None = None,
 ) -> dict[str, Estimate]:
     """Estimate every planned node; nodes that the ledger answers cost nothing.
 
     ledger: None: as if nothing had ever run. sources: what raw sources hold, by output port, instead of what is
-    declared of them.
+    declared of them. grown: tells what a node makes of its inputs, where its own sums do not.
     """
     prices = prices_of(profile)
     history = ledger.nodes(profile.names, skip_damaged=True) if ledger else {}
@@ -137,6 +142,9 @@ def estimate(
         sizes = scale.of_node(plan.node, config, resources, inputs, expected[plan.node.name])
         listed = {port: {**sizes.outputs[port], **(sources or {}).get(port, {})} for port in sizes.outputs}
         amounts[plan.node.name] = listed if plan.node.stage == "collect" else sizes.outputs
+        if grown is not None:
+            made = grown(plan.node.name, inputs)
+            amounts[plan.node.name] = {p: a or made.get(p, {}) for p, a in amounts[plan.node.name].items()}
         one = (
             measured(last_result[0], resources, prices)
             if last_result
@@ -147,8 +155,13 @@ def estimate(
         why = memory.unknown(plan.node.stage, config, resources)
         untimed = "" if one.basis else sizes.unknown or plan.node.untimed
         one = replace(one, memory=held, memory_unknown=why, lost_seconds=lost, scale=sizes, untimed=untimed)
-        counts = {"parameters": expected[plan.node.name].get("parameters", 0), "rows": rows_of(config, inputs)}
-        out[plan.node.name] = replace(one, **counts, measuring=measuring_of(plan.node, config, inputs))
+        out[plan.node.name] = replace(
+            one,
+            parameters=expected[plan.node.name].get("parameters", 0),
+            rows=training_work.rows_of(config, inputs),
+            questions=training_work.questions_of(plan, profile),
+            measuring=training_work.measuring_of(plan.node, config, inputs),
+        )
     return out
 
 
@@ -197,28 +210,6 @@ def _memory(
     )
 
 
-def steps_of(config: Any, rows: int) -> int:
-    """Optimizer steps of a training by its configuration, and the rows that it learns from; 0: not known."""
-    if (phases := getattr(config, "context_phases", None)) is not None:
-        return sum(phase.steps for phase in phases)
-    if (steps := getattr(config, "steps", None)) is not None:
-        return int(steps)
-    batch = getattr(config, "global_batch_size", None)
-    return -(-rows // batch) * config.epochs if rows and batch else 0
-
-
-def rows_of(config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> int:
-    """Rows that a training reads in one pass; 0: it reads none, or that is not known."""
-    rows = sum(int(m.meta.get("rows", 0)) for port in ("conversations", "preferences") for m in inputs.get(port, ()))
-    return min(rows, getattr(config, "max_rows", None) or rows)
-
-
-def measuring_of(node: Node, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> float:
-    """FLOPs of measuring what a training made; 0: none, or not known."""
-    one = node.measuring(config, inputs)
-    return one.flops + one.written_flops if one else 0.0
-
-
 def _lost(plan: NodePlan, profile: Profile, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> float:
     """The share of a node's time that a broken attempt loses at most: all of it, unless there are checkpoints every so
     many steps.
@@ -227,7 +218,7 @@ def _lost(plan: NodePlan, profile: Profile, inputs: Mapping[str, Sequence[Artifa
     every = getattr(config, "checkpoint_every", None)
     if plan.node.resumes(config) == ITS_BEGINNING or not every:
         return 1.0
-    steps = steps_of(config, rows_of(config, inputs))
+    steps = training_work.steps_of(config, training_work.rows_of(config, inputs))
     return min(1.0, every / steps) if steps else 1.0
 
 
@@ -279,7 +270,7 @@ def _expected_meta(plan: NodePlan, profile: Profile, expected: Mapping[str, dict
     if plan.resolved and plan.resolved.result:
         metas = [m.meta for m in plan.resolved.result.outputs.values()]
         return {name: m[name] for m in metas for name in ("parameters", "rows", "shape") if name in m}
-    counts = [_source_rows(source) for source in getattr(config, "sources", None) or ()]
+    counts = [training_work.source_rows(source) for source in getattr(config, "sources", None) or ()]
     meta: dict[str, Any] = {"rows": sum(n for n in counts if n)} if counts and None not in counts else {}
     shape: Any = getattr(config, "shape", None)
     count = getattr(shape, "parameters", None)
@@ -291,20 +282,6 @@ def _expected_meta(plan: NodePlan, profile: Profile, expected: Mapping[str, dict
     ]
     known = [p for p in inherited if "parameters" in p]
     return meta | ({name: known[0][name] for name in ("parameters", "shape") if name in known[0]} if known else {})
-
-
-def _source_rows(source: Any) -> int | None:
-    """Rows of one source of a mixture: what it is capped at, else what the set is known to have."""
-    name = getattr(source, "data_set", None) or getattr(source, "name", None)
-    if name is None:
-        return None
-    known = tomllib.loads(DATA_SETS.read_text(encoding="utf-8"))["rows"]
-    setting, cap = getattr(source, "config", "default"), getattr(source, "cap", None)
-    rows = known.get(name if setting == "default" else f"{name}:{setting}")
-    if rows is None:
-        return cap
-    rows = int(rows * getattr(source, "fraction", 1.0)) // (getattr(source, "every", None) or 1)
-    return min(rows, cap) if cap else rows
 
 
 def measured(result: StageResult, resources: Resources, prices: Mapping[str, Any]) -> Estimate:

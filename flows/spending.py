@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows import cost
+from flows import cost, training_work
 from flows.cost import Estimate
 from flows.launch.base import Handle
 from flows.plan import NodePlan
@@ -79,7 +79,7 @@ def costs(plans: Sequence[NodePlan], profile: Profile, estimates: Mapping[str, E
             continue
         name, one = plan.node.name, estimates[plan.node.name]
         config = profile.configs[name]
-        steps = cost.steps_of(config, 0) if plan.step else 0
+        steps = training_work.steps_of(config, 0) if plan.step else 0
         left = max(0.0, 1 - plan.step / steps) if plan.step and steps else 1.0
         rows.append(
             NodeCost(

@@ -10,12 +10,11 @@ Nothing is forecast where a stand-in ran, or where the work is not known.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from flows import cost, scale
+from flows import scale, training_work
 from flows.cost import Estimate
 from flows.rehearsal.report import Checkpointing, Forecast, Measured, NodeReport
 from stages.core.artifacts import ArtifactManifest
@@ -42,8 +41,8 @@ def units(config: Any, estimate: Estimate) -> tuple[str, float]:
     if estimate.flops:
         return "FLOPs", estimate.flops
     if suites := getattr(config, "suites", ()):
-        limits = [task.limit for suite in suites for task in suite.tasks]
-        return ("questions a task", float(sum(limits))) if None not in limits else ("", 0.0)
+        limits = [(task.limit or estimate.questions) * task.repeats for suite in suites for task in suite.tasks]
+        return ("answers", float(sum(limits))) if all(limits) else ("", 0.0)
     if estimate.scale and estimate.scale.core_seconds:
         return CORE_SECONDS, estimate.scale.core_seconds
     if estimate.scale and estimate.scale.bytes_in and not estimate.scale.unknown:
@@ -60,17 +59,9 @@ def units_of_inputs(
         sizes = scale.of_node(node, config, resources, {port: list(many) for port, many in inputs.items()}, {})
     except StageError:
         return "", 0.0, 0.0
-    rows = cost.rows_of(config, inputs)
+    rows = training_work.rows_of(config, inputs)
     one = Estimate(flops=work.flops + work.written_flops, scale=sizes, rows=rows)
-    return *units(config, one), cost.measuring_of(node, config, inputs)
-
-
-def heldout_tokens(config: Any) -> float:
-    """What the held-out losses within a pre-training amount to, in tokens of training: a forward pass is a third."""
-    every, windows = getattr(config, "eval_every", 0), getattr(config, "eval_windows", 0)
-    if not (every and windows and hasattr(config, "steps")):
-        return 0.0
-    return math.ceil(config.steps / every) * windows * config.sequence_length / 3
+    return *units(config, one), training_work.measuring_of(node, config, inputs)
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ def forecast(
     one, ranks = large.measured, resources.nodes * resources.ranks
     more = ranks / max(1, large.ranks)
     if one.step_seconds and one.steps:
-        work = amount + heldout_tokens(config) if name == "tokens" else amount
+        work = amount + training_work.heldout_tokens(config) if name == "tokens" else amount
         wall, processor = _trained(large, small, work / more, estimate.measuring)
         rate = f"{large.units / one.steps / one.step_seconds[1]:,.3g} {name} a second"
         basis = f"{rate} of {large.ranks} process{'es' * (large.ranks > 1)}"
@@ -109,7 +100,7 @@ def forecast(
         basis = f"two rehearsals of {small.units:,.3g} and {large.units:,.3g} {name}"
     else:
         return None
-    steps = cost.steps_of(config, estimate.rows) if one.step_seconds else 0
+    steps = training_work.steps_of(config, estimate.rows) if one.step_seconds else 0
     kept = one.checkpoints or Checkpointing()
     pauses = kept.pause / more * (steps // getattr(config, "checkpoint_every", steps)) if steps else 0.0
     seconds = (wall.least + pauses, wall.likely + pauses, wall.most + pauses)

@@ -78,8 +78,8 @@ def _measured(report: RehearsalReport) -> Section | None:
     )  # fmt: skip
     note = (
         "Time: of the last attempt, after the forced stop where there was one. Peak memory: of the largest process of"
-        " the stage, in main memory. A step and its tokens/s: the middle one. Loader: tokens/s that the data of steps is"
-        " made at, beside them."
+        " the stage, in main memory. A step and its tokens/s: the middle one. Loader: tokens/s at which the data of"
+        " steps is made, beside them."
     )
     body = markup.join(markup.paragraph(note, "note"), markup.table(head, rows, numbers=range(1, 10)))
     return Section("measured", "What was measured", body)

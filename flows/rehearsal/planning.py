@@ -10,7 +10,7 @@ from flows import cost
 from flows.cost import Estimate
 from flows.plan import NodePlan
 from flows.profiles import Profile
-from flows.rehearsal import report
+from flows.rehearsal import growth, report
 from flows.rehearsal.forecast import REHEARSED, as_estimate, forecast
 from flows.rehearsal.report import Forecast, NodeReport, RehearsalReport
 from stages.core.keys import source_digest
@@ -47,23 +47,25 @@ def measured(
     reports: Mapping[Level, RehearsalReport],
 ) -> dict[str, Estimate]:
     """The estimates of nodes that rehearsals tell more about than sums do. A result of the node itself tells more."""
-    run = [plan for plan in plans if plan.will_run and estimates[plan.node.name].basis != "last result"]
+    run = {plan.node.name for plan in plans if plan.will_run and estimates[plan.node.name].basis != "last result"}
     return {
         name: as_estimate(one, reports["shape"].at, estimates[name])
-        for name, one in forecasts(run, profile, estimates, reports).items()
+        for name, one in forecasts(plans, profile, reports).items()
+        if name in run
     }
 
 
 def forecasts(
-    plans: Sequence[NodePlan],
-    profile: Profile,
-    estimates: Mapping[str, Estimate],
-    reports: Mapping[Level, RehearsalReport],
+    plans: Sequence[NodePlan], profile: Profile, reports: Mapping[Level, RehearsalReport]
 ) -> dict[str, Forecast]:
-    """What each node takes, by what rehearsals measured of it."""
-    prices = cost.prices_of(profile)
+    """What each node takes, by what rehearsals measured of it. How much it is, they tell too, where sums do not."""
+    if "shape" not in reports:
+        return {}
+    prices, none = cost.prices_of(profile), dict[str, NodeReport]()
     by_level = {level: {node.node: node for node in one.nodes} for level, one in reports.items()}
-    none: dict[str, NodeReport] = {}
+    estimates = cost.estimate(
+        plans, profile, None, grown=lambda name, inputs: growth.outputs(by_level["shape"].get(name), inputs)
+    )
     out: dict[str, Forecast] = {}
     for plan in plans:
         name = plan.node.name

@@ -128,6 +128,12 @@ class NodeReport(_Record):
     unit: str = ""
     units: float = 0.0
     """How much work it was (`flows.rehearsal.forecast`); 0: not known."""
+    read_bytes: float = 0.0
+    """Of its inputs."""
+    outputs: Mapping[str, Mapping[str, float]] = {}
+    """What they hold, by port (`flows.rehearsal.growth`)."""
+    asked: float = 0.0
+    """How many times more the profile's own settings ask for; 0: no more."""
     memory_bytes: int = 0
     """What the profile gives it on one machine."""
     measured: Measured | None = None

@@ -26,7 +26,7 @@ from flows.execute import Execution
 from flows.flow import ProfileName
 from flows.launch import launcher
 from flows.plan import NodePlan, answered, make_plan
-from flows.rehearsal import measures, page, planning, report
+from flows.rehearsal import growth, measures, page, planning, report
 from flows.rehearsal.derive import derive
 from flows.rehearsal.findings import Findings, add_lines, node_of, reachable, sorted_out
 from flows.rehearsal.forecast import units_of_inputs
@@ -226,9 +226,12 @@ class _Rehearsing:
         name, result = node.name, self.results.get(node.name)
         state, why, remedy = self._state(node, result)
         unit, units, measuring = "", 0.0, 0.0
+        read_bytes, outputs = 0.0, dict[str, dict[str, float]]()
         values = self.derived.profile
         if result is not None:
             inputs = {port: [ref.manifest for ref in refs] for port, refs in result.inputs.items()}
+            read_bytes = float(sum(one.size for many in inputs.values() for one in many))
+            outputs = {port: growth.held(manifest) for port, manifest in result.outputs.items()}
             unit, units, measuring = units_of_inputs(node, values.configs[name], values.resources[name], inputs)
         return NodeReport(
             node=name,
@@ -244,6 +247,9 @@ class _Rehearsing:
             ranks=values.resources[name].nodes * values.resources[name].ranks,
             unit=unit,
             units=units,
+            read_bytes=read_bytes,
+            outputs=outputs,
+            asked=growth.asked_more(self.given.configs[name], values.configs[name]),
             memory_bytes=int(self.given.resources[name].memory_gib * 2**30),
             measured=measures.of(result, self.ledger, measuring) if result is not None else None,
         )
@@ -273,7 +279,7 @@ class _Rehearsing:
         reports[outcome.level] = outcome
         try:
             plans = make_plan(PIPELINE, self.given, EmptyLedger())
-            forecasts = planning.forecasts(plans, self.given, cost.estimate(plans, self.given, None), reports)
+            forecasts = planning.forecasts(plans, self.given, reports)
         except ConfigError:
             return outcome
         nodes = tuple(node.model_copy(update={"forecast": forecasts.get(node.node)}) for node in outcome.nodes)

@@ -76,6 +76,8 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     for step in steps:
         first.save(step)
     first.end(ledger)
+    assert first.ctx.checkpoints.most["bytes"] > 4 * 600 * 1000
+    assert first.ctx.checkpoints.most.keys() == {"bytes", "store_seconds", "disk_seconds", "pause_seconds"}
     key = first.ctx.request.key
     name = tensors_of(ledger, key, 4)
     name = name if what != "state.json" else f"{name.rpartition('/')[0]}/state.json"

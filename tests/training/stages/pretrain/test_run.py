@@ -47,6 +47,11 @@ def test_a_stopped_run_resumes_to_the_same_curve_and_weights(tmp_path: Path, art
     assert curve(broken) + curve(resumed) == curve(whole)
     mine, other = weights(resumed), weights(whole)
     assert all(torch.equal(mine[name], other[name]) for name in other)
+    saved, read = {"disk_seconds", "pause_seconds"}, {"read_bytes", "read_seconds"}
+    assert (broken.checkpoints.most.keys(), resumed.checkpoints.most.keys()) == (saved, saved | read)
+    assert resumed.checkpoints.most["read_bytes"] > 12 * sum(weight.numel() for weight in other.values())
+    assert whole.stats["loader_tokens_per_second"] > 0
+    assert all(row["step_processor_seconds"] > 0 for row in whole.metrics)
 
 
 def test_a_step_is_saved_before_its_heldout_loss_is_measured(

@@ -100,6 +100,11 @@ def test_a_stopped_run_resumes_to_the_same_curve_and_weights(
     assert curve(broken) + curve(resumed) == curve(whole)
     files = [(c.output("model") / "model.safetensors").read_bytes() for c in (whole, resumed)]
     assert files[0] == files[1]
+    most = broken.checkpoints.most
+    assert 0 < most["disk_seconds"] < most["pause_seconds"], "it is stored after that, and no step is taken until then"
+    assert resumed.checkpoints.most["load_seconds"] > 0
+    assert all(row["step_processor_seconds"] > 0 for row in whole.metrics)
+    assert all(row["step_seconds"] > 0 for row in whole.metrics)
 
 
 def test_no_pickle_is_kept_in_a_checkpoint_but_tensors(tmp_path: Path, artifacts: Inputs) -> None:

@@ -9,8 +9,8 @@ from typing import Any, cast
 import pytest
 
 from flows import cost, flow, profiles
-from flows.empty_ledger import EmptyLedger
 from flows.cost import Estimate
+from flows.empty_ledger import EmptyLedger
 from flows.plan import make_plan
 from flows.rehearsal import planning
 from flows.rehearsal.forecast import forecast

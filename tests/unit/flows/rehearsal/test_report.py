@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from flows import profiles
 from flows.rehearsal import page
-from flows.rehearsal.report import Checkpointing, Fault, Forecast, Measured, NodeReport, RehearsalReport, address, profile_digest
+from flows.rehearsal.growth import EVERYTHING
+from flows.rehearsal.report import (
+    Checkpointing,
+    Fault,
+    Forecast,
+    Measured,
+    NodeReport,
+    RehearsalReport,
+    address,
+    profile_digest,
+)
 from stages.core.messages import StoreAddress
 from stages.pipeline import PIPELINE
 
@@ -33,7 +43,8 @@ NODES = (
                memory_bytes=2 * 2**30, measured=ONE, stand_ins=("fp32 for fp16",), forecast=FORECAST),
     NodeReport(node="tokenizer", stage="tokenizer", state="failed", why="path is <not> there", remedy="set it",
                faults=(Fault(cause="path is <not> there", remedy="set it"),)),
-    NodeReport(node="sft_tulu", stage="sft", state="out of reach", why="no GPU"),
+    NodeReport(node="sft_tulu", stage="sft", state="out of reach", why="no GPU", asked=EVERYTHING,
+               outputs={"model": {"bytes": 1.0}}),
     NodeReport(node="dpo_tulu", stage="dpo", state="not reached", why="it needs sft_tulu"),
 )  # fmt: skip
 

@@ -1,0 +1,64 @@
+"""How much work a training or an evaluation is, by its configuration and what it reads: steps, rows, questions."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flows.plan import NodePlan
+from flows.profiles import Profile
+from flows.scale import DATA_SETS
+from stages.core.artifacts import ArtifactManifest
+from stages.core.graph import Node
+
+
+def steps_of(config: Any, rows: int) -> int:
+    """Optimizer steps of a training by its configuration, and the rows that it learns from; 0: not known."""
+    if (phases := getattr(config, "context_phases", None)) is not None:
+        return sum(phase.steps for phase in phases)
+    if (steps := getattr(config, "steps", None)) is not None:
+        return int(steps)
+    batch = getattr(config, "global_batch_size", None)
+    return -(-rows // batch) * config.epochs if rows and batch else 0
+
+
+def rows_of(config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> int:
+    """Rows that a training reads in one pass; 0: it reads none, or that is not known."""
+    rows = sum(int(m.meta.get("rows", 0)) for port in ("conversations", "preferences") for m in inputs.get(port, ()))
+    return min(rows, getattr(config, "max_rows", None) or rows)
+
+
+def measuring_of(node: Node, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> float:
+    """FLOPs of measuring what a training made; 0: none, or not known."""
+    one = node.measuring(config, inputs)
+    return one.flops + one.written_flops if one else 0.0
+
+
+def heldout_tokens(config: Any) -> float:
+    """What the held-out losses within a pre-training amount to, in tokens of training: a forward pass is a third."""
+    every, windows = getattr(config, "eval_every", 0), getattr(config, "eval_windows", 0)
+    if not (every and windows and hasattr(config, "steps")):
+        return 0.0
+    return math.ceil(config.steps / every) * windows * config.sequence_length / 3
+
+
+def source_rows(source: Any) -> int | None:
+    """Rows of one source of a mixture: what it is capped at, else what the set is known to have."""
+    name = getattr(source, "data_set", None) or getattr(source, "name", None)
+    if name is None:
+        return None
+    known = tomllib.loads(DATA_SETS.read_text(encoding="utf-8"))["rows"]
+    setting, cap = getattr(source, "config", "default"), getattr(source, "cap", None)
+    rows = known.get(name if setting == "default" else f"{name}:{setting}")
+    if rows is None:
+        return cap
+    rows = int(rows * getattr(source, "fraction", 1.0)) // (getattr(source, "every", None) or 1)
+    return min(rows, cap) if cap else rows
+
+
+def questions_of(plan: NodePlan, profile: Profile) -> int:
+    """That a data set of a node's suites asks, where they are made here; 0: not known."""
+    suites = [profile.configs[source.node.name] for source in plan.node.wires.get("suites", ())]
+    return max((one.test_questions for one in suites if getattr(one, "origin", "") == "machine"), default=0)

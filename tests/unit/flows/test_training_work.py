@@ -1,0 +1,29 @@
+"""How much work a training is, by its configuration and its inputs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from flows import training_work
+from flows.scale import expected
+
+
+def test_rows_that_are_read_are_those_that_there_are_and_no_more_than_are_taken() -> None:
+    inputs = {"conversations": [expected({"rows": 70}), expected({"rows": 30})], "parent": [expected({"rows": 9})]}
+    for most, rows in ((None, 100), (60, 60), (200, 100)):
+        assert training_work.rows_of(SimpleNamespace(max_rows=most), inputs) == rows
+    assert training_work.rows_of(SimpleNamespace(), {}) == 0
+
+
+def test_steps_of_an_epoch_are_begun_ones_and_none_where_rows_are_not_known() -> None:
+    config = SimpleNamespace(global_batch_size=8, epochs=2)
+    assert training_work.steps_of(config, 17) == 6
+    assert training_work.steps_of(config, 0) == 0
+
+
+def test_a_heldout_loss_is_a_third_of_training_on_its_windows() -> None:
+    config = SimpleNamespace(eval_every=4, eval_windows=6, steps=10, sequence_length=50)
+    assert training_work.heldout_tokens(config) == pytest.approx(3 * 6 * 50 / 3)
+    assert training_work.heldout_tokens(SimpleNamespace(steps=10)) == 0
