@@ -143,8 +143,8 @@ def estimate(
         listed = {port: {**sizes.outputs[port], **(sources or {}).get(port, {})} for port in sizes.outputs}
         amounts[plan.node.name] = listed if plan.node.stage == "collect" else sizes.outputs
         if grown is not None:
-            made = grown(plan.node.name, inputs)
-            amounts[plan.node.name] = {p: a or made.get(p, {}) for p, a in amounts[plan.node.name].items()}
+            counts = grown(plan.node.name, inputs)
+            amounts[plan.node.name] = {p: a or counts.get(p, {}) for p, a in amounts[plan.node.name].items()}
         one = (
             measured(last_result[0], resources, prices)
             if last_result
