@@ -153,11 +153,6 @@ class PretrainConfig(StageConfig):
                 f"sequence_length = {self.sequence_length} exceeds shape.max_positions = {self.shape.max_positions}"
             )
         validation.require_runnable(self)
-        for name in MOMENTS_CHOSEN if self.engine == "colossalai" else ():
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name} = true, but engine 'colossalai' has not been tried with it: set false, or engine = 'torch'"
-                )
         return self
 
     def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """AdamW's moments from one phase of a training to the next: an artifact, for who chooses so.
 
 The tensors have a checkpoint's names, float32 and whole, in files that all processes write as they write the model's;
-a process of the next phase, whatever its topology, reads by ranges what it keeps. `state.json` has how many
+a process of the next phase, whatever its topology and engine, reads by ranges what it keeps. `state.json` has how many
 steps the moments come from, which AdamW divides by. The scale of a loss is not carried: a phase begins with its own.
 """
 

@@ -70,9 +70,11 @@ class Program:
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
         answer = json.loads(
-            self._process.stdout.readline() or '{"outcomes": ["the program ended"], "metrics": [], "stats": {}}'
+            self._process.stdout.readline()
+            or '{"outcomes": ["the program ended"], "metrics": [], "stats": {}, "held": []}'
         )
         self.stats: dict[str, Any] = answer["stats"]
+        self.held: list[dict[str, int]] = answer["held"]
         return [row["loss"] for row in answer["metrics"]], " | ".join(sorted(set(answer["outcomes"])))
 
     def close(self) -> None:

@@ -17,17 +17,22 @@ from typing import Any
 
 import torch
 
-from stages.core.artifacts import Tokenizer, TokenShards
+from stages.core.artifacts import Model, OptimizerState, Tokenizer, TokenShards
 from stages.core.errors import StageError
 from stages.core.testing import LocalCheckpoints, local_artifact
 from stages.lib.training.backends import colossalai
 from stages.pretrain import run as pretrain
 from stages.pretrain.spec import PretrainConfig
-from tests.support.colossal import chunks
+from tests.support.colossal import chunks, held
 from tests.support.limits import HANG
 from tests.support.mortal import Mortal
 
-TYPES: dict[str, Any] = {"tokens": TokenShards, "tokenizer": Tokenizer}
+TYPES: dict[str, Any] = {
+    "tokens": TokenShards,
+    "tokenizer": Tokenizer,
+    "parent": Model,
+    "parent_moments": OptimizerState,
+}
 
 
 def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
@@ -49,6 +54,8 @@ def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
     ctx.dies_at = task["dies"] if rank == task["size"] - 1 else 0
     pretrain.compute_device = lambda *asked: torch.device("cpu")  # half precision too: slow, but exact
     chunks.install()
+    if PretrainConfig(**task["config"]).parallel.plugin != "gemini":
+        held.install()
     colossalai.INITIAL_SCALE = task["scale"] or colossalai.INITIAL_SCALE
     try:
         pretrain.run(ctx)
@@ -58,7 +65,7 @@ def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
     except BaseException:
         outcome = traceback.format_exc()
     (root / f"told-{rank}.json").write_text(
-        json.dumps({"outcome": outcome, "metrics": ctx.metrics, "stats": ctx.stats})
+        json.dumps({"outcome": outcome, "metrics": ctx.metrics, "stats": ctx.stats, "held": held.HELD})
     )
     os._exit(0)
 
@@ -80,10 +87,12 @@ def train(task: dict[str, Any]) -> dict[str, Any]:
         process.kill()
     told = [Path(task["root"]) / f"told-{rank}.json" for rank in range(task["size"])]
     ends = [
-        json.loads(path.read_text()) if path.is_file() else {"outcome": "killed", "metrics": [], "stats": {}}
+        json.loads(path.read_text())
+        if path.is_file()
+        else {"outcome": "killed", "metrics": [], "stats": {}, "held": {}}
         for path in told
     ]
-    return {**ends[0], "outcomes": [end["outcome"] for end in ends]}
+    return {**ends[0], "outcomes": [end["outcome"] for end in ends], "held": [end["held"] for end in ends]}
 
 
 if __name__ == "__main__":

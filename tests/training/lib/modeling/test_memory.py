@@ -7,24 +7,35 @@ computed. One test runs both kinds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
 
+from flows import pretraining_memory
 from stages.lib.modeling import decoder, kernels
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.hf_checkpoint import config_json
 from stages.lib.modeling.memory import HALF, activations, block_parameters, copied_parameters, with_copies
 from stages.lib.modeling.shape import ModelShape
+from stages.lib.modeling.weights import FreshWeights
+from stages.lib.training.backends.base import Trainable
+from stages.lib.training.backends.fsdp import shard
+from stages.lib.training.parallel_dims import ParallelDims
+from stages.lib.training.parallel_sizes import ParallelSizes
+from stages.pretrain.spec import PretrainConfig
 
 VOCABULARY, ROWS, LENGTH = 2000, 2, 512
 Build = Callable[[ModelShape, Any], tuple[torch.nn.Module, Any]]
 NARROW = {"hidden": 256, "intermediate": 896, "heads": 4, "kv_heads": 2, "head_dim": 64}
 WIDE = {"hidden": 512, "intermediate": 1792, "heads": 8, "kv_heads": 2, "head_dim": 64}
 TOLERANCE = 0.10
+CPU, POLICY = torch.device("cpu"), MixedPrecisionPolicy()
 
 
 def shape_of(width: dict[str, int], layers: int) -> ModelShape:
@@ -112,6 +123,26 @@ def test_a_steps_memory_is_what_the_formula_says(build: Build, policy: str, auto
             measured = most_bytes(build, shape, policy, autocast)
         formula = predicted(shape, policy, autocast, None)
         assert formula == pytest.approx(measured, rel=TOLERANCE), (layers, measured / 1e6, formula / 1e6)
+
+
+def test_what_the_torch_engine_leaves_of_the_weights() -> None:
+    """FSDP2 over two parts of the batch, each of two tensor parallel processes: the plan's part of each process."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    config = PretrainConfig(parallel=ParallelSizes(tensor=2, zero=3), precision="fp32")
+    shape = shape_of(NARROW, 2)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        with torch.device("meta"):
+            model = MoxinLM(shape, VOCABULARY)
+        blocks = list(model.model.layers)
+        shard(Trainable(model, FreshWeights(0, 2), blocks, lambda batch: batch), ParallelDims(CPU, 0, 4, 2), POLICY)
+        local = [cast("DTensor", parameter).to_local().numel() for parameter in model.parameters()]
+    finally:
+        dist.destroy_process_group()
+    parts, _ = pretraining_memory.sums(config, 4, shape, VOCABULARY)
+    assert 4 * sum(local) == parts["weights"]
+    assert parts["masters, moments"] == 2 * parts["weights"]
 
 
 def test_logits_of_a_chunk_exist_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,30 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from flows import pretraining_memory
+from flows.pretraining_memory import Held
 from stages.core.errors import ConfigError
 from stages.core.resources import Resources
 from stages.core.runtime import engine_python
+from stages.core.testing import LocalContext
 from stages.lib.modeling.hf_checkpoint import load_model
 from stages.lib.modeling.weights import FreshWeights, StoredWeights, whole
 from stages.lib.training.parallel_sizes import ParallelSizes
+from stages.pretrain.run import run
 from stages.pretrain.spec import Pretrain, PretrainConfig
 from tests.support.colossal import Program
-from tests.support.pretraining import LENGTH, SHAPE, artifacts, config, single, train
+from tests.support.pretraining import (
+    LENGTH,
+    PHASE,
+    SHAPE,
+    VOCABULARY,
+    artifacts,
+    config,
+    handed_on,
+    phase,
+    single,
+    train,
+)
 
 __all__ = ["artifacts", "single"]  # fixtures: named here so that pytest finds them
 
@@ -58,6 +73,20 @@ TOPOLOGIES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+def require_formula(held: list[dict[str, int]], chosen: PretrainConfig) -> None:
+    """The plan's formula of memory says what the fullest process had of each state; of gradients that add up whole, the
+    whole.
+    """
+    parts = len(held) // chosen.parallel.model_parallel_size
+    stages = [
+        pretraining_memory.states(chosen, parts, Held(chosen, SHAPE, VOCABULARY, stage), 0.0)
+        for stage in range(chosen.parallel.pipeline)
+    ]
+    for part in ("weights", "gradients", "masters, moments"):
+        most = max(by_part[part] for by_part in stages)
+        assert max(one[part] for one in held) == pytest.approx(most, rel=0.01), part
+
+
 @pytest.mark.parametrize("name", list(TOPOLOGIES))
 def test_it_trains_the_model_that_the_torch_engine_trains(
     tmp_path: Path, artifacts: Any, single: Any, colossal: Program, name: str
@@ -67,6 +96,7 @@ def test_it_trains_the_model_that_the_torch_engine_trains(
     losses, outcome = colossal.train(tmp_path, size, made(**settings), artifacts)
     assert outcome == "done"
     assert np.allclose(losses, single[0], atol=2e-5)
+    require_formula(colossal.held, made(**settings))
     mine, other = load_model(tmp_path / "rank-0/out/model").state_dict(), load_model(single[1]).state_dict()
     assert mine.keys() == other.keys()
     for key, tensor in other.items():  # Adam turns rounding into steps where a gradient is nearly zero
@@ -94,6 +124,27 @@ def test_a_run_goes_on_in_any_topology_and_in_the_other_engine(
     assert np.allclose(told + losses, single[0], atol=2e-5)
 
 
+def test_moments_go_from_engine_to_engine_between_phases(tmp_path: Path, artifacts: Any, colossal: Program) -> None:
+    """Tensor parallel writes them, ZeRO reads them flat and writes them on, engine torch reads those: one longer run's
+    steps.
+    """
+    run(whole := LocalContext(tmp_path / "longer", phase(tokens=3 * PHASE * 30 * LENGTH), artifacts))
+    told: list[float] = []
+    inputs = artifacts
+    both = {"carry_moments": True, "export_moments": True, "engine": "colossalai", "micro_batch_size": 15}
+    for root, made_ in (
+        (tmp_path / "1", phase(**both | {"carry_moments": False}, parallel={"tensor": 2, "zero": 0})),
+        (tmp_path / "2", phase(**both, parallel={"zero": 2})),
+    ):
+        losses, outcome = colossal.train(root, 2, made_, inputs)
+        assert outcome == "done"
+        told += losses
+        inputs = {**artifacts, **handed_on(root / "rank-0")}
+    run(last := LocalContext(tmp_path / "3", phase(carry_moments=True), inputs))
+    told += [row["loss"] for row in last.metrics]
+    assert told == pytest.approx([row["loss"] for row in whole.metrics], abs=2e-5)
+
+
 @pytest.mark.slow  # bf16 on a processor: some 10 seconds a topology
 @pytest.mark.parametrize("name", ["zero2", "tp2", "tp2pp2", "gemini"])
 def test_a_resumed_run_repeats_an_unbroken_one_exactly(
@@ -106,6 +157,8 @@ def test_a_resumed_run_repeats_an_unbroken_one_exactly(
     chosen = made(**settings, **HALF)
     unbroken, outcome = colossal.train(tmp_path / "whole", size, chosen, artifacts)
     assert outcome == "done"
+    if name != "gemini":
+        require_formula(colossal.held, chosen)
     first, _ = colossal.train(tmp_path / "broken", size, chosen, artifacts, stop=5)
     second, outcome = colossal.train(tmp_path / "broken", size, chosen, artifacts)
     assert outcome == "done"

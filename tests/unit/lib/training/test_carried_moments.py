@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from flows import profiles
 from stages.core.errors import ConfigError, InputError, Preempted
@@ -109,12 +108,6 @@ def test_who_carries_needs_who_exports() -> None:
     what = r"pretrain_1\.carry_moments = true, but no phase comes before it: set false"
     with pytest.raises(ConfigError, match=what):
         Pretrain.check_facets("pretrain_1", config(carry_moments=True), {"parent_moments": []})
-
-
-@pytest.mark.parametrize("name", ["carry_moments", "export_moments"])
-def test_an_engine_that_was_not_tried_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=f"{name} = true, but engine 'colossalai' has not been tried with it"):
-        config(engine="colossalai", **{name: True})
 
 
 def test_a_moment_has_a_checkpoints_name_and_place(first: Path) -> None:
