@@ -21,7 +21,7 @@ test: $(READY)  ## run all tests but upstream's, two files at a time
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25 --durations-min 10
 
 test-fast: $(READY)  ## run the unit and contract tests: no services, no training, no network
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/contract
+	$(BIN)/pytest -n 2 --dist loadfile --hypothesis-profile fast -m 'not upstream and not slow' tests/unit tests/contract
 
 # open-instruct is on no package registry: without MOXIN_TEST_OPEN_INSTRUCT_SOURCE (a clone of it) its tests are skipped, and say how to get it
 test-upstream: $(READY)  ## train with verl, AReaL and open-instruct themselves: three environments, some ten minutes each

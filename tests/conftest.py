@@ -30,13 +30,15 @@ from stages.core.errors import InfraError
 from stages.core.ledger import Ledger
 from stages.core.messages import StoreAddress
 from stages.core.store import Store
+from tests.support.examples import FAST, FULL
 from tests.support.limits import DAG, TEST
 from tests.support.paths import PROBES
 
 stages.__path__.append(str(PROBES))
 
-hypothesis.settings.register_profile("moxin", deadline=None, derandomize=True, max_examples=60)
-hypothesis.settings.load_profile("moxin")
+for profile, count in (("moxin", FULL), ("fast", FAST)):
+    hypothesis.settings.register_profile(profile, deadline=None, derandomize=True, max_examples=count)
+hypothesis.settings.load_profile("moxin")  # `--hypothesis-profile fast` comes after this
 
 _PREFIXES = itertools.count()
 

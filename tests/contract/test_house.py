@@ -74,12 +74,17 @@ def asked_of_a_person(annotation: ast.expr | None) -> bool:
     return bool(re.match(r"(\w+(Option|Argument|Field)$|form\.|Annotated\[.*(typer\.|Field\())", text))
 
 
-def too_large(path: Path) -> Iterator[str]:
-    """What of a file is over a measure: the file, `function` for its lines, `function()` for its parameters."""
+@functools.cache
+def facts(path: Path) -> tuple[tuple[str, ...], frozenset[str]]:
+    """What of a file is over a measure, and the names that it gives. Once: half of the time is the parser's."""
     text = path.read_text(encoding="utf-8")
-    if text.count("\n") > FILE:
-        yield place(path)
-    for node in ast.walk(ast.parse(text)):
+    nodes = list(ast.walk(ast.parse(text)))
+    return (*([place(path)] if text.count("\n") > FILE else ()), *_too_large(path, nodes)), frozenset(_names(nodes))
+
+
+def _too_large(path: Path, nodes: list[ast.AST]) -> Iterator[str]:
+    """`function` for its lines, `function()` for its parameters."""
+    for node in nodes:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
@@ -91,14 +96,9 @@ def too_large(path: Path) -> Iterator[str]:
             yield f"{place(path)} {node.name}()"
 
 
-@functools.cache
-def identifiers(path: Path) -> tuple[str, ...]:
-    """Names that a file gives: classes, functions, parameters, variables, fields."""
-    return tuple(_identifiers(path))
-
-
-def _identifiers(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def _names(nodes: list[ast.AST]) -> Iterator[str]:
+    """Classes, functions, parameters, variables, fields."""
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.arg):
@@ -108,11 +108,11 @@ def _identifiers(path: Path) -> Iterator[str]:
 
 
 def measures() -> list[str]:
-    return sorted(line for path in sources() for line in too_large(path))
+    return sorted(line for path in sources() for line in facts(path)[0])
 
 
 def names() -> list[str]:
-    return sorted({f"{place(p)} {name}" for p in sources() for name in identifiers(p) if name in NAMES})
+    return sorted(f"{place(p)} {name}" for p in sources() for name in facts(p)[1] & set(NAMES))
 
 
 def citations() -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from flows import cost, generated_files, profiles
+from flows import cost, deploy, generated_files, profiles, scale_tables
 from flows.empty_ledger import EmptyLedger
 from flows.plan import State, make_plan
 from stages.pipeline import PIPELINE
@@ -62,10 +64,21 @@ def test_windows_fit_the_phases_that_read_them(name: str) -> None:
         make_plan(PIPELINE, wrong, EmptyLedger())
 
 
+@pytest.fixture(scope="module")
+def computed_once() -> Iterator[None]:
+    """Tables that depend on the sources alone, which do not change while tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((generated_files, "memory_tables"), (scale_tables, "tables"), (deploy, "prefect_yaml")):
+            patch.setattr(module, name, functools.cache(getattr(module, name)))
+        yield
+
+
+@pytest.mark.usefixtures("computed_once")
 def test_derived_files_are_fresh() -> None:
     assert generated_files.check() == ([], [])
 
 
+@pytest.mark.usefixtures("computed_once")
 def test_a_stale_derived_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generated_files, "ROOT", tmp_path)
     (tmp_path / "README.md").write_text("<!-- derived: dag -->\nold\n<!-- /derived -->\n", encoding="utf-8")

@@ -26,6 +26,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow  # a pytest of its own, with PyTorch
 def test_what_belongs_elsewhere_fails_in_the_fast_tier(tmp_path: Path) -> None:
     """Each case in a folder beside this tier's own conftest.py, as if it lay in tests/unit."""
     folder = tmp_path / "tests" / "unit"

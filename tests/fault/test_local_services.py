@@ -44,7 +44,7 @@ def server(answer: Callable[[str, str | None], tuple[int, bytes]]) -> Iterator[i
             pass
 
     http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    threading.Thread(target=http_server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield http_server.server_address[1]
     finally:

@@ -3,8 +3,8 @@
 Those that only show when a source is asked or a node runs have their tests elsewhere: a source that is gone
 (tests/integration/lib/data/test_hub.py, tests/integration/stages/ingest/test_http_sources.py), a tokenizer of another
 size (tests/unit/stages/tokenizer/test_run.py), a task that the harness does not have
-(tests/unit/stages/evaluate/test_run.py), and what a rehearsal says of an image without a module and of a checkpoint of
-another layout (tests/integration/flows/rehearsal/test_run.py).
+(tests/integration/stages/evaluate/test_run.py), and what a rehearsal says of an image without a module and of a
+checkpoint of another layout (tests/integration/flows/rehearsal/test_run.py).
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from flows import profile_checks, profiles
+from flows import profile_checks, profiles, stage_job
 from flows.execute import Execution
 from flows.launch import docker, kubernetes_manifests, process, slurm_scripts
 from flows.launch.base import Job
@@ -52,7 +53,8 @@ def job_of(node: Node, profile: profiles.Profile) -> Job:
     execution = Execution("run", profile, _Ledger(), None, Path("/x"), frozenset())  # type: ignore[arg-type]
     inputs = {port: tuple(_some(source) for source in sources) for port, sources in node.wires.items()}
     resolved = Resolved(key="a" * 64, inputs=inputs, result=None, etag=None, drift=False)
-    return execution._job(node, resolved, Lease(key="a" * 64, epoch=1, holder="h"))
+    with mock.patch.object(stage_job, "git_commit", return_value=None):  # else a process of git for each of the jobs
+        return execution._job(node, resolved, Lease(key="a" * 64, epoch=1, holder="h"))
 
 
 def command_of(job: Job, launcher: str) -> list[str]:

@@ -121,7 +121,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def proxied(upstream: str) -> Iterator[Proxy]:
     """A proxy before `upstream`, for as long as the block lasts."""
     server = Proxy(upstream)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

@@ -22,6 +22,7 @@ from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.store import Store
 from tests.support.bench import PIPE, Bench, started
+from tests.support.examples import max_examples
 from tests.support.probe_pipeline import copy_ledger
 
 NODES = list(PIPE.nodes)
@@ -76,7 +77,7 @@ def ledger_at(store: Store, prefix: str) -> Ledger:
     return Ledger(Store(store.address.model_copy(update={"prefix": prefix}), store._client))
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.sampled_from(NODES)), st.sets(st.sampled_from(NODES), min_size=1), st.sets(st.sampled_from(CHANGES)))
 def test_a_run_does_what_the_plan_says(
     root_store: Store, ran: Callable[[frozenset[str]], Ledger], monkeypatch: pytest.MonkeyPatch,

@@ -125,6 +125,7 @@ def test_a_stages_files_are_core_and_what_its_digest_covers() -> None:
     ]
 
 
+@pytest.mark.slow  # a process of its own
 def test_the_bundle_runs_without_the_rest_of_the_repository(tmp_path: Path) -> None:
     import subprocess
     import sys

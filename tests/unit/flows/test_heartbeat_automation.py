@@ -15,6 +15,8 @@ from flows.local_services import prefect
 from flows.settings import Settings
 from stages.core.messages import StoreAddress
 
+pytestmark = pytest.mark.slow  # imports Prefect's server: seconds
+
 SETTINGS = Settings(Path("/nowhere"), StoreAddress(bucket="b"), "http://127.0.0.1:9/api", True, False, {})
 RUN = "prefect.flow-run.0199a3c2-0000-7000-8000-000000000000"
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.collect.spec import CollectConfig
@@ -36,6 +36,7 @@ from stages.lib.formats.documents import read_documents
 from stages.lib.formats.remote_http import HubFile
 from stages.lib.formats.sources import RawFile, write_listing
 from tests.support.array_cluster import Cluster
+from tests.support.examples import max_examples
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
 from tests.support.raw_pages import jsonl, page
@@ -192,7 +193,7 @@ def test_pages_of_an_archive_that_was_packed_as_a_whole_have_ids_of_their_own(tm
     st.booleans(),
     st.integers(1, 30),
 )
-@settings(max_examples=60, deadline=None)
+@max_examples(60)
 def test_lines_are_cut_anywhere(
     tmp_path_factory: pytest.TempPathFactory, rows: list[bytes], ended: bool, size: int
 ) -> None:
@@ -252,7 +253,6 @@ def sampled(lengths: list[int], limit: int) -> tuple[dict[int, int], int]:
 
 
 @given(st.lists(st.integers(0, 40_000), min_size=1, max_size=60), st.integers(1, 200_000))
-@settings(deadline=None)
 def test_no_more_is_read_than_the_limit_and_no_less_than_short_files_allow(lengths: list[int], limit: int) -> None:
     read, _ = sampled(lengths, limit)
     assert sum(read.values()) <= limit

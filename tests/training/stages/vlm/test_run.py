@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -28,6 +28,7 @@ from stages.vlm.batches import encode_rows, epoch_batches, steps_an_epoch
 from stages.vlm.run import run, schedule
 from stages.vlm.spec import TrainVlm, VlmConfig
 from tests.support.distributed import run_processes
+from tests.support.examples import max_examples
 from tests.support.vision import PATCHES, base_model, features, features_config, scenes, whole_model
 
 torch.set_num_threads(1)
@@ -154,7 +155,7 @@ def test_shapes_that_do_not_go_together_are_refused_before_the_run() -> None:
 
 
 @given(st.integers(0, 70), st.integers(0, 70), st.integers(1, 9), st.integers(0, 3), st.integers(0, 2))
-@settings(max_examples=80)
+@max_examples(80)
 def test_batches_hold_every_row_and_one_kind_each(
     with_image: int, without: int, batch: int, seed: int, epoch: int
 ) -> None:

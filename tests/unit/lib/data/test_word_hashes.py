@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.lib.data.decontamination import ContaminationIndex, words
 from stages.lib.data.word_hashes import LETTERED_PLANES, hash_words, reread, same_word, tables
+from tests.support.examples import max_examples
 
 TEXT = st.text(
     st.one_of(st.sampled_from("aB ß'-+Σς½é\u0301\u1161각ﬁ\u00a0…™_9"), st.characters(exclude_categories=["Cs"]))
@@ -50,7 +51,7 @@ def test_every_code_point_is_read_as_python_reads_it() -> None:
     assert not any(chr(p).isalnum() for p in range(LETTERED_PLANES, sys.maxunicode + 1))
 
 
-@settings(max_examples=60, deadline=None)
+@max_examples(60)
 @given(TEXT)
 def test_compiled_words_are_pythons(text: str) -> None:
     check(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -17,6 +17,7 @@ from stages.lib.finetuning import model_loading
 from stages.lib.finetuning.encoding import encode, encode_conversations, encode_prompts, tidy
 from stages.lib.formats import chat_template
 from stages.lib.formats.examples import assistant, user
+from tests.support.examples import max_examples
 from tests.support.tuning import tokenizer_folder
 
 # open-instruct, dataset_transformation.py, CHAT_TEMPLATES["tulu"]
@@ -58,7 +59,7 @@ def render(template: str, messages: Any, prompt: bool) -> str:
 
 
 @given(turns, st.booleans())
-@settings(max_examples=80, deadline=None)
+@max_examples(80)
 def test_the_text_is_tulus_to_the_byte(messages: Any, prompt: bool) -> None:
     assert render(chat_template.TULU, messages, prompt) == render(TULU_UPSTREAM, messages, prompt)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import InputError
@@ -25,6 +25,7 @@ from stages.ingest.spec import IngestConfig
 from stages.lib.formats import compression
 from stages.lib.formats.compression import Damaged, decoded, lines_of, text_of, unpacked, utf8
 from stages.lib.formats.sources import RawFile
+from tests.support.examples import max_examples
 from tests.support.raw_pages import jsonl, page
 
 
@@ -64,7 +65,7 @@ def test_a_file_that_is_cut_or_changed_says_so(ending: str) -> None:
         plain(NOISE, f"a.{ending}")
 
 
-@settings(deadline=None, max_examples=150)
+@max_examples(150)
 @given(
     st.sampled_from(sorted(PACKERS)),
     st.binary(max_size=400),
@@ -217,7 +218,7 @@ WHOLE = {
 }
 
 
-@settings(deadline=None, max_examples=80)
+@max_examples(80)
 @given(
     st.sampled_from(sorted(WHOLE)),
     st.lists(st.tuples(st.integers(0, 2_000), st.integers(0, 60), st.binary(max_size=30)), min_size=1, max_size=4),

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.lib.formats import documents
 from stages.lib.formats.documents import DocumentWriter, count, read_batches, read_documents, write_documents
+from tests.support.examples import max_examples
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 DOCUMENT = st.fixed_dictionaries({"id": TEXT, "text": TEXT, "source": TEXT, "url": TEXT, "license": TEXT})
@@ -28,7 +29,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
-@settings(max_examples=60)
+@max_examples(60)
 @given(st.lists(DOCUMENT, max_size=8))
 def test_any_unicode_comes_back(written: list[dict[str, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

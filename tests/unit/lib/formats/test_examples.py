@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.lib.formats import examples
@@ -37,6 +37,7 @@ from stages.lib.formats.examples import (
     user,
     whole,
 )
+from tests.support.examples import max_examples
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 MESSAGES = st.lists(st.fixed_dictionaries({"role": st.sampled_from(examples.ROLES), "content": TEXT}), max_size=4)
@@ -59,7 +60,7 @@ def problem(text: Any = "2 + 2?", answer: Any = "4", solution: Any = "") -> Prob
     return {"id": "1", "problem": text, "answer": answer, "solution": solution, "source": "s", "license": ""}
 
 
-@settings(max_examples=30)
+@max_examples(30)
 @given(
     st.lists(st.fixed_dictionaries({"messages": MESSAGES, **LABELS}), max_size=4),
     st.lists(

@@ -6,17 +6,18 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import InputError
 from stages.lib.formats.paired_eval import as_stats, effect, from_stats, ratio
+from tests.support.examples import max_examples
 
 values = st.lists(st.floats(-5, 5, allow_nan=False), min_size=2, max_size=30)
 
 
 @given(values)
-@settings(max_examples=60, deadline=None)
+@max_examples(60)
 def test_equal_weights_give_the_mean_and_its_standard_error(sample: list[float]) -> None:
     mean, error = ratio(sample, [1.0] * len(sample))
     assert mean == pytest.approx(np.mean(sample), abs=1e-9)

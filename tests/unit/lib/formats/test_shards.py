@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -20,6 +20,7 @@ from stages.core.errors import InputError
 from stages.core.reading import open_file
 from stages.lib.formats import shards as module
 from stages.lib.formats.shards import INDEX, ShardWriter, dtype_for
+from tests.support.examples import max_examples
 from tests.support.token_shards import opened
 
 EOS = 2
@@ -40,7 +41,7 @@ def write(folder: Path, vocab_size: int, batches: list[np.ndarray], rows_per_sha
             writer.add(batch)
 
 
-@settings(max_examples=80)
+@max_examples(80)
 @given(window_batches(), st.integers(1, 5))
 def test_any_windows_come_back(case: tuple[int, list[np.ndarray]], rows_per_shard: int) -> None:
     vocab_size, batches = case
@@ -66,7 +67,7 @@ def naive_document_ids(window: list[int]) -> list[int]:
     return ids
 
 
-@settings(max_examples=80)
+@max_examples(80)
 @given(arrays(np.int64, st.tuples(st.integers(1, 4), st.integers(1, 30)), elements=st.integers(0, 4)))
 def test_document_ids_count_the_ends_before_each_token(windows: np.ndarray) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from stages.core.errors import InputError
 from stages.lib.formats.sources import LISTING, Format, RawFile, read_listing, write_listing
+from tests.support.examples import max_examples
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NAME = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 FILE = st.builds(RawFile, uri=NAME, format=st.sampled_from(get_args(Format)), source=NAME, license=TEXT)
 
 
-@settings(max_examples=80)
+@max_examples(80)
 @given(st.lists(FILE, max_size=6))
 def test_any_listing_comes_back(files: list[RawFile]) -> None:
     """Also names that hold line separators of Unicode, which `str.splitlines` would cut at."""

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.lib.modeling import generate as generation
 from stages.lib.modeling.generate import RollingCache, advance, choose, generate, prefill
 from stages.lib.modeling.hf_checkpoint import save_model
 from tests.support.decoders import VOCAB, build, tokens
+from tests.support.examples import max_examples
 
 EOS = VOCAB  # no id of the model: nothing ends early
 
@@ -49,7 +50,7 @@ def test_greedy_continuations_are_those_of_transformers(tmp_path: Path, window: 
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.sampled_from([None, 3, 8]), st.integers(1, 20))
-@settings(max_examples=20)
+@max_examples(20)
 def test_a_batch_of_prompts_of_any_lengths_is_each_alone(lengths: list[int], window: int | None, new: int) -> None:
     model = build(window=window)
     prompts = [tokens(1, n, seed=i)[0].tolist() for i, n in enumerate(lengths)]

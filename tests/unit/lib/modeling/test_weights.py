@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -16,10 +16,11 @@ from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.hf_checkpoint import load_model, save_model
 from stages.lib.modeling.weights import BLOCK_ROWS, FreshWeights, StoredWeights, whole
 from tests.support.decoders import VOCAB, build, shape
+from tests.support.examples import max_examples
 
 
 @given(st.integers(1, 200), st.integers(1, 20), st.data())
-@settings(max_examples=40, deadline=None)
+@max_examples(40)
 def test_a_part_of_fresh_weights_is_that_part_of_the_whole(rows: int, columns: int, data: st.DataObject) -> None:
     draw, cuts = FreshWeights(5, 3), []
     for length in (rows, columns):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.lib.training.data_order import DataOrder, bijection, block_windows
+from tests.support.examples import max_examples
 
 
 def keys(count: int, seed: int = 0) -> np.ndarray:
@@ -23,7 +24,7 @@ def test_every_window_comes_once_an_epoch_whatever_their_number() -> None:
 
 
 @given(st.integers(1, 5000), st.integers(1, 40), st.sampled_from([1, 2, 7, 64]), st.integers(0, 2**63), st.data())
-@settings(max_examples=60, deadline=None)
+@max_examples(60)
 def test_the_order_is_the_same_from_wherever_it_is_taken_up(
     windows: int, lanes: int, block: int, seed: int, data: st.DataObject
 ) -> None:
@@ -35,7 +36,7 @@ def test_the_order_is_the_same_from_wherever_it_is_taken_up(
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None)
+@max_examples(40)
 def test_a_bijection_of_any_size(count: int, seed: int) -> None:
     assert np.array_equal(np.sort(bijection(np.arange(count), count, keys(count, seed))), np.arange(count))
 

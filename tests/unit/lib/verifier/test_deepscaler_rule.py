@@ -8,11 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.lib.verifier import after_thought, algebra, in_format, last_boxed, math_verify_rule
 from stages.lib.verifier.deepscaler_rule import is_equal, is_gradable, math_form, plain_form
+from tests.support.examples import max_examples
 from tests.support.graded_answers import GOLDEN
 
 
@@ -100,7 +101,7 @@ def test_no_text_is_run_as_code(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-@settings(max_examples=150)
+@max_examples(150)
 @given(
     st.text("0123456789xyπ²٣+-*/^!().,{}[]\\ fracsqtext_'\"", max_size=60),
     st.text("0123456789x+-/\\frac{}", max_size=20),

@@ -12,11 +12,12 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, PngImagePlugin
 
 from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode, read_image
+from tests.support.examples import max_examples
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
@@ -131,7 +132,7 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=120)
+@max_examples(120)
 def test_a_damaged_image_decodes_or_has_a_reason(data: st.DataObject) -> None:
     format = data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "WEBP"]))
     raw = bytearray(encoded(gradient(), format))

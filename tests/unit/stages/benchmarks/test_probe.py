@@ -38,6 +38,7 @@ def test_a_folder_is_answered_with_the_sha256_to_declare(tmp_path: Path) -> None
         open_one(request)
 
 
+@pytest.mark.slow  # a process with PyArrow
 def test_toys_are_opened_nowhere_and_the_program_answers_one_line_each(tmp_path: Path) -> None:
     missing = DataSetSource(origin="folder", uri=str(tmp_path / "none"))
     toys = {"openai/gsm8k": DataSetSource(origin="machine")}

@@ -70,6 +70,7 @@ def documents(ctx: LocalContext[CollectConfig], port: str, root: Path) -> list[d
     return list(read_documents(reader.output("documents")))
 
 
+@pytest.mark.slow  # reads this machine's documentation
 def test_the_same_machine_gives_the_same_bytes(tmp_path: Path, gathered: LocalContext[CollectConfig]) -> None:
     again = collect(tmp_path, origin="machine", **SIZES)
     assert {name: hashlib.sha256(data).hexdigest() for name, data in contents(again)} == {
@@ -81,6 +82,7 @@ def test_the_same_machine_gives_the_same_bytes(tmp_path: Path, gathered: LocalCo
     assert again.stats == gathered.stats
 
 
+@pytest.mark.slow  # reads this machine's documentation
 def test_no_path_of_this_machine_is_in_any_byte(gathered: LocalContext[CollectConfig]) -> None:
     """Interpreter, environment, repository and home folder; also of the raw, compressed files and their names."""
     places = {
@@ -135,6 +137,7 @@ def test_what_one_process_adds_to_its_path_is_no_material(tmp_path: Path, monkey
     assert list(local_documents.packages()) == before
 
 
+@pytest.mark.slow  # reads this machine's documentation
 def test_ingest_reads_all_three(tmp_path: Path, gathered: LocalContext[CollectConfig]) -> None:
     text, web, code = (documents(gathered, port, tmp_path) for port in PORTS)
     assert (len(text), len(web), len(code)) == tuple(
@@ -148,6 +151,7 @@ def test_ingest_reads_all_three(tmp_path: Path, gathered: LocalContext[CollectCo
     assert {(d["source"], d["license"]) for d in code} == {("code", "PSF-2.0")}
 
 
+@pytest.mark.slow  # reads this machine's documentation
 def test_prose_says_its_licence_or_nothing(tmp_path: Path, gathered: LocalContext[CollectConfig]) -> None:
     """An SPDX expression that the package states; free text is none."""
     found = {d["url"]: d["license"] for d in documents(gathered, "text", tmp_path)}
@@ -166,6 +170,7 @@ def test_prose_says_its_licence_or_nothing(tmp_path: Path, gathered: LocalContex
     assert license(Distribution(License="see the file LICENSE")) == ""  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # reads this machine's documentation
 def test_the_sizes_are_kept_to(gathered: LocalContext[CollectConfig]) -> None:
     sizes: dict[str, int] = dict.fromkeys(PORTS, 0)
     for name, data in contents(gathered):
@@ -176,6 +181,7 @@ def test_the_sizes_are_kept_to(gathered: LocalContext[CollectConfig]) -> None:
     assert SIZES["text_bytes"] <= gathered.stats["text_bytes"]
 
 
+@pytest.mark.slow  # reads this machine's documentation
 def test_the_seed_chooses_and_the_mirror_copies() -> None:
     one, other = ([m.url for m in local_documents.sources(50_000, seed)] for seed in (1, 2))
     assert one != other
@@ -187,6 +193,7 @@ def test_the_seed_chooses_and_the_mirror_copies() -> None:
     assert twice[0::2] == twice[1::2]
 
 
+@pytest.mark.slow  # reads this machine's documentation
 def test_documentation_is_prose_or_web_never_both(gathered: LocalContext[CollectConfig]) -> None:
     """Else the quality filter's reference would hold the very pages that it scores."""
     for name, data in contents(gathered):
@@ -240,6 +247,7 @@ def test_listings_that_cannot_work_are_named(tmp_path: Path) -> None:
         collect(tmp_path, text=rows("/data/a.jsonl"), web=rows("s3://b/k"), code=rows("s3://b/k"))
 
 
+@pytest.mark.slow  # reads this machine's documentation
 def test_mounted_material_gives_what_the_machine_itself_gives(
     gathered: LocalContext[CollectConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -39,6 +39,7 @@ from stages.lib.formats.examples import ConversationWriter, PreferenceWriter, Pr
 from stages.lib.formats.overlap import ItemOverlap, parse_items, parse_overlap
 from stages.lib.formats.suites import DataSet, Suite, write_data_set, write_suite
 from stages.lib.vision.conversations import Conversation, Turn, write_rows
+from tests.support.examples import max_examples
 
 DATA_SET = "some/questions"
 RNG = random.Random(7)
@@ -239,7 +240,7 @@ SENTENCES = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@max_examples(25)
 @given(SENTENCES, SENTENCES, st.sampled_from([None, 1, 2]), st.integers(0, 2))
 def test_random_texts_give_what_the_definitions_say(
     tmp_path_factory: pytest.TempPathFactory, items: list[str], texts: list[str], common: int | None, skips: int

@@ -129,6 +129,7 @@ passed(Path(sys.argv[2]), [shards], EACH)
 """
 
 
+@pytest.mark.slow  # a process that imports numba
 def test_a_pass_that_is_killed_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     shards = corpus(tmp_path, 40)
     wanted = passed(tmp_path / "whole", [shards])

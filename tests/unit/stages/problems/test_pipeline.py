@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.errors import ConfigError
@@ -22,6 +22,7 @@ from stages.problems.embedding import embedder, ngrams, redundant
 from stages.problems.pipeline import ungradable
 from stages.problems.run import run
 from stages.problems.spec import ProblemsConfig
+from tests.support.examples import max_examples
 
 DEEPSCALER = "agentica-org/DeepScaleR-Preview-Dataset"
 
@@ -95,7 +96,7 @@ def slow_redundant(vectors: np.ndarray, most: float) -> list[bool]:
     return out
 
 
-@settings(max_examples=25)
+@max_examples(25)
 @given(
     st.integers(0, 40), st.integers(0, 2**31), st.sampled_from([0.5, 0.9, 1.0]), st.integers(1, 7), st.integers(1, 9)
 )

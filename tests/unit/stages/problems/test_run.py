@@ -92,6 +92,7 @@ def test_a_kind_that_is_used_up_is_told(tmp_path: Path) -> None:
     assert any("sum: no further problem of this kind" in line for line in ctx.logs)
 
 
+@pytest.mark.slow  # imports reasoning-gym: seconds
 def test_kinds_of_reasoning_gym(tmp_path: Path) -> None:
     kinds = {"gcd": {"parameters": {"max_value": 60}}, "sum": {}}
     ctx = start(tmp_path, origin="machine", heldout=0.2, rows=60, kinds=kinds)
@@ -103,6 +104,7 @@ def test_kinds_of_reasoning_gym(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow  # imports reasoning-gym: seconds
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [

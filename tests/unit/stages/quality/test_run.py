@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
@@ -27,6 +27,7 @@ from stages.quality import selection, training
 from stages.quality.fasttext_scorer import Scorer, line
 from stages.quality.run import run
 from stages.quality.spec import QualityConfig
+from tests.support.examples import max_examples
 
 SMALL: dict[str, Any] = {"dim": 8, "buckets": 2000, "epochs": 10, "learning_rate": 0.5}
 GOOD = ["because", "therefore", "explain", "example", "theorem", "question", "answer", "reason", "derive", "method"]
@@ -153,7 +154,7 @@ def test_the_share_is_exact_and_ties_go_to_the_earlier(
     )
 
 
-@settings(max_examples=60)
+@max_examples(60)
 @given(
     st.lists(st.floats(-1e-5, 1.00001) | st.sampled_from([0.0, -0.0, 0.25, 1e-5]), min_size=10, max_size=60),
     st.integers(1, 3),

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.core.artifacts import FileEntry
@@ -24,6 +24,7 @@ from stages.tokenize.hash_sampling import Cut
 from stages.tokenize.packing import Windows, edges, shuffle, window_keys
 from stages.tokenize.streams import Encoded, Layout, Stream
 from tests.support.encoded_ids import LENGTH, U16, VOCABULARY, encoded, entry, ids_of, in_order, random_parts
+from tests.support.examples import max_examples
 
 SIZES = [  # bytes of a group, of a shard, files that a task reads from
     (1 << 30, 1 << 28, 512),
@@ -54,7 +55,7 @@ def test_the_order_is_the_same_whatever_the_memory(
     assert len(shards) >= 8 or shard > 300
 
 
-@settings(max_examples=30)
+@max_examples(30)
 @given(
     st.lists(st.lists(st.integers(0, 90), min_size=1, max_size=5), min_size=1, max_size=3),
     st.integers(1, 5),
@@ -233,7 +234,7 @@ def test_a_file_that_ends_too_early_and_a_stream_without_ids_are_named(tmp_path:
         Layout([Stream([], 3)])
 
 
-@settings(max_examples=40)
+@max_examples(40)
 @given(
     st.lists(
         st.lists(st.tuples(st.integers(0, hash_sampling.ALL), st.integers(1, 60)), max_size=25),

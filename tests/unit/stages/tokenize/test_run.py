@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 from tokenizers import models
@@ -27,6 +27,7 @@ from stages.tokenize.encoder import RESERVED, Encoder
 from stages.tokenize.packing import window_keys
 from stages.tokenize.run import held_out, run
 from stages.tokenize.spec import Tokenize, TokenizeConfig
+from tests.support.examples import max_examples
 from tests.support.token_shards import opened
 
 EOS = vocabulary.EOS_ID
@@ -88,7 +89,7 @@ def texts_of(ids: list[int], tokenizer: LocalArtifact) -> list[str]:
     return out
 
 
-@settings(max_examples=40)
+@max_examples(40)
 @given(st.lists(TEXT | TRICKY, min_size=1, max_size=8))
 def test_the_windows_decode_to_the_texts(tokenizer: LocalArtifact, texts: list[str]) -> None:
     """Windows of two ids, so that at most one id is dropped; one more document takes the loss."""
@@ -330,7 +331,7 @@ def test_a_range_that_is_none_is_refused(draw: Any) -> None:
 # ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100)
+@max_examples(100)
 @given(st.lists(TEXT | TRICKY | st.text("ab cd<>/s\n▁0", max_size=30), max_size=6))
 def test_the_fast_encoder_gives_the_references_ids(tokenizer: LocalArtifact, texts: list[str]) -> None:
     encoder = Encoder(tokenizer.path)

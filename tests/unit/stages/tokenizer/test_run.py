@@ -98,6 +98,7 @@ def test_the_alphabet_is_the_commonest_with_ties_by_code_point() -> None:
     assert alphabet([], 4) == []
 
 
+@pytest.mark.slow  # processes of their own
 def test_training_gives_the_same_bytes_in_any_process(tmp_path: Path, trained: LocalContext[TokenizerConfig]) -> None:
     """The trainer's hash maps have random seeds: its own choice among equally common characters differed each time."""
     wanted = (trained.output("tokenizer") / vocabulary.FILE).read_bytes()
