@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LOCKS := $(wildcard containers/embedded/*.lock) containers/cuda.lock
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-fast test-upstream check docs setup lock benchmark clean
+.PHONY: help demo test test-fast test-faults test-upstream protocol check docs setup lock benchmark clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -22,6 +22,15 @@ test: $(READY)  ## run all tests but upstream's, two files at a time
 
 test-fast: $(READY)  ## run the unit and contract tests: no services, no training, no network
 	$(BIN)/pytest -n 2 --dist loadfile --hypothesis-profile fast -m 'not upstream and not slow' tests/unit tests/contract
+
+# TRIALS: of the protocol's model, and of each reader that is given damaged bytes
+test-faults: export MOXIN_FAULT_TRIALS = $(or $(TRIALS),200)
+test-faults: $(READY)  ## break things longer than `make test` does: TRIALS=200 of each kind
+	$(BIN)/pytest tests/fault/test_protocol.py
+
+protocol:  ## look at every order of requests of publishing and collecting, with SPIN (Debian has it: spin, gcc)
+	@d=$$(mktemp -d) && cd $$d && spin -a $(CURDIR)/tests/fault/protocol/publish.pml && gcc -O2 -DSAFETY -DCOLLAPSE -o pan pan.c \
+		&& ./pan -m100000 | tee out | grep -E "errors|states, stored" && grep -q "errors: 0" out; r=$$?; rm -rf $$d; exit $$r
 
 # open-instruct is on no package registry: without MOXIN_TEST_OPEN_INSTRUCT_SOURCE (a clone of it) its tests are skipped, and say how to get it
 test-upstream: $(READY)  ## train with verl, AReaL and open-instruct themselves: three environments, some ten minutes each

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -368,8 +369,9 @@ class Execution:
             if not taken_over:  # else it has not ended, and its record is the other process's to write
                 self._quietly(node, "writing down how the attempt ended", lambda: self.ledger.record_attempt(done))
             self._give_back(node, lease)
-        if exit_class is ExitClass.OK:
-            self._quietly(node, "removing its checkpoints", lambda: self.ledger.drop_checkpoints(resolved.key))
+        if exit_class is ExitClass.OK:  # its lease is given back: what a later attempt saves is not this one's
+            drop = partial(self.ledger.drop_checkpoints, resolved.key, before=lease.epoch + 1)
+            self._quietly(node, "removing its checkpoints", drop)
         return exit_class, message
 
     def _launcher_for(self, node: Node) -> Launcher:

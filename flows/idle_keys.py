@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from stages.core.errors import ExitClass
 from stages.core.leases import LeaseHeld
 from stages.core.ledger import Ledger
 from stages.core.messages import Lease
@@ -19,9 +20,12 @@ def at_work(ledger: Ledger, record: LeaseRecord | None) -> bool:
         return True
     try:
         last = ledger.attempt(record.key, record.epoch)
+        if last is None or not last.job or last.ended_at:
+            return False
+        outcome = ledger.outcome(record.key, record.epoch)
     except DamagedRecord:
         return True
-    return last is not None and bool(last.job) and not last.ended_at
+    return outcome is None or outcome.exit_class is ExitClass.PREEMPTED  # which a scheduler may start again
 
 
 @contextmanager

@@ -307,6 +307,8 @@ class StoreGarbage:
             group = self._groups(folder, 3 if folder.startswith(("checkpoints/", "work/")) else 4).get(folder)
             if group is None or (verdict := judge(folder, group, key)) is None or verdict[1]:
                 return 0, 0
+            if self._young(group.newest):  # since it was listed; its attempt may be about to publish it
+                return 0, 0
             return self._delete(folder, self._referred(folder), lease)
 
     def _drop_result(self, key: str) -> tuple[int, int]:

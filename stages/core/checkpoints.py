@@ -60,7 +60,7 @@ class CheckpointStore(LeaseStore):
         commit = CheckpointCommit(step=step, epoch=lease.epoch, files=tuple(files))
         self.store.put(f"checkpoints/{lease.key}/{step:012d}/COMMIT.json", commit.model_dump_json().encode())
         for old in self.checkpoint_steps(lease.key)[:-2]:
-            self.drop_checkpoints(lease.key, old)
+            self.drop_checkpoints(lease.key, old, before=lease.epoch + 1)
 
     def _require_stored(self, key: str, files: Sequence[FileEntry]) -> None:
         sizes = {row.key: row.size for row in self.store.list(f"checkpoints/{key}/")}

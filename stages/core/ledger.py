@@ -175,11 +175,14 @@ class Ledger(CheckpointStore):
         """Make a result visible, once. Raises LeaseLost when the lease has moved on or somebody published first.
 
         metrics_sha256: of the metric rows, where the result has some.
+
+        The digests come before the check of the lease: whoever collects garbage takes the lease and then looks at what
+        is there, so that it either is found out here or finds what was written just now, and lets it be.
         """
-        self.check(lease)
         name, body = f"manifests/{result.key}.json", result.model_dump_json().encode()
         digests = {name: sha256(body)} | ({result.metrics_object: metrics_sha256} if result.metrics_object else {})
         self.store.put(attempt_prefix(result) + DIGESTS, canonical_json(digests))
+        self.check(lease)
         try:
             self.store.put(name, body, if_absent=replaces is None, if_match=replaces)
         except Conflict as error:

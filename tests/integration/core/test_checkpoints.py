@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from stages.core.artifacts import FileEntry
 from stages.core.errors import InfraError
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
@@ -162,3 +163,21 @@ def test_a_commit_looks_for_what_the_other_processes_stored(ledger: Ledger, tmp_
     with pytest.raises(Damaged, match=r"/b, stored a moment ago, (is not in the store|has 1 bytes instead of 2)"):
         ledger.commit_checkpoint(lease, 1, files)
     assert ledger.checkpoint_steps(KEY) == []
+
+
+def test_a_late_holder_removes_nothing_that_its_successor_is_storing(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was overtaken between the check of its lease and its commit, which removes the steps before."""
+    old, folder = ledger.acquire(KEY, "old", seconds=-1), folder_with(tmp_path, weights="1")
+    for step in (1, 2):
+        save_checkpoint(ledger, old, step, folder)
+    files = ledger.upload_checkpoint(old, 3, folder)
+    stored: list[FileEntry] = []
+
+    def overtaken(*_: object) -> None:
+        stored.extend(Ledger(ledger.store).upload_checkpoint(ledger.acquire(KEY, "new"), 1, folder))
+
+    monkeypatch.setattr(ledger, "_require_stored", overtaken)
+    ledger.commit_checkpoint(old, 3, files)
+    assert ledger.store.get(stored[0].object) is not None

@@ -18,6 +18,7 @@ from flows.launch.base import Job
 from stages.core.errors import ConfigError, ExitClass, InfraError, InputError, Preempted
 from stages.core.keys import source_digest
 from stages.core.ledger import Ledger
+from stages.core.messages import Lease
 from stages.core.store import Store
 from tests.support.bench import PIPE, SOURCE, Bench, failing, recorder, started
 from tests.support.checkpoints import save_checkpoint
@@ -343,6 +344,26 @@ def test_a_retry_resumes_from_the_checkpoint_and_drops_it_in_the_end(finished: B
     assert started(run) == ["train_2", "train_2"]
     assert result.attempt.resumed_from == 4
     assert finished.ledger.checkpoint_steps(result.key) == []
+
+
+def test_what_a_later_attempt_saves_is_not_removed_with_this_ones_checkpoints(
+    finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody forces the key again as soon as its lease is given back, before its checkpoints are removed."""
+    run = finished.begin("train_2.steps=9", "train_2.die_after=5")
+    release, other = run.ledger.release, Ledger(finished.ledger.store)
+    ended: list[int] = []
+
+    def and_another(lease: Lease) -> None:
+        release(lease)
+        if other.published(lease.key) and not ended:
+            ended.append(lease.epoch)
+            save_checkpoint(other, other.acquire(lease.key, "another"), 30, folder_with(finished.folder, weights="1"))
+
+    monkeypatch.setattr(run.ledger, "release", and_another)
+    result = run_nodes(run, PIPE)["train_2"]
+    assert ended == [result.attempt.epoch]
+    assert other.checkpoint_steps(result.key) == [30]
 
 
 def test_a_forced_run_starts_clean_but_its_retries_resume(finished: Bench) -> None:

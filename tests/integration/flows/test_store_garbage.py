@@ -26,11 +26,12 @@ from flows.store_garbage import (
 )
 from stages.core import store_uploads
 from stages.core.artifacts import FileEntry
+from stages.core.errors import ExitClass
 from stages.core.keys import sha256
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
 from stages.core.messages import CodeRef, Lease, StageRequest
-from stages.core.records import NodeRecord, TagRecord
+from stages.core.records import AttemptOutcome, AttemptRecord, NodeRecord, TagRecord
 from tests.support.probe_pipeline import published as input_of
 from tests.support.probe_pipeline import result_with
 
@@ -192,6 +193,25 @@ def test_checkpoints_go_with_their_result_and_uncommitted_ones_go(ledger: Ledger
     ledger.release(live)
     sweep(ledger)
     assert {name.split("/")[1] for name in names(ledger, "checkpoints/")} == {B}
+
+
+@pytest.mark.parametrize("told", [None, ExitClass.PREEMPTED, ExitClass.OK], ids=["not", "preempted", "ok"])
+def test_a_job_that_told_its_end_is_at_work_no_more(ledger: Ledger, told: ExitClass | None) -> None:
+    """Its follower died, and nobody runs a key again that is published: what it left would stay for ever. One that was
+    preempted may be started again by its scheduler.
+    """
+    lease, files = attempt(ledger)
+    stored(ledger, f"checkpoints/{A}/{1:012d}/000001/weights")
+    publish(ledger, lease, files)
+    record = AttemptRecord(key=A, epoch=1, node="n", run_id="r", launcher="slurm", started_at="t", job="4711")
+    ledger.record_attempt(record)
+    row = ledger.lease(A)
+    assert row is not None
+    ledger._put_lease(row[0].model_copy(update={"seconds": -5.0, "host": "x"}), row[1])
+    if told:
+        ledger.leave_outcome(AttemptOutcome(key=A, epoch=1, ended_at="t", exit_class=told))
+    sweep(ledger)
+    assert bool(names(ledger, "checkpoints/")) is (told is not ExitClass.OK)
 
 
 def test_unfinished_uploads_probes_and_what_was_set_aside(ledger: Ledger) -> None:
