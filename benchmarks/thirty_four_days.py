@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 import benchmarks.probe_stages  # noqa: F401 - before what needs them
-from flows import execute, lease_manager, running_stages
+from flows import execute, held_leases, running_stages
 from flows.launch.slurm import Site, SlurmLauncher
 from flows.launch.slurm_controller import run as slurm
 from flows.local_services import lifecycle, object_store, processes, state_file
@@ -97,7 +97,7 @@ def control(given: dict[str, Any]) -> int:
     """One control plane: it runs the training, or goes on with what another one left."""
     for module in (leases, records):
         module.host_identity = lambda: given["host"]  # type: ignore[attr-defined]
-    for module in (running_stages, lease_manager):
+    for module in (running_stages, held_leases):
         module.LEASE_SECONDS = 60 / FACTOR  # type: ignore[attr-defined]
     running_stages.LEASE_ENDURANCE = 900 / FACTOR
     acquire, renew, take_over = Ledger.acquire, Ledger.renew, Ledger.take_over

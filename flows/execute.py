@@ -17,8 +17,8 @@ from typing import Any, NoReturn, TypeVar
 
 from flows.adoption import adopt
 from flows.event_dispatch import EventDispatcher, Observer
+from flows.held_leases import HeldLeases, LeaseWatch
 from flows.launch.base import Handle, Job, Launcher
-from flows.lease_manager import LeaseManager, LeaseWatch
 from flows.plan import Resolved, differences, rerun_reason, resolve
 from flows.profiles import Profile
 from flows.retry import RETRYABLE, Tries, judge
@@ -81,7 +81,7 @@ class Execution:
         self.events = EventDispatcher(self.observers)
         self._stopping = threading.Event()
         self._running = RunningStages(self.ledger, self.events, self._stopping)
-        self._leases = LeaseManager(self.ledger, f"{self.run_id} on {socket.gethostname()}")
+        self._leases = HeldLeases(self.ledger, f"{self.run_id} on {socket.gethostname()}")
 
     # --- control ------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import pytest
 
-from flows import lease_manager
+from flows import held_leases
 from flows.execute import NodeFailed
+from flows.held_leases import LeaseWatch
 from flows.launch.base import Job
-from flows.lease_manager import LeaseWatch
 from stages.core.errors import ExitClass
 from stages.core.ledger import Ledger
 from stages.core.messages import Lease
@@ -143,7 +143,7 @@ def test_a_last_line_that_was_rotated_away_is_read_in_the_store(
 
 def test_whoever_waits_lets_the_holder_come_first_after_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(lease_manager.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(held_leases.time, "monotonic", lambda: clock[0])
     held = LeaseRecord(key="k", epoch=1, holder="h", expires_at=0, host="elsewhere", process="1:1")
     stale = held.model_copy(update={"age": 600.0})
     watch = LeaseWatch()

@@ -1,4 +1,6 @@
-"""The leases that one run holds, and how it finds one of its own that trouble with the store left behind."""
+"""The leases that one run holds, and how it finds one of its own that trouble with the store left behind. They are
+renewed where their stages are followed (`flows/running_stages.py`).
+"""
 
 from __future__ import annotations
 
