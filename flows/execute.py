@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from flows.adoption import adopt
 from flows.event_dispatch import EventDispatcher, Observer
 from flows.held_leases import HeldLeases, LeaseWatch
+from flows.job_takeover import take_over
 from flows.launch.base import Handle, Job, Launcher
 from flows.plan import Resolved, differences, rerun_reason, resolve
 from flows.profiles import Profile
@@ -311,7 +311,7 @@ class Execution:
         if there is not None and there[0].holder:
             launcher = self._launcher_for(node)
             lease = Lease(key=resolved.key, epoch=there[0].epoch, holder=there[0].holder)
-            if adopted := adopt(self.ledger, launcher, there[0], self._job(node, resolved, lease)):
+            if adopted := take_over(self.ledger, launcher, there[0], self._job(node, resolved, lease)):
                 self._leases.adopted(adopted.lease)
                 self.tell(node.name, "log", level="info", message=adopted.message)
                 return adopted.lease, adopted.handle

@@ -22,7 +22,7 @@ is made: what it published, and its checkpoints, are in the store.
 
 
 @dataclass(frozen=True)
-class Adopted:
+class TakenOver:
     """An attempt that this run goes on with."""
 
     lease: Lease
@@ -47,7 +47,7 @@ class EndedHandle:
         return
 
 
-def adopt(ledger: Ledger, launcher: Launcher, held: LeaseRecord, job: Job) -> Adopted | None:
+def take_over(ledger: Ledger, launcher: Launcher, held: LeaseRecord, job: Job) -> TakenOver | None:
     """Take over the attempt under a lease whose follower is dead; None when there is nothing to go on with.
 
     job: of the key, as it was started; its lease is that of `held`. Raises InfraError when the store or the launcher is
@@ -70,4 +70,4 @@ def adopt(ledger: Ledger, launcher: Launcher, held: LeaseRecord, job: Job) -> Ad
         lease = ledger.take_over(held.key)
     except LeaseHeld:
         return None
-    return Adopted(lease, handle, message)
+    return TakenOver(lease, handle, message)
