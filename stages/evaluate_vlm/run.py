@@ -27,7 +27,7 @@ from stages.lib.modeling.device import compute_device
 from stages.lib.vision import hf_checkpoint
 from stages.lib.vision.benchmarks import BENCHMARKS, Benchmark, Question, read_questions
 from stages.lib.vision.conversations import ImageReader
-from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode
+from stages.lib.vision.image_decoding import MAX_BYTES, ImageProblem, decode
 
 SUITE = "visual"
 """Name of the suite in the report: Table 8's."""

@@ -14,7 +14,7 @@ from stages.core.artifacts import FileEntry
 from stages.core.errors import ConfigError
 from stages.core.reading import open_file
 from stages.lib.vision.conversations import ZIP_BYTES, ImageReader, ImageWriter
-from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode, read_image
+from stages.lib.vision.image_decoding import MAX_BYTES, ImageProblem, decode, read_image
 
 PROBLEMS, SUMS = "problems.json", "sums"
 

@@ -20,7 +20,7 @@ from stages.lib.data.steps import Steps
 from stages.lib.modeling.device import compute_device
 from stages.lib.vision.conversations import ImageReader, read_part
 from stages.lib.vision.features import DTYPES, images_a_file, write_features, write_index
-from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode
+from stages.lib.vision.image_decoding import MAX_BYTES, ImageProblem, decode
 from stages.lib.vision.modeling_moxin_vlm import pixel_values, tower_features
 from stages.lib.vision.towers import Kind, draw_towers, import_tower, patches, save_towers
 

@@ -14,7 +14,7 @@ from stages.lib.training.ahead import Ahead
 from stages.lib.training.parallel_dims import ParallelDims
 from stages.lib.vision.conversations import ImageReader
 from stages.lib.vision.features import Features
-from stages.lib.vision.images import MAX_BYTES, decode
+from stages.lib.vision.image_decoding import MAX_BYTES, decode
 from stages.lib.vision.modeling_moxin_vlm import MoxinVLM, pixel_values, tower_features
 from stages.lib.vision.towers import load_towers
 from stages.vlm.batches import Rows, epoch_batches, steps_an_epoch

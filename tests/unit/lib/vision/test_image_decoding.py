@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, PngImagePlugin
 
-from stages.lib.vision.images import MAX_BYTES, ImageProblem, decode, read_image
+from stages.lib.vision.image_decoding import MAX_BYTES, ImageProblem, decode, read_image
 from tests.support.examples import max_examples
 
 
