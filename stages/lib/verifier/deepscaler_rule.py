@@ -161,7 +161,7 @@ MAX_LETTERS = 2
 
 def is_equal(answer: str, reference: str) -> bool:
     """Whether an answer is the reference. Time is not bounded: run it in a worker
-    (`stages.lib.verifier.worker_pool`).
+    (`stages.lib.verifier.verifier_pool`).
     """
     if not answer.strip() or not reference.strip():
         return False

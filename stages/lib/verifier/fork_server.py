@@ -1,6 +1,6 @@
 """The process that workers are forked from: it has imported sympy once, so a new worker costs milliseconds.
 
-    python -m stages.lib.verifier.fork_server RULE FD        (started by `stages.lib.verifier.worker_pool`, never by
+    python -m stages.lib.verifier.fork_server RULE FD        (started by `stages.lib.verifier.verifier_pool`, never by
     hand)
 
 FD is a Unix socket to the owner. The owner sends JSON lines {"do": "start", limits..} with a socket for the new worker

@@ -25,8 +25,8 @@ from stages.core.metric_rows import METRICS_FILE
 from stages.core.registry import find_stage, validated_config
 from stages.core.staging import Cache, link_or_copy
 from stages.lib.data.workers import Pool
+from tests.support.pool_tasks import tasks
 from tests.support.probe_pipeline import Stream, published, request_of, train_request
-from tests.support.worker_pool import tasks
 from tests.support.worker_tasks import rewrite, square
 
 KEY, OTHER = "a" * 64, "b" * 64

@@ -14,9 +14,9 @@ import pytest
 from stages.core.ledger import Ledger
 from tests.support.deduplication import dedup, planted
 from tests.support.paths import ROOT
+from tests.support.pool_tasks import parts
 from tests.support.probe_pipeline import Stream
 from tests.support.stored_dedup import request, run_here, sources
-from tests.support.worker_pool import parts
 
 KEY = "d" * 64
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.lib.verifier.answer_extraction import last_boxed
-from stages.lib.verifier.worker_pool import Verifier
+from stages.lib.verifier.verifier_pool import Verifier
 
 NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 

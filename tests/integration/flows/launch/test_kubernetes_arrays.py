@@ -31,6 +31,7 @@ from stages.lib.data import job_array
 from stages.lib.data.workers import Pool
 from tests.support.kubernetes_api import Cluster, against, launcher, read
 from tests.support.paths import ROOT
+from tests.support.pool_tasks import runs, tasks
 from tests.support.stored_dedup import (
     Attempts,
     at_work,
@@ -42,7 +43,6 @@ from tests.support.stored_dedup import (
     same,
     sources,
 )
-from tests.support.worker_pool import runs, tasks
 from tests.support.worker_tasks import square
 
 KEY = "a" * 64

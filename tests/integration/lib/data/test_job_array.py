@@ -14,7 +14,7 @@ from stages.lib.data import job_array
 from stages.lib.formats.documents import write_documents
 from tests.support.array_cluster import Cluster
 from tests.support.deduplication import dedup, planted
-from tests.support.worker_pool import parts
+from tests.support.pool_tasks import parts
 
 
 @pytest.fixture(autouse=True)

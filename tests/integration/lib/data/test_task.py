@@ -20,7 +20,7 @@ from stages.lib.data import job_array
 from stages.lib.data.task import Job, compute, execute, fingerprint, finish, receipt
 from stages.lib.data.workers import Pool, Workers
 from tests.support.array_cluster import Cluster
-from tests.support.worker_pool import runs, tasks
+from tests.support.pool_tasks import runs, tasks
 from tests.support.worker_tasks import die_once, refuse, rewrite, square, table
 
 

@@ -18,7 +18,7 @@ from stages.lib.data.workers import Pool
 from tests.support.deduplication import dedup
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
-from tests.support.worker_pool import corpus, parts, runs, tasks
+from tests.support.pool_tasks import corpus, parts, runs, tasks
 from tests.support.worker_tasks import always_die, die_once, refuse, square
 
 
@@ -152,7 +152,7 @@ def test_dedup_goes_on_after_a_kill(tmp_path: Path) -> None:
     bytes.
     """
     script = (
-        "import sys, pathlib; from tests.support.worker_pool import corpus\nfrom tests.support.deduplication import "
+        "import sys, pathlib; from tests.support.pool_tasks import corpus\nfrom tests.support.deduplication import "
         "dedup\n"
         "dedup(pathlib.Path(sys.argv[1]), *corpus(), recipe='dclm', tasks=pathlib.Path(sys.argv[2]))"
     )

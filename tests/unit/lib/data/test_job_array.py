@@ -16,7 +16,7 @@ from stages.lib.data.task import ATTEMPTS, Job
 from stages.lib.data.workers import Pool
 from tests.support.array_cluster import Cluster
 from tests.support.deduplication import dedup
-from tests.support.worker_pool import runs, tasks
+from tests.support.pool_tasks import runs, tasks
 from tests.support.worker_tasks import refuse, square, stumble
 
 

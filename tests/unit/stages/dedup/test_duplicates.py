@@ -14,7 +14,7 @@ from stages.dedup import duplicates
 from stages.dedup.union_find import LARGE, around, cut_slices, find, splice
 from stages.lib.data.shuffle import gather
 from tests.support.deduplication import dedup, planted
-from tests.support.worker_pool import corpus, parts
+from tests.support.pool_tasks import corpus, parts
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=60), st.integers(1, 9))

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from stages.lib.verifier import Limits, Verdict, Verifier
-from stages.lib.verifier.worker_pool import _Answer
+from stages.lib.verifier.verifier_pool import _Answer
 from tests.support.graded_answers import GOLDEN
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
