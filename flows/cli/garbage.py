@@ -51,7 +51,7 @@ def gc(
     Nothing goes that a result which can be read refers to, that somebody may be at work on, or that the next attempt
     would go on from, unless --also says so. The profile is the one whose resources price the attempts.
     """
-    from flows import remaking
+    from flows import recompute_cost
     from flows.settings import Settings
 
     limits, settings = _limits(also, min_age), Settings.load()
@@ -60,7 +60,7 @@ def gc(
     stopped = False
     with open_ledger(settings) as ledger, progress(json_) as tell:
         items = _find(settings, ledger, limits, cache_gib, tell)
-        costs = {item: remaking.of(ledger, item, values) for item in items}
+        costs = {item: recompute_cost.of(ledger, item, values) for item in items}
         goes = [item for item in items if not item.kept] if yes else []
         try:
             for number, item in enumerate(goes, 1):
@@ -68,7 +68,7 @@ def gc(
                 removed[item] = item.remove()
         except KeyboardInterrupt:
             stopped = True
-    rows = _rows(items, costs, removed, remaking.Remaking())
+    rows = _rows(items, costs, removed, recompute_cost.RecomputeCost())
     if json_:
         details = [_item(item, costs[item], removed.get(item)) for item in items]
         print_json({"removed": yes, "interrupted": stopped, "kinds": rows, "items": details})

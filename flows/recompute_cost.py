@@ -16,7 +16,7 @@ from stages.core.records import AttemptRecord, DamagedRecord
 
 
 @dataclass(frozen=True)
-class Remaking:
+class RecomputeCost:
     """Time by the clock, and what it costs with a node's resources."""
 
     seconds: float = 0.0
@@ -26,8 +26,8 @@ class Remaking:
     unknown: int = 0
     """Attempts whose end, or whose node, is not known: they are in none of the sums."""
 
-    def __add__(self, other: Remaking) -> Remaking:
-        return Remaking(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+    def __add__(self, other: RecomputeCost) -> RecomputeCost:
+        return RecomputeCost(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
 
     def row(self) -> dict[str, Any]:
         """As JSON values."""
@@ -42,27 +42,27 @@ class Remaking:
         return f"{cost.duration(self.seconds)}, {hours}, ${self.dollars:,.2f}{more}"
 
 
-def of(ledger: Ledger, item: Garbage, profile: Profile) -> Remaking:
+def of(ledger: Ledger, item: Garbage, profile: Profile) -> RecomputeCost:
     """What it took to make one thing; nothing for what no result and no next attempt needs (its key is published).
 
     profile: whose resources a node has, and its prices.
     """
     if item.kind not in (ATTEMPTS, UNFINISHED, RESULTS) or not item.key:
-        return Remaking()
+        return RecomputeCost()
     with contextlib.suppress(DamagedRecord):
         records = ledger.attempts(item.key)
         if item.kind != UNFINISHED:
             records = [record for record in records if record.epoch == item.epoch]
-        return _sum(records, profile) if records else Remaking(unknown=1)
-    return Remaking(unknown=1)
+        return _sum(records, profile) if records else RecomputeCost(unknown=1)
+    return RecomputeCost(unknown=1)
 
 
-def _sum(records: Iterable[AttemptRecord], profile: Profile) -> Remaking:
-    prices, total = cost.prices_of(profile), Remaking()
+def _sum(records: Iterable[AttemptRecord], profile: Profile) -> RecomputeCost:
+    prices, total = cost.prices_of(profile), RecomputeCost()
     for record in records:
         resources = profile.resources.get(record.node)
         if resources is None or not record.ended_at:
-            total += Remaking(unknown=1)
+            total += RecomputeCost(unknown=1)
             continue
         ended, started = datetime.fromisoformat(record.ended_at), datetime.fromisoformat(record.started_at)
         seconds = max(0.0, (ended - started).total_seconds())
@@ -70,5 +70,5 @@ def _sum(records: Iterable[AttemptRecord], profile: Profile) -> Remaking:
         gpu_hours, core_hours = hours * resources.gpus, hours * resources.cpus
         dollars = gpu_hours * prices["gpu"]["dollars_per_hour"]
         dollars = dollars or core_hours * prices["cpu"]["dollars_per_core_hour"]
-        total += Remaking(seconds, gpu_hours, core_hours, dollars)
+        total += RecomputeCost(seconds, gpu_hours, core_hours, dollars)
     return total
