@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from flows.sources import ask_program
+from flows.source_checks import ask_program
 from stages.benchmarks.spec import DataSetSource
 from stages.capability.spec import DATA_SETS as CAPABILITY_DATA_SETS
 from stages.core.errors import ConfigError

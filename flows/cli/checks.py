@@ -59,7 +59,7 @@ def check(
 
 def _check_sources(profile: str, overrides: list[str], json_: bool) -> None:
     """What stands between a profile and its run, one line for each problem."""
-    from flows import sources
+    from flows import source_checks
     from flows.settings import Settings
     from stages.pipeline import PIPELINE
 
@@ -67,7 +67,7 @@ def _check_sources(profile: str, overrides: list[str], json_: bool) -> None:
     settings = None
     with contextlib.suppress(ConfigError):  # no store: one problem among others
         settings = Settings.load()
-    problems, opened = sources.check(PIPELINE, values, settings)
+    problems, opened = source_checks.check(PIPELINE, values, settings)
     if json_:
         print_json({"ok": not problems, "problems": [f.row() for f in problems], "opened": [o.row() for o in opened]})
     else:

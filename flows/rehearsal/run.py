@@ -19,7 +19,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows import cost, form, prefect_artifacts, profiles, sources
+from flows import cost, form, prefect_artifacts, profiles, source_checks
 from flows import flow as run_flow
 from flows.empty_ledger import EmptyLedger
 from flows.execute import Execution
@@ -131,7 +131,7 @@ class _Rehearsing:
         self.ledger.store.probe()
         chosen = PIPELINE.under(self.derived.profile.configs).select(select)
         chosen_names = [node.name for node in chosen]
-        problems, opened = sources.check(PIPELINE, self.derived.profile, self.settings)
+        problems, opened = source_checks.check(PIPELINE, self.derived.profile, self.settings)
         findings = sorted_out(problems, self.derived, PIPELINE)
         self._plan_faults(findings, select)
         self.findings = findings.kept(chosen_names)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from flows import profiles, sources
+from flows import profiles, source_checks
 from stages.core.errors import InfraError
 from stages.lib.data import hub as data_hub
 from stages.lib.data import hub_requests
@@ -149,7 +149,7 @@ def test_check_sources_opens_one_row_of_each_and_has_one_line_with_a_remedy_for_
             monkeypatch.delenv(name)
         for name, value in used.items():
             monkeypatch.setenv(name, value)
-        found, opened = sources.check(PIPELINE, values, None, deadline=HANG)
+        found, opened = source_checks.check(PIPELINE, values, None, deadline=HANG)
     lines = [one.line for one in found]
     answered = {one.what for one in opened}
     assert {"allenai/tulu-3-sft-mixture", "cais/mmlu", "agentica-org/DeepScaleR-Preview-Dataset"} <= answered
