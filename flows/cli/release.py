@@ -43,7 +43,7 @@ def release(
     """
     from flows import family
     from flows import report as reports
-    from flows.release import build, openness, publish
+    from flows.release import build, mof_evidence, publish
     from flows.settings import Settings
 
     if push is None and yes is not None:
@@ -58,7 +58,7 @@ def release(
         models = family.load(pipeline)
         target = (out_dir or settings.home / "release" / values.names).resolve()
         lineages = build.prepare(ledger, values.names, models, model)
-        _write_report(reports.collect(ledger, values.names, pipeline, values), target / openness.REPORTS[0])
+        _write_report(reports.collect(ledger, values.names, pipeline, values), target / mof_evidence.REPORTS[0])
         done = build.write(ledger, values, models, lineages, build.Target(target, push, key=sign))
     if not json_:
         _say_models(done)

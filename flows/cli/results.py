@@ -231,7 +231,7 @@ def report(
     Loss curves, the ablation table, dedup statistics.
     """
     from flows import report as reports
-    from flows.release.openness import released
+    from flows.release.mof_evidence import released
     from flows.settings import Settings
 
     settings = Settings.load()

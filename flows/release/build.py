@@ -15,7 +15,18 @@ from typing import Any
 from flows import cost
 from flows.family import Family
 from flows.profiles import Profile
-from flows.release import card, croissant, data_card, energy, evaluations, folder, licenses, mof, papers, signing
+from flows.release import (
+    card,
+    croissant,
+    data_card,
+    energy,
+    evaluations,
+    folder,
+    licenses,
+    mof_classes,
+    papers,
+    signing,
+)
 from flows.release.corpora import Corpus, describe
 from flows.release.lineage import Lineage, inputs, sized, trace_all
 from flows.release.overlap import read as read_overlap
@@ -40,7 +51,7 @@ class Release:
 
     models: tuple[folder.Released, ...]
     data: Mapping[str, Path]
-    openness: Mapping[str, mof.Openness]
+    openness: Mapping[str, mof_classes.Openness]
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ def write(ledger: Ledger, profile: Profile, family: Family, lineages: Sequence[L
         folder.refuse_foreign(target.out / lineage.name)
     papers.check(target.key)
     cards = write_data_cards(ledger, lineages, target.out) if target.data_cards else {}
-    levels: dict[str, mof.Openness] = {}
+    levels: dict[str, mof_classes.Openness] = {}
     models = tuple(_write_model(ledger, profile, family, lineage, records, target, levels) for lineage in lineages)
     return Release(models, cards, levels)
 
@@ -93,7 +104,7 @@ def _write_model(
     lineage: Lineage,
     records: Mapping[str, NodeRecord],
     target: Target,
-    levels: dict[str, mof.Openness],
+    levels: dict[str, mof_classes.Openness],
 ) -> folder.Released:
     """Write one folder; its class of openness goes into `levels`."""
     scores = evaluations.read(ledger, lineage.model, lineage.artifact.digest, records)
@@ -158,7 +169,7 @@ def write_data_cards(ledger: Ledger, lineages: Iterable[Lineage], out: Path) -> 
 
 def _licenses(corpus: Corpus) -> list[str]:
     """SPDX identifiers of what is in a corpus, as far as its rows state any."""
-    stated = {mof.spdx(name) for out in corpus.outputs for name in out.per_license or ()}
+    stated = {mof_classes.spdx(name) for out in corpus.outputs for name in out.per_license or ()}
     return sorted(
         {part for name in stated for part in re.findall(r"[A-Za-z0-9][\w.+-]*", name)} - {"AND", "OR", "WITH"}
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flows.family import FamilyModel
 from flows.release import chain as chains
-from flows.release import mof, openness, signing, statement
+from flows.release import mof_classes, mof_evidence, signing, statement
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
 
@@ -26,14 +26,16 @@ def check(key: Path | None) -> None:
         signing.private_key(key)
 
 
-def write(ledger: Ledger, folder: Path, profile: str, model: FamilyModel, name: str, key: Path | None) -> mof.Openness:
+def write(
+    ledger: Ledger, folder: Path, profile: str, model: FamilyModel, name: str, key: Path | None
+) -> mof_classes.Openness:
     """Write what goes before release.json; the model's class of openness. folder: complete but for that; key: a private
     key that signs the statement.
 
     Raises InputError for a chain that cannot be read, ConfigError for the key.
     """
     chain = chains.read(ledger, profile, model.node)
-    level = openness.write(ledger, folder, chain, model, name)
+    level = mof_evidence.write(ledger, folder, chain, model, name)
     statement.write(folder, chain, name)
     if key is not None:
         statement.sign(folder, key)

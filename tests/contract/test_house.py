@@ -33,6 +33,14 @@ SEARCHES = {
     "checkpointer": "stages/lib/training/checkpointer.py",  # saving a checkpoint
     "gpu_price": "infra/gpu_prices.toml",
     "prefect_server": "flows/prefect_server.py",  # starting the server
+    # what a second stranger was misled by, under the names of today
+    "held_leases": "flows/held_leases.py",  # who renews a lease: it says so
+    "takeover": "flows/job_takeover.py",  # a job whose control plane died
+    "recompute_cost": "flows/recompute_cost.py",  # what making a result again costs
+    "source_checks": "flows/source_checks.py",  # `moxin check --sources`
+    "image_decoding": "stages/lib/vision/image_decoding.py",
+    "verifier_pool": "stages/lib/verifier/verifier_pool.py",  # processes that check answers
+    "mof_classes": "flows/release/mof_classes.py",  # Class I to III of the Model Openness Framework
 }
 """Searches by name alone, and what each finds at the first guess: no other file's name answers."""
 CITES = re.compile(r"\bfacts/|\bRECIPE(?:\.md)?\s+\d|\bDESIGN\b|\bfindings/|\.\./shared|\b[Ff]indings? \d")

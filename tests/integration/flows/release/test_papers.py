@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows import family, profiles
-from flows.release import build, croissant, folder_checks, mof, openness, papers, signing, statement
+from flows.release import build, croissant, folder_checks, mof_classes, mof_evidence, papers, signing, statement
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
 from stages.pipeline import PIPELINE
@@ -27,7 +27,7 @@ def test_a_signed_release_holds_and_a_changed_one_does_not(ledger: Ledger, tmp_p
     private, public = key_pair(tmp_path / "keys")
     done = write(ledger, tmp_path / "out", private)
     for one in done.models:
-        assert set(one.files) > {mof.FILE, statement.FILE, statement.ENVELOPE}
+        assert set(one.files) > {mof_classes.FILE, statement.FILE, statement.ENVELOPE}
         assert (one.path / signing.SIGNATURE).is_file()
         verdict = folder_checks.verify(one.path, public)
         links = {fault.link.partition(" ")[0] for fault in verdict.faults}
@@ -43,15 +43,15 @@ def test_the_class_is_that_of_what_was_written(ledger: Ledger, tmp_path: Path) -
     done = write(ledger, tmp_path)
     base, tuned = (one.path for one in done.models)
     level = done.openness[base.name]
-    assert level.level == openness.read(base).level == 0
+    assert level.level == mof_evidence.read(base).level == 0
     assert set(level.missing) == {"Technical report"}, "a card, its data's cards, weights and scores are there"
     (tmp_path / "report.html").write_text("<html>")
     level = write(ledger, tmp_path).openness[base.name]
     assert level.level == 3
     assert set(level.missing) == {"Evaluation data"}
-    rows = {row["name"]: row for row in mof.read(tuned / mof.FILE)["release"]["components"]}
+    rows = {row["name"]: row for row in mof_classes.read(tuned / mof_classes.FILE)["release"]["components"]}
     assert rows["Model parameters (Intermediate)"]["component_path"] == f"../{base.name}"
-    assert [row["name"] for row in openness.released(tmp_path)] == [base.name, tuned.name]
+    assert [row["name"] for row in mof_evidence.released(tmp_path)] == [base.name, tuned.name]
 
 
 def test_data_sets_are_described_for_machines(ledger: Ledger, tmp_path: Path) -> None:

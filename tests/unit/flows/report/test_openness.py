@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.release import mof, openness
+from flows.release import mof_classes, mof_evidence
 from flows.report import openness as section
 
 DIGEST = "d" * 64
@@ -18,20 +18,20 @@ DIGEST = "d" * 64
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     """Two releases: one of all components but the data, one that is cut."""
-    rows = [{"name": c.name, "component_path": "x/<y>", "license": "MIT"} for c in mof.facts().component]
+    rows = [{"name": c.name, "component_path": "x/<y>", "license": "MIT"} for c in mof_classes.facts().component]
     value = {"release": {"license": {}, "components": [row for row in rows if row["name"] != "Datasets"]}}
     for name, text in (("Moxin-LLM", yaml.safe_dump(value)), ("Moxin-VLM", "release: [")):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "release.json").write_text(json.dumps({"node": "pretrain_3", "digest": DIGEST}))
-        (folder / mof.FILE).write_text(text)
+        (folder / mof_classes.FILE).write_text(text)
     (tmp_path / "data").mkdir()
     return tmp_path
 
 
 def data(out: Path, digest: str) -> dict[str, Any]:
     result = {"outputs": {"model": {"digest": digest}}}
-    return {"nodes": [{"name": "pretrain_3", "result": result}], "releases": openness.released(out)}
+    return {"nodes": [{"name": "pretrain_3", "result": result}], "releases": mof_evidence.released(out)}
 
 
 def test_the_class_and_what_the_next_one_lacks(out: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from flows.release import mof
+from flows.release import mof_classes
 from stages.core.errors import InputError
 
-NAMES = [component.name for component in mof.facts().component]
-REQUIRED = {c.name: c.level for c in mof.facts().component if c.required}
+NAMES = [component.name for component in mof_classes.facts().component]
+REQUIRED = {c.name: c.level for c in mof_classes.facts().component if c.required}
 
 
 def of(*without: str, licenses: dict[str, str] | None = None, **shared: str) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def of(*without: str, licenses: dict[str, str] | None = None, **shared: str) -> 
             license = (licenses or {}).get(name, None if shared else "MIT")
             rows.append({"name": name, "component_path": "x"} | ({"license": license} if license is not None else {}))
     return {
-        "framework": dict(mof.facts().framework),
+        "framework": dict(mof_classes.facts().framework),
         "release": {
             "name": "m",
             "license": {kind: {"name": name} for kind, name in shared.items()},
@@ -36,12 +36,12 @@ def test_the_components_are_the_frameworks() -> None:
     """17 components; 6, 4 and 4 that the classes ask for, 3 that are optional."""
     assert len(set(NAMES)) == 17
     assert sorted(REQUIRED.values()) == [1] * 4 + [2] * 4 + [3] * 6
-    assert {c.name: c.level for c in mof.facts().component if not c.required} == {
+    assert {c.name: c.level for c in mof_classes.facts().component if not c.required} == {
         "Sample model outputs": 3,
         "Supporting libraries and tools": 2,
         "Model metadata": 1,
     }
-    assert {c.kind for c in mof.facts().component} == {"code", "data", "document"}
+    assert {c.kind for c in mof_classes.facts().component} == {"code", "data", "document"}
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_the_components_are_the_frameworks() -> None:
     ],
 )
 def test_a_class_is_reached_when_all_below_it_is_there(without: tuple[str, ...], level: int) -> None:
-    openness = mof.classify(of(*without))
+    openness = mof_classes.classify(of(*without))
     assert openness.level == level
     assert set(openness.missing) <= set(without)
     assert bool(openness.missing) == (level != 1)
 
 
 def test_what_is_missing_is_of_the_next_class_alone() -> None:
-    openness = mof.classify(of("Datasets", "Evaluation data", licenses={"Training code": "LicenseRef-mine"}))
+    openness = mof_classes.classify(of("Datasets", "Evaluation data", licenses={"Training code": "LicenseRef-mine"}))
     assert openness.title == "Class III: open model"
     assert openness.missing == {
         "Evaluation data": "not there",
@@ -78,12 +78,12 @@ def test_what_is_missing_is_of_the_next_class_alone() -> None:
 
 
 def test_licences_by_kind_and_for_all() -> None:
-    assert mof.classify(of(distribution="Apache-2.0")).level == 1
-    assert mof.classify(of(code="MIT", data="CC-BY-4.0", document="CC-BY-4.0")).level == 1
-    only_code = mof.classify(of(code="MIT"))
+    assert mof_classes.classify(of(distribution="Apache-2.0")).level == 1
+    assert mof_classes.classify(of(code="MIT", data="CC-BY-4.0", document="CC-BY-4.0")).level == 1
+    only_code = mof_classes.classify(of(code="MIT"))
     assert only_code.level == 0
     assert only_code.missing["Model card"] == "there, under no licence"
-    assert mof.classify(of(distribution="MIT", licenses={"Datasets": mof.UNLICENSED})).level == 2
+    assert mof_classes.classify(of(distribution="MIT", licenses={"Datasets": mof_classes.UNLICENSED})).level == 2
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,13 @@ def test_licences_by_kind_and_for_all() -> None:
     ],
 )
 def test_open_by_spdx(expression: str, is_open: bool) -> None:
-    assert mof.is_open(expression) is is_open
+    assert mof_classes.is_open(expression) is is_open
 
 
 def test_licences_as_the_hub_spells_them() -> None:
-    assert [mof.spdx(name) for name in ("odc-by", "apache-2.0", "cc-by-sa-3.0", "other", "unknown", "llama3")] == [
+    assert [
+        mof_classes.spdx(name) for name in ("odc-by", "apache-2.0", "cc-by-sa-3.0", "other", "unknown", "llama3")
+    ] == [
         "ODC-By-1.0",
         "Apache-2.0",
         "CC-BY-SA-3.0",
@@ -124,4 +126,4 @@ def test_licences_as_the_hub_spells_them() -> None:
 @pytest.mark.parametrize("value", [{}, {"release": {}}, {"release": {"components": [1]}}, {"release": None}])
 def test_what_is_no_mof_yml(value: Any) -> None:
     with pytest.raises(InputError, match=r"mof\.yml is not of the Model Openness Framework"):
-        mof.classify(value)
+        mof_classes.classify(value)

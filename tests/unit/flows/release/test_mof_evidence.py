@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from flows.family import FamilyModel
-from flows.release import mof, openness
+from flows.release import mof_classes, mof_evidence
 from flows.release.chain import Chain
-from flows.release.openness import Evidence
+from flows.release.mof_evidence import Evidence
 from stages.core.errors import InputError
 from stages.core.messages import StageResult
 from tests.support.model_chain import artifact, chain_of, result
@@ -79,11 +79,11 @@ def evaluation(of: Chain) -> StageResult:
     return result("evaluate_enhanced", "evaluate", {}, [(of.root.result, "model")])
 
 
-def level(evidence: Evidence) -> mof.Openness:
-    parts, absent = openness.assess(evidence)
-    value = openness.document(evidence, "Moxin-LLM", parts)
+def level(evidence: Evidence) -> mof_classes.Openness:
+    parts, absent = mof_evidence.assess(evidence)
+    value = mof_evidence.document(evidence, "Moxin-LLM", parts)
     jsonschema.validate(value, SCHEMA)
-    return openness.explained(mof.classify(value), absent)
+    return mof_evidence.explained(mof_classes.classify(value), absent)
 
 
 def fill(folder: Path, *names: str) -> None:
@@ -128,9 +128,9 @@ def test_class_by_class(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(folder, "../Moxin-First/release.json")
     (folder.parent / "Moxin-First" / "release.json").write_text(json.dumps({"digest": digest}))
     assert set(level(evidence).missing) == {"Research paper"}
-    facts = mof.facts()
+    facts = mof_classes.facts()
     paper = facts.paper.model_copy(update={"license": "CC-BY-4.0"})
-    monkeypatch.setattr(mof, "facts", lambda: facts.model_copy(update={"paper": paper}))
+    monkeypatch.setattr(mof_classes, "facts", lambda: facts.model_copy(update={"paper": paper}))
     assert (level(evidence).level, level(evidence).missing) == (1, {})
     assert level(replace(evidence, chain=chain("machine"))).missing == {
         "Datasets": "collect: made on the machine of the run, and in its store alone"
@@ -141,7 +141,7 @@ def test_the_file_says_where_everything_is(folder: Path) -> None:
     fill(folder, "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "README.md", "config.json")
     suites = (("a/b", "hub", "mit"), ("openai/openai_humaneval", "package", "MIT"), ("c/d", "hub", "cc-by-4.0"))
     evidence = Evidence(folder, chain(), MODEL, (evaluation(chain()),), suites)
-    value = openness.document(evidence, "Moxin-LLM", openness.assess(evidence)[0])
+    value = mof_evidence.document(evidence, "Moxin-LLM", mof_evidence.assess(evidence)[0])
     rows = {row["name"]: row for row in value["release"]["components"]}
     assert rows["Model parameters (Final)"]["component_path"] == "model.safetensors.index.json"
     assert rows["Training code"]["component_path"] == "stages/pretrain"
@@ -151,25 +151,25 @@ def test_the_file_says_where_everything_is(folder: Path) -> None:
     assert rows["Evaluation data"]["component_path"] == "hf://a/b, openai/openai_humaneval, hf://c/d"
     assert rows["Datasets"]["license"] == "ODC-By-1.0"
     assert rows["Datasets"]["component_path"] == f"hf://org/web@{REVISION}/a.parquet"
-    assert rows["Supporting libraries and tools"]["license"] == mof.UNLICENSED
+    assert rows["Supporting libraries and tools"]["license"] == mof_classes.UNLICENSED
     assert "Model card" in rows
     assert "Technical report" not in rows
     release = value["release"]
     assert (release["version"], release["date"], release["treatment"]) == ("1234", "2026-01-02", "pre-trained")
-    (folder / mof.FILE).write_text(yaml.safe_dump(value))
-    assert openness.read(folder) == mof.classify(value)
+    (folder / mof_classes.FILE).write_text(yaml.safe_dump(value))
+    assert mof_evidence.read(folder) == mof_classes.classify(value)
 
 
 def test_a_data_set_without_a_licence_makes_the_data_unlicensed(folder: Path) -> None:
     evidence = Evidence(folder, chain(), MODEL, (evaluation(chain()),), (("a/b", "hub", "mit"), ("c/d", "hub", "")))
-    parts, _ = openness.assess(evidence)
+    parts, _ = mof_evidence.assess(evidence)
     assert parts["Evaluation data"].license == ""
 
 
 def test_code_that_is_not_there_is_no_component(folder: Path) -> None:
     first, *_, last = chain().links
     other = last.result.model_copy(update={"stage": "no_such_stage"})
-    parts, absent = openness.assess(Evidence(folder, chain_of(first.result, other), MODEL))
+    parts, absent = mof_evidence.assess(Evidence(folder, chain_of(first.result, other), MODEL))
     assert "Training code" not in parts
     assert absent["Training code"] == "this installation has no stages/no_such_stage"
 
@@ -178,13 +178,13 @@ def test_files_of_one_machine_are_no_data_set(folder: Path) -> None:
     first, *others = chain().links
     config = {"origin": "listing", "web": [{"uri": "file:///x/a.parquet"}]}
     local = first.result.model_copy(update={"config": config})
-    _, absent = openness.assess(Evidence(folder, chain_of(local, *(link.result for link in others)), MODEL))
+    _, absent = mof_evidence.assess(Evidence(folder, chain_of(local, *(link.result for link in others)), MODEL))
     assert absent["Datasets"] == "collect: read from files of the machine of the run"
 
 
 def test_a_folder_without_the_file(folder: Path) -> None:
     with pytest.raises(InputError, match=r"has no mof\.yml"):
-        openness.read(folder)
-    (folder / mof.FILE).write_text("- x: [")
+        mof_evidence.read(folder)
+    (folder / mof_classes.FILE).write_text("- x: [")
     with pytest.raises(InputError, match="cannot be read"):
-        openness.read(folder)
+        mof_evidence.read(folder)

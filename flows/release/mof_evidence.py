@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from flows.family import FamilyModel
-from flows.release import mof, statement
+from flows.release import mof_classes, statement
 from flows.release.chain import Chain, Link, listing, newest_key
 from flows.release.lineage import table_of
 from stages.core.errors import ConfigError, InputError
@@ -124,7 +124,7 @@ def _repository(paths: Iterable[str]) -> Part:
         raise _Absent(f"this installation has no {missing[0]}")
     if not paths:
         raise _Absent("no stage of the run has such code")
-    base = mof.facts().repository
+    base = mof_classes.facts().repository
     located = [f"{base.rstrip('/')}/{path}" if base else path for path in paths]
     about = metadata.metadata("moxin")
     return Part(", ".join(located), about["License-Expression"] or "")
@@ -196,14 +196,14 @@ def released(out: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for path in sorted(out.glob("*/release.json")):
-        if path.parent.name.startswith(".") or not (path.parent / mof.FILE).is_file():
+        if path.parent.name.startswith(".") or not (path.parent / mof_classes.FILE).is_file():
             continue
         row: dict[str, Any] = {"name": path.parent.name}
         try:
             about = json.loads(path.read_bytes())
             row |= {"node": str(about["node"]), "digest": str(about["digest"])}
-            value = mof.read(path.parent / mof.FILE)
-            openness = mof.classify(value)
+            value = mof_classes.read(path.parent / mof_classes.FILE)
+            openness = mof_classes.classify(value)
             row |= {"level": openness.level, "title": openness.title, "missing": dict(openness.missing)}
             row["components"] = [
                 {key: str(part.get(key, "")) for key in ("name", "component_path", "license")}
@@ -255,7 +255,7 @@ def _local(config: Mapping[str, Any]) -> bool:
 
 def _together(licenses: Iterable[str]) -> str:
     """The licences of things that are given away together, as one SPDX expression; '' where one has none."""
-    spelled = [mof.spdx(license) if license else "" for license in licenses]
+    spelled = [mof_classes.spdx(license) if license else "" for license in licenses]
     if not spelled or "" in spelled:
         return ""
     return " AND ".join(f"({one})" if " OR " in one else one for one in dict.fromkeys(spelled))
@@ -298,7 +298,7 @@ def _report(evidence: Evidence) -> Part:
 
 
 def _paper(evidence: Evidence) -> Part:
-    paper = mof.facts().paper
+    paper = mof_classes.facts().paper
     if not paper.address:
         raise _Absent("infra/openness.toml names no paper")
     return Part(paper.address, paper.license)
@@ -309,7 +309,7 @@ _LOOKUPS: Mapping[str, Callable[[Evidence], Part]] = {
     "Model parameters (Final)": _weights,
     "Model card": _in_folder("README.md"),
     "Data card": _data_card,
-    mof.REPORT: _report,
+    mof_classes.REPORT: _report,
     "Evaluation results": _results,
     "Sample model outputs": _in_folder("samples.jsonl", "samples.md"),
     "Training code": _training,
@@ -320,7 +320,7 @@ _LOOKUPS: Mapping[str, Callable[[Evidence], Part]] = {
     "Datasets": _datasets,
     "Data preprocessing code": _preprocessing,
     "Model parameters (Intermediate)": _intermediate,
-    mof.PAPER: _paper,
+    mof_classes.PAPER: _paper,
     "Model metadata": _in_folder("config.json", statement.FILE),
 }
 """How each component is looked for."""
@@ -331,13 +331,13 @@ _LOOKUPS: Mapping[str, Callable[[Evidence], Part]] = {
 
 def document(evidence: Evidence, name: str, parts: Mapping[str, Part]) -> dict[str, Any]:
     """The mof.yml of a model, as plain values: what is not there is left out of it, as the framework has it."""
-    facts, result = mof.facts(), evidence.chain.root.result
+    facts, result = mof_classes.facts(), evidence.chain.root.result
     rows: list[dict[str, Any]] = []
     for component in facts.component:
         if (part := parts.get(component.name)) is None:
             continue
         row = {"name": component.name, "description": component.description, "component_path": part.path}
-        row["license"] = part.license or mof.UNLICENSED
+        row["license"] = part.license or mof_classes.UNLICENSED
         rows.append(row | ({"license_path": "LICENSE"} if part.license == evidence.model.license else {}))
     return {
         "framework": dict(facts.framework),
@@ -359,7 +359,7 @@ def document(evidence: Evidence, name: str, parts: Mapping[str, Part]) -> dict[s
     }
 
 
-def write(ledger: Ledger, folder: Path, chain: Chain, model: FamilyModel, name: str) -> mof.Openness:
+def write(ledger: Ledger, folder: Path, chain: Chain, model: FamilyModel, name: str) -> mof_classes.Openness:
     """Write `mof.yml` into a release folder; the class that it gives, with what is missing for the next one. To be
     called when everything else but the statement and signatures is in the folder.
 
@@ -369,21 +369,21 @@ def write(ledger: Ledger, folder: Path, chain: Chain, model: FamilyModel, name: 
     parts, absent = assess(evidence)
     value = document(evidence, name, parts)
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)
-    write_atomically(folder / mof.FILE, text)
-    return explained(mof.classify(value), absent)
+    write_atomically(folder / mof_classes.FILE, text)
+    return explained(mof_classes.classify(value), absent)
 
 
-def explained(openness: mof.Openness, absent: Mapping[str, str]) -> mof.Openness:
+def explained(openness: mof_classes.Openness, absent: Mapping[str, str]) -> mof_classes.Openness:
     """A class with the reasons why components are not there."""
     lacking = {
         level: {name: absent.get(name, why) for name, why in rows.items()} for level, rows in openness.lacking.items()
     }
-    return mof.Openness(openness.level, lacking)
+    return mof_classes.Openness(openness.level, lacking)
 
 
-def read(folder: Path) -> mof.Openness:
+def read(folder: Path) -> mof_classes.Openness:
     """The class of a released folder, from its mof.yml. Raises InputError."""
-    path = folder / mof.FILE
+    path = folder / mof_classes.FILE
     if not path.is_file():
-        raise InputError(f"{folder} has no {mof.FILE}")
-    return mof.classify(mof.read(path))
+        raise InputError(f"{folder} has no {mof_classes.FILE}")
+    return mof_classes.classify(mof_classes.read(path))
