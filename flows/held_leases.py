@@ -14,7 +14,7 @@ from stages.core.processes import process_identity
 from stages.core.records import LEASE_SECONDS, LeaseRecord
 
 
-class LeaseManager:
+class HeldLeases:
     """Takes and gives back leases for one run. A run holds a key once at most, so a lease of its own that is not in use
     is left over.
     """
