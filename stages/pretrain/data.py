@@ -31,7 +31,10 @@ class WindowData:
     def __init__(self, config: PretrainConfig, train: Shards, heldout: Shards | None, dims: ParallelDims) -> None:
         self._config, self.train, self.heldout, self._dims = config, train, heldout, dims
         batch = config.global_batch_size
-        self._order = DataOrder(len(train), batch, block_windows(len(train), batch, train.page), config.seed)
+        block = block_windows(len(train), batch, train.page)
+        if len(train) > train.page * (train.cache_bytes // train.page_bytes):
+            train.page = block  # more would be read for the sake of one block, and be gone before its others come
+        self._order = DataOrder(len(train), batch, block, config.seed)
         self._ordered = (0, np.empty((0, 0), np.int64))
         # the pages that its places of the batch are at, and those that they come to next
         train.cache_bytes = max(train.cache_bytes, 2 * batch // dims.data_parallel_size * train.page_bytes)

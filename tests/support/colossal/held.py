@@ -51,4 +51,4 @@ def install() -> None:
             HELD["weights"] = _bytes(weights)
             HELD["masters, moments"] = _bytes([*self._shards._masters.values(), *moments], weights)
 
-    ColossalBackend.step = counted
+    ColossalBackend.step = counted  # pyright: ignore[reportAttributeAccessIssue]

@@ -12,9 +12,10 @@ import torch
 from stages.core.artifacts import TokenShards
 from stages.core.errors import InputError
 from stages.core.testing import LocalContext, local_artifact
+from stages.lib.formats.shards import Shards, ShardWriter
 from stages.lib.training.parallel_dims import ParallelDims
 from stages.pretrain.data import WindowData, open_windows
-from tests.support.pretraining import config
+from tests.support.pretraining import LENGTH, VOCABULARY, config
 
 STEPS = 20  # beyond two epochs of 30 windows
 
@@ -66,3 +67,25 @@ def test_a_damaged_window_ends_the_training_at_its_step(tmp_path: Path, artifact
     damaged.train.page = 1
     with pytest.raises(InputError, match="window 29 is not that of its CRC32"):
         [damaged.micro_batches(step) for step in range(STEPS)]
+
+
+@pytest.mark.parametrize(("cache", "times"), [(1 << 20, 1.0), (0, 1.1)])
+def test_an_epoch_reads_its_windows_once(
+    tmp_path: Path, artifacts: Any, monkeypatch: pytest.MonkeyPatch, cache: int, times: float
+) -> None:
+    """Also where blocks are far shorter than pages, and all windows are more than is kept."""
+    (folder := tmp_path / "many").mkdir()
+    with ShardWriter(folder, LENGTH, VOCABULARY, 2, "digest", rows_per_shard=4096) as writer:
+        writer.add(np.random.default_rng(0).integers(3, VOCABULARY, (4096, LENGTH)))
+    facets = dict(artifacts["tokens"][0].facets)
+    monkeypatch.setattr("stages.lib.formats.shards.PAGE_BYTES", 1 << 14)
+    monkeypatch.setattr("stages.pretrain.data.AHEAD_BYTES", 1)
+    shards = Shards.open(local_artifact(TokenShards, folder, facets).entries())
+    shards.cache_bytes, read = cache, Shards._read
+    counts: list[int] = []
+    monkeypatch.setattr(Shards, "_read", lambda self, entry, first, n: counts.append(n) or read(self, entry, first, n))
+    data = WindowData(config(tokens=4096 * LENGTH), shards, None, ParallelDims(torch.device("cpu"), 0, 1))
+    for step in range(1024):
+        data.micro_batches(step)
+    data.close()
+    assert sum(counts) <= times * 4096
