@@ -50,3 +50,13 @@ def test_what_belongs_elsewhere_fails_in_the_fast_tier(tmp_path: Path) -> None:
 def test_the_makefile_has_both_tiers(target: str) -> None:
     lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
     assert any(line.startswith(f"{target}: ") for line in lines)
+
+
+def test_the_fast_tier_leaves_out_what_takes_seconds_and_the_whole_suite_does_not() -> None:
+    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+    (fast,) = [line for line in lines if "tests/unit tests/contract" in line]
+    assert "not slow" in fast
+    assert "--hypothesis-profile fast" in fast
+    (whole,) = [line for line in lines if "--no-loadscope-reorder" in line]
+    assert "slow" not in whole
+    assert "--hypothesis-profile" not in whole
