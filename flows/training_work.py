@@ -60,5 +60,5 @@ def source_rows(source: Any) -> int | None:
 
 def questions_of(plan: NodePlan, profile: Profile) -> int:
     """That a data set of a node's suites asks, where they are made here; 0: not known."""
-    suites = [profile.configs[source.node.name] for source in plan.node.wires.get("suites", ())]
-    return max((one.test_questions for one in suites if getattr(one, "origin", "") == "machine"), default=0)
+    suites: list[Any] = [profile.configs[source.node.name] for source in plan.node.wires.get("suites", ())]
+    return max([one.test_questions for one in suites if getattr(one, "origin", "") == "machine"], default=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 
@@ -49,8 +49,8 @@ def _ratios(real: Any, small: Any) -> Iterator[float]:
                 more = EVERYTHING if before is None else before / after if isinstance(before, int | float) else 0.0
                 if more > 1:
                     yield more
-    elif isinstance(real, tuple | list) and len(real) == len(small):
-        for one, other in zip(real, small, strict=True):
+    elif isinstance(real, tuple):
+        for one, other in zip(cast("tuple[Any, ...]", real), small, strict=False):
             yield from _ratios(one, other)
 
 
