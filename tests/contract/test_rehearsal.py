@@ -168,6 +168,7 @@ def _bounded(node: str, config: Any, level: Level) -> None:
         assert config.epochs * config.max_rows / config.global_batch_size <= 5
     for source in getattr(config, "sources", ()):
         assert getattr(source, "cap", 1) <= 400
+        assert getattr(source, "first", 1) <= 400
         assert getattr(source, "every", 1000) >= 1000
     for suite in getattr(config, "suites", ()):
         assert all(task.limit <= 4 and task.repeats <= max((2, *task.k)) for task in suite.tasks), node

@@ -11,7 +11,7 @@ from stages.core.context import Context
 from stages.core.errors import ConfigError, InputError
 from stages.lib.data.hub import HubDataSet
 from stages.lib.data.mixture_spec import MixtureSource
-from stages.lib.data.rows import FileRows, Rows
+from stages.lib.data.rows import FileRows, Head, Rows
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ def draw_mixture(ctx: Context[Any], sources: Sequence[MixtureSource], mirror: st
                 f" {', '.join(splits)}"
             )
         rows = splits[source.split]
+        if source.first is not None:
+            rows = (
+                rows.head(source.first)
+                if isinstance(rows, FileRows)
+                else rows.select(range(min(source.first, len(rows))))
+            )
         count = min(round(len(rows) * source.fraction), source.cap or len(rows))
         taken = rows
         if count < len(rows):
@@ -77,7 +83,7 @@ def draw_mixture(ctx: Context[Any], sources: Sequence[MixtureSource], mirror: st
 
 def _told(ctx: Context[Any], data_set: str, rows: Rows) -> Mapping[str, int]:
     """The bad rows by reason, each with its first place in the log."""
-    skipped = rows.skipped if isinstance(rows, FileRows) else None
+    skipped = rows.skipped if isinstance(rows, FileRows | Head) else None
     if skipped is None:
         return {}
     for reason, count in sorted(skipped.counts.items()):

@@ -30,6 +30,12 @@ class MixtureSource(BaseModel):
     cap: Annotated[int | None, Shrinks(wiring=64, shape=400)] = Field(
         default=None, gt=0, description="rows that go in, at most"
     )
+    first: Annotated[int | None, Shrinks(wiring=64, shape=400)] = Field(
+        default=None,
+        gt=0,
+        exclude_if=lambda first: first is None,  # keys from before it was there stay
+        description="rows of its beginning that all else is of, and no more is fetched; unset: all",
+    )
     license: str | None = Field(default=None, description="SPDX expression, where the card names none or another")
     drop_system: bool = Field(default=False, description="leave its system turns out")
 

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -201,6 +202,12 @@ class FileRows:
                     yield from (self._labelled(file, row) for row in values(file, numbers, self._passed_over()))
             first += count
 
+    def head(self, count: int) -> Head:
+        """The first rows, read where they are: no file is fetched for them."""
+        with self._telling():
+            rows = (self._labelled(file, row) for file in self._files for row in values(file, None, self.skipped))
+            return Head(list(islice(rows, count)), self.skipped)
+
     def first(self) -> dict[str, Any] | None:
         """The first row, read where it is; None where there is none. Bad lines before it are counted in `skipped`."""
         return next(
@@ -241,6 +248,23 @@ class FileRows:
             return {name: _number(self._labels.get(name), value) for name, value in row.items()}
         except ValueError as error:
             raise InputError(f"{shown(file.uri)} cannot be used: {_line(error)}") from error
+
+
+class Head:
+    """Rows that are in memory."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], skipped: Skipped | None = None) -> None:
+        self._rows, self.skipped = rows, skipped
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._rows)
+
+    def select(self, indices: Sequence[int], /) -> Head:
+        """The rows of these numbers."""
+        return Head([self._rows[n] for n in indices], self.skipped)
 
 
 def values(

@@ -20,8 +20,11 @@ from stages.core.errors import InputError
 from stages.core.testing import LocalContext
 from stages.lib.data import probe
 from stages.lib.data.hub import HubDataSet, table
+from stages.lib.data.mixture import draw_mixture
+from stages.lib.data.mixture_spec import MixtureSource
 from stages.lib.data.rows import FileRows
 from stages.lib.formats.examples import read_problems
+from stages.lib.formats.sources import RawFile
 from stages.problems.run import run
 from stages.problems.spec import ProblemsConfig
 from tests.support import loopback_hub
@@ -73,6 +76,30 @@ def mirror(root: Path, files: dict[str, bytes], front: str = "") -> HubDataSet:
         (root / "a/b" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "a/b" / name).write_bytes(data)
     return HubDataSet("a/b", root / "cache", mirror=str(root))
+
+
+def test_the_first_rows_are_read_where_they_are_and_no_file_behind_them(tmp_path: Path) -> None:
+    mirror(tmp_path, {"data/train-0.jsonl": jsonl(FIRST)})
+    here, gone = ((tmp_path / "a/b/data" / name).as_uri() for name in ("train-0.jsonl", "train-1.jsonl"))
+    files = [RawFile(uri=uri, format="jsonl", source="hub") for uri in (here, gone)]
+    rows = FileRows("a/b", files, tmp_path / "fetched", promised=7)
+    head = rows.head(2)
+    assert (len(head), list(head), list(head.select([1]))) == (2, FIRST, FIRST[1:])
+    assert list(rows.head(1)) == FIRST[:1]
+    assert not (tmp_path / "fetched").exists()
+    with pytest.raises(InputError, match="train-1"):
+        rows.head(3)
+
+
+@pytest.mark.parametrize(("first", "taken"), [(2, [0, 1]), (None, [0, 1, 2, 3])])
+def test_a_mixture_is_drawn_of_the_first_rows_alone(tmp_path: Path, first: int | None, taken: list[int]) -> None:
+    mirror(tmp_path, {"data/train-0.jsonl": jsonl([{"n": n} for n in range(4)])})
+    ctx: Any = LocalContext(tmp_path / "run", ProblemsConfig())
+    source = MixtureSource(data_set="a/b", first=first)
+    (drawn,) = draw_mixture(ctx, [source], str(tmp_path), 0)
+    assert [row["n"] for row in drawn.rows] == taken
+    assert drawn.provenance()["taken"] == len(taken)
+    assert ("first" in source.model_dump()) == (first is not None), "keys from before it was there stay"
 
 
 @pytest.mark.slow
