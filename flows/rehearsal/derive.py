@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from flows import profiles
 from flows.profiles import Profile
 from flows.rehearsal.report import name_of
+from flows.terminal_text import counted
 from stages.core.config import StageConfig
 from stages.core.errors import ConfigError
 from stages.core.graph import Node, Pipeline
@@ -45,6 +46,11 @@ class Machine:
         """This one."""
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         return cls(os.cpu_count() or 1, memory, len(list(Path("/dev").glob("nvidia[0-9]*"))))
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"{counted(self.cores, 'core')}, {self.memory_gib:.0f} GiB, {counted(self.cards, 'GPU')}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,8 @@ def _resources(
     values: dict[str, Any] = {"nodes": min(given.nodes, NODES)}
     notes: list[str] = []
     if processors:
-        values |= {"cpus": min(given.cpus, machine.cores), "memory_gib": min(given.memory_gib, machine.memory_gib / 2)}
+        memory = max(1.0, machine.memory_gib // 2)  # whole: a site's node of half a machine has no more
+        values |= {"cpus": min(given.cpus, machine.cores), "memory_gib": min(given.memory_gib, memory)}
         values["scratch_gib"] = min(given.scratch_gib, 10)
     here = 0 if processors else machine.cards
     if given.gpus and (processors or launcher == "process") and here < given.gpus:

@@ -49,12 +49,9 @@ def sorted_out(findings: Iterable[Finding], derived: Derived, pipeline: Pipeline
     out = Findings(out_of_reach=dict(derived.out_of_reach))
     for finding in findings:
         problem = finding.problem
-        fault = Fault(
-            cause=f"{problem.key} = {problem.value}: {problem.fault}"
-            if problem.value
-            else f"{problem.key}: {problem.fault}",
-            remedy=problem.remedy,
-        )
+        what = f"{problem.key} = {problem.value}" if problem.value else problem.key
+        said = problem.fault.removeprefix(f"{problem.value}: ")  # by a reader that names what it reads
+        fault = Fault(cause=f"{what}: {said}", remedy=problem.remedy)
         if _ENGINE_PYTHON.fullmatch(problem.key):
             out.out_of_reach.setdefault(finding.node, f"{problem.fault}; to reach it: {problem.remedy}")
         elif problem.key == "launcher":

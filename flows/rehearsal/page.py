@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ def render(report: RehearsalReport) -> str:
     """The page as text."""
     counts = {state: sum(node.state == state for node in report.nodes) for state in ORDER}
     facts: list[tuple[str, Any]] = [
-        ("profile", report.profile),
         ("level", report.level),
+        ("result", markup.badge("passed", "ok") if report.ok else markup.badge("failed", "damaged")),
         ("made", markup.when(report.at)),
         *((state, count) for state, count in counts.items()),
     ]
@@ -42,11 +43,23 @@ def render(report: RehearsalReport) -> str:
         _sources(report),
     )
     sections = [section for section in parts if section is not None]
-    header = markup.template("rehearsal_header.html", facts=facts)
+    if report.machine:
+        facts.append(("control plane's machine", report.machine))
+    header = markup.template("rehearsal_header.html", profile=report.profile, facts=facts)
     return str(
         markup.template(
             "page.html", title=f"Moxin: {report.profile}, rehearsal {report.level}", header=header, sections=sections
         )
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Markup | str]], numbers: Collection[int] = ()) -> Markup:
+    """A table without the columns in which no row has anything."""
+    kept = [n for n in range(len(head)) if any(row[n] not in ("", markup.NONE) for row in rows)]
+    return markup.table(
+        [head[n] for n in kept],
+        [[row[n] for n in kept] for row in rows],
+        numbers=[at for at, n in enumerate(kept) if n in numbers],
     )
 
 
@@ -58,14 +71,14 @@ def _failed(report: RehearsalReport) -> Section:
             rows.append((node.node, node.why, node.remedy, node.log))
     if not rows:
         return Section("failed", "What stands in the way", markup.paragraph("Nothing that a rehearsal can find."))
-    return Section("failed", "What stands in the way", markup.table(("node", "cause", "what to do", "log"), rows))
+    return Section("failed", "What stands in the way", _table(("node", "cause", "what to do", "log"), rows))
 
 
 def _nodes(report: RehearsalReport) -> Section:
     rows = [
         (node.node, markup.badge(node.state, KINDS[node.state]), node.why or "", node.resumed) for node in report.nodes
     ]
-    body = markup.table(("node", "", "why", "forced stop"), rows)
+    body = _table(("node", "", "why", "forced stop"), rows)
     return Section("nodes", "Every node", body)
 
 
@@ -81,7 +94,7 @@ def _measured(report: RehearsalReport) -> Section | None:
         " the stage, in main memory. A step and its tokens/s: the middle one. Loader: tokens/s at which the data of"
         " steps is made, beside them."
     )
-    body = markup.join(markup.paragraph(note, "note"), markup.table(head, rows, numbers=range(1, 10)))
+    body = markup.join(markup.paragraph(note, "note"), _table(head, rows, numbers=range(1, 10)))
     return Section("measured", "What was measured", body)
 
 
@@ -124,7 +137,7 @@ def _checkpoints(report: RehearsalReport) -> Section | None:
         "The most of each, of the first process. Pause: no step is taken; what else a pre-training's takes goes on"
         " beside its steps. Read: by the attempt after the forced stop, until it is loaded."
     )
-    body = markup.join(markup.paragraph(note, "note"), markup.table(head, rows, numbers=range(1, 7)))
+    body = markup.join(markup.paragraph(note, "note"), _table(head, rows, numbers=range(1, 7)))
     return Section("checkpoints", "Checkpoints", body)
 
 
@@ -156,7 +169,7 @@ def _forecast(report: RehearsalReport) -> Section | None:
         f" {time(sums[2])}). Pauses are in the time. To resume: until the next step. To stop: a step, and the last"
         " checkpoint until it is in the store; 'moxin plan' holds it against the node's grace."
     )
-    body = markup.join(markup.paragraph(note, "note"), markup.table(head, rows, numbers=range(1, 8)))
+    body = markup.join(markup.paragraph(note, "note"), _table(head, rows, numbers=range(1, 8)))
     return Section("forecast", "What the real run takes", body)
 
 
@@ -164,7 +177,7 @@ def _stand_ins(report: RehearsalReport) -> Section | None:
     rows = [(node.node, "; ".join(node.stand_ins)) for node in report.nodes if node.stand_ins]
     if not rows:
         return None
-    return Section("stand-ins", "Stand-ins", markup.table(("node", "what stood for what"), rows))
+    return Section("stand-ins", "Stand-ins", _table(("node", "what stood for what"), rows))
 
 
 def _sources(report: RehearsalReport) -> Section | None:

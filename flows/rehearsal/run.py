@@ -27,7 +27,7 @@ from flows.flow import ProfileName
 from flows.launch import launcher
 from flows.plan import NodePlan, answered, make_plan
 from flows.rehearsal import growth, measures, page, planning, report
-from flows.rehearsal.derive import derive
+from flows.rehearsal.derive import Machine, derive
 from flows.rehearsal.findings import Findings, add_lines, node_of, reachable, sorted_out
 from flows.rehearsal.forecast import units_of_inputs
 from flows.rehearsal.observers import NodeLogs, Stops
@@ -149,6 +149,7 @@ class _Rehearsing:
             at=now(),
             profile_digest=report.profile_digest(self.given.configs, self.given.resources),
             code={stage: source_digest(stage) for stage in sorted({node.stage for node in PIPELINE})},
+            machine=Machine.here().text,
             opened=tuple(f"{one.node}: {one.what}" for one in opened if one.node in chosen_names),
             faults=tuple(self.findings.general),
             nodes=tuple(self._report_of(node) for node in chosen),

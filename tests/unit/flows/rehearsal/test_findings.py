@@ -24,6 +24,9 @@ def test_a_launcher_that_is_away_an_image_and_an_engine_concern_every_node_that_
     assert told.faults["tokenizer"] == [Fault(cause="path = /mirror/tokenizer.model: is not there", remedy="set it")]
     assert {"sft_tulu", "sft_infinity", "sft_reason"} <= told.faults.keys()
     assert told.out_of_reach == {"pretrain_1": "is not installed here; to reach it: install it"}
+    twice = Problem("text.0", "hf://a/b", "hf://a/b: name a revision", "correct it")
+    (fault,) = sorted_out([Finding("ingest_text", twice)], derived, PIPELINE).faults["ingest_text"]
+    assert fault.cause == "text.0 = hf://a/b: name a revision"
     away = [Finding("collect", Problem("launcher", "slurm", "sbatch is not there", "start it"))]
     assert len(sorted_out(away, derived, PIPELINE).out_of_reach) == len(PIPELINE)
 

@@ -72,6 +72,16 @@ def test_the_page_says_cause_remedy_and_what_was_measured() -> None:
     assert "Nothing that a rehearsal can find" in page.render(made(NODES[0]))
 
 
+def test_the_page_begins_with_the_result_and_has_no_empty_column() -> None:
+    failed, passed = page.render(made(*NODES)), page.render(made(NODES[2]))
+    for text, result in ((failed, "failed"), (passed, "passed")):
+        assert "Rehearsal of 7b" in text
+        assert f">{result}<" in text
+    assert "forced stop" in failed
+    assert "forced stop" not in passed
+    assert "<th>log</th>" not in failed, "no log is named"
+
+
 def test_its_keys_lie_apart_from_real_ones() -> None:
     assert address(StoreAddress(bucket="b", endpoint=None), "7b", "shape").prefix == "rehearsals/7b-shape/"
     assert (
