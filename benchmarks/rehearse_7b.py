@@ -3,10 +3,10 @@
     SLURM_CONF=/var/lib/moxin-slurm/slurm.conf python -m benchmarks.rehearse_7b [--select +pretrain_1] [--set ...]
 
 What stands in: a hub and a web site on loopback for the sources, which answer as theirs do, in their schemas and
-layouts, with generated text; a SentencePiece model and a fastText classifier that are trained here, as what is at
-/mirror is not to be had; processors for GPUs. Real are the launcher, Colossal-AI (with gloo) in its own environment,
-the clients of hub and site, and all that the profile sets else. An installation of its own (MOXIN_HOME, or else
-.moxin/benchmark); the page is below it.
+layouts, with generated text, each at a commit; a SentencePiece model and a fastText classifier that are trained here,
+as what is at /mirror is not to be had; processors for GPUs. Real are the launcher, Colossal-AI (with gloo) in its own
+environment, the clients of hub and site, and all that the profile sets else. An installation of its own (MOXIN_HOME,
+or else .moxin/benchmark); the page is below it.
 """
 
 from __future__ import annotations
@@ -105,6 +105,11 @@ def models(folder: Path) -> tuple[Path, Path]:
     return folder / "tokenizer.model", folder / "quality.bin"
 
 
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--select", default="+pretrain_1")
@@ -121,12 +126,15 @@ def main() -> None:
             f'[{{uri="{hub.site}/list.txt",listed=true,rewrite={{"s3://commoncrawl/"="{hub.site}/"}},format="jsonl",'
             'source="dclm"}]'
         )
+        text = f'[{{uri="hf://{TEXT}@{sets[TEXT].commit}",format="hf",source="slimpajama"}}]'
         settings = [
+            f"collect.text={text}",
             f"collect.web={web}",
             'ingest_web.language="none"',
             f'quality_web.model="{classifier}"',
+            f'quality_web.model_sha256="{digest(classifier)}"',
             f'tokenizer.path="{tokenizer}"',
-            f'tokenizer.sha256="{hashlib.sha256(tokenizer.read_bytes()).hexdigest()}"',
+            f'tokenizer.sha256="{digest(tokenizer)}"',
             f"tokenizer.vocab_size={VOCABULARY}",
             *given.set,
         ]

@@ -89,8 +89,8 @@ def table(profile: Profile, select: str, ledger: Ledger) -> Iterator[str]:
             rows.append(Row(node.name, before.get(node.name), later.get(node.name), one))
     yield HEAD
     yield from (row.markdown() for row in rows)
-    for what, told in (("before", [row.before for row in rows]), ("with inputs", [row.later for row in rows])):
-        both = [(one, row.took) for row, one in zip(rows, told, strict=True) if one is not None]
+    for what, forecasts in (("before", [row.before for row in rows]), ("with inputs", [row.later for row in rows])):
+        both = [(one, row.took) for row, one in zip(rows, forecasts, strict=True) if one is not None]
         wall = off(sum(one.seconds[1] for one, _ in both), sum(attempt.wall_seconds for _, attempt in both))
         cores = off(sum(one.core_hours for one, _ in both) * 3600, sum(attempt.cpu_seconds for _, attempt in both))
         yield f"- all {len(both)} of {len(rows)} nodes that were foretold {what}: wall {wall}, processors {cores}"
@@ -119,9 +119,9 @@ class Row:
         return "| " + " | ".join(cells) + " |"
 
 
-def off(told: float, took: float) -> str:
+def off(foretold: float, took: float) -> str:
     """By how much what was foretold is above what it took."""
-    return f"{told / took - 1:+.0%}" if took else ""
+    return f"{foretold / took - 1:+.0%}" if took else ""
 
 
 if __name__ == "__main__":
