@@ -23,10 +23,10 @@ test: $(READY)  ## run all tests but upstream's, two files at a time
 test-fast: $(READY)  ## run the unit and contract tests: no services, no training, no network
 	$(BIN)/pytest -n 2 --dist loadfile --hypothesis-profile fast -m 'not upstream and not slow' tests/unit tests/contract
 
-# TRIALS: of the protocol's model, and of each reader that is given damaged bytes
+# TRIALS: of the campaign, of the protocol's model, and of each reader that is given damaged bytes
 test-faults: export MOXIN_FAULT_TRIALS = $(or $(TRIALS),200)
 test-faults: $(READY)  ## break things longer than `make test` does: TRIALS=200 of each kind
-	$(BIN)/pytest tests/fault/test_protocol.py
+	$(BIN)/pytest -s tests/fault/test_protocol.py tests/fault/test_damaged_bytes.py tests/fault/test_campaign.py
 
 protocol:  ## look at every order of requests of publishing and collecting, with SPIN (Debian has it: spin, gcc)
 	@d=$$(mktemp -d) && cd $$d && spin -a $(CURDIR)/tests/fault/protocol/publish.pml && gcc -O2 -DSAFETY -DCOLLAPSE -o pan pan.c \

@@ -11,10 +11,11 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from flows.store_garbage import CHECKPOINTS, HOUR, Garbage, Limits, StoreGarbage
 from stages.core import eviction
@@ -117,8 +118,9 @@ def _published(ledger: Ledger, key: str) -> int:
 
 
 def _requests(home: Path, ledger: Ledger) -> Iterator[Garbage]:
-    """Requests of attempts that hold no lease any more."""
+    """Requests of attempts that hold no lease any more. Who followed such a one has died, and told nobody its end."""
     for path in (home / "requests").glob("*.json"):
+        lease = None
         try:
             lease = json.loads(path.read_text(encoding="utf-8"))["lease"]
             held = ledger.lease(lease["key"])
@@ -129,7 +131,14 @@ def _requests(home: Path, ledger: Ledger) -> Iterator[Garbage]:
                 continue
         except FileNotFoundError:
             continue
-        yield Garbage(LOCAL_REQUESTS, str(path), 1, path.stat().st_size, remove=partial(_unlink, path))
+        remove = partial(_end_request, path, ledger, lease)
+        yield Garbage(LOCAL_REQUESTS, str(path), 1, path.stat().st_size, remove=remove)
+
+
+def _end_request(path: Path, ledger: Ledger, lease: Mapping[str, Any] | None) -> tuple[int, int]:
+    if lease is not None:
+        ledger.end_attempt(lease["key"], lease["epoch"])
+    return _unlink(path)
 
 
 def _unlink(path: Path) -> tuple[int, int]:

@@ -15,6 +15,8 @@ test_prefect_server.py
 - a full disk: test_full_disk.py
 - a lost or damaged services.json, somebody else on a port: test_local_services.py
 - what killed runs leave behind: test_garbage_collection.py
+- something killed at a random point: test_campaign.py; any order of requests: test_protocol.py; any bytes:
+  test_damaged_bytes.py
 - clocks that differ: tests/integration/core/test_leases.py
 - stages and launchers that are killed: test_runtime_process.py, test_torchrun.py, tests/e2e/test_faults.py
 """

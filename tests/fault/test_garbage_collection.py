@@ -14,6 +14,7 @@ import pytest
 from flows import garbage_collection
 from stages.core import workspace
 from stages.core.ledger import Ledger
+from stages.core.records import AttemptRecord
 from tests.support.checkpoints import save_checkpoint
 from tests.support.paths import ROOT
 from tests.support.probe_pipeline import published, request_of
@@ -89,8 +90,12 @@ def test_requests_of_attempts_that_are_over_go(home: Path, ledger: Ledger) -> No
         path.write_text('{"run_id": "r')
     os.utime(old, (time.time() - 7200,) * 2)
     ledger.release(over.lease)
+    record = {"key": over.key, "epoch": over.lease.epoch, "node": "n", "run_id": "r", "launcher": "process"}
+    ledger.record_attempt(AttemptRecord(**record, started_at="t"))
     assert list(garbage_collection.collect(home, ledger)) == ["removed 2 requests of attempts that are over"]
     assert sorted(p.name for p in (home / "requests").iterdir()) == [f"{KEY[:16]}-1.json", "fresh.json"]
+    (closed,) = ledger.attempts(over.key)
+    assert closed.ended_at, "it published, and its control plane was killed: nobody else would ever close it"
 
 
 def test_checkpoints_of_published_keys_go_and_others_stay(home: Path, ledger: Ledger) -> None:
