@@ -1,5 +1,5 @@
-"""A store that misbehaves: a proxy on loopback before the real one, which answers 503, cuts bodies short, hangs up,
-loses answers, flips a byte of what is sent or answered, or is slow.
+"""A store that misbehaves: a proxy on loopback before the real one, which answers 503 or 429, cuts bodies short, hangs
+up, loses answers, flips a byte of what is sent or answered, or is slow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stages.core.store import Store
 
 Rule = Callable[[str, str], str | None]
 """Given method and path: None to pass the request on, or what to do: one of `WAYS`, or "expired" (the credentials)."""
-WAYS = ("503", "drop", "cut", "lost", "flip", "flip sent", "slow")
+WAYS = ("503", "429", "drop", "cut", "lost", "flip", "flip sent", "slow")
 """"drop": the connection ends before the store has heard of the request; "lost": after it, before its answer; "cut":
 after half of the answer's body; "flip": a byte of the answer's body is another; "flip sent": of the request's body;
 "slow": the answer comes in eight pieces.
@@ -69,8 +69,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if what == "drop":
             self.close_connection = True
             return
-        if what == "503":
-            self._answer(503, b"<Error><Code>SlowDown</Code></Error>", [])
+        if what in ("503", "429"):
+            self._answer(int(what), b"<Error><Code>SlowDown</Code></Error>", [])
             return
         if what == "expired":
             self._answer(400, b"<Error><Code>ExpiredToken</Code></Error>", [])
