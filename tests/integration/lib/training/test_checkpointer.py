@@ -58,6 +58,18 @@ def stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stream:
     return Stream(tmp_path / "events")
 
 
+def test_an_attempt_that_rehearses_a_stop_takes_no_step_before_its_checkpoint_is_published(
+    ledger: Ledger, stream: Stream, tmp_path: Path
+) -> None:
+    """Of few steps on little data the last would be over before there is one to go on from."""
+    training = Training(ledger, stream, tmp_path / "attempt")
+    training.ctx._awaits_stop = True
+    weight = {"weight": torch.zeros(10)}
+    training.checkpointer.save(3, {"step": 3}, lambda folder: write_tensors(weight, folder, DIMS))
+    assert training.ctx.checkpoints.saved == 3
+    training.end(ledger)
+
+
 def tensors_of(ledger: Ledger, key: str, step: int) -> str:
     return next(e.object for e in ledger.checkpoint(key, step).files if e.path.endswith(".safetensors"))
 
