@@ -3,13 +3,14 @@
 
     python -m benchmarks.shape_memory
 
-Each run is a process of its own: five steps as a `shape` rehearsal takes them, float32, without dropout, no checkpoint
+Each run is a process of its own: steps as a `shape` rehearsal takes them, float32, without dropout, no checkpoint
 before the last step. Measured is the most that the process held (VmHWM) until its last step, less what it held before
 the model was made. glibc gives memory back late; MALLOC_ARENA_MAX and the thresholds are left as they are.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -39,22 +40,24 @@ SHAPES = {
 """Of the 7B's proportions."""
 
 
-def config(width: str) -> PretrainConfig:
+def config(width: str, threads: int) -> PretrainConfig:
     """As a rehearsal at level `shape` has it."""
     batch = {"global_batch_size": 8, "micro_batch_size": 2, "sequence_length": LENGTH, "tokens": 1 << 30}
     long = PretrainConfig(
-        shape=SHAPES[width], device="cpu", precision="fp32", dropout=0.0, eval_windows=0, threads=2,
+        shape=SHAPES[width], device="cpu", precision="fp32", dropout=0.0, eval_windows=0, threads=threads,
         export_moments=False, **batch,
     )  # fmt: skip
-    return shrunk(long, Rehearsal("shape")).model_copy(update={"checkpoint_every": 1000})
+    small = shrunk(long, Rehearsal("shape"))
+    steps = 2 * small.global_batch_size * LENGTH  # from the second on nothing is new
+    return small.model_copy(update={"checkpoint_every": 1000, "tokens": steps})
 
 
-def child(width: str) -> dict[str, Any]:
+def child(width: str, threads: int) -> dict[str, Any]:
     """Train, and tell what it took."""
     from stages.lib.training.trainer import Trainer
     from stages.pretrain import run as stage
 
-    given, steps = config(width), list[int]()
+    given, steps = config(width, threads), list[int]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         inputs = {"tokens": [shards(folder / "tokens", given)], "tokenizer": [vocabulary(folder / "tokenizer")]}
@@ -100,21 +103,22 @@ def vocabulary(folder: Path) -> Any:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        print(json.dumps(child(sys.argv[1])))
+        print(json.dumps(child(sys.argv[1], int(sys.argv[2]))))
         return
     for line in machine():
         print(line)
-    print("| width | layers | parameters | formula MB | measured MB | off | parts of the formula, MB |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | --- |")
-    for width, shape in SHAPES.items():
-        command = [sys.executable, "-m", "benchmarks.shape_memory", width]
+    print("| width | layers | parameters | threads | formula MB | measured MB | off | parts of the formula, MB |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
+    for width, threads in itertools.product(SHAPES, (1, 2)):
+        shape = SHAPES[width]
+        command = [sys.executable, "-m", "benchmarks.shape_memory", width, str(threads)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         one = json.loads(done.stdout.splitlines()[-1])
-        parts = pretraining_memory.sums(config(width), 1, shape, VOCABULARY)[0]
+        parts = pretraining_memory.sums(config(width, threads), 1, shape, VOCABULARY)[0]
         total = sum(parts.values())
         named = ", ".join(f"{name} {value / 1e6:.0f}" for name, value in parts.items() if value)
         print(
-            f"| {width} | {shape.layers} | {shape.parameters(VOCABULARY) / 1e6:.1f} M | {total / 1e6:.0f} |"
+            f"| {width} | {shape.layers} | {shape.parameters(VOCABULARY) / 1e6:.1f} M | {threads} | {total / 1e6:.0f} |"
             f" {one['measured'] / 1e6:.0f} | {total / one['measured'] - 1:+.1%} | {named} |",
             flush=True,
         )
