@@ -149,6 +149,7 @@ def _provenance(result: StageResult, port: str, entries: Sequence[FileEntry]) ->
         "type": manifest.type,
         "digest": manifest.digest,
         "facets": manifest.facets,
+        "meta": manifest.meta,
         "made": result.attempt.ended_at,
         "files": {entry.path: entry.sha256 for entry in entries},
     }

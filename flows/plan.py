@@ -17,6 +17,8 @@ from stages.core.messages import InputRef, StageResult
 from stages.core.records import DamagedRecord, LeaseRecord
 from stages.core.stage import Facets
 
+ADOPTED = "adopt"
+"""Stage of a result that others made (flows/outside.py)."""
 LOOKUPS = 8
 """Nodes that are looked up in the ledger at the same time."""
 
@@ -46,6 +48,8 @@ class Resolved:
     missing: Sequence[str] = ()
     damaged: str = ""
     """Why the record of its result cannot be read."""
+    given: bool = False
+    """Whether the settings name this result, whatever it was made from."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ def resolve(
 
     deep: look for every file, also of what has an index.
     """
+    if node.name in profile.settings.adopt:
+        return adopted(node, profile, ledger)
     config = profile.configs[node.name]
     node = node.under(config)
     inputs: dict[str, tuple[InputRef, ...]] = {}
@@ -92,6 +98,11 @@ def resolve(
         refs: list[InputRef] = []
         for source in sources:
             parent = results[source.node.name]
+            if source.port not in parent.outputs:  # an adopted one may have less than its node would make
+                raise ConfigError(
+                    f"node {node.name} reads {source.port} of {parent.node}, but its result {parent.key[:12]} has"
+                    f" {', '.join(parent.outputs)} only"
+                )
             refs.append(
                 InputRef(
                     node=source.node.name,
@@ -116,8 +127,33 @@ def resolve(
     return Resolved(key, inputs, result, etag, drift, ledger.missing_objects(result, deep))
 
 
+def adopted(node: Node, profile: Profile, ledger: Ledger) -> Resolved:
+    """The result that the settings name for a node. Raises ConfigError for one that cannot be used."""
+    from flows.experiments.results import whole_key
+
+    name = profile.settings.adopt[node.name]
+    setting = f"adopt.{node.name} = {name}"
+    key = whole_key(ledger, name, setting)
+    stored = ledger.manifest(key)
+    if stored is None:
+        raise ConfigError(f"{setting}: there is no result of this key: adopt it again")
+    result, etag = stored
+    if result.node != node.name:
+        raise ConfigError(f"{setting}: this is a result of {result.node}: adopt it for {node.name}")
+    if lost := ledger.missing_objects(result):
+        raise ConfigError(f"{setting}: {len(lost)} of its objects are lost (first: {lost[0]}): adopt it again")
+    return Resolved(key, {}, result, etag, drift=False, given=True)
+
+
+def origin(result: StageResult) -> str | None:
+    """Where an adopted result comes from; None: a stage made it."""
+    return str(result.config["place"]) if result.stage == ADOPTED else None
+
+
 def rerun_reason(resolved: Resolved, on_drift: str, forced: bool) -> str | None:
     """Why a node must run although the ledger may know its key; None when the ledger's answer stands."""
+    if resolved.given:
+        return None
     if resolved.damaged:
         return "forced: the record of its last result is damaged" if forced else None
     if resolved.result is None:
@@ -143,7 +179,7 @@ def make_plan(
 
     A node is looked up as soon as its parents are: most of the time goes by waiting for the store.
     """
-    pipeline = pipeline.under(profile.configs)
+    pipeline = profile.wire(pipeline)
     selected = {n.name for n in pipeline.select(selection)}
     needed = set(selected).union(*(pipeline.ancestors(name) for name in selected))
     planned: dict[str, Future[NodePlan]] = {}
@@ -174,6 +210,8 @@ def _plan_node(
     force: bool,
     deep: bool,
 ) -> NodePlan:
+    if node.name in profile.settings.adopt:
+        return _plan_adopted(node, adopted(node, profile, ledger), selected)
     config = profile.configs[node.name]
     parents = [plans[name] for name in node.parents]
     known = {port: [plans[s.node.name].facets.get(s.port, {}) for s in sources] for port, sources in node.wires.items()}
@@ -200,6 +238,14 @@ def _plan_node(
     if resolved.result and not row.will_run:
         return replace(row, facets={port: manifest.facets for port, manifest in resolved.result.outputs.items()})
     return row
+
+
+def _plan_adopted(node: Node, resolved: Resolved, selected: bool) -> NodePlan:
+    assert resolved.result is not None
+    place = origin(resolved.result)
+    reason = f"adopted from {place}" if place else f"as adopt.{node.name} says; made {_date(resolved.result)}"
+    facets: dict[str, Facets] = {port: manifest.facets for port, manifest in resolved.result.outputs.items()}
+    return NodePlan(node, State.CACHED, reason, False, selected, resolved, facets=facets)
 
 
 def _plan_resolved(row: NodePlan, resolved: Resolved, profile: Profile, ledger: Ledger, force: bool) -> NodePlan:
@@ -260,6 +306,8 @@ def explain_change(node: Node, profile: Profile, resolved: Resolved, ledger: Led
 
 def changes(node: Node, profile: Profile, resolved: Resolved, last: StageResult) -> list[str]:
     """Each difference between a last result and the present, as one phrase."""
+    if place := origin(last):
+        return [f"its last result was adopted from {place}"]
     phrases: list[str] = []
     if last.revision != node.revision:
         phrases.append(f"revision {last.revision} -> {node.revision}")

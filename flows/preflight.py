@@ -52,7 +52,7 @@ def problems(pipeline: Pipeline, profile: Profile, names: Iterable[str], deep: b
     """The problems of these nodes, in pipeline order. deep: read large files too."""
     chosen = set(names)
     findings: list[Finding] = []
-    for node in pipeline.under(profile.configs):
+    for node in profile.wire(pipeline):
         if node.name in chosen:
             context = PreflightContext(profile.launchers[node.name] == "process", deep, profile.configs)
             for problem in (

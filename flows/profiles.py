@@ -1,8 +1,8 @@
 """Profiles: the values of a run. `infra/profiles/<name>.toml`, then `--set node.field=value` on top.
 
 A profile holds values only, never wiring. Tables: `[stage.<stage>]` for all nodes of a stage, `[node.<node>]` for one,
-`[resources.<node>]` for what it may use, `[launchers]` for who runs it. `extends = "other"` starts from another
-profile.
+`[resources.<node>]` for what it may use, `[launchers]` for who runs it, `[adopt]` for results to take.
+`extends = "other"` starts from another profile.
 """
 
 from __future__ import annotations
@@ -64,6 +64,13 @@ class ProfileFile(BaseModel):
     stage: dict[str, dict[str, Any]] = Field(default_factory=dict)
     node: dict[str, dict[str, Any]] = Field(default_factory=dict)
     resources: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    adopt: dict[str, str] = Field(
+        default_factory=dict,
+        description=(
+            "{node: tag or key of a result that stands for what it would make}: 'moxin adopt' makes one of others'"
+            " weights or data"
+        ),
+    )
     launchers: dict[str, LauncherName] = Field(
         default_factory=dict, description="{node or stage: who runs it, instead of `launcher`}"
     )
@@ -83,6 +90,10 @@ class Profile:
     """Settings that were given under a former name, a line for each."""
     experiment: str = ""
     """The experiment that these settings are; "": none."""
+
+    def wire(self, pipeline: Pipeline) -> Pipeline:
+        """The pipeline as these values wire it (`Pipeline.under`)."""
+        return pipeline.under(self.configs, self.settings.adopt)
 
     @property
     def names(self) -> str:
@@ -113,6 +124,7 @@ def load(name: str, pipeline: Pipeline, overrides: Iterable[str] = (), folder: P
     _known(settings.stage, stages, "stage", origin)
     _known(settings.node, set(pipeline.nodes), "node", origin)
     _known(settings.resources, set(pipeline.nodes) | stages, "resources", origin)
+    _known(settings.adopt, set(pipeline.nodes), "adopt", origin)
     _known(settings.launchers, set(pipeline.nodes) | stages, "launchers", origin)
     configs = {n.name: _config(n, settings, origin) for n in pipeline}
     resources = {n.name: _resources(n, configs[n.name], settings, origin) for n in pipeline}
@@ -214,14 +226,14 @@ def _apply_override(
             f"--set {override!r}: what a profile extends is read before settings are: write it in a file of"
             " infra/profiles"
         )
-    value = value_of(text)
+    value = text.strip() if parts[0] == "adopt" else value_of(text)  # a key may read like a number
     stages = {n.stage for n in pipeline}
     if len(parts) > 1:
         if parts[0] in pipeline:
             parts.insert(0, "node")
         elif parts[0] in stages:
             parts.insert(0, "stage")
-        elif parts[0] not in ("resources", "launchers"):
+        elif parts[0] not in ("resources", "launchers", "adopt"):
             close = difflib.get_close_matches(parts[0], [*pipeline.nodes, *stages], n=1)
             raise ConfigError(
                 f"--set {override!r}: no node '{parts[0]}'" + (f"; did you mean '{close[0]}'?" if close else "")

@@ -78,7 +78,7 @@ def tables() -> str:
 
 def _case(case: Case) -> str:
     profile = profiles.load("7b", PIPELINE, case.overrides)
-    pipeline = PIPELINE.under(profile.configs)
+    pipeline = profile.wire(PIPELINE)
     plans = [NodePlan(node, State.RUN, "", True, True) for node in pipeline]
     estimates = cost.estimate(plans, profile, None, {"web": case.web} if case.web else None)
     shown = [plan for plan in plans if case.nodes is None or plan.node.name in case.nodes]

@@ -48,7 +48,7 @@ def check(
     """All problems of a profile, each with its remedy, and the sources that answered. settings: None without a store to
     run with.
     """
-    pipeline = pipeline.under(profile.configs)
+    pipeline = profile.wire(pipeline)
     findings = preflight.problems(pipeline, profile, list(pipeline.nodes), deep=True)
     probes = [(node.name, probe) for node in pipeline for probe in node.probes(profile.configs)]
     faults, opened = _open(probes, deadline)

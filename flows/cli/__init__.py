@@ -15,6 +15,7 @@ from typing import Any, cast
 import typer
 
 from flows.cli import images, suite
+from flows.cli.adopting import adopt
 from flows.cli.checks import check
 from flows.cli.common import err
 from flows.cli.experiments import compare, experiments
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.",
 )
-for _command in (plan, why, run, rehearse, ls, show, logs, lineage, report, compare, experiments, tag, export, tables):
+for _command in (plan, why, run, rehearse, ls, show, logs, lineage, report, compare, experiments, adopt, tag, export, tables):
     app.command()(_command)
 for _command in (release, verify, check, repair, gc, up, down, status):
     app.command()(_command)

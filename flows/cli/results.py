@@ -188,6 +188,8 @@ def lineage(
     """
     from rich.tree import Tree
 
+    from flows.plan import origin
+
     with open_ledger() as ledger:
         root = read_result(ledger, node, profile, experiment, set_, key)
 
@@ -199,6 +201,7 @@ def lineage(
                 "stage": result.stage,
                 "key": result.key,
                 "commit": result.code.git_commit,
+                "adopted_from": origin(result),
                 "inputs": [walk(f[0]) for f in parent_manifests if f],
             }
 
@@ -209,7 +212,9 @@ def lineage(
     seen: set[str] = set()
 
     def draw(value: dict[str, Any], tree: Tree | None = None) -> Tree:
-        label = line(f"{value['node']} ", (value["key"][:12] + (" (above)" if value["key"] in seen else ""), "dim"))
+        place = f", adopted from {value['adopted_from']}" if value["adopted_from"] else ""
+        above = " (above)" if value["key"] in seen else ""
+        label = line(f"{value['node']} ", (value["key"][:12] + place + above, "dim"))
         branch = tree.add(label) if tree else Tree(label)
         if value["key"] not in seen:
             seen.add(value["key"])

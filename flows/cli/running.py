@@ -21,13 +21,16 @@ from flows.cli.common import (
     SelectOption,
     SetOption,
     all_overrides,
+    find_node,
     load_profile,
+    open_ledger,
     out,
     print_json,
+    progress,
     say,
 )
 from flows.cli.services import start_services
-from stages.core.errors import InfraError
+from stages.core.errors import ConfigError, InfraError
 
 if TYPE_CHECKING:
     from flows.settings import Settings
@@ -48,6 +51,12 @@ def run(
             help="a name for these settings: their results are found by it, and no other name moves",
         ),
     ] = "",
+    adopt: Annotated[
+        list[str],
+        typer.Option(
+            "--adopt", metavar="NODE=PLACE", help="begin with what others made, as 'moxin adopt' takes it (repeatable)"
+        ),
+    ] = [],  # noqa: B006
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help="what the experiment is for")] = "",
     budget: BudgetOption = None,
     approve: ApproveOption = False,
@@ -64,11 +73,16 @@ def run(
     spending.check_amount(budget)
     profile, experiment = split(profile, experiment)
     overrides = all_overrides(set_, launcher)
-    pipeline, _ = load_profile(profile, overrides)
+    pipeline, values = load_profile(profile, overrides)
     assert isinstance(pipeline, Pipeline)
-    chosen = pipeline.select(select)
+    places = [adoption(each) for each in adopt]
+    pipeline.select(select)
     configure_prefect()  # read when Prefect is imported, which registering the deployments does: before the services
     settings = start_services(quiet=json_)
+    if places:
+        overrides += adopted(settings, values, places, quiet=json_)
+        pipeline, values = load_profile(profile, overrides)
+    chosen = values.wire(pipeline).select(select)
     parameters = {"select": select, "force": force, "set": overrides, "experiment": experiment, "why": why}
     parameters |= {"budget": budget, "approve": approve}
 
@@ -85,6 +99,28 @@ def run(
         say(("done" if ok else state.name.lower(), "green" if ok else "red"), f": {state.message}")
         say((url, "dim"))
     end(0 if ok else 1, server_knows)
+
+
+def adoption(text: str) -> tuple[str, str]:
+    """Node and place of an `--adopt`. Raises ConfigError."""
+    node, _, place = text.partition("=")
+    if not place:
+        raise ConfigError(f"--adopt {text}: write NODE=PLACE, for example pretrain_3=hf://mistralai/Mistral-7B-v0.1")
+    return find_node(node).name, place
+
+
+def adopted(settings: Settings, values: Any, places: list[tuple[str, str]], quiet: bool) -> list[str]:
+    """What lies at these places becomes results; the overrides that take them."""
+    from flows import outside
+
+    overrides: list[str] = []
+    with open_ledger(settings) as ledger, progress(quiet) as tell:
+        for node, place in places:
+            done = outside.adopt(ledger, find_node(node), values.configs[node], place, settings.home / "adopt", tell)
+            overrides.append(f"adopt.{node}={done.result.key}")
+            if not quiet:
+                say((node, "bold"), f" {done.result.key[:12]}: adopted from {done.result.config['place']}")
+    return overrides
 
 
 def end(status: int, server_knows: bool) -> None:

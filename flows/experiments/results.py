@@ -58,16 +58,19 @@ def keys(
         yield record.key
 
 
-def whole_key(ledger: Ledger, key: str) -> str:
-    """The key that begins so, or that has this tag. Raises ConfigError where there is none, or several."""
+def whole_key(ledger: Ledger, key: str, given: str = "") -> str:
+    """The key that begins so, or that has this tag. given: as the user wrote it. Raises ConfigError where there is
+    none, or several.
+    """
+    given = given or f"--key {key}"
     if not set(key) <= tags.LIKE_A_KEY:
         return tags.opened(ledger, key).key
     if len(key) < SHORTEST:
-        raise ConfigError(f"--key {key}: give {SHORTEST} characters of a key at least, as 'moxin ls' prints them")
+        raise ConfigError(f"{given}: give {SHORTEST} characters of a key at least, as 'moxin ls' prints them")
     rows = [row.key for prefix in ("manifests/", "attempts/") for row in ledger.store.list(f"{prefix}{key}")]
     matching = sorted({row.split("/")[1].removesuffix(".json") for row in rows})
     if len(matching) != 1:
-        raise ConfigError(f"--key {key}: {'no result or attempt has' if not matching else f'{len(matching)} have'} it")
+        raise ConfigError(f"{given}: {'no result or attempt has' if not matching else f'{len(matching)} have'} it")
     return matching[0]
 
 

@@ -17,11 +17,7 @@ def give(ledger: Ledger, name: str, result: StageResult, why: str = "", move: bo
     """Give a result a name. move: although another result has it. Raises ConfigError for a name that is none, and for
     one that another result has, or that somebody else gave meanwhile.
     """
-    if not NAME.fullmatch(name) or set(name) <= LIKE_A_KEY:
-        raise ConfigError(
-            f"tag {name!r}: a name has letters, digits, '.', '_' and '-', begins with a letter or a digit, is 63 long"
-            " at most, and does not read like a key"
-        )
+    check(name)
     record = TagRecord(
         name=name, key=result.key, node=result.node, why=why, created_by=user(), created_at=now()
     )  # fmt: skip
@@ -33,6 +29,15 @@ def give(ledger: Ledger, name: str, result: StageResult, why: str = "", move: bo
     if not ledger.set_tag(record, there[1] if there else None):
         raise ConfigError(f"tag '{name}' was given by somebody else meanwhile: look at it with 'moxin tag --list'")
     return record
+
+
+def check(name: str) -> None:
+    """Raise ConfigError for a tag that is no name."""
+    if not NAME.fullmatch(name) or set(name) <= LIKE_A_KEY:
+        raise ConfigError(
+            f"tag {name!r}: a name has letters, digits, '.', '_' and '-', begins with a letter or a digit, is 63 long"
+            " at most, and does not read like a key"
+        )
 
 
 def opened(ledger: Ledger, name: str) -> TagRecord:

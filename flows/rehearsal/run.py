@@ -129,7 +129,7 @@ class _Rehearsing:
     def run(self, select: str, force: bool, allowance: Allowance) -> RehearsalReport:
         """Rehearse a selection; its report, which is in the store and a page by then. Raises StageError."""
         self.ledger.store.probe()
-        chosen = PIPELINE.under(self.derived.profile.configs).select(select)
+        chosen = self.derived.profile.wire(PIPELINE).select(select)
         chosen_names = [node.name for node in chosen]
         problems, opened = source_checks.check(PIPELINE, self.derived.profile, self.settings)
         findings = sorted_out(problems, self.derived, PIPELINE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from stages.core.errors import ConfigError
@@ -45,11 +45,12 @@ class Pipeline:
     def __contains__(self, name: object) -> bool:
         return name in self.nodes
 
-    def under(self, configs: Mapping[str, Any]) -> Pipeline:
+    def under(self, configs: Mapping[str, Any], given: Collection[str] = ()) -> Pipeline:
         """The pipeline as these configurations wire it: without the edges that nothing is read through. Raises
-        ConfigError for an edge that nothing is written to.
+        ConfigError for an edge that nothing is written to. given: nodes whose result is there already, whatever it was
+        made from: they read nothing.
         """
-        pipeline = Pipeline(node.under(configs[node.name]) for node in self)
+        pipeline = Pipeline(node.given() if node.name in given else node.under(configs[node.name]) for node in self)
         for node in pipeline:
             for source in (source for sources in node.wires.values() for source in sources):
                 producer = source.node

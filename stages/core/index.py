@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stages.core.artifacts import FileEntry, IndexRef
-from stages.core.keys import canonical_json, sha256
+from stages.core.artifacts import INLINE_FILES, ArtifactManifest, FileEntry, IndexRef
+from stages.core.keys import artifact_digest, canonical_json, sha256
 from stages.core.store import Store, in_threads
 from stages.core.store_errors import Damaged
 
@@ -53,6 +54,17 @@ def write_index(store: Store, prefix: str, files: Sequence[FileEntry]) -> IndexR
     for pages in _levels(prefix, files):
         in_threads(lambda page: store.put(page[0], _stored(page[1])), pages, store.interrupted)
     return _reference(*pages[0])
+
+
+def artifact_manifest(store: Store, prefix: str, files: Sequence[FileEntry], **about: Any) -> ArtifactManifest:
+    """The manifest of an output whose files are stored, in path order; of many it has an index under `prefix/`. about:
+    its type, facets and meta.
+    """
+    kind, facets = about["type"], about["facets"]
+    if len(files) <= INLINE_FILES:
+        return ArtifactManifest(digest=artifact_digest(kind, facets, files), files=tuple(files), **about)
+    root = write_index(store, prefix, files)
+    return ArtifactManifest(digest=artifact_digest(kind, facets, index=root.digest), index=root, **about)
 
 
 def _stored(page: Page) -> bytes:

@@ -14,15 +14,14 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stages.core.artifacts import INLINE_FILES, Artifact, ArtifactManifest, FileEntry
+from stages.core.artifacts import Artifact, ArtifactManifest, FileEntry
 from stages.core.checkpoints import upload_folder
 from stages.core.config import StageConfig
 from stages.core.context import LocalArtifact
 from stages.core.errors import InfraError, InputError, Preempted, StageError
 from stages.core.events import Events, world_size
-from stages.core.index import write_index
+from stages.core.index import artifact_manifest
 from stages.core.interpreters import packages_digest
-from stages.core.keys import artifact_digest
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
 from stages.core.messages import Attempt, InputRef, StageRequest, StageResult
@@ -337,11 +336,9 @@ class RuntimeContext:
             raise TypeError(f"stage {self.request.stage} wrote no file to its output {port}")
         if twice := [a.path for a, b in itertools.pairwise(files) if a.path == b.path]:
             raise TypeError(f"stage {self.request.stage} gave two files of its output {port} the path {twice[0]}")
-        about: dict[str, Any] = {"type": type_name, "facets": facets, "meta": self.meta[port]}
-        if len(files) <= INLINE_FILES:
-            return ArtifactManifest(digest=artifact_digest(type_name, facets, files), files=files, **about)
-        root = write_index(self.ledger.store, f"{prefix}/.index/{port}", files)
-        return ArtifactManifest(digest=artifact_digest(type_name, facets, index=root.digest), index=root, **about)
+        return artifact_manifest(
+            self.ledger.store, f"{prefix}/.index/{port}", files, type=type_name, facets=facets, meta=self.meta[port]
+        )
 
     # what outlives an attempt ------------------------------------------------------------------------------------
 

@@ -184,6 +184,12 @@ class Stage(_Declared, Generic[C_co]):
         node.wires = {port: () if port in unread else sources for port, sources in self.wires.items()}
         return node
 
+    def given(self) -> Self:
+        """This node as one whose result is given: it reads nothing."""
+        node = copy.copy(self)
+        node.wires = dict.fromkeys(self.wires, ())
+        return node
+
     def preflight(self, config: Any, context: PreflightContext) -> Iterable[Problem]:
         """What will stop this node, as far as it can be known without running: stages/core/preflight.py has the common
         cases.

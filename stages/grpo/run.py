@@ -29,7 +29,8 @@ from stages.lib.finetuning.heldout_evaluation import compared, measure
 from stages.lib.finetuning.model_card import tuning_card, write_samples
 from stages.lib.finetuning.trl_trainer import ContextCallback, common_arguments, train
 from stages.lib.formats.paired_eval import as_stats
-from stages.lib.modeling.hf_checkpoint import read_shape, save_child
+from stages.lib.modeling.config_file import read_shape
+from stages.lib.modeling.hf_checkpoint import save_child
 from stages.lib.verifier import Verifier
 
 ENGINES: dict[str, Any] = {"verl": verl, "areal": areal}

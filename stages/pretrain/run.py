@@ -12,9 +12,10 @@ import torch
 from stages.core.context import Context
 from stages.core.errors import ConfigError
 from stages.lib.modeling import flex
+from stages.lib.modeling.config_file import ARCHITECTURE, read_shape
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.device import compute_device
-from stages.lib.modeling.hf_checkpoint import ARCHITECTURE, config_json, read_shape, save_beside
+from stages.lib.modeling.hf_checkpoint import config_json, save_beside
 from stages.lib.modeling.processor import prepare
 from stages.lib.modeling.weights import FreshWeights, StoredWeights, Weights
 from stages.lib.training import validation

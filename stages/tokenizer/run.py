@@ -142,15 +142,7 @@ def _adopt(ctx: Context[TokenizerConfig]) -> Tokenizer:
     path = _file(ctx.node, Path(ctx.config.path))
     require_digest(f"{ctx.node}.path", path, ctx.config.sha256)
     tokenizer = vocabulary.read(path) if path.suffix == ".json" else from_sentencepiece(path)
-    for token, id in zip(vocabulary.SPECIAL, (0, 1, 2), strict=True):
-        if tokenizer.token_to_id(token) != id:
-            raise InputError(f"{path.name}: '{token}' has id {tokenizer.token_to_id(token)}, this pipeline needs {id}")
-    if not isinstance(tokenizer.model, models.BPE):
-        kind = type(tokenizer.model).__name__
-        raise InputError(
-            f"{path.name} is a {kind} tokenizer, this pipeline takes BPE: adopt another, or set {ctx.node}.origin ="
-            " 'train'"
-        )
+    vocabulary.require_ours(tokenizer, path.name)
     if (size := tokenizer.get_vocab_size()) != ctx.config.vocab_size:
         raise ConfigError(
             f"{ctx.node}.vocab_size = {ctx.config.vocab_size}, but {path.name} has {size} entries: set"

@@ -17,8 +17,8 @@ from transformers import AutoConfig
 from stages.core.context import Context
 from stages.core.errors import InputError
 from stages.lib.formats import vocabulary
+from stages.lib.modeling.config_file import read_shape
 from stages.lib.modeling.device import compute_device
-from stages.lib.modeling.hf_checkpoint import read_shape
 from stages.lib.modeling.recompute import selective_contexts
 from stages.lib.modeling.weights import StoredWeights, whole
 from stages.lib.training import validation

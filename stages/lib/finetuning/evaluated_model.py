@@ -21,7 +21,7 @@ from stages.lib.finetuning.encoding import Row
 from stages.lib.finetuning.generation import generate
 from stages.lib.finetuning.log_probs import label_log_probs
 from stages.lib.finetuning.tuning_config import TuningConfig
-from stages.lib.modeling.hf_checkpoint import read_shape
+from stages.lib.modeling.config_file import read_shape
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 T = TypeVar("T")

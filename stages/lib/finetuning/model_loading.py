@@ -18,8 +18,8 @@ from stages.core.context import Context
 from stages.core.errors import ConfigError, InputError
 from stages.lib.finetuning.tuning_config import TuningConfig
 from stages.lib.formats import chat_template, vocabulary
+from stages.lib.modeling.config_file import read_shape
 from stages.lib.modeling.device import compute_device
-from stages.lib.modeling.hf_checkpoint import read_shape
 from stages.lib.modeling.loading import refuse_incomplete
 
 PAD = vocabulary.SPECIAL[vocabulary.UNK_ID]

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from stages.core.errors import InputError
 
@@ -80,6 +80,16 @@ def read(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path.name} is not a tokenizer: {error}") from error
+
+
+def require_ours(tokenizer: Tokenizer, name: str) -> None:
+    """Raise InputError unless others' tokenizer has the special tokens where this pipeline's stages look for them."""
+    for token, id in zip(SPECIAL, (UNK_ID, BOS_ID, EOS_ID), strict=True):
+        if tokenizer.token_to_id(token) != id:
+            raise InputError(f"{name}: '{token}' has id {tokenizer.token_to_id(token)}, this pipeline needs {id}")
+    if not isinstance(tokenizer.model, models.BPE):
+        kind = type(tokenizer.model).__name__
+        raise InputError(f"{name} is a {kind} tokenizer, this pipeline takes BPE: adopt another, or train one")
 
 
 def load(folder: Path) -> Tokenizer:

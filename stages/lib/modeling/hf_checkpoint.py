@@ -15,14 +15,13 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from stages.core.errors import InputError
 from stages.lib.modeling import weight_files
+from stages.lib.modeling.config_file import ARCHITECTURE, read_shape
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.recompute import Policy
 from stages.lib.modeling.shape import ModelShape
 from stages.lib.modeling.weights import StoredWeights, materialize
 
-ARCHITECTURE = "MistralForCausalLM"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -99,37 +98,6 @@ def _copy(source: Path, folder: Path, names: Iterable[str]) -> None:
 
 def _write(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def read_shape(folder: Path) -> tuple[ModelShape, int]:
-    """Shape and vocabulary size of a model folder. Raises InputError when it is no Mistral-like model."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("model_type") != "mistral":
-            raise InputError(f"config.json: model_type is '{config.get('model_type')}', this pipeline trains 'mistral'")
-        if config.get("tie_word_embeddings"):
-            raise InputError(
-                "config.json: tie_word_embeddings is true, this pipeline's models have an output head of their own:"
-                " untie it first"
-            )
-        rope = config.get("rope_parameters") or {}
-        shape = ModelShape(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
-            heads=config["num_attention_heads"],
-            kv_heads=config["num_key_value_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            window=config.get("sliding_window"),
-            max_positions=config["max_position_embeddings"],
-            rope_theta=rope.get("rope_theta", config.get("rope_theta", 10000.0)),
-            norm_eps=config["rms_norm_eps"],
-        )
-        return shape, int(config["vocab_size"])
-    except KeyError as error:
-        raise InputError(f"config.json of the model has no {error}") from error
-    except (OSError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"config.json of the model cannot be used: {' '.join(str(error).split())}") from error
 
 
 def load_model(folder: Path, dropout: float = 0.0, recompute: Policy = "none") -> MoxinLM:

@@ -25,7 +25,7 @@ from stages.grpo.run import run, schedule, warn_of_cuts
 from stages.grpo.spec import Grpo, GrpoConfig
 from stages.lib.finetuning import heldout_evaluation, inference_memory
 from stages.lib.formats.paired_eval import from_stats
-from stages.lib.modeling.hf_checkpoint import read_shape
+from stages.lib.modeling.config_file import read_shape
 from stages.lib.modeling.shape import ModelShape
 from stages.lib.verifier import Verdict
 from tests.support import tuning

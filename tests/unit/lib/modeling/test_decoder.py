@@ -22,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from stages.core.errors import InputError
 from stages.lib.modeling import weight_files
 from stages.lib.modeling.attention import AdditiveBlockMask, WeightDropout, attention_mask, block_attention
+from stages.lib.modeling.config_file import read_shape
 from stages.lib.modeling.decoder import Attention, AttentionContext, MoxinLM, rotary, rotate
-from stages.lib.modeling.hf_checkpoint import load_model, read_shape, save_model
+from stages.lib.modeling.hf_checkpoint import load_model, save_model
 from stages.lib.modeling.kernels import chunked_cross_entropy
 from stages.lib.modeling.sequence_dropout import SequenceDropout
 from stages.lib.modeling.shape import ModelShape
