@@ -43,6 +43,7 @@ def begun(
         )
     if name in (*profiles.names(), *get_args(Level)):
         raise ConfigError(f"--experiment {name!r}: a profile or a rehearsal has this name; choose another one")
+    overrides = pinned(ledger, overrides)
     record = ledger.experiment(name)
     if record is None:
         values = replace(profiles.load(profile, pipeline, overrides), experiment=name)
@@ -63,7 +64,22 @@ def opened(
     record = ledger.experiment(name)
     if record is None:
         raise unknown("experiment", name, [each.name for each in ledger.experiments()])
-    return _settings(record, profile, pipeline, overrides)
+    return _settings(record, profile, pipeline, pinned(ledger, overrides))
+
+
+def pinned(ledger: Ledger, overrides: Sequence[str]) -> tuple[str, ...]:
+    """These settings with the whole key of each result that one takes, where it names a tag or a beginning: an
+    experiment stays what it was when a tag moves. Raises ConfigError.
+    """
+    from flows.experiments.results import whole_key
+
+    fixed: list[str] = []
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if equals and path.strip().startswith("adopt."):
+            override = f"{path.strip()}={whole_key(ledger, value.strip(), override)}"
+        fixed.append(override)
+    return tuple(fixed)
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> ConfigError:
@@ -116,8 +132,9 @@ def _settings(record: ExperimentRecord, profile: str, pipeline: Pipeline, overri
 
 
 def settings_between(one: Profile, other: Profile) -> list[str]:
-    """What is part of a key and differs between two profiles, as 'node.field old -> new', a line each."""
-    return [
+    """What decides results and differs between two profiles, as 'node.field old -> new', a line each."""
+    taken = differences("adopt", one.settings.adopt, other.settings.adopt)
+    return taken + [
         text
         for name, config in one.configs.items()
         for text in differences(name, config.identity(), other.configs[name].identity())

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flows.plan import origin
 from flows.release import energy
 from flows.release.corpora import NOT_COUNTED, Corpus
 from flows.release.evaluations import Evaluations, Result, eval_results
@@ -214,6 +215,8 @@ def _recipe(facts: Facts) -> list[str]:
     for result in facts.lineage.training:
         digest = short(next(out.digest for out in result.outputs.values() if out.type == "Model"))
         made_from = ", ".join(f"`{source}`" for _, source, _ in inputs(result)) or "nothing"
+        if place := origin(result):
+            made_from = f"outside: {place}"
         lines += ["", f"### {result.node} (stage `{result.stage}`)", "", f"From {made_from}.", ""]
         rows = [(f"`{name}`", f"`{json.dumps(value)}`", digest) for name, value in flat(result.identity)]
         rows += [

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 
 from flows.family import Family, FamilyModel
+from flows.plan import ADOPTED
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import ConfigError
 from stages.core.keys import source_digest
@@ -63,7 +64,8 @@ class Lineage:
     @property
     def drifted(self) -> list[str]:
         """Nodes whose stage has other code now than made their results."""
-        return [node for node, r in self.results.items() if r.code.source_digest != source_digest(r.stage)]
+        by_stages = {node: r for node, r in self.results.items() if r.stage != ADOPTED}
+        return [node for node, r in by_stages.items() if r.code.source_digest != source_digest(r.stage)]
 
     @property
     def toy(self) -> bool:

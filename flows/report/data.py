@@ -13,7 +13,7 @@ from typing import Any
 
 from flows import contamination
 from flows.log_lines import metric_rows
-from flows.plan import differences
+from flows.plan import differences, origin
 from flows.profiles import Profile
 from flows.stage_job import git_commit
 from stages.core.artifacts import ArtifactManifest
@@ -61,7 +61,9 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, valu
     results: dict[str, StageResult] = {}
     nodes: list[NodeData] = []
     for node in pipeline:
-        configured = values.configs[node.name].identity() if values else None
+        given = values is not None and node.name in values.settings.adopt
+        node = node.given() if given else node
+        configured = values.configs[node.name].identity() if values and not given else None
         row = _node(ledger, node, records.get(node.name), results, configured)
         parents = [each for each in nodes if each["name"] in node.parents and each["state"] in OLD]
         if row["state"] in ("ok", "drift") and parents:
@@ -115,6 +117,7 @@ def _node(
             row["samples"] += samples
             row["samples_left_out"] += left_out
             row["problems"] += problems
+    row["stage"] = result.stage if origin(result) else node.stage
     row["result"] = result.model_dump(mode="json") | {"metrics": metric_rows(ledger.store, result.metrics_object)}
     state, why = _state(ledger, node, result, results, configured)
     return row | {"state": state, "why": why}
@@ -134,6 +137,8 @@ def _state(
         for ref in refs:
             if not is_newest(ref, results):
                 return "stale", f"its input {port} came from another result of {ref.node} than the newest"
+    if place := origin(result):
+        return ("ok" if configured is None else "changed"), f"adopted from {place}"
     changed = differences("", result.identity, configured) if configured is not None else []
     if result.revision != node.revision:
         return "changed", f"made by revision {result.revision} of stage {node.stage}, which is now {node.revision}"

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from flows.plan import ADOPTED
 from flows.report.data import Data, NodeData
 from flows.report.markup import Markup, Section, badge, code, duration, figure, items, template, when
 
@@ -41,6 +42,11 @@ def header(data: Data, short: Sequence[str]) -> Markup:
         ]
     rows += [
         ("Nodes", _states(data["nodes"])),
+        *(
+            ("Adopted", f"{node['name']}: {node['why']}")
+            for node in data["nodes"]
+            if node["result"] and node["result"]["stage"] == ADOPTED
+        ),
         ("Report written", Markup("%s by commit %s") % (when(data["made"]), code(data["commit"] or "unknown", 12))),
     ]
     problems = items(warnings(data)) if warnings(data) else None
