@@ -1,5 +1,5 @@
 """Deployments, derived from the pipeline: moxin/full, moxin/<node> for each node (same flow, other `select`), and
-moxin/rehearse (flows/rehearsal/run.py).
+moxin/rehearse (flows/rehearsal/run.py), moxin/sweep (flows/sweep.py).
 """
 
 from __future__ import annotations
@@ -13,16 +13,24 @@ from stages.pipeline import PIPELINE
 
 ENTRYPOINT = "flows/flow.py:moxin"
 REHEARSAL = "flows/rehearsal/run.py:rehearse"
+SWEEP = "flows/sweep.py:sweep"
 
 
 def deployments() -> list[dict[str, Any]]:
     """Every deployment as prefect.yaml states it."""
     rows = [("full", "Run the whole pipeline. Finished stages are answered from the ledger.", "full")]
     rows += [(n.name, f"{_summary(n)} Only this node, from the artifacts that are there.", n.name) for n in PIPELINE]
+    sweep = "Run with several settings, each an experiment; what they share is made once."
     rehearsal = "Run a profile's DAG small, where it is meant to run, and tell what the real one will meet."
     return [
         *(_deployment(name, description, ENTRYPOINT, select) for name, description, select in rows),
         _deployment("rehearse", rehearsal, REHEARSAL, "full"),
+        _deployment(
+            "sweep",
+            sweep,
+            SWEEP,
+            "full",
+        ),
     ]
 
 
@@ -63,8 +71,10 @@ def register(settings: Settings) -> int:
 
     from flows.flow import moxin
     from flows.rehearsal.run import rehearse
+    from flows.sweep import sweep
 
-    schema, rehearsal_schema = (parameter_schema(flow).model_dump_for_openapi() for flow in (moxin, rehearse))
+    flows = {ENTRYPOINT: moxin, REHEARSAL: rehearse, SWEEP: sweep}
+    schemas = {entry: parameter_schema(flow).model_dump_for_openapi() for entry, flow in flows.items()}
     flow_id = call_api(settings, "POST", "/flows/", {"name": moxin.name})["id"]
     fixed = {
         "flow_id": flow_id,
@@ -75,6 +85,6 @@ def register(settings: Settings) -> int:
     rows = deployments()
     for row in rows:
         kept = {key: value for key, value in row.items() if key != "work_pool"}
-        kept["parameter_openapi_schema"] = rehearsal_schema if row["entrypoint"] == REHEARSAL else schema
+        kept["parameter_openapi_schema"] = schemas[row["entrypoint"]]
         call_api(settings, "POST", "/deployments/", kept | fixed)
     return len(rows)

@@ -196,25 +196,39 @@ def moxin(
         if plan_only:
             api_calls.close()
             return Completed(message="planned only: see the table")
-        preflight.refuse(_problems(plans, values))
+        preflight.refuse(problems(plans, values))
         if spent:
             for line in spent.begin(lost=restarts > 0):
                 log.info("%s", line)
-        launchers = launchers_of(values, plans, settings)
-        for line in garbage_collection.collect(settings.home, ledger):
-            log.info("%s", line)
-        default = launcher(values.settings.launcher, settings)
-        selected = frozenset(p.node.name for p in plans)
-        observers = [*EXTRA_OBSERVERS, TensorBoardObserver(settings.home / "tensorboard" / values.names)]
-        execution = Execution(
-            run_id, values, ledger, default, settings.home, selected, force, observers, answered(plans), launchers
-        )
-        execution.spending = spent
+        run = prepare(run_id, values, ledger, settings, plans, force, api_calls)
+        run.execution.spending = spent
     except StageError as error:
         log.error("%s", error)
         return Failed(message=str(error))
-    ENDED[run_id] = walk(run_id, Run(execution, plans, api_calls))
+    ENDED[run_id] = walk(run_id, run)
     return ENDED[run_id]
+
+
+def prepare(
+    run_id: str,
+    values: profiles.Profile,
+    ledger: Ledger,
+    settings: Settings,
+    plans: list[NodePlan],
+    force: bool,
+    api_calls: prefect_artifacts.ApiCallQueue,
+) -> Run:
+    """What is to be walked: a plan with its launchers, after the garbage of runs before it is gone."""
+    launchers = launchers_of(values, plans, settings)
+    for line in garbage_collection.collect(settings.home, ledger):
+        get_run_logger().info("%s", line)
+    default = launcher(values.settings.launcher, settings)
+    selected = frozenset(p.node.name for p in plans)
+    observers = [*EXTRA_OBSERVERS, TensorBoardObserver(settings.home / "tensorboard" / values.names)]
+    execution = Execution(
+        run_id, values, ledger, default, settings.home, selected, force, observers, answered(plans), launchers
+    )
+    return Run(execution, plans, api_calls)
 
 
 def _warnings(values: profiles.Profile, restarts: int) -> list[str]:
@@ -238,7 +252,7 @@ def spending_of(
     return Spending(rows, cost.prices_of(values), budget, approve, home / "spending" / f"{name}.json")
 
 
-def _problems(plans: list[NodePlan], values: profiles.Profile) -> list[preflight.Finding]:
+def problems(plans: list[NodePlan], values: profiles.Profile) -> list[preflight.Finding]:
     """What will stop the nodes that are to run."""
     names = [plan.node.name for plan in plans if plan.will_run]
     if not names:

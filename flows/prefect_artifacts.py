@@ -185,6 +185,14 @@ def budget_table(rows: Sequence[NodeCost]) -> None:
     create_table_artifact(table=spending.table(rows), key="budget", description="What each node would cost")
 
 
+def sweep_table(name: str, rows: Sequence[Mapping[str, str]]) -> None:
+    """The points of a sweep, and what became of each so far. Nothing depends on it: its trouble is told alone."""
+    try:
+        create_table_artifact(table=[dict(row) for row in rows], key=f"sweep-{slug(name)}", description=f"Sweep {name}")
+    except Exception as error:  # of Prefect's client, of many kinds
+        get_run_logger().warning("the sweep's table is not on its page: %s", short(error))
+
+
 def node_artifacts(ledger: Ledger, outcome: Outcome) -> None:
     """A node's statistics as a table, and its loss curve as a picture."""
     result = outcome.result

@@ -28,6 +28,7 @@ from flows.cli.repairing import repair
 from flows.cli.results import lineage, logs, ls, report, show
 from flows.cli.running import run
 from flows.cli.services import down, status, up
+from flows.cli.sweeping import sweep
 from flows.cli.tables import tables
 from flows.cli.tags import tag
 from flows.cli.verify import verify
@@ -41,9 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.",
 )
-for _command in (plan, why, run, rehearse, ls, show, logs, lineage, report, compare, experiments, adopt, tag, export, tables):
+for _command in (plan, why, run, sweep, rehearse, ls, show, logs, lineage, report, compare, experiments):
     app.command()(_command)
-for _command in (release, verify, check, repair, gc, up, down, status):
+for _command in (adopt, tag, export, tables, release, verify, check, repair, gc, up, down, status):
     app.command()(_command)
 app.add_typer(images.app, name="images")
 app.add_typer(suite.app, name="suite")
