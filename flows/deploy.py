@@ -4,26 +4,38 @@ moxin/rehearse (flows/rehearsal/run.py), moxin/sweep (flows/sweep.py).
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from flows.experiments.naming import NAME, user
 from flows.local_services.prefect import POOL, call_api
 from flows.settings import Settings
+from stages.core.errors import ConfigError
 from stages.core.files import ROOT
 from stages.pipeline import PIPELINE
 
 ENTRYPOINT = "flows/flow.py:moxin"
 REHEARSAL = "flows/rehearsal/run.py:rehearse"
 SWEEP = "flows/sweep.py:sweep"
+GROUPS = {"data": "data", "train": "pretrain", "post": "post", "vlm": "vision", "eval": "evaluate"}
+"""What deployments are grouped by in Prefect's pages: a tag for each environment of stages."""
+PAGE = 200
+OF = "installation:"
+"""Tag of a deployment: whose it is."""
 
 
 def deployments() -> list[dict[str, Any]]:
     """Every deployment as prefect.yaml states it."""
-    rows = [("full", "Run the whole pipeline. Finished stages are answered from the ledger.", "full")]
-    rows += [(n.name, f"{_summary(n)} Only this node, from the artifacts that are there.", n.name) for n in PIPELINE]
+    whole = "Run the whole pipeline. Finished stages are answered from the ledger."
+    alone = "Only this node, from the artifacts that are there."
     sweep = "Run with several settings, each an experiment; what they share is made once."
     rehearsal = "Run a profile's DAG small, where it is meant to run, and tell what the real one will meet."
     return [
-        *(_deployment(name, description, ENTRYPOINT, select) for name, description, select in rows),
+        _deployment("full", whole, ENTRYPOINT, "full"),
+        *(_deployment(n.name, f"{_summary(n)} {alone}", ENTRYPOINT, n.name, GROUPS[n.env]) for n in PIPELINE),
         _deployment("rehearse", rehearsal, REHEARSAL, "full"),
         _deployment(
             "sweep",
@@ -34,12 +46,12 @@ def deployments() -> list[dict[str, Any]]:
     ]
 
 
-def _deployment(name: str, description: str, entrypoint: str, select: str) -> dict[str, Any]:
+def _deployment(name: str, description: str, entrypoint: str, select: str, group: str = "") -> dict[str, Any]:
     return {
         "name": name,
         "description": description,
         "entrypoint": entrypoint,
-        "tags": ["moxin"],
+        "tags": ["moxin", *([group] if group else [])],
         "parameters": {"select": select},
         "enforce_parameter_schema": True,
         "work_pool": {"name": POOL},
@@ -63,9 +75,20 @@ def prefect_yaml() -> str:
     return head + yaml.safe_dump(body, sort_keys=False, width=110)
 
 
-def register(settings: Settings) -> int:
-    """Create or update all deployments on the Prefect server; returns how many. Raises InfraError for a server that
-    refuses.
+def installation() -> str:
+    """The name of this checkout among those that share a server: MOXIN_INSTALLATION, else its folder's and who it
+    belongs to. Raises ConfigError for a name that is none.
+    """
+    name = os.environ.get("MOXIN_INSTALLATION") or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{user()}-{ROOT.name}").strip("-.")
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"MOXIN_INSTALLATION = {name!r}: a name has letters, digits, '.', '_' and '-', 63 at most")
+    return name
+
+
+def register(settings: Settings, say: Callable[[str], object] = lambda text: None) -> int:
+    """Create or update this installation's deployments on the Prefect server, and remove those that it has no longer;
+    returns how many there are. The first checkout of a server has moxin/full and the others; one that comes later has
+    moxin/full-<installation>, until the first one's folder is gone. Raises InfraError for a server that refuses.
     """
     from prefect.utilities.callables import parameter_schema
 
@@ -75,6 +98,9 @@ def register(settings: Settings) -> int:
 
     flows = {ENTRYPOINT: moxin, REHEARSAL: rehearse, SWEEP: sweep}
     schemas = {entry: parameter_schema(flow).model_dump_for_openapi() for entry, flow in flows.items()}
+    name = installation()
+    known: list[dict[str, Any]] = _registered(settings)
+    suffix = _suffix(known, name, say)
     flow_id = call_api(settings, "POST", "/flows/", {"name": moxin.name})["id"]
     fixed = {
         "flow_id": flow_id,
@@ -85,6 +111,42 @@ def register(settings: Settings) -> int:
     rows = deployments()
     for row in rows:
         kept = {key: value for key, value in row.items() if key != "work_pool"}
+        kept["name"] = row["name"] + suffix
+        kept["tags"] = [*row["tags"], f"{OF}{name}"]
         kept["parameter_openapi_schema"] = schemas[row["entrypoint"]]
         call_api(settings, "POST", "/deployments/", kept | fixed)
+    ours = {row["name"] + suffix for row in rows}
+    for old in known:  # of nodes that are gone, or under a former name of this checkout
+        if old["path"] == str(ROOT) and old["name"] not in ours and "moxin" in old["tags"]:
+            call_api(settings, "DELETE", f"/deployments/{old['id']}")
     return len(rows)
+
+
+def _registered(settings: Settings) -> list[dict[str, Any]]:
+    """The deployments that checkouts have registered on the server."""
+    rows: list[dict[str, Any]] = []
+    while True:
+        query = {"deployments": {"tags": {"all_": ["moxin"]}}, "limit": PAGE, "offset": len(rows)}
+        page: list[dict[str, Any]] = call_api(settings, "POST", "/deployments/filter", query) or []
+        rows += page
+        if len(page) < PAGE:
+            return rows
+
+
+def _suffix(known: Sequence[Mapping[str, Any]], name: str, say: Callable[[str], object]) -> str:
+    """What follows the names of this checkout's deployments: nothing where the plain names are its own, or nobody's."""
+    plain = next((row for row in known if row["name"] == "full"), None)
+    if plain is None or plain["path"] == str(ROOT):
+        return ""
+    if not Path(str(plain["path"])).is_dir():
+        say(f"the deployments of {plain['path']}, which is gone, are this checkout's now")
+        return ""
+    suffix = f"-{name}"
+    taken = next((row for row in known if row["name"] == f"full{suffix}" and row["path"] != str(ROOT)), None)
+    if taken is not None and Path(str(taken["path"])).is_dir():
+        raise ConfigError(f"another checkout, {taken['path']}, is the installation {name}: set MOXIN_INSTALLATION")
+    owner = next((tag.removeprefix(OF) for tag in plain["tags"] if tag.startswith(OF)), "another checkout")
+    say(
+        f"moxin/full belongs to {owner} ({plain['path']}): this checkout's deployments are moxin/full{suffix} and so on"
+    )
+    return suffix

@@ -72,6 +72,8 @@ class Execution:
     """Who runs a node, where it is not `launcher`."""
     stops: frozenset[str] = frozenset()
     """Nodes whose first attempt waits after its first checkpoint until `stop_one` is called: a rehearsal's."""
+    names: Mapping[str, str] | None = None
+    """The names of results as the run found them (`Ledger.move_node`)."""
     spending: Spending | None = None
     """What the run has spent, where it has a budget."""
 
@@ -275,7 +277,8 @@ class Execution:
 
     def _remember(self, node: Node, key: str) -> None:
         record = NodeRecord(node=node.name, key=key, run_id=self.run_id, at=now())
-        self._patiently(node, lambda: self.ledger.set_node(self.profile.names, record))
+        if other := self._patiently(node, lambda: self.ledger.move_node(self.profile.names, record, self.names)):
+            self.tell(node.name, "log", level="warning", message=other)
 
     def _acquire(self, node: Node, resolved: Resolved) -> tuple[Lease | None, Handle | None]:
         """Take the lease, waiting while another run works on the key; with the job of a run that died, where there is

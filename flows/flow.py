@@ -228,6 +228,7 @@ def prepare(
     execution = Execution(
         run_id, values, ledger, default, settings.home, selected, force, observers, answered(plans), launchers
     )
+    execution.names = ledger.node_etags(values.names)
     return Run(execution, plans, api_calls)
 
 

@@ -141,5 +141,6 @@ def _print_plan(name: str, profile: str, chosen: list[Any], select: str, force: 
         )
     )
     for row in rows:
-        for reason in row["blocked"]:
-            out.print(line((f"{row['point']}: {reason}", "yellow")), soft_wrap=True)
+        if row["blocked"]:
+            more = f"; and {len(row['blocked']) - 1} more nodes" if len(row["blocked"]) > 1 else ""
+            out.print(line((f"{row['point']}: {row['blocked'][0]}{more}", "yellow")), soft_wrap=True)

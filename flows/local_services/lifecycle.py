@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from flows import lost_runs
 from flows.data_files import DATA
@@ -38,7 +39,7 @@ class Service:
 
 
 def up(
-    after_server: Callable[[Settings], object] | None = None,
+    after_server: Callable[[Settings, Callable[[str], None]], object] | None = None,
     say: Callable[[str], None] = print,
     folder: Path | None = None,
 ) -> Settings:
@@ -69,12 +70,13 @@ def up(
             settings = Settings.load(folder)
             if not external_prefect:
                 prefect.configure(settings)
-                code = _code_digest()
-                if after_server is not None and ("prefect" in started or state.get("registered") != code):
+                code, known = _code_digest(), state.get("registered")
+                registered = cast("dict[str, str]", known) if isinstance(known, dict) else {}
+                if after_server is not None and ("prefect" in started or registered.get(str(ROOT)) != code):
                     say("registering the deployments")
                     os.environ.update(settings.environment())
-                    after_server(settings)
-                    state["registered"] = code
+                    after_server(settings, say)
+                    state["registered"] = registered | {str(ROOT): code}
                 if not alive(state, "worker"):
                     start(folder, state, "worker", prefect.worker_command(settings), say)
                     started.append("worker")

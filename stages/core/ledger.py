@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from stages.core.artifacts import ArtifactManifest, FileEntry, IndexRef
@@ -206,9 +206,37 @@ class Ledger(CheckpointStore):
 
     # --- names ------------------------------------------------------------------------------------------------
 
-    def set_node(self, profile: str, record: NodeRecord) -> None:
-        """Remember the key that a node has now."""
-        self.store.put(f"nodes/{profile}/{record.node}.json", sealed(record))
+    def set_node(self, profile: str, record: NodeRecord, seen: Mapping[str, str] | None = None) -> bool:
+        """Remember the key that a node has now. seen: what `node_etags` said when the run began: where another run has
+        moved the name since, it stays with that, and the answer is False.
+        """
+        name = f"nodes/{profile}/{record.node}.json"
+        if seen is None:
+            self.store.put(name, sealed(record))
+            return True
+        etag = seen.get(record.node)
+        try:
+            self.store.put(name, sealed(record), if_absent=etag is None, if_match=etag)
+        except Conflict:
+            return False
+        return True
+
+    def move_node(self, profile: str, record: NodeRecord, seen: Mapping[str, str] | None) -> str | None:
+        """As `set_node`; what to say where the name stays with another result."""
+        if self.set_node(profile, record, seen):
+            return None
+        other = self.node(profile, record.node)
+        if other is None or other.key == record.key:
+            return None
+        return (
+            f"run {other.run_id} has given {record.node} of {profile} another result meanwhile ({other.key[:12]}), which"
+            f" stays: this one is found by 'moxin show {record.node} --key {record.key[:12]}'"
+        )
+
+    def node_etags(self, profile: str) -> dict[str, str]:
+        """The ETags of the records of a profile's nodes, by node."""
+        folder = f"nodes/{profile}/"
+        return {row.key.removeprefix(folder).removesuffix(".json"): row.etag for row in self.store.list(folder)}
 
     def node(self, profile: str, name: str) -> NodeRecord | None:
         """The last known key of one node. Raises DamagedRecord."""

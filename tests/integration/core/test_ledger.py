@@ -121,6 +121,24 @@ def test_nodes_are_remembered_by_profile(ledger: Ledger) -> None:
     assert ledger.nodes("none") == {}
 
 
+def test_a_name_that_another_run_has_moved_stays_there(ledger: Ledger) -> None:
+    def record(key: str, run: str) -> NodeRecord:
+        return NodeRecord(node="a", key=key * 16, run_id=run, at="t")
+
+    nothing = ledger.node_etags("tiny")
+    assert ledger.move_node("tiny", record("1", "first"), nothing) is None
+    before = ledger.node_etags("tiny")
+    assert ledger.move_node("tiny", record("2", "first"), before) is None
+    assert ledger.move_node("tiny", record("2", "second"), before) is None  # the same result: nothing to say
+    said = ledger.move_node("tiny", record("3", "second"), before)
+    assert said is not None
+    assert said.startswith("run first has given a of tiny another result meanwhile (222222222222), which stays")
+    node = ledger.node("tiny", "a")
+    assert node is not None
+    assert node.key == "2" * 16
+    assert not ledger.set_node("tiny", record("3", "second"), nothing)
+
+
 # --- who reports damage ----------------------------------------------------------------------------------------------
 
 

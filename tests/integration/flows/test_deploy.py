@@ -20,6 +20,7 @@ from stages.core.messages import StoreAddress
 def test_deployments_of_older_code_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The flow's file had another name once: a server that ran through the change must not start that file."""
     rows = deploy.deployments()[:3]
+    first, last = deploy.installation(), rows[-1]["name"]
     monkeypatch.setattr(deploy, "deployments", lambda: rows)
     with prefect_test_harness(server_startup_timeout=600), get_client(sync_client=True) as client:
         settings = Settings(tmp_path, StoreAddress(bucket="b"), PREFECT_API_URL.value(), False, False)
@@ -30,7 +31,26 @@ def test_deployments_of_older_code_are_replaced(tmp_path: Path, monkeypatch: pyt
             stored = client.read_deployments()
             assert {row.name: row.entrypoint for row in stored} == {row["name"]: entrypoint for row in rows}
         for one in stored:
-            assert (one.work_pool_name, one.tags, one.path) == (deploy.POOL, ["moxin"], str(ROOT))
+            assert (one.work_pool_name, one.path) == (deploy.POOL, str(ROOT))
+            assert set(one.tags) - {"data"} == {"moxin", f"installation:{deploy.installation()}"}
             assert one.parameters == {"select": one.name}
             assert one.parameter_openapi_schema is not None
             assert {"select", "profile", "set"} <= one.parameter_openapi_schema["properties"].keys()
+
+        # another checkout, which shares the server, has deployments of its own
+        said: list[str] = []
+        monkeypatch.setenv("MOXIN_INSTALLATION", "bob")
+        monkeypatch.setattr(deploy, "ROOT", tmp_path)
+        rows.pop()
+        deploy.register(settings, said.append)
+        paths = {row.name: row.path for row in client.read_deployments()}
+        plain = {row["name"] for row in [*rows, {"name": last}]}
+        assert paths == dict.fromkeys(plain, str(ROOT)) | {f"{row['name']}-bob": str(tmp_path) for row in rows}
+        assert said == [f"moxin/full belongs to {first} ({ROOT}): this checkout has moxin/full-bob and so on"]
+        # a node that is gone has no deployment any more, and a folder that is gone has no claim
+        rows.pop()
+        deploy.register(settings, said.append)
+        assert {row.name for row in client.read_deployments()} == plain | {"full-bob"}
+        monkeypatch.setattr(deploy, "ROOT", ROOT)
+        deploy.register(settings, said.append)
+        assert {row.name for row in client.read_deployments()} == {"full", "full-bob"}
