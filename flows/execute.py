@@ -96,9 +96,7 @@ class Execution:
         self._running.stop_one(node)
 
     def wait_stopped(self, seconds: float | None = None) -> bool:
-        """Wait until no stage runs any more, None: for as long as their last checkpoints may take; False when some
-        still do after that time.
-        """
+        """Wait until no stage runs any more, None: as long as last checkpoints take; False when some still do."""
         return self._running.wait_stopped(seconds)
 
     def tell(self, node: str, event: str, **fields: Any) -> None:

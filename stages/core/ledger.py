@@ -229,8 +229,8 @@ class Ledger(CheckpointStore):
         if other is None or other.key == record.key:
             return None
         return (
-            f"run {other.run_id} has given {record.node} of {profile} another result meanwhile ({other.key[:12]}), which"
-            f" stays: this one is found by 'moxin show {record.node} --key {record.key[:12]}'"
+            f"run {other.run_id} has given {record.node} of {profile} another result meanwhile ({other.key[:12]}):"
+            f" that one stays, this one is found by 'moxin show {record.node} --key {record.key[:12]}'"
         )
 
     def node_etags(self, profile: str) -> dict[str, str]:

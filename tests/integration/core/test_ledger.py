@@ -132,7 +132,7 @@ def test_a_name_that_another_run_has_moved_stays_there(ledger: Ledger) -> None:
     assert ledger.move_node("tiny", record("2", "second"), before) is None  # the same result: nothing to say
     said = ledger.move_node("tiny", record("3", "second"), before)
     assert said is not None
-    assert said.startswith("run first has given a of tiny another result meanwhile (222222222222), which stays")
+    assert said.startswith("run first has given a of tiny another result meanwhile (222222222222): that one stays")
     node = ledger.node("tiny", "a")
     assert node is not None
     assert node.key == "2" * 16
