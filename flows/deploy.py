@@ -113,7 +113,7 @@ def register(settings: Settings, say: Callable[[str], object] = lambda text: Non
         kept = {key: value for key, value in row.items() if key != "work_pool"}
         kept["name"] = row["name"] + suffix
         kept["tags"] = [*row["tags"], f"{OF}{name}"]
-        kept["parameter_openapi_schema"] = schemas[row["entrypoint"]]
+        kept["parameter_openapi_schema"] = schemas.get(row["entrypoint"], schemas[ENTRYPOINT])
         call_api(settings, "POST", "/deployments/", kept | fixed)
     ours = {row["name"] + suffix for row in rows}
     for old in known:  # of nodes that are gone, or under a former name of this checkout

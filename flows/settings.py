@@ -193,6 +193,13 @@ class Settings:
             env["MOXIN_STORE_FOLDER"] = str(self.home / "store")
         return {**self.credentials, **env}
 
+    def shared_environment(self) -> dict[str, str]:
+        """What another installation sets to use this store and this Prefect server. Holds their keys."""
+        store = {"MOXIN_S3_ENDPOINT": self.store.endpoint, "MOXIN_S3_BUCKET": self.store.bucket}
+        store |= {"MOXIN_S3_REGION": self.store.region, "MOXIN_S3_PREFIX": self.store.prefix}
+        api = {"PREFECT_API_URL": self.prefect_api_url, "PREFECT_API_AUTH_STRING": self.prefect_auth}
+        return {name: value for name, value in {**store, **self.credentials, **api}.items() if value}
+
     def environment(self) -> dict[str, str]:
         """What a process of the control plane needs: the store, the Prefect API, nothing sent outside."""
         env = {

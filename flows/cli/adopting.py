@@ -19,7 +19,6 @@ from flows.cli.common import (
     read_profile,
     say,
 )
-from flows.settings import Settings
 from flows.terminal_text import counted
 
 
@@ -38,6 +37,7 @@ def adopt(
     """Make weights or data of others a node's result, checked; then take it: moxin run --set adopt.NODE=TAG."""
     from flows import outside
     from flows.experiments import tags
+    from flows.settings import Settings
 
     settings = Settings.load()
     with open_ledger(settings) as ledger, progress(json_) as tell:

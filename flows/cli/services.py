@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -56,11 +58,21 @@ def status(
     password: Annotated[
         bool, typer.Option("--password", help="print what the Prefect pages ask for, and nothing else")
     ] = False,
+    variables: Annotated[
+        bool,
+        typer.Option("--variables", help="print what another installation sets to use this one's store and server"),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Say what is running, and where it listens."""
     from flows import local_services
 
+    if variables:
+        from flows.settings import Settings
+
+        for name, value in Settings.load().shared_environment().items():
+            sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+        return
     if password:
         out.print(local_services.password() or "there is none yet: start the services with 'moxin up'")
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,8 +22,10 @@ from flows.cli.common import (
 )
 from flows.cli.running import configure_prefect, end, run_flow
 from flows.cli.services import start_services
-from flows.settings import Settings
 from flows.terminal_text import line
+
+if TYPE_CHECKING:
+    from flows.settings import Settings
 
 
 def sweep(
@@ -44,8 +46,9 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what each point would run, and run nothing")] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Run with several settings, as one flow: each point is an experiment, and what they share is made once. The same
-    command again goes on with what is missing.
+    """Run with several settings as one flow, each an experiment.
+
+    What they share is made once. The same command again goes on with what is missing.
     """
     from flows.experiments import points as sweep_points
 
