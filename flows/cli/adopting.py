@@ -34,7 +34,10 @@ def adopt(
     set_: SetOption = [],  # noqa: B006
     json_: JsonOption = False,
 ) -> None:
-    """Make weights or data of others a node's result, checked; then take it: moxin run --set adopt.NODE=TAG."""
+    """Make weights or data of others a node's result.
+
+    They are checked first. A run takes them with --set adopt.NODE=TAG.
+    """
     from flows import outside
     from flows.experiments import tags
     from flows.settings import Settings
