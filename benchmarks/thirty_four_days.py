@@ -1,13 +1,14 @@
 """A training of 34 days, played in minutes: what happens to it in that time, and whether it ends as an unbroken one.
 
-    python -m benchmarks.thirty_four_days [--days 34] [--step-seconds 0.1]        (root, and Slurm: infra/dev/slurm.sh)
+    python -m benchmarks.thirty_four_days [--days 34] [--step-seconds 0.5]        (root, and Slurm: infra/dev/slurm.sh)
 
-The training is the probe stage of the tests, whose steps sleep: a day is ten steps. All else is real: a store, jobs of
-a Slurm cluster of two virtual nodes, and control planes that are processes of their own. A time limit is the signal
-that Slurm sends before one; a lost node is `kill -9` of the stage; a lost control plane is `kill -9` of its process,
-and another one with another run, state folder and host name goes on. The store is away for ten minutes, and everything
-that is measured against that (lease, endurance, patience) is shorter by the same factor. Credentials expire: the store
-refuses them until whoever hands them out has done so again.
+The training is the probe stage of the tests, whose steps sleep: a day is twenty steps. All else is real: a store, jobs
+of a Slurm cluster of two virtual nodes, and control planes that are processes of their own. A time limit is the signal
+that Slurm sends before one; a lost node is `kill -9` of the stage; each meets an attempt that has taken steps. A lost
+control plane is `kill -9` of its process. What stands in for Prefect's worker and its automation "start runs again that
+crashed" sees that, and starts another one, with another run, state folder and host name. The store is away for ten
+minutes, and everything that is measured against that (lease, endurance, patience) is shorter by the same factor.
+Credentials expire: the store refuses them until whoever hands them out has done so again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from flows.launch.slurm import Site, SlurmLauncher
 from flows.launch.slurm_controller import run as slurm
 from flows.local_services import lifecycle, object_store, processes, state_file
 from flows.log_lines import metric_rows
+from flows.lost_runs import RESTARTS
 from flows.settings import BUCKET, Settings
 from stages.core import leases, records
 from stages.core.files import ROOT
@@ -46,8 +48,12 @@ from tests.support import probe_pipeline
 from tests.support.s3_proxy import Proxy, proxied
 
 FACTOR = 20
-"""How much shorter an outage is, and a lease, its endurance, and the patience with the store."""
-OUTAGE, STEPS_A_DAY = 600 / FACTOR, 10
+"""How much shorter an outage is, and a lease, its endurance, the patience with the store, and with a lost run."""
+OUTAGE, STEPS_A_DAY = 600 / FACTOR, 20
+CRASH_SEEN = 90 / FACTOR
+"""Seconds after which a run without heartbeats counts as crashed."""
+STOPS_WITHIN = 3
+"""Rows of metrics after an interruption that may still come of the attempt before."""
 NODE = "train_1"
 
 
@@ -60,7 +66,9 @@ class Trouble:
 
 
 def troubles(days: int) -> list[Trouble]:
-    """A time limit a day, and for 34 days five lost nodes, three outages, two lost control planes, two expiries."""
+    """A time limit a day, and for 34 days two more, five lost nodes, three outages, two lost control planes, two
+    expiries.
+    """
     planned = [Trouble(day * STEPS_A_DAY, "time limit") for day in range(1, days)]
     for what, count, shift in (
         ("node lost", 5, 3),
@@ -72,7 +80,7 @@ def troubles(days: int) -> list[Trouble]:
         planned += [
             Trouble(days * STEPS_A_DAY * (i + 1) // (number + 1) // 10 * 10 + shift, what) for i in range(number)
         ]
-    planned.append(Trouble(days * STEPS_A_DAY - 4, "time limit"))
+    planned += [Trouble(days * part // 3 * STEPS_A_DAY + 5, "time limit") for part in (1, 2)]
     return sorted(planned, key=lambda trouble: trouble.step)
 
 
@@ -159,36 +167,54 @@ class Play:
         self.step, self.warnings, self.rows = 0, list[str](), list[str]()
         self.begun = time.monotonic()
         self._news = threading.Condition()
+        self._metrics = self._due = 0
+        self._status: int | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
         """Take an event of a control plane."""
         with self._news:
             if event["event"] == "metric":
-                self.step = int(event["step"])
+                self.step, self._metrics = int(event["step"]), self._metrics + 1
                 self._news.notify_all()
             elif event["event"] == "state" or event.get("level") == "warning" or "following" in str(event):
                 line = str(event.get("message") or event.get("state"))
                 self.warnings.append(line)
                 print(f"{time.monotonic() - self.begun:6.0f} s  {'':22} {line[:150]}", flush=True)
 
-    def start_control_plane(self) -> None:
-        """Another machine's, from the second on."""
-        host = f"host-{len(self.planes) + 1}"
-        self.planes.append(ControlPlane({**self.given, "host": host}, self.tell))
+    def start_control_planes(self) -> None:
+        """The first one, and another machine's whenever one crashed: as Prefect does it, ten times at most."""
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def _keep(self) -> None:
+        for number in range(1, RESTARTS + 2):
+            plane = ControlPlane({**self.given, "host": f"host-{number}"}, self.tell)
+            self.planes.append(plane)
+            status = plane.process.wait()
+            if status >= 0:  # it ended by itself: what failed is not started again
+                break
+            time.sleep(CRASH_SEEN)
+        with self._news:
+            self._status = status
+            self._news.notify_all()
+
+    def await_end(self) -> int:
+        """How the last control plane ended."""
+        with self._news:
+            self._news.wait_for(lambda: self._status is not None)
+        return self._status or 0
 
     def await_step(self, step: int) -> bool:
-        """Wait until the training has come so far; False when the control plane ended before."""
+        """Wait until the training has come so far, and on since its last interruption; False when all ended before."""
         with self._news:
-            while self.step < step:
-                if self.planes[-1].process.poll() is not None:
-                    return False
-                self._news.wait(0.5)
-        return True
+            self._news.wait_for(lambda: self._status is not None or (self.step >= step and self._metrics >= self._due))
+        return self._status is None
 
     def happen(self, trouble: Trouble) -> None:
         """Let something happen, without waiting for what becomes of it."""
         print(f"{time.monotonic() - self.begun:6.0f} s  {trouble.what:22} at step {self.step}", flush=True)
         self.rows.append(f"| {trouble.step / STEPS_A_DAY:.1f} | {trouble.what} | {self.step} |")
+        if trouble.what in ("time limit", "node lost"):
+            self._due = self._metrics + STOPS_WITHIN
         if trouble.what == "time limit":
             for number in slurm("squeue", "--me", "--noheader", "--format=%i").split():
                 slurm("scancel", "--signal=TERM", number)
@@ -199,8 +225,6 @@ class Play:
                     process.kill()
         elif trouble.what == "control plane lost":
             self.planes[-1].process.send_signal(signal.SIGKILL)
-            self.planes[-1].process.wait()
-            self.start_control_plane()
         else:
             answer = "503" if trouble.what == "store away" else "expired"
             self.proxy.rule = lambda method, path: answer
@@ -261,12 +285,12 @@ def play(days: int, step_seconds: float) -> int:
                 "step_seconds": step_seconds,
             }
             the_play = Play(proxy, given)
-            the_play.start_control_plane()
+            the_play.start_control_planes()
             for trouble in troubles(days):
                 if not the_play.await_step(trouble.step):
                     break
                 the_play.happen(trouble)
-            status = the_play.planes[-1].process.wait()
+            status = the_play.await_end()
             attempts = Ledger(broken).attempts(Ledger(broken).node("test", NODE).key) if not status else []  # type: ignore
             equal = curve(broken) == curve(whole) and len(curve(whole)) == steps
             print("\n| day | what | step |\n| ---: | --- | ---: |")
@@ -281,7 +305,7 @@ def play(days: int, step_seconds: float) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--days", type=int, default=34)
-    parser.add_argument("--step-seconds", type=float, default=0.1)
+    parser.add_argument("--step-seconds", type=float, default=0.5)
     parser.add_argument("--control", help=argparse.SUPPRESS)
     options = parser.parse_args()
     return control(json.loads(options.control)) if options.control else play(options.days, options.step_seconds)
