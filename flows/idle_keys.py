@@ -22,6 +22,9 @@ def at_work(ledger: Ledger, record: LeaseRecord | None) -> bool:
         last = ledger.attempt(record.key, record.epoch)
         if last is None or not last.job or last.ended_at:
             return False
+        published = ledger.manifest(record.key)
+        if published is not None and published[0].attempt.epoch >= record.epoch:
+            return False
         outcome = ledger.outcome(record.key, record.epoch)
     except DamagedRecord:
         return True

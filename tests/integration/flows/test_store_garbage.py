@@ -195,14 +195,21 @@ def test_checkpoints_go_with_their_result_and_uncommitted_ones_go(ledger: Ledger
     assert {name.split("/")[1] for name in names(ledger, "checkpoints/")} == {B}
 
 
-@pytest.mark.parametrize("told", [None, ExitClass.PREEMPTED, ExitClass.OK], ids=["not", "preempted", "ok"])
-def test_a_job_that_told_its_end_is_at_work_no_more(ledger: Ledger, told: ExitClass | None) -> None:
+@pytest.mark.parametrize(
+    ("told", "published", "stays"),
+    [(None, False, True), (ExitClass.PREEMPTED, False, True), (ExitClass.OK, False, False), (None, True, False)],
+    ids=["nothing", "preempted", "ok", "published"],
+)
+def test_a_job_that_told_its_end_is_at_work_no_more(
+    ledger: Ledger, told: ExitClass | None, published: bool, stays: bool
+) -> None:
     """Its follower died, and nobody runs a key again that is published: what it left would stay for ever. One that was
     preempted may be started again by its scheduler.
     """
     lease, files = attempt(ledger)
     stored(ledger, f"checkpoints/{A}/{1:012d}/000001/weights")
-    publish(ledger, lease, files)
+    if published:
+        publish(ledger, lease, files)
     record = AttemptRecord(key=A, epoch=1, node="n", run_id="r", launcher="slurm", started_at="t", job="4711")
     ledger.record_attempt(record)
     row = ledger.lease(A)
@@ -211,7 +218,7 @@ def test_a_job_that_told_its_end_is_at_work_no_more(ledger: Ledger, told: ExitCl
     if told:
         ledger.leave_outcome(AttemptOutcome(key=A, epoch=1, ended_at="t", exit_class=told))
     sweep(ledger)
-    assert bool(names(ledger, "checkpoints/")) is (told is not ExitClass.OK)
+    assert bool(names(ledger, "checkpoints/")) is stays
 
 
 def test_unfinished_uploads_probes_and_what_was_set_aside(ledger: Ledger) -> None:
