@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from stages.lib.verifier import after_thought, algebra, in_format, last_boxed, math_verify_rule
 from stages.lib.verifier.deepscaler_rule import is_equal, is_gradable, math_form, plain_form
 from tests.support.examples import max_examples
+from tests.support.limits import HANG
 from tests.support.graded_answers import GOLDEN
 
 
@@ -88,7 +89,7 @@ def test_hostile_text_is_refused_at_once(text: str) -> None:
     is_gradable(text[:512])
     with contextlib.suppress(algebra.Unsupported):
         assert not algebra.equal(text, "x")
-    assert time.process_time() - started < 2.0
+    assert time.process_time() - started < HANG, "hostile text takes hours where a bound is missing"
 
 
 def test_no_text_is_run_as_code(tmp_path: Path) -> None:
