@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from stages.lib.verifier import after_thought, algebra, in_format, last_boxed, math_verify_rule
 from stages.lib.verifier.deepscaler_rule import is_equal, is_gradable, math_form, plain_form
 from tests.support.examples import max_examples
-from tests.support.limits import HANG
 from tests.support.graded_answers import GOLDEN
+from tests.support.limits import HANG
 
 
 @pytest.mark.parametrize(("answer", "reference", "verdict"), GOLDEN)
