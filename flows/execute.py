@@ -327,13 +327,9 @@ class Execution:
         """Launch once and follow it to its end; the exit class and the line that says why. The lease is given back."""
         launcher = self._launcher_for(node)
         record = AttemptRecord(
-            key=resolved.key,
-            epoch=lease.epoch,
-            node=node.name,
-            run_id=self.run_id,
-            launcher=launcher.name,
+            key=resolved.key, epoch=lease.epoch, node=node.name, run_id=self.run_id, launcher=launcher.name,
             started_at=now(),
-        )
+        )  # fmt: skip
         exit_class, message, taken_over = ExitClass.PREEMPTED, "the run is stopping", False
         try:
             if self._stopping.is_set():

@@ -36,6 +36,14 @@ if TYPE_CHECKING:
     from flows.settings import Settings
 
 
+AdoptOption = Annotated[
+    list[str],
+    typer.Option(
+        "--adopt", metavar="NODE=PLACE", help="begin with what others made, as 'moxin adopt' takes it (repeatable)"
+    ),
+]
+
+
 def run(
     profile: ProfileOption = "tiny",
     select: SelectOption = "full",
@@ -51,12 +59,7 @@ def run(
             help="a name for these settings: their results are found by it, and no other name moves",
         ),
     ] = "",
-    adopt: Annotated[
-        list[str],
-        typer.Option(
-            "--adopt", metavar="NODE=PLACE", help="begin with what others made, as 'moxin adopt' takes it (repeatable)"
-        ),
-    ] = [],  # noqa: B006
+    adopt: AdoptOption = [],  # noqa: B006
     why: Annotated[str, typer.Option("--why", metavar="TEXT", help="what the experiment is for")] = "",
     budget: BudgetOption = None,
     approve: ApproveOption = False,
@@ -68,13 +71,11 @@ def run(
     """
     from flows import spending
     from flows.experiments import split
-    from stages.core.graph import Pipeline
 
     spending.check_amount(budget)
     profile, experiment = split(profile, experiment)
     overrides = all_overrides(set_, launcher)
     pipeline, values = load_profile(profile, overrides)
-    assert isinstance(pipeline, Pipeline)
     places = [adoption(each) for each in adopt]
     pipeline.select(select)
     configure_prefect()  # read when Prefect is imported, which registering the deployments does: before the services
