@@ -173,7 +173,8 @@ class Settings:
             }
         embedded_api = f"http://127.0.0.1:{services.get('prefect_port', 4200)}/api"
         api = env.prefect_api_url or embedded_api
-        foreign = api != embedded_api
+        # the port that an embedded server would have is no sign of one where none was started
+        foreign = api != embedded_api or (env.prefect_api_url is not None and "prefect_port" not in services)
         given = env.prefect_auth.get_secret_value() if env.prefect_auth else None
         auth = given if foreign else secrets.get("prefect_auth")
         return cls(folder, store, api, env.external_store, foreign, credentials, auth)

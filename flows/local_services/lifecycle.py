@@ -162,7 +162,7 @@ def _external(state: State) -> tuple[bool, bool]:
     """Whether the user brings a store, and whether a Prefect server, of their own."""
     env = environment()
     api = env.prefect_api_url
-    return env.external_store, bool(api) and api != f"http://127.0.0.1:{state.get('prefect_port', prefect.PORT)}/api"
+    return env.external_store, bool(api) and api != f"http://127.0.0.1:{state.get('prefect_port')}/api"
 
 
 def _code_digest() -> str:

@@ -46,7 +46,9 @@ def test_deployments_of_older_code_are_replaced(tmp_path: Path, monkeypatch: pyt
         paths = {row.name: row.path for row in client.read_deployments()}
         plain = {row["name"] for row in [*rows, {"name": last}]}
         assert paths == dict.fromkeys(plain, str(ROOT)) | {f"{row['name']}-bob": str(tmp_path) for row in rows}
-        assert said == [f"moxin/full belongs to {first} ({ROOT}): this checkout has moxin/full-bob and so on"]
+        assert said == [
+            f"moxin/full belongs to {first} ({ROOT}): this checkout's deployments are moxin/full-bob and so on"
+        ]
         # a node that is gone has no deployment any more, and a folder that is gone has no claim
         rows.pop()
         deploy.register(settings, said.append)
