@@ -38,8 +38,8 @@ from stages.dedup.bloom_size import BYTES_PER_NGRAM
 from stages.dedup.minhash import Signer
 from stages.lib.formats.documents import DocumentWriter
 
-PEERS = {"datasketch": 4000, "rensa": 20_000, "gaoya": 20_000, "datatrove": 2000}
-"""Peers, and how many documents each gets: what takes it about half a minute."""
+PEERS = {"datasketch": 4000, "rensa": 20_000, "gaoya": 20_000, "datatrove": 2000, "text_dedup": 4000}
+"""Peers, and how many documents each gets: what takes it about half a minute. text-dedup has a Python of its own."""
 HTML_PAGES = 5000
 """Pages that are extracted, from all packages alike."""
 
@@ -290,6 +290,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for the corpus and scratch")
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--peers", help="the Python of an environment with data-peers.txt")
+    parser.add_argument("--text-dedup", help="the Python, 3.12 or newer, of an environment with text-dedup and pyarrow")
     parser.add_argument("--scale", default="10000,100000,1000000", help="sizes of the scaling table; empty: none")
     parser.add_argument("--only", default="kernels,extraction,quality,dedup,scale", help="parts to run")
     parser.add_argument("--dedup-run", nargs=2, metavar=("CORPUS", "ROOT"), help=argparse.SUPPRESS)
@@ -347,8 +348,11 @@ def _compare(corpus: Path, options: argparse.Namespace) -> None:
         f" precision {right / max(1, len(edges)):.4f} of {len(edges)} verified pairs",
         flush=True,
     )
-    for name, documents in PEERS.items() if options.peers else ():
-        command = [options.peers, str(Path(__file__).parent / "data_peers.py"), name, str(corpus), str(documents)]
+    for name, documents in PEERS.items():
+        python = options.text_dedup if name == "text_dedup" else options.peers
+        if not python:
+            continue
+        command = [python, str(Path(__file__).parent / "data_peers.py"), name, str(corpus), str(documents)]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
