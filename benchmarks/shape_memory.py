@@ -42,7 +42,12 @@ SHAPES = {
 
 def config(width: str, threads: int) -> PretrainConfig:
     """As a rehearsal at level `shape` has it."""
-    batch = {"global_batch_size": 8, "micro_batch_size": 2, "sequence_length": LENGTH, "tokens": 1 << 30}
+    batch: dict[str, Any] = {
+        "global_batch_size": 8,
+        "micro_batch_size": 2,
+        "sequence_length": LENGTH,
+        "tokens": 1 << 30,
+    }
     long = PretrainConfig(
         shape=SHAPES[width], device="cpu", precision="fp32", dropout=0.0, eval_windows=0, threads=threads,
         export_moments=False, **batch,

@@ -228,21 +228,24 @@ def lineage(
 def report(
     profile: ProfileOption = "tiny",
     experiment: ExperimentOption = "",
+    set_: SetOption = [],  # noqa: B006
     output: Annotated[Path | None, typer.Option("--output", "-o", help="where to write the HTML page")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Write the report of a profile's newest results.
 
-    Loss curves, the ablation table, dedup statistics.
+    Loss curves, the ablation table, dedup statistics. With --set: of the results of these settings.
     """
     from flows import report as reports
+    from flows.experiments import results
     from flows.release.mof_evidence import released
     from flows.settings import Settings
 
     settings = Settings.load()
     with open_ledger(settings) as ledger:
-        pipeline, values = read_profile(ledger, profile, experiment)
-        data = reports.collect(ledger, values.names, pipeline, values)
+        pipeline, values = read_profile(ledger, profile, experiment, set_)
+        shown = results.records(ledger, pipeline, values)
+        data = reports.collect(ledger, values.names, pipeline, values, shown)
     data["releases"] = released(settings.home / "release" / values.names)
     if json_:
         print_json(data)

@@ -11,6 +11,7 @@ from flows.cli.common import (
     ExperimentOption,
     JsonOption,
     ProfileOption,
+    SetOption,
     open_ledger,
     out,
     print_json,
@@ -23,6 +24,7 @@ from stages.core.errors import ConfigError
 def tables(
     profile: ProfileOption = "tiny",
     experiment: ExperimentOption = "",
+    set_: SetOption = [],  # noqa: B006
     table: Annotated[int | None, typer.Option("--table", "-t", help="one table alone: 2 to 8")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="print CSV: one line a score, with its source")] = False,
@@ -30,11 +32,12 @@ def tables(
 ) -> None:
     """Print the paper's tables from a profile's newest results.
 
-    Tables 2 to 8, beside the paper's numbers where comparable.
+    Tables 2 to 8, beside the paper's numbers where comparable. With --set: of the results of these settings.
     """
     from flows import family, table_formats
     from flows import tables as paper_tables
     from flows.console import rows_table
+    from flows.experiments import results
     from flows.report.data import collect
 
     if markdown + csv + json_ > 1:
@@ -43,8 +46,8 @@ def tables(
     if names[0] not in paper_tables.NAMES:
         raise ConfigError(f"--table {table}: the paper's tables of scores are 2 to 8")
     with open_ledger() as ledger:
-        pipeline, values = read_profile(ledger, profile, experiment)
-        data = collect(ledger, values.names, pipeline)
+        pipeline, values = read_profile(ledger, profile, experiment, set_)
+        data = collect(ledger, values.names, pipeline, records=results.records(ledger, pipeline, values))
     built = [paper_tables.build(data, family.load(), name) for name in names]
     if json_:
         print_json(table_formats.json_value(built, values.names))

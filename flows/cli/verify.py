@@ -11,7 +11,9 @@ import typer
 from flows.cli.common import (
     ExperimentOption,
     JsonOption,
+    KeyOption,
     ProfileOption,
+    SetOption,
     err,
     find_node,
     open_ledger,
@@ -31,6 +33,8 @@ def verify(
     model: Annotated[str, typer.Argument(help="a node, or the folder of a released model")],
     profile: ProfileOption = "tiny",
     experiment: ExperimentOption = "",
+    set_: SetOption = [],  # noqa: B006
+    key: KeyOption = "",
     deep: Annotated[
         bool, typer.Option("--deep/--quick", help="read every file; --quick: its presence and size alone")
     ] = True,
@@ -44,18 +48,18 @@ def verify(
 ) -> None:
     """Check every link between a model and its raw sources.
 
-    The exit status is 1 where one does not hold.
+    The exit status is 1 where one does not hold. With --set: of the result of these settings; with --key: of that key.
     """
     if model not in _nodes() and (Path(model).is_dir() or "/" in model):
         if not Path(model).is_dir():
             raise ConfigError(f"there is no folder {model}")
-        if rerun is not None or not deep:
-            raise ConfigError(f"{model} is a folder: --rerun and --quick are for nodes of a run")
+        if rerun is not None or not deep or set_ or key:
+            raise ConfigError(f"{model} is a folder: --rerun, --quick, --set and --key are for nodes of a run")
         row = _verify_folder(Path(model), public_key)
     else:
         if public_key is not None:
             raise ConfigError(f"--public-key goes with the folder of a release, and there is no folder {model}")
-        row = _verify_node(find_node(model).name, profile, experiment, deep, rerun)
+        row = _verify_node(find_node(model).name, (profile, experiment, set_), key, deep, rerun)
     if json_:
         print_json(row)
     else:
@@ -79,15 +83,20 @@ def _verify_folder(folder: Path, public_key: Path | None) -> dict[str, Any]:
     return verdict.row() | {"deep": True, "seconds": round(time.monotonic() - began, 3)}
 
 
-def _verify_node(node: str, profile: str, experiment: str, deep: bool, again: str | None) -> dict[str, Any]:
-    """What `moxin verify NODE` says, as JSON values."""
+def _verify_node(
+    node: str, where: tuple[str, str, list[str]], key: str, deep: bool, again: str | None
+) -> dict[str, Any]:
+    """What `moxin verify NODE` says, as JSON values. where: profile, experiment and settings."""
+    from flows.experiments import results
     from flows.release import checks
     from flows.settings import Settings
 
     settings, began = Settings.load(), time.monotonic()
     with open_ledger(settings) as ledger:
-        pipeline, values = read_profile(ledger, profile, experiment)
-        verdict = checks.verify(ledger, values.names, node, deep)
+        pipeline, values = read_profile(ledger, *where)
+        if key or where[2]:
+            key = results.of_node(ledger, pipeline, values, node, key).key
+        verdict = checks.verify(ledger, values.names, node, deep, key)
         row = verdict.row() | {"deep": deep, "seconds": round(time.monotonic() - began, 3)}
         if again is not None:
             link = checks.require_node(verdict.chain, find_node(again).name)

@@ -12,6 +12,7 @@ from stages.core.errors import ConfigError
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
+from stages.core.records import NodeRecord
 
 SHORTEST = 6
 """Characters of a key at least."""
@@ -27,6 +28,16 @@ def of_nodes(ledger: Ledger, pipeline: Pipeline, values: Profile) -> dict[str, S
     with ThreadPoolExecutor(8) as pool:
         manifests = list(pool.map(ledger.manifest, [records[name].key for name in names]))
     return {name: manifest[0] for name, manifest in zip(names, manifests, strict=True) if manifest}
+
+
+def records(ledger: Ledger, pipeline: Pipeline, values: Profile) -> dict[str, NodeRecord]:
+    """Which result each node has: where settings are given, the one that they have; else the newest."""
+    if not _by_settings(values):
+        return ledger.nodes(values.names)
+    return {
+        name: NodeRecord(node=name, key=result.key, run_id=result.attempt.run_id, at=result.attempt.ended_at)
+        for name, result in of_nodes(ledger, pipeline, values).items()
+    }
 
 
 def of_node(ledger: Ledger, pipeline: Pipeline, values: Profile, node: str, key: str = "") -> StageResult:

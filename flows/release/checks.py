@@ -68,19 +68,20 @@ class _File:
     sha256: str
 
 
-def verify(ledger: Ledger, profile: str, node: str, deep: bool = True) -> Verdict:
-    """Check the chain of a node's newest result. deep: read every file; else look for its object and size alone.
+def verify(ledger: Ledger, profile: str, node: str, deep: bool = True, key: str = "") -> Verdict:
+    """Check the chain of a node's newest result, or of the one of a key. deep: read every file; else look for its
+    object and size alone.
 
     Raises ConfigError where the node has no result, InfraError where the store cannot be asked.
     """
-    record = f"record nodes/{profile}/{node}.json"
+    record, newest = f"nodes/{profile}/{node}.json", not key
     try:
-        key = newest_key(ledger, profile, node)
+        key = key or newest_key(ledger, profile, node)
     except DamagedRecord as error:
-        return Verdict(Chain(node, profile, ()), [Fault(node, record, str(error))])
+        return Verdict(Chain(node, profile, ()), [Fault(node, f"record {record}", str(error))])
     chain, faults = walk(ledger, profile, node, key)
     verdict = Verdict(chain, faults)
-    verdict.faults += _seal(ledger, node, f"nodes/{profile}/{node}.json", {"node": node})
+    verdict.faults += _seal(ledger, node, record, {"node": node}) if newest else ()
     unsealed = 0
     for link in chain.links:
         verdict.faults += [*_manifest(ledger, link), *_attempt(ledger, link), *_key(link), *_inputs(link, chain)]

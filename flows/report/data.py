@@ -45,9 +45,15 @@ NodeData = dict[str, Any]
 """One of its nodes."""
 
 
-def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, values: Profile | None = None) -> Data:
-    """Read the newest result of each node of a profile. The default pipeline is the paper's. With `values`, a result of
-    other settings than those is told apart too.
+def collect(
+    ledger: Ledger,
+    profile: str,
+    pipeline: Pipeline | None = None,
+    values: Profile | None = None,
+    records: Mapping[str, NodeRecord] | None = None,
+) -> Data:
+    """Read the newest result of each node of a profile, or those that `records` name. The default pipeline is the
+    paper's. With `values`, a result of other settings than those is told apart too.
 
     Returns `{schema_version, profile, made, commit, nodes: [node], contamination}`; the last as
     `flows.contamination.measure` gives it. A node is `{name, stage, about, parents, state,
@@ -57,7 +63,7 @@ def collect(ledger: Ledger, profile: str, pipeline: Pipeline | None = None, valu
     """
     if pipeline is None:
         from stages.pipeline import PIPELINE as pipeline
-    records = ledger.nodes(profile)
+    records = ledger.nodes(profile) if records is None else records
     results: dict[str, StageResult] = {}
     nodes: list[NodeData] = []
     for node in pipeline:
