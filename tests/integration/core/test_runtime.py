@@ -114,7 +114,7 @@ def test_many_files_are_listed_by_an_index_and_a_consumer_is_told_no_more_than_i
 ) -> None:
     settings: dict[str, Any] = {"text": "x", "parts": 3, "act": "", "sentinel": None}
     few = run(request_of(ledger.store.address, ledger, **settings), stream)
-    monkeypatch.setattr("stages.core.runtime_context.INLINE_FILES", 2)
+    monkeypatch.setattr("stages.core.index.INLINE_FILES", 2)
     many = run(request_of(ledger.store.address, ledger, OTHER, **settings), stream).outputs["documents"]
     assert (many.files, many.count, many.size) == ((), 3, 12)
     assert [(f.path, f.sha256) for f in ledger.entries(many)] == [
