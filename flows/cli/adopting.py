@@ -42,12 +42,12 @@ def adopt(
     from flows.experiments import tags
     from flows.settings import Settings
 
+    target = find_node(node)
+    if tag:
+        tags.check(tag)
     settings = Settings.load()
     with open_ledger(settings) as ledger, progress(json_) as tell:
         _, values = read_profile(ledger, profile, experiment, set_)
-        target = find_node(node)
-        if tag:
-            tags.check(tag)
         done = outside.adopt(ledger, target, values.configs[target.name], place, settings.home / "adopt", tell)
         result = done.result
         if tag:
