@@ -13,9 +13,10 @@ from tests.support.limits import DAG
 
 pytestmark = pytest.mark.e2e
 STEPS = 600
-"""Many small ones: time to break something, on a fast machine too, and soon over on a slow one."""
+"""Many small ones: time to break something through the worker and the server, on a fast machine too."""
+FEW = 240
+"""Where the stage or the command is struck at once, and what is left is trained to its end."""
 TRAIN = {
-    "pretrain_1.tokens": STEPS * 2 * 128,
     "pretrain_1.global_batch_size": 2,
     "pretrain_1.micro_batch_size": 2,
     "pretrain_1.eval_windows": 8,
@@ -25,9 +26,9 @@ TRAIN = {
 }
 
 
-def training(seed: int) -> dict[str, Any]:
-    """Overrides that give each test a training, hence a key, of its own: about half a minute."""
-    return SMALL | TRAIN | {"pretrain_1.seed": seed}
+def training(seed: int, steps: int = STEPS) -> dict[str, Any]:
+    """Overrides that give each test a training, hence a key, of its own."""
+    return SMALL | TRAIN | {"pretrain_1.seed": seed, "pretrain_1.tokens": steps * 2 * 128}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,11 +82,12 @@ def resumes(installation: Installation, overrides: dict[str, Any]) -> None:
     would_resume(installation, overrides)
     installation.moxin("run", "--select", "pretrain_1", *sets(overrides))
     assert installation.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 40
-    assert [row["step"] for row in installation.metrics("pretrain_1")] == list(range(1, STEPS + 1))
+    steps = overrides["pretrain_1.tokens"] // (2 * 128)
+    assert [row["step"] for row in installation.metrics("pretrain_1")] == list(range(1, steps + 1))
 
 
 def test_a_killed_training_resumes_to_the_curve_of_an_unbroken_one(installation: Installation) -> None:
-    overrides = training(1) | {"retries": 0}
+    overrides = training(1, FEW) | {"retries": 0}
     run = installation.start("run", "--select", "pretrain_1", *sets(overrides))
     kill(past_a_checkpoint(installation, overrides), signal.SIGKILL)
     out, err = run.communicate(timeout=DAG)
@@ -103,7 +105,7 @@ def test_a_killed_training_resumes_to_the_curve_of_an_unbroken_one(installation:
 
 
 def test_a_killed_stage_is_tried_again_within_the_run(installation: Installation) -> None:
-    overrides = training(2)
+    overrides = training(2, FEW)
     run = installation.start("run", "--select", "pretrain_1", *sets(overrides))
     kill(past_a_checkpoint(installation, overrides), signal.SIGKILL)
     out, err = run.communicate(timeout=DAG)
@@ -113,7 +115,7 @@ def test_a_killed_stage_is_tried_again_within_the_run(installation: Installation
 
 
 def test_ctrl_c_saves_a_checkpoint_and_leaves_nothing(installation: Installation) -> None:
-    overrides = training(3)
+    overrides = training(3, FEW)
     run = installation.start("run", "--select", "pretrain_1", *sets(overrides))
     past_a_checkpoint(installation, overrides)
     kill(run.pid, signal.SIGINT)
