@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -64,7 +65,8 @@ def _cut_off_later() -> None:
 
 def cut_off(why: bytes) -> None:
     """End this process and whatever it started, now. why: a line for people."""
-    os.write(2, why)
+    with contextlib.suppress(OSError):  # whoever read it may be the one that died
+        os.write(2, why)
     if os.getpgrp() == os.getpid():
         for child in group_members():
             os.kill(child, signal.SIGKILL)

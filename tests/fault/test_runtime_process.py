@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from flows.settings import Settings
+from stages.core.errors import ExitClass
 from stages.core.ledger import Ledger
 from stages.core.messages import StageRequest
 from tests.support.limits import HANG
@@ -222,3 +223,13 @@ def test_the_real_entry_point_knows_the_real_stages_only(settings: Settings, led
     )  # fmt: skip
     assert done.returncode == 64
     assert "this image has no stage 'probe_source'" in events_of(done.stdout)[0]["message"]
+
+
+def test_a_stage_is_cut_off_though_nobody_reads_what_it_says() -> None:
+    """Its launcher has died, and with it the reader of its standard error."""
+    code = (
+        "import os; from stages.core.stopping import cut_off; read, write = os.pipe(); os.close(read);"
+        " os.dup2(write, 2); cut_off(b'cut off')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, check=False)
+    assert ended.returncode == ExitClass.PREEMPTED.code
