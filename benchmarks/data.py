@@ -1,12 +1,10 @@
 """The data stages against their peers, on one corpus of real text, in one run.
 
-    python -m benchmarks.data --folder /tmp/data-benchmark --peers PEERS/bin/python [--documents 100000] [--scale
-    10000,100000,1000000]
+    python -m benchmarks.data --folder /tmp/data-benchmark --peers PEERS/bin/python [--documents 100000]
 
 Makes the corpus (`data_corpus`, from Debian's packages; nothing else is downloaded), then prints one Markdown table:
 CPU of one core (`time.process_time` of the process that works), peak memory, recall and precision against exact Jaccard
-similarities at 0.8, and the ratio to the best peer. PEERS is an environment with data-peers.txt; without it the ratios
-are left out.
+similarities at 0.8, and the ratio to the best peer, where PEERS is there: an environment with data-peers.txt.
 """
 
 from __future__ import annotations
@@ -349,8 +347,7 @@ def _compare(corpus: Path, options: argparse.Namespace) -> None:
         flush=True,
     )
     for name, documents in PEERS.items():
-        python = options.text_dedup if name == "text_dedup" else options.peers
-        if not python:
+        if not (python := options.text_dedup if name == "text_dedup" else options.peers):
             continue
         command = [python, str(Path(__file__).parent / "data_peers.py"), name, str(corpus), str(documents)]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -373,7 +370,7 @@ def _compare(corpus: Path, options: argparse.Namespace) -> None:
 
 def _in_process(corpus: Path, root: Path) -> dict[str, Any]:
     """`dedup_run` in a process of its own, for its peak memory."""
-    subprocess.run(["rm", "-rf", str(root)], check=True)
+    shutil.rmtree(root, ignore_errors=True)
     command = [sys.executable, "-m", "benchmarks.data", "--folder", str(root), "--dedup-run", str(corpus), str(root)]
     return json.loads(
         subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]

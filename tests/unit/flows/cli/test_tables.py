@@ -31,10 +31,9 @@ def _results(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module = tables.__globals__
     monkeypatch.setitem(module, "open_ledger", ledger)
-    monkeypatch.setitem(
-        module, "read_profile", lambda ledger, name, experiment: (PIPELINE, profiles.load(name, PIPELINE))
-    )
-    monkeypatch.setattr(data, "collect", lambda *arguments: results)
+    monkeypatch.setitem(module, "read_profile", lambda ledger, name, *_: (PIPELINE, profiles.load(name, PIPELINE)))
+    monkeypatch.setattr("flows.experiments.results.records", lambda *_: {})
+    monkeypatch.setattr(data, "collect", lambda *_, **__: results)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *options: str) -> str:
