@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.experiments.naming import NAME, user
+from flows.experiments.naming import check_name, user
 from flows.local_services.prefect import POOL, call_api
 from flows.settings import Settings
 from stages.core.errors import ConfigError
@@ -37,12 +37,7 @@ def deployments() -> list[dict[str, Any]]:
         _deployment("full", whole, ENTRYPOINT, "full"),
         *(_deployment(n.name, f"{_summary(n)} {alone}", ENTRYPOINT, n.name, GROUPS[n.env]) for n in PIPELINE),
         _deployment("rehearse", rehearsal, REHEARSAL, "full"),
-        _deployment(
-            "sweep",
-            sweep,
-            SWEEP,
-            "full",
-        ),
+        _deployment("sweep", sweep, SWEEP, "full"),
     ]
 
 
@@ -80,8 +75,7 @@ def installation() -> str:
     belongs to. Raises ConfigError for a name that is none.
     """
     name = os.environ.get("MOXIN_INSTALLATION") or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{user()}-{ROOT.name}").strip("-.")
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"MOXIN_INSTALLATION = {name!r}: a name has letters, digits, '.', '_' and '-', 63 at most")
+    check_name("MOXIN_INSTALLATION =", name)
     return name
 
 

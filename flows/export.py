@@ -24,9 +24,8 @@ from stages.core.files import file_sha256, write_atomically
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.store import Store, in_threads
+from stages.lib.outside.prepared import PROVENANCE
 
-PROVENANCE = ".moxin-artifact.json"
-"""Hidden: a loader of data sets that takes a whole folder does not take it for data."""
 SCHEMA = 1
 
 

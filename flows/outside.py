@@ -124,10 +124,15 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sums(ledger: Ledger, answer: Mapping[str, Any], tell: Tell) -> dict[str, dict[str, str]]:
     """SHA-256 of every file, by port and path."""
-    rows = [(port, name, Path(path)) for port, one in answer["ports"].items() for name, path in one["files"].items()]
+    sums: dict[str, dict[str, str]] = {port: dict(one["sha256"]) for port, one in answer["ports"].items()}
+    rows = [
+        (port, name, Path(path))
+        for port, one in answer["ports"].items()
+        for name, path in one["files"].items()
+        if name not in sums[port]
+    ]
     tell(f"taking the digests of {len(rows)} files")
     digests = in_threads(lambda row: file_sha256(row[2]), rows, ledger.store.interrupted)
-    sums: dict[str, dict[str, str]] = {port: {} for port in answer["ports"]}
     for (port, name, _), digest in zip(rows, digests, strict=True):
         sums[port][name] = digest
     return sums

@@ -91,7 +91,8 @@ def rates() -> dict[str, dict[str, Any]]:
 
 
 @lru_cache(maxsize=1)
-def _declared() -> dict[str, Any]:
+def data_sets() -> dict[str, Any]:
+    """Of infra/data_sets.toml: what is known of sources before anything has run."""
     return tomllib.loads(DATA_SETS.read_text(encoding="utf-8"))
 
 
@@ -169,7 +170,7 @@ def _workers(config: Any, resources: Resources) -> float:
 
 def _fixed(type_name: str, config: Any, port: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """What an output holds where its stage does not say: raw sources by address, rows and weights by their number."""
-    declared = _declared()
+    declared = data_sets()
     if type_name == "RawFiles":
         volumes = [declared["volumes"].get(source.uri.partition("@")[0]) for source in getattr(config, port, ())]
         if volumes and None not in volumes and getattr(config, "origin", "listing") == "listing":

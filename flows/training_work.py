@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.plan import NodePlan
 from flows.profiles import Profile
-from flows.scale import DATA_SETS
+from flows.scale import data_sets
 from stages.core.artifacts import ArtifactManifest
 from stages.core.graph import Node
 
@@ -49,7 +48,7 @@ def source_rows(source: Any) -> int | None:
     name = getattr(source, "data_set", None) or getattr(source, "name", None)
     if name is None:
         return None
-    known = tomllib.loads(DATA_SETS.read_text(encoding="utf-8"))["rows"]
+    known = data_sets()["rows"]
     setting, cap = getattr(source, "config", "default"), getattr(source, "cap", None)
     rows = known.get(name if setting == "default" else f"{name}:{setting}")
     if rows is None:

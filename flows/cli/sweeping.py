@@ -90,9 +90,8 @@ def _outcomes(chosen: list[Any]) -> list[dict[str, Any]]:
     """What became of each point; nothing of one whose turn did not come."""
     from flows.sweep import OUTCOMES
 
-    for rows in OUTCOMES.values():
-        return rows
-    return [{"point": each.name, "settings": each.settings, "state": "not begun", "message": ""} for each in chosen]
+    none = [{"point": each.name, "settings": each.settings, "state": "not begun", "message": ""} for each in chosen]
+    return next(iter(OUTCOMES.values()), none)
 
 
 def _comparison(settings: Settings, profile: str, chosen: list[Any]) -> dict[str, Any] | None:

@@ -36,11 +36,7 @@ def begun(
     (a launcher, workers), or repeat what it has. Raises ConfigError for a name that is none, and for other settings
     than the experiment's.
     """
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"--experiment {name!r}: a name has letters, digits, '.', '_' and '-', begins with a letter or a digit, and"
-            " is 63 long at most"
-        )
+    check_name("--experiment", name)
     if name in (*profiles.names(), *get_args(Level)):
         raise ConfigError(f"--experiment {name!r}: a profile or a rehearsal has this name; choose another one")
     overrides = pinned(ledger, overrides)
@@ -80,6 +76,15 @@ def pinned(ledger: Ledger, overrides: Sequence[str]) -> tuple[str, ...]:
             override = f"{path.strip()}={whole_key(ledger, value.strip(), override)}"
         fixed.append(override)
     return tuple(fixed)
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise ConfigError for what is no name. what: of what, as its user knows it."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{what} {name!r}: a name has letters, digits, '.', '_' and '-', begins with a letter or a digit, and is 63"
+            " long at most"
+        )
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> ConfigError:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from flows import profiles
-from flows.experiments.naming import NAME, begun, pinned
+from flows.experiments.naming import begun, check_name, pinned
 from flows.override_values import value_of
 from flows.plan import NodePlan, make_plan
 from flows.profiles import Profile
@@ -47,10 +47,7 @@ def points(name: str, grid: Sequence[str], listed: Sequence[str] = (), common: S
     """The points of a sweep. grid: `node.field=[value, ..]`, all combinations of which are points; listed: points of
     their own, each `node.field=value node.field=value ..`; common: settings of all. Raises ConfigError.
     """
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"sweep {name!r}: a name has letters, digits, '.', '_', '-', and begins with one of the first two"
-        )
+    check_name("sweep", name)
     rows = [tuple(row) for row in itertools.product(*(_axis(each) for each in grid))] if grid else []
     rows += [_listed(each) for each in listed]
     if not rows:

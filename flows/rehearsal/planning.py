@@ -12,7 +12,7 @@ from flows.plan import NodePlan
 from flows.profiles import Profile
 from flows.rehearsal import growth, report
 from flows.rehearsal.forecast import REHEARSED, as_estimate, forecast
-from flows.rehearsal.report import Forecast, NodeReport, RehearsalReport
+from flows.rehearsal.report import Forecast, RehearsalReport
 from stages.core.keys import source_digest
 from stages.core.ledger import Ledger
 from stages.core.shrinking import LEVELS, Level
@@ -61,11 +61,10 @@ def forecasts(
     """What each node takes, by what rehearsals measured of it. How much it is, they tell too, where sums do not."""
     if "shape" not in reports:
         return {}
-    prices, none = cost.prices_of(profile), dict[str, NodeReport]()
-    by_level = {level: {node.node: node for node in one.nodes} for level, one in reports.items()}
-    estimates = cost.estimate(
-        plans, profile, None, grown=lambda name, inputs: growth.outputs(by_level["shape"].get(name), inputs)
-    )
+    prices = cost.prices_of(profile)
+    shape = {node.node: node for node in reports["shape"].nodes}
+    wiring = {node.node: node for node in reports["wiring"].nodes} if "wiring" in reports else {}
+    estimates = cost.estimate(plans, profile, None, grown=lambda name, inputs: growth.outputs(shape.get(name), inputs))
     out: dict[str, Forecast] = {}
     for plan in plans:
         name = plan.node.name
@@ -74,8 +73,8 @@ def forecasts(
             profile.resources[name],
             estimates[name],
             prices,
-            by_level.get("shape", none).get(name),
-            by_level.get("wiring", none).get(name),
+            shape.get(name),
+            wiring.get(name),
         )
         if one is not None:
             out[name] = one

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,15 +130,12 @@ class Follower:
     def __init__(self, phase: PhaseRun, read: Callable[[str], tuple[int, dict[str, float]] | None]) -> None:
         self._ctx, self._read, self._offset = phase.ctx, read, phase.before
         self._total = sum(stage.steps for stage in phase.ctx.config.context_phases)
-        self.step, self._ended = 0, 0.0
+        self.step, self._clock = 0, process.StepClock()
 
     def __call__(self, line: str) -> None:
         if (parsed := self._read(line)) is None:
             return
-        step, row = self._offset + parsed[0], parsed[1]
-        ended, self._ended = self._ended, time.monotonic()
-        if ended:  # the first is not known apart from the engine's start
-            row = {**row, "step_seconds": round(self._ended - ended, 3)}
+        step, row = self._offset + parsed[0], parsed[1] | self._clock.lap()
         check(self._ctx, step, row)
         self._ctx.metric(step, **{name: value for name, value in row.items() if math.isfinite(value)})
         self._ctx.progress(step, self._total, "steps")

@@ -21,7 +21,6 @@ import os
 import re
 import shutil
 import socket
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +225,8 @@ class Follower:
     """
 
     def __init__(self, ctx: Context[Any], loss_name: str, rows: int) -> None:
-        self._ctx, self._loss_name, self.step, self._ended = ctx, loss_name, 0, 0.0
+        self._ctx, self._loss_name, self.step = ctx, loss_name, 0
+        self._clock = process.StepClock()
         self.total = rows // ctx.config.global_batch_size * ctx.config.epochs
         self._planned = {"Num examples": rows, "Total optimization steps": self.total}
 
@@ -237,15 +237,13 @@ class Follower:
             return
         self.step, loss = int(match[1]), float(match[3])
         check(self._ctx, self.step, {"loss": loss})
-        ended, self._ended = self._ended, time.monotonic()
+        lap = self._clock.lap()
         self._ctx.progress(self.step, self.total, "steps")
         if self.step not in (1, self.total) and self.step % self._ctx.config.log_every:
             return
-        row = {self._loss_name: loss, "learning_rate": float(match[2])}
+        row = {self._loss_name: loss, "learning_rate": float(match[2])} | lap
         if match[4]:
             row["tokens_per_second"] = float(match[4])
-        if ended:  # the first is not known apart from the engine's start
-            row["step_seconds"] = round(self._ended - ended, 3)
         self._ctx.metric(self.step, **row)
 
     def _compare(self, name: str, said: int) -> None:

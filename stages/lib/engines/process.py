@@ -34,6 +34,18 @@ SECRETS = ("AWS_", "MOXIN_SOURCE_", "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ht
 """What an engine has no use for: it talks neither to the store nor to a source. Beginnings of environment variables."""
 
 
+class StepClock:
+    """Seconds between the steps that an engine tells of: the first is not known apart from its start."""
+
+    def __init__(self) -> None:
+        self._ended = 0.0
+
+    def lap(self) -> dict[str, float]:
+        """A step has ended: `step_seconds`, for its row; {} of the first."""
+        before, self._ended = self._ended, time.monotonic()
+        return {"step_seconds": round(self._ended - before, 3)} if before else {}
+
+
 class EngineError(StageError):
     """An engine failed for a reason that is not known to be anybody's configuration."""
 

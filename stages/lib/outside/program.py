@@ -17,10 +17,7 @@ from typing import Any
 from stages.core.errors import ConfigError, InputError, StageError
 from stages.core.files import file_sha256
 from stages.lib.outside import models, places, tables
-from stages.lib.outside.prepared import Prepared
-
-EXPORTED = ".moxin-artifact.json"
-"""Lies in a folder that `moxin export` wrote."""
+from stages.lib.outside.prepared import PROVENANCE, Prepared
 
 
 def adopted(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +27,7 @@ def adopted(request: Mapping[str, Any]) -> dict[str, Any]:
 
     def choose(names: Iterable[str]) -> list[str]:
         listed = list(names)
-        return models.needed(listed) if whole and EXPORTED not in listed else listed
+        return models.needed(listed) if whole and PROVENANCE not in listed else listed
 
     there = places.fetched(place, work / "fetched", choose)
     shutil.rmtree(work / "written", ignore_errors=True)
@@ -50,7 +47,7 @@ def adopted(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def prepare(folder: Path, kind: str, port: str, target: Path) -> Prepared:
     """One output, checked. Raises InputError with what is wrong."""
-    if (folder / EXPORTED).is_file():
+    if (folder / PROVENANCE).is_file():
         return _exported(folder, kind)
     if kind == "Model":
         return models.prepare_model(folder, target)
@@ -59,26 +56,26 @@ def prepare(folder: Path, kind: str, port: str, target: Path) -> Prepared:
     if kind in tables.TABLES:
         return tables.prepare_rows(folder, kind)
     raise ConfigError(
-        f"{port} is of type {kind}, which is adopted from a folder that 'moxin export' wrote, with its {EXPORTED}"
+        f"{port} is of type {kind}, which is adopted from a folder that 'moxin export' wrote, with its {PROVENANCE}"
     )
 
 
 def _exported(folder: Path, kind: str) -> Prepared:
     """What `moxin export` wrote, every byte as it was then."""
     try:
-        stated: dict[str, Any] = json.loads((folder / EXPORTED).read_text(encoding="utf-8"))
+        stated: dict[str, Any] = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         files, facets, of_type = dict(stated["files"]), dict(stated["facets"]), stated["type"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{EXPORTED} cannot be read: {error}") from error
+        raise InputError(f"{PROVENANCE} cannot be read: {error}") from error
     if of_type != kind:
-        raise InputError(f"it holds {of_type}, not {kind}: {EXPORTED} says so")
+        raise InputError(f"it holds {of_type}, not {kind}: {PROVENANCE} says so")
     for name, digest in files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise InputError(f"there is no {name}, which {EXPORTED} names")
+            raise InputError(f"there is no {name}, which {PROVENANCE} names")
         if file_sha256(path) != digest:
             raise InputError(f"{name} is not what was exported: its SHA-256 is another one")
-    return Prepared({name: folder / name for name in files}, facets, stated.get("meta", {}))
+    return Prepared({name: folder / name for name in files}, facets, stated.get("meta", {}), sha256=files)
 
 
 def main() -> None:
