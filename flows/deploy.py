@@ -15,6 +15,7 @@ from flows.local_services.prefect import POOL, call_api
 from flows.settings import Settings
 from stages.core.errors import ConfigError
 from stages.core.files import ROOT
+from stages.core.keys import sha256
 from stages.pipeline import PIPELINE
 
 ENTRYPOINT = "flows/flow.py:moxin"
@@ -70,13 +71,21 @@ def prefect_yaml() -> str:
     return head + yaml.safe_dump(body, sort_keys=False, width=110)
 
 
-def installation() -> str:
+def installation(known: Sequence[Mapping[str, Any]] = ()) -> str:
     """The name of this checkout among those that share a server: MOXIN_INSTALLATION, else its folder's and who it
-    belongs to. Raises ConfigError for a name that is none.
+    belongs to, and digits of its place where another checkout has that name. known: what checkouts have registered.
+    Raises ConfigError for a name that is none, and for a given one that another checkout has.
     """
-    name = os.environ.get("MOXIN_INSTALLATION") or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{user()}-{ROOT.name}").strip("-.")
+    given = os.environ.get("MOXIN_INSTALLATION")
+    name = given or re.sub(r"[^A-Za-z0-9._-]+", "-", f"{user()}-{ROOT.name}").strip("-.")
     check_name("MOXIN_INSTALLATION =", name)
-    return name
+    others = {str(row["path"]) for row in known if f"{OF}{name}" in row["tags"]} - {str(ROOT)}
+    held = [path for path in sorted(others) if Path(path).is_dir()]
+    if not held:
+        return name
+    if given:
+        raise ConfigError(f"another checkout, {held[0]}, is the installation {name}: set MOXIN_INSTALLATION")
+    return f"{name[:56]}-{sha256(str(ROOT).encode())[:6]}"
 
 
 def register(settings: Settings, say: Callable[[str], object] = lambda text: None) -> int:
@@ -92,8 +101,8 @@ def register(settings: Settings, say: Callable[[str], object] = lambda text: Non
 
     flows = {ENTRYPOINT: moxin, REHEARSAL: rehearse, SWEEP: sweep}
     schemas = {entry: parameter_schema(flow).model_dump_for_openapi() for entry, flow in flows.items()}
-    name = installation()
     known: list[dict[str, Any]] = _registered(settings)
+    name = installation(known)
     suffix = _suffix(known, name, say)
     flow_id = call_api(settings, "POST", "/flows/", {"name": moxin.name})["id"]
     fixed = {
@@ -136,9 +145,6 @@ def _suffix(known: Sequence[Mapping[str, Any]], name: str, say: Callable[[str], 
         say(f"the deployments of {plain['path']}, which is gone, are this checkout's now")
         return ""
     suffix = f"-{name}"
-    taken = next((row for row in known if row["name"] == f"full{suffix}" and row["path"] != str(ROOT)), None)
-    if taken is not None and Path(str(taken["path"])).is_dir():
-        raise ConfigError(f"another checkout, {taken['path']}, is the installation {name}: set MOXIN_INSTALLATION")
     owner = next((tag.removeprefix(OF) for tag in plain["tags"] if tag.startswith(OF)), "another checkout")
     say(
         f"moxin/full belongs to {owner} ({plain['path']}): this checkout's deployments are moxin/full{suffix} and so on"

@@ -30,7 +30,7 @@ from stages.core.testing import local_artifact
 from stages.lib.data import task
 from stages.lib.formats import compression, documents, json_rows, suites, tensor_file, vocabulary
 from stages.lib.formats.shards import Shards, ShardWriter
-from stages.lib.vision import images
+from stages.lib.vision.image_decoding import ImageProblem, decode
 from tests.support import probe_pipeline
 from tests.support.memory_store import World
 
@@ -130,9 +130,9 @@ READERS = (
            lambda p: tensor_file.read_header(io.BytesIO(p.read_bytes()), p.stat().st_size), (ValueError,)),
     Reader("tokenizer.json", _tokenizer, vocabulary.read),
     Reader("index.json", lambda folder: (_shards(folder) / "index.json").read_bytes(), lambda path: _windows(path)),
-    Reader("picture.png", _image("PNG"), lambda path: images.decode(path.read_bytes()), (images.ImageProblem,)),
-    Reader("picture.jpg", _image("JPEG"), lambda path: images.decode(path.read_bytes()), (images.ImageProblem,)),
-    Reader("picture.webp", _image("WEBP"), lambda path: images.decode(path.read_bytes()), (images.ImageProblem,)),
+    Reader("picture.png", _image("PNG"), lambda path: decode(path.read_bytes()), (ImageProblem,)),
+    Reader("picture.jpg", _image("JPEG"), lambda path: decode(path.read_bytes()), (ImageProblem,)),
+    Reader("picture.webp", _image("WEBP"), lambda path: decode(path.read_bytes()), (ImageProblem,)),
     Reader("test.toml", lambda _: probe_pipeline.PROFILE.encode(),
            lambda path: profiles.load("test", PIPELINE, (), path.parent)),
 )  # fmt: skip

@@ -12,6 +12,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows import deploy
 from flows.settings import Settings
+from stages.core.errors import ConfigError
 from stages.core.files import ROOT
 from stages.core.messages import StoreAddress
 
@@ -54,5 +55,27 @@ def test_deployments_of_older_code_are_replaced(tmp_path: Path, monkeypatch: pyt
         deploy.register(settings, said.append)
         assert {row.name for row in client.read_deployments()} == plain | {"full-bob"}
         monkeypatch.setattr(deploy, "ROOT", ROOT)
+        monkeypatch.delenv("MOXIN_INSTALLATION")
         deploy.register(settings, said.append)
         assert {row.name for row in client.read_deployments()} == {"full", "full-bob"}
+
+
+def test_checkouts_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three folders called moxin share a server: each has a name of its own, and keeps it."""
+    monkeypatch.delenv("MOXIN_INSTALLATION", raising=False)
+    monkeypatch.setattr(deploy, "user", lambda: "ann")
+    known: list[dict[str, object]] = []
+    names: dict[Path, str] = {}
+    for place in [tmp_path / letter / "moxin" for letter in "abcabc"]:
+        place.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(deploy, "ROOT", place)
+        name = deploy.installation(known)
+        assert names.setdefault(place, name) == name
+        known.append({"path": str(place), "tags": ["moxin", f"{deploy.OF}{name}"]})
+    first, *others = names.values()
+    assert first == "ann-moxin"
+    assert len(set(others)) == 2
+    assert all(name.startswith("ann-moxin-") for name in others)
+    monkeypatch.setenv("MOXIN_INSTALLATION", first)
+    with pytest.raises(ConfigError, match="is the installation ann-moxin: set MOXIN_INSTALLATION"):
+        deploy.installation(known)
