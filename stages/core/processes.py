@@ -26,19 +26,15 @@ def host_identity() -> str:
 def process_identity(pid: int | None = None) -> str:
     """A process by number and start time, so that a reused number is not mistaken for it."""
     pid = pid or os.getpid()
-    try:
-        start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        start = "0"
-    return f"{pid}:{start}"
+    fields = _stat(pid)
+    return f"{pid}:{fields[19] if fields else 0}"
 
 
 def process_alive(identity: str) -> bool:
     """Whether the process that `process_identity` named still runs (zombies do not count)."""
     pid, _, start = identity.partition(":")
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    fields = _stat(pid)
+    if not fields:
         return not Path("/proc/self/stat").exists()  # without /proc nothing can be said: trust the expiry alone
     return fields[19] == start and fields[0] not in "ZX"
 
@@ -47,19 +43,23 @@ def group_members() -> list[int]:
     """Process numbers of this process's group, without its own."""
     members: list[int] = []
     for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == os.getpgrp() and int(entry.name) != os.getpid():
+        fields = _stat(entry.name)
+        if fields and int(fields[2]) == os.getpgrp() and int(entry.name) != os.getpid():
             members.append(int(entry.name))
     return members
 
 
 def cpu_seconds(pid: int) -> float:
     """Processor time of a process, user and system (proc(5): utime, stime); 0 for one that is gone."""
+    fields = _stat(pid)
+    return 0.0 if not fields else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int | str) -> list[str]:
+    """What the kernel tells of a process from its state on (proc(5): the third field is the first here); nothing of one
+    that is gone. Before it stands its name, which the kernel cuts after 15 bytes, in the middle of a character too.
+    """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return []

@@ -69,5 +69,6 @@ def cut_off(why: bytes) -> None:
         os.write(2, why)
     if os.getpgrp() == os.getpid():
         for child in group_members():
-            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(OSError):  # it has just ended by itself
+                os.kill(child, signal.SIGKILL)
     os._exit(ExitClass.PREEMPTED.code)

@@ -16,6 +16,7 @@ from flows.settings import Settings
 from stages.core.errors import ExitClass
 from stages.core.ledger import Ledger
 from stages.core.messages import StageRequest
+from stages.core.processes import process_alive, process_identity
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
 from tests.support.probe_pipeline import events_of, python_with_probes, request_of, train_request, wait_for
@@ -233,3 +234,18 @@ def test_a_stage_is_cut_off_though_nobody_reads_what_it_says() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL, check=False)
     assert ended.returncode == ExitClass.PREEMPTED.code
+
+
+def test_what_a_stage_started_is_cut_off_whatever_other_processes_do_meanwhile() -> None:
+    """One of them has a name that is no UTF-8 (the kernel cuts names after 15 bytes), one ends before its turn."""
+    code = (
+        "import subprocess; from stages.core import stopping; listed = stopping.group_members;"
+        " open('/proc/self/comm', 'wb').write(b'\\xc3');"
+        " print(subprocess.Popen(['sleep', '600'], stdout=subprocess.DEVNULL).pid, flush=True);"
+        " stopping.group_members = lambda: [1 << 30, *listed()]; stopping.cut_off(b'cut off')"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True, check=False)
+    assert ended.returncode == ExitClass.PREEMPTED.code
+    child = process_identity(int(ended.stdout))
+    wait_for(lambda: not process_alive(child), "the end of what it had started")
