@@ -312,17 +312,17 @@ class Execution:
         if there is not None and there[0].holder:
             launcher = self._launcher_for(node)
             lease = Lease(key=resolved.key, epoch=there[0].epoch, holder=there[0].holder)
-            if adopted := take_over(self.ledger, launcher, there[0], self._job(node, resolved, lease)):
-                self._leases.adopted(adopted.lease)
-                self.tell(node.name, "log", level="info", message=adopted.message)
-                return adopted.lease, adopted.handle
+            if job := take_over(self.ledger, launcher, there[0], self._job(node, resolved, lease)):
+                self._leases.taken_over(job.lease)
+                self.tell(node.name, "log", level="info", message=job.message)
+                return job.lease, job.handle
         return self._leases.take(resolved.key), None
 
     def _give_back(self, node: Node, lease: Lease) -> None:
         self._quietly(node, "giving the lease back", lambda: self._leases.release(lease))
 
     def _attempt(
-        self, node: Node, resolved: Resolved, config: StageConfig, lease: Lease, reason: str, adopted: Handle | None
+        self, node: Node, resolved: Resolved, config: StageConfig, lease: Lease, reason: str, taken_over: Handle | None
     ) -> tuple[ExitClass, str]:
         """Launch once and follow it to its end; the exit class and the line that says why. The lease is given back."""
         launcher = self._launcher_for(node)
@@ -330,12 +330,12 @@ class Execution:
             key=resolved.key, epoch=lease.epoch, node=node.name, run_id=self.run_id, launcher=launcher.name,
             started_at=now(),
         )  # fmt: skip
-        exit_class, message, taken_over = ExitClass.PREEMPTED, "the run is stopping", False
+        exit_class, message, left_to_another = ExitClass.PREEMPTED, "the run is stopping", False
         try:
             if self._stopping.is_set():
                 return exit_class, message
             exit_class, message = ExitClass.INFRA, "it could not be started"
-            if resolved.result is not None and adopted is None and resolved.key not in self._clean:
+            if resolved.result is not None and taken_over is None and resolved.key not in self._clean:
                 # a rerun of a finished key starts clean; where nobody forced it (a damaged result) it goes on from its
                 # own interrupted attempt
                 forced = self.force and node.name in self.selected
@@ -344,9 +344,9 @@ class Execution:
             self.ledger.record_attempt(record)
             self.tell(node.name, "state", state="running", message=reason)
             job = self._job(node, resolved, lease, config)
-            handle = adopted or launcher.start(job)
+            handle = taken_over or launcher.start(job)
             if self.spending:
-                handle = self.spending.metered(node.name, handle, launcher.detached, adopted is not None)
+                handle = self.spending.metered(node.name, handle, launcher.detached, taken_over is not None)
             if launcher.detached:
                 record = record.model_copy(update={"job": handle.id})
                 self._record(record, handle)
@@ -355,7 +355,7 @@ class Execution:
             exit_class, message = self._running.follow(node.name, handle, lease, log, ranks, grace)
             self._keep_log(node, lease, log)
         except StageError as error:
-            exit_class, message, taken_over = error.exit_class, str(error), isinstance(error, LeaseTakenOver)
+            exit_class, message, left_to_another = error.exit_class, str(error), isinstance(error, LeaseTakenOver)
         except BaseException as error:
             exit_class, message = ExitClass.BUG, f"{type(error).__name__}: {error}"
             raise
@@ -363,7 +363,7 @@ class Execution:
             if self.spending:
                 self.spending.end(node.name)
             done = record.model_copy(update={"ended_at": now(), "exit_class": exit_class.value, "message": message})
-            if not taken_over:  # else it has not ended, and its record is the other process's to write
+            if not left_to_another:  # else it has not ended, and its record is the other process's to write
                 self._quietly(node, "writing down how the attempt ended", lambda: self.ledger.record_attempt(done))
             self._give_back(node, lease)
         if exit_class is ExitClass.OK:  # its lease is given back: what a later attempt saves is not this one's

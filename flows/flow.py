@@ -140,7 +140,7 @@ def reap_run(flow: Any, flow_run: Any, state: Any) -> None:
     )
     for name in sorted({values.settings.launcher, *values.launchers.values()}):
         stage_launcher = launcher(name, settings)
-        if state.is_cancelled() or not stage_launcher.detached:  # the next run adopts a job that outlives a crash
+        if state.is_cancelled() or not stage_launcher.detached:  # the next run takes over a job that outlives a crash
             stage_launcher.reap(run_id=str(flow_run.id))
 
 

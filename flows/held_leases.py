@@ -31,8 +31,8 @@ class HeldLeases:
             self._held.add((key, lease.epoch))
             return lease
 
-    def adopted(self, lease: Lease) -> None:
-        """Note a lease that came to this run in another way."""
+    def taken_over(self, lease: Lease) -> None:
+        """Note a lease that this run took over with its job (`flows/job_takeover.py`)."""
         with self._lock:
             self._held.add((lease.key, lease.epoch))
 

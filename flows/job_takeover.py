@@ -59,7 +59,7 @@ def take_over(ledger: Ledger, launcher: Launcher, held: LeaseRecord, job: Job) -
     if last is None or last.launcher != launcher.name or not last.job or last.ended_at:
         return None
     message = f"following job {last.job} of an earlier run that was lost"
-    handle: Handle | None = launcher.adopt(last.job, job)
+    handle: Handle | None = launcher.take_over(last.job, job)
     if handle is None:
         outcome = ledger.outcome(held.key, held.epoch)
         if outcome is None or outcome.exit_class not in FINAL:

@@ -231,12 +231,12 @@ class Spending:
 
     # --- attempts -------------------------------------------------------------------------------------------------
 
-    def metered(self, name: str, handle: Handle, queues: bool, adopted: bool) -> Handle:
-        """A job whose time is counted: from now on, or from its first word where it may wait in a queue. adopted: the
-        job of a lost run, which counted it too.
+    def metered(self, name: str, handle: Handle, queues: bool, taken_over: bool) -> Handle:
+        """A job whose time is counted: from now on, or from its first word where it may wait in a queue. taken_over:
+        the job of a lost run, which counted it too.
         """
         with self._lock:
-            if adopted:
+            if taken_over:
                 self._before.pop(name, None)
             if not queues:
                 self._begin(name, self._clock())

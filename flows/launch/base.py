@@ -288,13 +288,13 @@ class Launcher(Protocol):
 
     name: ClassVar[str]
     detached: ClassVar[bool]
-    """Whether a job goes on without its control plane: one that comes back then adopts it (`adopt`)."""
+    """Whether a job goes on without its control plane: one that comes back then takes it over (`take_over`)."""
 
     def start(self, job: Job) -> Handle:
         """Start a job. Raises InfraError when it cannot."""
         ...
 
-    def adopt(self, id: str, job: Job) -> Handle | None:
+    def take_over(self, id: str, job: Job) -> Handle | None:
         """Follow a job that another control plane started; None when it is over, or when jobs do not outlive theirs."""
         ...
 

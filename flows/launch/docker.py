@@ -260,7 +260,7 @@ class DockerLauncher:
 
     # --- leftovers --------------------------------------------------------------------------------------------------
 
-    def adopt(self, id: str, job: Job) -> None:
+    def take_over(self, id: str, job: Job) -> None:
         return None  # a stage ends with its control plane
 
     def reap(self, run_id: str | None = None) -> list[str]:

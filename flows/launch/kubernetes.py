@@ -261,7 +261,7 @@ class KubernetesLauncher:
         core, batch = self._clients()
         return IndexedJobs(job, self._site, self._installation, core, batch, owner)
 
-    def adopt(self, id: str, job: Job) -> KubernetesHandle | None:
+    def take_over(self, id: str, job: Job) -> KubernetesHandle | None:
         """Follow a Job that another control plane started; None when it is over or gone. Raises InfraError when the
         server does not say: a second Job must not begin beside the first.
         """
@@ -281,7 +281,7 @@ class KubernetesLauncher:
         return KubernetesHandle(core, batch, self._site.namespace, id, job.request.node, arrays)
 
     def reap(self, run_id: str | None = None) -> list[str]:
-        if run_id is None:  # what a dead control plane left is adopted, not killed
+        if run_id is None:  # what a dead control plane left is taken over, not killed
             return []
         core, batch = self._clients()
         with _errors("list jobs"):

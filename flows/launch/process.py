@@ -173,7 +173,7 @@ class ProcessLauncher:
         }
         return env
 
-    def adopt(self, id: str, job: Job) -> None:
+    def take_over(self, id: str, job: Job) -> None:
         return None  # a stage ends with its control plane
 
     def reap(self, run_id: str | None = None) -> list[str]:

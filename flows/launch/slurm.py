@@ -1,7 +1,7 @@
 """Run a stage as a Slurm job: `sbatch` with the node's resources, events read from the job's output file.
 
 A job outlives this process. Its number is in the ledger's record of the attempt, so that a flow that comes back follows
-the same job (`adopt`) instead of starting another. A requeued job keeps its number, its request and its epoch, and
+the same job (`take_over`) instead of starting another. A requeued job keeps its number, its request and its epoch, and
 resumes from its own checkpoint. Request, secrets and output lie in a folder that login and compute nodes share
 (Site.folder).
 """
@@ -196,7 +196,7 @@ class SlurmLauncher:
         arrays = JobArrays(job, self._site, self._folder, self._installation) if uses_arrays(job) else None
         return SlurmHandle(number, self._base(job), job.request.node, self._site.poll_seconds, arrays)
 
-    def adopt(self, id: str, job: Job) -> SlurmHandle | None:
+    def take_over(self, id: str, job: Job) -> SlurmHandle | None:
         """Follow a job that another control plane started; None when it is over or unknown."""
         with contextlib.suppress(InfraError):
             state, _, _ = job_state(id)
@@ -205,7 +205,7 @@ class SlurmLauncher:
         return None
 
     def reap(self, run_id: str | None = None) -> list[str]:
-        if run_id is None:  # a job that a dead control plane left is adopted, not killed
+        if run_id is None:  # a job that a dead control plane left is taken over, not killed
             self._remove_leftovers()
             return []
         numbers = list(queued_jobs(f"moxin:{self._installation}:{run_id}:"))

@@ -1,1 +1,1 @@
-"""The tokenizer: trained on the corpus, or an existing one taken over."""
+"""The tokenizer: trained on the corpus, or an adopted one."""

@@ -46,7 +46,7 @@ class TokenizerConfig(StageConfig):
     )
 
     def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
-        """A vocabulary that is taken over is as large as it is."""
+        """A vocabulary that is adopted is as large as it is."""
         return values | {"vocab_size": self.vocab_size} if self.origin == "adopt" else values
 
 

@@ -80,8 +80,8 @@ class Protocol(RuleBasedStateMachine):
         if before is not None and not actor.forced:
             return
         replaces = before[1] if before else None
-        if detached and (adopted := self.adopted(ledger, key)):
-            self.follow(actor, ledger, adopted)
+        if detached and (lease := self.taken_over(ledger, key)):
+            self.follow(actor, ledger, lease)
             return
         lease = ledger.acquire(key, f"run {actor.machine.name}")
         actor.marks["lease"] = lease
@@ -120,7 +120,7 @@ class Protocol(RuleBasedStateMachine):
         if manifest is not None and manifest[0].attempt.epoch == lease.epoch:
             ledger.drop_checkpoints(lease.key, before=lease.epoch + 1)
 
-    def adopted(self, ledger: Ledger, key: str) -> Lease | None:
+    def taken_over(self, ledger: Ledger, key: str) -> Lease | None:
         there = ledger.lease(key)
         if there is None or there[0].live or not there[0].holder:
             return None

@@ -159,9 +159,9 @@ def test_a_control_plane_that_comes_back_follows_the_same_array(
     control.wait()
     control.stdout.close()
     wait_for(lambda: len(attempts.receipts("sign")) > 2, "an array that goes on by itself")
-    adopted = SlurmLauncher(settings, Site(poll_seconds=0.5)).adopt(number, job)
-    assert adopted is not None
-    code, events_after = finish(adopted)
+    taken_over = SlurmLauncher(settings, Site(poll_seconds=0.5)).take_over(number, job)
+    assert taken_over is not None
+    code, events_after = finish(taken_over)
     assert code == 0, events_after
     same(ledger, KEY, wanted)
     said = arrays(before) + arrays(events_after)

@@ -106,7 +106,7 @@ class ScriptedLauncher:
         self.handles.append(ScriptedHandle(self.events, self.code, self.until_stopped))
         return self.handles[-1]
 
-    def adopt(self, id: str, job: Job) -> None:
+    def take_over(self, id: str, job: Job) -> None:
         return None  # a stage ends with its control plane
 
     def reap(self, run_id: str | None = None) -> list[str]:

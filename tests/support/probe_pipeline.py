@@ -142,7 +142,7 @@ class InlineLauncher:
         self.handles.append(handle)
         return handle
 
-    def adopt(self, id: str, job: Job) -> None:
+    def take_over(self, id: str, job: Job) -> None:
         return None  # a stage ends with its control plane
 
     def reap(self, run_id: str | None = None) -> list[str]:

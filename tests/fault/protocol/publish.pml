@@ -89,7 +89,7 @@ over: skip
 }
 
 /* another run takes over the job of a dead one: same epoch, another follower */
-proctype adopter(byte me) {
+proctype takeover(byte me) {
     byte seen, who;
     atomic { seen = epoch; who = follower };
     atomic {
@@ -135,5 +135,5 @@ next:   skip
 }
 
 init {
-    atomic { run attempt(0); run attempt(1); run adopter(2) }
+    atomic { run attempt(0); run attempt(1); run takeover(2) }
 }

@@ -253,8 +253,8 @@ def test_a_former_follower_can_neither_renew_nor_release_a_lease_that_was_taken_
     """The job keeps its lease and publishes; of the two control planes that know it, the later one alone follows it."""
     former = ledger.acquire(KEY, "run", seconds=-1)
     monkeypatch.setattr(leases, "process_identity", lambda: "4711:1")
-    adopted = ledger.take_over(KEY)
-    assert adopted == former, "the job was started with it"
+    taken_over = ledger.take_over(KEY)
+    assert taken_over == former, "the job was started with it"
     monkeypatch.undo()
     with pytest.raises(LeaseTakenOver, match="taken over by another process, which follows the job now"):
         ledger.renew(former)
@@ -263,6 +263,6 @@ def test_a_former_follower_can_neither_renew_nor_release_a_lease_that_was_taken_
     assert held is not None
     assert (held[0].holder, held[0].process) == ("run", "4711:1")
     monkeypatch.setattr(leases, "process_identity", lambda: "4711:1")
-    ledger.renew(adopted)
+    ledger.renew(taken_over)
     monkeypatch.undo()
     ledger.publish(result_with(), former)

@@ -33,7 +33,7 @@ class DetachedLauncher(ScriptedLauncher):
     detached: ClassVar[bool] = True
     runs = True
 
-    def adopt(self, id: str, job: Job) -> ScriptedHandle | None:  # type: ignore[override]
+    def take_over(self, id: str, job: Job) -> ScriptedHandle | None:  # type: ignore[override]
         return ScriptedHandle([CONFIG_DONE], 64, False) if self.runs and id == "j" else None
 
 

@@ -94,14 +94,14 @@ def test_the_table_has_the_dearest_node_first_and_the_sum_last() -> None:
 
 def test_an_attempt_costs_what_is_held_for_it_and_its_result_knows_better() -> None:
     run, clock = spent_of()
-    run.metered("data", Scripted(), queues=False, adopted=False)
+    run.metered("data", Scripted(), queues=False, taken_over=False)
     clock.now += 3600
     assert run.spent == pytest.approx(2.0), "four cores for an hour"
     assert run.rest == pytest.approx(66.0)
     run.end("data")
     assert run.spent == pytest.approx(2.0), "failed: it is paid for"
     assert run.rest == pytest.approx(68.0), "and begins anew"
-    run.metered("data", Scripted(), queues=False, adopted=False)
+    run.metered("data", Scripted(), queues=False, taken_over=False)
     clock.now += 3600
     run.end("data")
     outcome = result_with().model_copy(update={"node": "data"})
@@ -115,7 +115,7 @@ def test_waiting_in_a_queue_costs_nothing() -> None:
     run, clock = spent_of()
     begun = clock.now + 7200
     job = Scripted({"event": "log"}, {"event": "begun", "at": begun})
-    handle = run.metered("train", job, queues=True, adopted=False)
+    handle = run.metered("train", job, queues=True, taken_over=False)
     clock.now = begun
     assert run.spent == 0.0
     assert [event["event"] for event in handle.events()] == ["log", "begun"]
@@ -131,11 +131,11 @@ def test_waiting_in_a_queue_costs_nothing() -> None:
 def test_nothing_more_begins_when_the_rest_no_longer_fits() -> None:
     run, clock = spent_of(70.0)
     run.check()
-    run.metered("data", Scripted(), queues=False, adopted=False)
+    run.metered("data", Scripted(), queues=False, taken_over=False)
     clock.now += 3600
     run.end("data")
     run.check()  # 2 + 68
-    run.metered("data", Scripted(), queues=False, adopted=False)
+    run.metered("data", Scripted(), queues=False, taken_over=False)
     clock.now += 3600 * 2.001
     with pytest.raises(OverBudget) as over:
         run.check()
@@ -147,7 +147,7 @@ def test_nothing_more_begins_when_the_rest_no_longer_fits() -> None:
     with pytest.raises(OverBudget):
         run.check()  # a run that has stopped has stopped
     approved, clock = spent_of(1.0, approved=True)
-    approved.metered("train", Scripted(), queues=False, adopted=False)
+    approved.metered("train", Scripted(), queues=False, taken_over=False)
     clock.now += 10**6
     approved.check()
 
@@ -158,10 +158,10 @@ def test_a_run_that_goes_on_after_a_crash_goes_on_with_its_count(tmp_path: Path)
     assert lost.begin(lost=False) == [
         "budget $70.00, estimate $68.00. Not in the sum, as their cost is not known: odd."
     ]
-    lost.metered("data", Scripted(), queues=False, adopted=False)
+    lost.metered("data", Scripted(), queues=False, taken_over=False)
     clock.now += 3600
     lost.end("data")
-    list(lost.metered("train", Scripted({"event": "begun", "at": clock.now}), queues=True, adopted=False).events())
+    list(lost.metered("train", Scripted({"event": "begun", "at": clock.now}), queues=True, taken_over=False).events())
     clock.now += 61
     lost._event("train", {"event": "metric"})  # written down: 61 s of 16 cards
     dollars = 61 / 3600 * 32
@@ -170,7 +170,7 @@ def test_a_run_that_goes_on_after_a_crash_goes_on_with_its_count(tmp_path: Path)
         again.begin(lost=True)
     assert again.before == pytest.approx(2 + dollars)
     job = Scripted({"event": "begun", "at": clock.now - 61})
-    list(again.metered("train", job, queues=True, adopted=True).events())
+    list(again.metered("train", job, queues=True, taken_over=True).events())
     assert again.spent == pytest.approx(2 + dollars), "a job that is followed counts once"
     again.finish()
     assert not file.exists()
@@ -197,7 +197,7 @@ def test_the_sum_is_that_of_the_attempts(attempts: list[tuple[str, float, bool]]
     run, clock = spent_of(1e9)
     hourly = {"data": 2.0, "train": 32.0}
     for name, seconds, queues in attempts:
-        handle = run.metered(name, Scripted({"event": "begun", "at": clock.now}), queues=queues, adopted=False)
+        handle = run.metered(name, Scripted({"event": "begun", "at": clock.now}), queues=queues, taken_over=False)
         list(handle.events())
         clock.now += seconds
         run.end(name)

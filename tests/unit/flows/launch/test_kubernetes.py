@@ -297,7 +297,7 @@ def test_a_server_that_does_not_say_whether_a_job_lives_is_asked_again(tmp_path:
 
     cluster.read_namespaced_job_status = away  # type: ignore[method-assign]
     with pytest.raises(InfraError, match="Kubernetes cannot look for job j"):
-        launcher(cluster, tmp_path).adopt("j", job())
+        launcher(cluster, tmp_path).take_over("j", job())
 
 
 def test_a_job_that_somebody_deleted_was_preempted(tmp_path: Path) -> None:
@@ -314,16 +314,16 @@ def test_stopping_gives_the_pods_their_grace(tmp_path: Path) -> None:
     assert cluster.deleted == [("batch.kubernetes.io/job-name=j", 25), ("j", "Background")]
 
 
-def test_only_a_live_job_is_adopted(tmp_path: Path) -> None:
+def test_only_a_live_job_is_taken_over(tmp_path: Path) -> None:
     cluster = Cluster()
-    assert isinstance(launcher(cluster, tmp_path).adopt("j", job()), KubernetesHandle)
+    assert isinstance(launcher(cluster, tmp_path).take_over("j", job()), KubernetesHandle)
     cluster.status = [COMPLETE]
-    assert launcher(cluster, tmp_path).adopt("j", job()) is None
+    assert launcher(cluster, tmp_path).take_over("j", job()) is None
     cluster.status = []
-    assert launcher(cluster, tmp_path).adopt("j", job()) is None
+    assert launcher(cluster, tmp_path).take_over("j", job()) is None
 
 
-def test_reap_deletes_a_runs_jobs_and_leaves_what_can_be_adopted(tmp_path: Path) -> None:
+def test_reap_deletes_a_runs_jobs_and_leaves_what_can_be_taken_over(tmp_path: Path) -> None:
     cluster = Cluster()
     assert launcher(cluster, tmp_path).reap() == []
     assert launcher(cluster, tmp_path).reap("run-1") == ["j"]

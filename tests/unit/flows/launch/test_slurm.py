@@ -355,8 +355,8 @@ def test_what_sbatch_refuses_is_one_line(controller: Path, tmp_path: Path, monke
         launcher(tmp_path).start(job())
 
 
-def test_only_a_live_job_is_adopted(controller: Path, tmp_path: Path) -> None:
-    for value, adopted in (
+def test_only_a_live_job_is_taken_over(controller: Path, tmp_path: Path) -> None:
+    for value, lives in (
         ("RUNNING", True),
         ("PENDING", True),
         ("REQUEUED", True),
@@ -364,9 +364,9 @@ def test_only_a_live_job_is_adopted(controller: Path, tmp_path: Path) -> None:
         ("NODE_FAIL", False),
     ):
         state(controller, value)
-        assert (launcher(tmp_path).adopt("7", job()) is not None) is adopted, value
+        assert (launcher(tmp_path).take_over("7", job()) is not None) is lives, value
     (controller / "scontrol.err").write_text("slurm_load_jobs error: Invalid job id specified\n")
-    assert launcher(tmp_path).adopt("7", job()) is None
+    assert launcher(tmp_path).take_over("7", job()) is None
 
 
 def test_reap_cancels_the_jobs_of_a_run_of_this_installation(controller: Path, tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_reap_cancels_the_jobs_of_a_run_of_this_installation(controller: Path, t
     (controller / "squeue.out").write_text(
         f"7 moxin:{found._installation}:run-1:k:1\n8 moxin:other:run-1:k:1\n9 moxin:{found._installation}:run-2:k:1\n"
     )
-    assert found.reap() == [], "they are adopted, not killed"
+    assert found.reap() == [], "they are taken over, not killed"
     assert found.reap("run-1") == ["7"]
     assert (controller / "calls").read_text().splitlines()[-2:] == [
         "scancel --state=PENDING 7",
