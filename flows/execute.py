@@ -19,6 +19,7 @@ from flows.event_dispatch import EventDispatcher, Observer
 from flows.held_leases import HeldLeases, LeaseWatch
 from flows.job_takeover import take_over
 from flows.launch.base import Handle, Job, Launcher
+from flows.live.attempt_events import local_log
 from flows.plan import Resolved, differences, rerun_reason, resolve
 from flows.profiles import Profile
 from flows.retry import RETRYABLE, Tries, judge
@@ -350,7 +351,7 @@ class Execution:
             if launcher.detached:
                 record = record.model_copy(update={"job": handle.id})
                 self._record(record, handle)
-            log = self.home / "logs" / "stages" / lease.key / f"{lease.epoch:06d}.jsonl"
+            log = local_log(self.home, lease.key, lease.epoch)
             ranks, grace = job.ranks * job.resources.nodes, job.resources.grace_seconds
             exit_class, message = self._running.follow(node.name, handle, lease, log, ranks, grace)
             self._keep_log(node, lease, log)

@@ -94,6 +94,11 @@ def scalars_event(wall_time: float, step: int, values: Mapping[str, float]) -> b
     return _event(wall_time, step, _bytes_field(5, summary))
 
 
+def scalars(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those of a metric event's values that are numbers."""
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
+
+
 class TensorBoardObserver:
     """Writes the metric events of every node of a run, each node into a folder of its own."""
 
@@ -108,8 +113,7 @@ class TensorBoardObserver:
             if file := self._files.pop(node, None):
                 file.close()
         elif event["event"] == "metric":
-            values = {name: value for name, value in event["values"].items() if isinstance(value, int | float)}
-            at, step = time.time(), int(event["step"])
+            values, at, step = scalars(event["values"]), time.time(), int(event["step"])
             file = self._files.get(node) or self._open(node, at, step)
             file.write(record(scalars_event(at, step, values)))
 

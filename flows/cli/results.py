@@ -160,16 +160,12 @@ def _say_event(row: str, all_: bool, json_: bool) -> None:
 def _log_lines(ledger: Any, home: Path, pipeline: Any, values: Any, node: str, key: str) -> Iterator[bytes]:
     """The events of a node's newest attempt: from this machine while it runs, from the store afterwards."""
     from flows.experiments import results
-    from flows.log_lines import FileLines, StoredLines
+    from flows.live.attempt_events import log_of
 
     for each in results.keys(ledger, pipeline, values, node, key):
         for attempt in reversed(ledger.attempts(each)):
-            local = home / "logs" / "stages" / each / f"{attempt.epoch:06d}.jsonl"
-            if local.is_file():
-                yield from FileLines(local)
-                return
-            if (stored := StoredLines(ledger.store, ledger.log_key(each, attempt.epoch))).there:
-                yield from stored
+            if (lines := log_of(ledger, home, attempt)) is not None:
+                yield from lines
                 return
     raise ConfigError(f"node {node} has no attempt in {results.place(values)} yet")
 
