@@ -7,8 +7,9 @@ from typing import Any
 
 from flows.charts import intervals_svg, lines_svg
 from flows.experiments import text
+from flows.report import plots
 from flows.report.markup import Markup, Section, code, figure, items, join, paragraph, table, template
-from flows.report.page import inline_svg
+from flows.report.page import document, inline_svg
 from flows.report.scores import shown
 
 
@@ -19,7 +20,7 @@ def render(data: Mapping[str, Any]) -> str:
     title = f"{' and '.join(names)} compared"
     header = template("comparison.html", title=title, notes=items(data["notes"]) if data["notes"] else "")
     sections = [section for section in parts if section is not None]
-    return str(template("page.html", title=f"Moxin: {title}", header=header, sections=sections))
+    return document(f"Moxin: {title}", header, sections)
 
 
 def _sides(data: Mapping[str, Any]) -> Section:
@@ -65,7 +66,9 @@ def _curves(data: Mapping[str, Any]) -> Section | None:
     pictures: list[Markup] = []
     for curve in data["curves"]:
         drawing = lines_svg(curve["series"], "step", curve["metric"])
-        pictures.append(figure(inline_svg(drawing), f"{curve['node']}: {curve['metric']} against steps."))
+        numbers = plots.lines(curve["series"], "step", curve["metric"], curve["metric"])
+        caption = f"{curve['node']}: {curve['metric']} against steps."
+        pictures.append(plots.figure(inline_svg(drawing), caption, "step", numbers))
     return Section("curves", "Curves", join(*pictures))
 
 

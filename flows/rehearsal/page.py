@@ -46,11 +46,7 @@ def render(report: RehearsalReport) -> str:
     if report.machine:
         facts.append(("control plane's machine", report.machine))
     header = markup.template("rehearsal_header.html", profile=report.profile, facts=facts)
-    return str(
-        markup.template(
-            "page.html", title=f"Moxin: {report.profile}, rehearsal {report.level}", header=header, sections=sections
-        )
-    )
+    return page.document(f"Moxin: {report.profile}, rehearsal {report.level}", header, sections)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Markup | str]], numbers: Collection[int] = ()) -> Markup:

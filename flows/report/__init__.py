@@ -1,5 +1,4 @@
-"""The report of a run: one HTML page that stands alone (no script, nothing fetched), from the newest results in the
-ledger.
+"""The report of a run: one HTML page that stands alone (nothing is fetched), from the newest results in the ledger.
 
     moxin report                        writes .moxin/report/<profile>.html, prints the summary
 
@@ -64,7 +63,8 @@ SUMMARIES: list[Callable[[Data], list[str]]] = [
 def render(data: Data) -> str:
     """The page as text."""
     short = [line for make in SUMMARIES[1:] for line in make(data)]  # the first one's facts are the header
-    return page.render(data, overview.header(data, short), [s for make in SECTIONS if (s := make(data)) is not None])
+    sections = [section for make in SECTIONS if (section := make(data)) is not None]
+    return page.document(f"Moxin: run report, profile {data['profile']}", overview.header(data, short), sections)
 
 
 def write(data: Data, path: Path) -> None:

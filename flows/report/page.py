@@ -6,17 +6,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.report.data import Data
+from flows.report import plots
 from flows.report.markup import Markup, Section, template
 from stages.core.errors import InfraError
 from stages.core.files import write_atomically
 
 
-def render(data: Data, header: Markup, sections: Sequence[Section]) -> str:
-    """One HTML document. Style and pictures are in it: it opens the same from a mail, a USB stick or a web server."""
-    return str(
-        template("page.html", title=f"Moxin: run report, profile {data['profile']}", header=header, sections=sections)
-    )
+def document(title: str, header: Markup, sections: Sequence[Section]) -> str:
+    """One HTML document. Style, pictures, numbers and scripts are in it: it opens the same from a mail, a USB stick or
+    a web server, and asks nobody for anything.
+    """
+    return str(template("page.html", title=title, header=header, sections=sections, **plots.of_page(sections)))
 
 
 def write(text: str, path: Path) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.charts import SMOOTHING, Phase, phases_svg
+from flows.report import plots
 from flows.report.data import Data, NodeData, nodes_of
-from flows.report.markup import NONE, Markup, Section, figure, join, number, paragraph, percent, short, table
+from flows.report.markup import NONE, Markup, Section, join, number, paragraph, percent, short, table
 from flows.report.page import inline_svg
 
 
@@ -45,7 +46,8 @@ def losses(data: Data) -> Section | None:
         " documents of its own mixture, so dots of one colour compare with each other, not with those of another"
         " colour."
     )
-    chart = figure(inline_svg(phases_svg(phases(nodes))), caption)
+    stretches = phases(nodes)
+    chart = plots.figure(inline_svg(phases_svg(stretches)), caption, "training tokens", plots.phases(stretches))
     rows = [_row(node) for node in nodes]
     head = (
         "Phase",

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.charts import lines_svg
+from flows.report import plots
 from flows.report.data import Data, NodeData, nodes_of
-from flows.report.markup import Markup, Section, badge, details, figure, join, number, paragraph, table
+from flows.report.markup import Markup, Section, badge, details, join, number, paragraph, table
 from flows.report.page import inline_svg
 from stages.core.errors import InputError
 from stages.lib.formats.paired_eval import Effect, from_stats
@@ -89,12 +90,9 @@ def _charts(stage: str, nodes: Sequence[NodeData]) -> list[Markup]:
             n["name"]: n["result"]["metrics"] for n in nodes if any(metric in row for row in n["result"]["metrics"])
         }
         if series:
-            charts.append(
-                figure(
-                    inline_svg(lines_svg(series, "step", metric, "optimizer steps", label, 2.4)),
-                    f"{ABOUT[stage]}: {label}.",
-                )
-            )
+            drawing = inline_svg(lines_svg(series, "step", metric, "optimizer steps", label, 2.4))
+            numbers = plots.lines(series, "step", metric, label)
+            charts.append(plots.figure(drawing, f"{ABOUT[stage]}: {label}.", "optimizer steps", numbers))
     return charts
 
 

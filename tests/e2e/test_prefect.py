@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
-import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.browser import Browser, open_browser
 from tests.support.installation import Installation, kill, wait_for
 from tests.support.limits import HANG
 
@@ -49,69 +47,10 @@ def test_the_second_page_is_neither_offered_nor_there(installation: Installation
     assert not [word for word in sources if word in ("*", "https:", "http:")]
 
 
-class Browser:
-    """A headless Chromium, by the WebDriver protocol. It can reach no host but this one, and says what it wanted to
-    reach.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._driver = subprocess.Popen(
-            ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert self._driver.stdout is not None
-        line = next(row for row in self._driver.stdout if "successfully on port " in row)
-        self._base = f"http://127.0.0.1:{line.rpartition('on port ')[2].strip().rstrip('.')}"
-        arguments = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-dev-shm-usage",
-            "--disable-gpu",
-            f"--user-data-dir={folder}",
-        ]
-        arguments += [
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-            "--window-size=1400,1000",
-            "--no-proxy-server",
-        ]
-        options = {"args": arguments, "binary": shutil.which("chromium")}
-        wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"performance": "ALL"}}}
-        self._session = "/session/" + self.call("POST", "/session", {"capabilities": wanted})["sessionId"]
-
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            self._base + path, method=method, data=None if body is None else json.dumps(body).encode()
-        )
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=HANG) as answer:
-            return json.loads(answer.read())["value"]
-
-    def do(self, method: str, path: str, body: Any = None) -> Any:
-        return self.call(method, self._session + path, body)
-
-    def script(self, text: str) -> Any:
-        return self.do("POST", "/execute/sync", {"script": text, "args": []})
-
-    def hosts(self) -> set[str]:
-        """Every host that the pages asked since the last call, whether it could be reached or not."""
-        rows = [json.loads(row["message"])["message"] for row in self.do("POST", "/se/log", {"type": "performance"})]
-        sent = [row["params"]["request"]["url"] for row in rows if row["method"] == "Network.requestWillBeSent"]
-        sent += [row["params"]["url"] for row in rows if row["method"] == "Network.webSocketCreated"]
-        return {urlsplit(url).hostname or "" for url in sent if urlsplit(url).scheme in ("http", "https", "ws", "wss")}
-
-    def close(self) -> None:
-        try:
-            self.do("DELETE", "")
-        finally:
-            self._driver.kill()
-            self._driver.wait()
-
-
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:
-    if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        pytest.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
-    found = Browser(tmp_path / "profile")
-    yield found
-    found.close()
+    with open_browser(tmp_path / "profile") as opened:
+        yield opened
 
 
 def test_a_browser_that_clicks_through_the_pages_asks_nobody_else(installation: Installation, browser: Browser) -> None:
