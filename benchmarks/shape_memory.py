@@ -119,7 +119,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.shape_memory", width, str(threads)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         one = json.loads(done.stdout.splitlines()[-1])
-        parts = pretraining_memory.sums(config(width, threads), 1, shape, VOCABULARY)[0]
+        parts = pretraining_memory.on_processors(config(width, threads), 1, shape, VOCABULARY)[0]
         total = sum(parts.values())
         named = ", ".join(f"{name} {value / 1e6:.0f}" for name, value in parts.items() if value)
         print(

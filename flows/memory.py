@@ -124,7 +124,9 @@ def of_node(
     if unknown(stage, config, resources) or stage not in STAGES:
         return None
     processes = resources.ranks * resources.nodes
-    parts, other = STAGES[stage](config, processes, shape, vocabulary)
+    bare = stage == "pretrain" and not resources.gpus
+    formula = pretraining_memory.on_processors if bare else STAGES[stage]
+    parts, other = formula(config, processes, shape, vocabulary)
     machine = resources.memory_gib * GIB
     if not resources.gpus:
         rest = {part: value * resources.ranks for part, value in parts.items() if value}

@@ -70,6 +70,25 @@ def sums(config: Any, processes: int, shape: ModelShape, vocabulary: int) -> Sum
     return max(stages, key=lambda by_part: sum(by_part.values())), {}
 
 
+def on_processors(config: Any, processes: int, shape: ModelShape, vocabulary: int) -> Sums:
+    """Of a process without a GPU.
+
+    One alone, of engine `torch`, has threads that take sequences of a batch each, and hold whole gradients of their own
+    until these are added up (stages/lib/training/gradient_threads.py). Nothing that a backward pass frees on the way is
+    counted as room for them: an allocator keeps it for what is as small (benchmarks/shape_memory.py measured that).
+    """
+    threads = 1 if processes > 1 or config.engine == "colossalai" else config.threads
+    if threads == 1:
+        return sums(config, processes, shape, vocabulary)
+    each = max(1, config.micro_batch_size // threads)
+    pieces = -(-config.global_batch_size // each)
+    flying = min(threads, pieces)
+    together = config.model_copy(update={"micro_batch_size": flying * each})
+    parts, other = sums(together, processes, shape, vocabulary)
+    added_up = FULL * shape.parameters(vocabulary) if pieces > flying else 0.0
+    return parts | {"gradients": added_up + flying * FULL * shape.parameters(vocabulary)}, other
+
+
 def _pass(config: Any, parts: int, shape: ModelShape, vocabulary: int, held: Held, autocast: bool) -> Activations:
     tokens = _tokens(config, parts)
     loss = float(LOGITS * min(LOSS_CHUNK, tokens / held.tensor) * vocabulary)

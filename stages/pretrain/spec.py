@@ -221,7 +221,9 @@ class Pretrain(Stage[PretrainConfig], env="train", revision=5, checkpoints=True,
     @classmethod
     def resources(cls, config: PretrainConfig) -> Resources:
         """For one process; with more, a profile says how many cores and how much memory they have together."""
-        bytes_ = 16 * config.shape.parameters(PAPER_VOCABULARY)  # weights, gradients and two moments in float32
+        threads = config.threads if config.threads > 1 else 0  # each has gradients of its own beside the sum
+        # weights, gradients and two moments in float32
+        bytes_ = (16 + 4 * threads) * config.shape.parameters(PAPER_VOCABULARY)
         return Resources(cpus=config.threads, memory_gib=2 + 1.3 * bytes_ / 2**30)
 
     @classmethod

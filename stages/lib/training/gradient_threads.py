@@ -42,6 +42,7 @@ class GradientThreads:
             for loss, gradients in self._pool.map(work, pieces[start : start + self.threads]):
                 total += loss
                 self._add(parameters, gradients)
+                del gradients  # else the last ones live on beside those of the next pieces
         return total
 
     def total(self, loss_of: Callable[[Piece], Tensor], pieces: Sequence[Piece]) -> Tensor:

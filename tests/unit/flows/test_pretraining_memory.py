@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.pretraining_memory import Held, stage_layers, sums
+from flows.pretraining_memory import Held, on_processors, stage_layers, sums
 from stages.lib.modeling.shape import ModelShape
 from stages.lib.training.parallel_sizes import ParallelSizes
 from stages.pretrain.spec import PretrainConfig
@@ -66,3 +66,20 @@ def test_gemini_cuts_everything_and_a_small_model_is_whole() -> None:
     tiny = ModelShape(layers=2, hidden=32, intermediate=64, heads=4, kv_heads=2, head_dim=8)
     config = PretrainConfig(engine="colossalai", device="cuda", parallel=ParallelSizes(zero=3), shape=tiny)
     assert sums(config, 2, tiny, 400)[0]["weights"] == 2 * tiny.parameters(400)
+
+
+@pytest.mark.parametrize(
+    ("threads", "batch", "micro", "gradients", "rows"),
+    [(1, 8, 2, 1, 2), (2, 8, 2, 3, 2), (2, 2, 2, 2, 2), (4, 8, 2, 5, 4), (4, 3, 2, 3, 3)],
+    ids=["one", "two", "a batch at a time", "more threads than a micro-batch has rows", "than the batch has"],
+)
+def test_each_thread_of_a_lone_process_has_gradients_beside_their_sum(
+    threads: int, batch: int, micro: int, gradients: int, rows: int
+) -> None:
+    config = PretrainConfig(
+        device="cpu", precision="fp32", threads=threads, global_batch_size=batch, micro_batch_size=micro
+    )
+    found = on_processors(config, 1, SHAPE, VOCABULARY)[0]
+    alone = sums(config.model_copy(update={"micro_batch_size": rows}), 1, SHAPE, VOCABULARY)[0]
+    assert found == alone | {"gradients": gradients * 4 * COUNT}
+    assert on_processors(config, batch, SHAPE, VOCABULARY) == sums(config, batch, SHAPE, VOCABULARY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -89,3 +91,23 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
     total = GradientThreads(2).gradients(lambda piece: weight.sum() * piece, [weight], [1, 2, 3], 0.5)
     assert float(total) == 12.0
     assert weight.grad.tolist() == [8.0, 8.0]
+
+
+def test_no_gradients_are_held_beside_the_sum_when_the_next_pieces_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a process has those of one thread more than `flows.pretraining_memory.on_processors` says."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    added: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    add = GradientThreads._add
+
+    def loss_of(piece: int) -> Tensor:
+        alive.append(sum(one() is not None for one in added[1:]))  # the first ones are the sum
+        return (weight * weight).sum() * piece
+
+    def noted(parameters: list[Tensor], gradients: tuple[Tensor, ...]) -> None:
+        added.extend(weakref.ref(gradient) for gradient in gradients)
+        add(parameters, gradients)
+
+    monkeypatch.setattr(GradientThreads, "_add", staticmethod(noted))
+    GradientThreads(1).gradients(loss_of, [weight], [1, 2, 3, 4], 1.0)
+    assert (len(added), alive) == (4, [0, 0, 0, 0])
