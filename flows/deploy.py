@@ -4,12 +4,14 @@ moxin/rehearse (flows/rehearsal/run.py), moxin/sweep (flows/sweep.py).
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows import node_form, profiles
 from flows.experiments.naming import check_name, user
 from flows.local_services.prefect import POOL, call_api
 from flows.settings import Settings
@@ -101,6 +103,7 @@ def register(settings: Settings, say: Callable[[str], object] = lambda text: Non
 
     flows = {ENTRYPOINT: moxin, REHEARSAL: rehearse, SWEEP: sweep}
     schemas = {entry: parameter_schema(flow).model_dump_for_openapi() for entry, flow in flows.items()}
+    values = _profiles(say)
     known: list[dict[str, Any]] = _registered(settings)
     name = installation(known)
     suffix = _suffix(known, name, say)
@@ -112,17 +115,51 @@ def register(settings: Settings, say: Callable[[str], object] = lambda text: Non
         "work_pool_name": POOL,
     }
     rows = deployments()
+    schedules = {str(row["name"]): _schedules(row) for row in known if row["path"] == str(ROOT)}
     for row in rows:
         kept = {key: value for key, value in row.items() if key != "work_pool"}
         kept["name"] = row["name"] + suffix
+        kept["schedules"] = schedules.get(kept["name"], [])
         kept["tags"] = [*row["tags"], f"{OF}{name}"]
-        kept["parameter_openapi_schema"] = schemas.get(row["entrypoint"], schemas[ENTRYPOINT])
+        kept["parameter_openapi_schema"] = _form(row, schemas.get(row["entrypoint"], schemas[ENTRYPOINT]), values)
         call_api(settings, "POST", "/deployments/", kept | fixed)
     ours = {row["name"] + suffix for row in rows}
     for old in known:  # of nodes that are gone, or under a former name of this checkout
         if old["path"] == str(ROOT) and old["name"] not in ours and "moxin" in old["tags"]:
             call_api(settings, "DELETE", f"/deployments/{old['id']}")
     return len(rows)
+
+
+def _schedules(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What people have scheduled of a deployment: a server that is told of one anew forgets what it is not told of."""
+    kept = ("schedule", "active", "parameters", "slug")
+    return [{key: one.get(key) for key in kept} for one in row.get("schedules") or ()]
+
+
+def _profiles(say: Callable[[str], object]) -> list[profiles.Profile]:
+    """The profiles whose values forms show. One that cannot be read keeps nobody from his work with the others."""
+    values: list[profiles.Profile] = []
+    for name in profiles.names():
+        try:
+            values.append(profiles.load(name, PIPELINE))
+        except ConfigError as error:
+            say(f"the forms do not show the values of profile {name}: {error}")
+    return values
+
+
+def _form(row: Mapping[str, Any], schema: Mapping[str, Any], values: Sequence[profiles.Profile]) -> dict[str, Any]:
+    """The form of a deployment: of a node's with its own fields, of another one without any."""
+    form = copy.deepcopy(dict(schema))
+    if (select := row["parameters"]["select"]) not in PIPELINE:
+        form["properties"].pop("fields", None)
+        return form
+    typed = node_form.schema(PIPELINE.nodes[select], values)
+    form["definitions"] = {**form.get("definitions", {}), **typed["definitions"]}
+    kept = {"title": "fields", "description": form["properties"]["fields"]["description"], "position": len(PIPELINE)}
+    form["properties"]["fields"] = {
+        **kept, "type": "object", "properties": typed["properties"], "additionalProperties": False
+    }  # fmt: skip
+    return form
 
 
 def _registered(settings: Settings) -> list[dict[str, Any]]:

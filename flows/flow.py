@@ -21,9 +21,18 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field
 
-from flows import cost, experiments, form, garbage_collection, prefect_artifacts, preflight, profiles, spending
+from flows import (
+    cost,
+    experiments,
+    form,
+    garbage_collection,
+    node_form,
+    prefect_artifacts,
+    preflight,
+    profiles,
+    spending,
+)
 from flows.event_dispatch import Observer
 from flows.execute import Execution, Outcome
 from flows.launch import Launcher, launcher
@@ -50,7 +59,7 @@ else:
     ProfileName = StrEnum("ProfileName", {name: name for name in profiles.names()})
     """The profiles in infra/profiles, as a drop-down in the UI."""
 
-ProfileField = Annotated[ProfileName, Field(description="The values of the run: infra/profiles/<name>.toml")]
+ProfileField = Annotated[ProfileName, form.Help("The values of the run: a file of infra/profiles")]
 
 #: Observers that whoever calls the flow in this process adds (the command line's progress display).
 EXTRA_OBSERVERS: list[Observer] = []
@@ -136,7 +145,7 @@ def reap_run(flow: Any, flow_run: Any, state: Any) -> None:
         PIPELINE,
         str(given.get("profile", "tiny")),
         given.get("experiment", ""),
-        given.get("set", ()),
+        node_form.given_overrides(given),
     )
     for name in sorted({values.settings.launcher, *values.launchers.values()}):
         stage_launcher = launcher(name, settings)
@@ -148,7 +157,7 @@ def _run_name() -> str:
     """What a run is called in Prefect's pages: its profile and experiment, what it selects, what it changes."""
     given = cast("dict[str, Any]", flow_run.parameters or {})
     whose = profiles.names_in(str(given.get("profile", "tiny")), given.get("experiment", ""))
-    name = " ".join([whose, str(given.get("select", "full")), *map(str, given.get("set", ()))])
+    name = " ".join([whose, str(given.get("select", "full")), *node_form.given_overrides(given)])
     return name if len(name) <= RUN_NAME else f"{name[: RUN_NAME - 1]}…"
 
 
@@ -166,7 +175,8 @@ def moxin(
     profile: ProfileField = ProfileName("tiny"),
     select: form.Select = "full",
     force: form.Force = False,
-    set: form.Overrides = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
+    fields: form.Fields = {},  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
+    set: form.Overrides = [],  # noqa: B006
     experiment: form.Experiment = "",
     why: form.Why = "",
     plan_only: form.PlanOnly = False,
@@ -177,20 +187,23 @@ def moxin(
     """Run the Moxin pipeline, or a part of it. Finished nodes are answered from the ledger; a broken one resumes."""
     log, api_calls = get_run_logger(), prefect_artifacts.ApiCallQueue()
     run_id = str(flow_run.get_id())
+    overrides = node_form.given_overrides({"fields": fields, "set": set})
     try:
         settings = Settings.load()
-        values = profiles.load(profile.value, PIPELINE, set)
+        values = profiles.load(profile.value, PIPELINE, overrides)
         ledger = Ledger(Store(settings.store))
         ledger.store.probe()
         if experiment:
-            values = experiments.begun(ledger, experiment, profile.value, PIPELINE, set, why)
+            values = experiments.begun(ledger, experiment, profile.value, PIPELINE, overrides, why)
         for warning in _warnings(values, restarts):
             log.warning("%s", warning)
         plans = make_plan(PIPELINE, values, ledger, select, force)
         api_calls.put("plan", lambda: prefect_artifacts.plan_table(plans))
         for plan in plans:
             log.info("%-20s %-8s %s", plan.node.name, plan.state.value, plan.reason)
-        spent = spending_of(plans, values, ledger, budget, approve, settings.home, (select, *set)) if budget else None
+        spent = (
+            spending_of(plans, values, ledger, budget, approve, settings.home, (select, *overrides)) if budget else None
+        )
         if spent:
             api_calls.put("budget", lambda: prefect_artifacts.budget_table(spent.rows))
         if plan_only:

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 from flows.lost_runs import RESTARTS
 
+
+@dataclass(frozen=True)
+class Help:
+    """What a field is for. Prefect gives each parameter a Field of its own, whose missing description would win over
+    that of a Field here.
+    """
+
+    text: str
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), "description": self.text}
+
+
 Select = Annotated[
     str,
-    Field(
-        description=(
-            "Which nodes: 'full', or names and stages separated by commas; 'x+' adds what follows, '+x' what x needs"
-        )
-    ),
+    Help("Which nodes: 'full', or names and stages separated by commas; 'x+' adds what follows, '+x' what x needs"),
 ]
-Force = Annotated[bool, Field(description="Run the selected nodes even if the ledger has their results")]
+Force = Annotated[bool, Help("Run the selected nodes even if the ledger has their results")]
 Overrides = Annotated[
     list[str],
-    Field(
-        description=(
-            "Overrides on top of the profile, each 'node.field=value', for example pretrain_1.learning_rate=1e-3"
-        )
-    ),
+    Help("Overrides on top of the profile, each 'node.field=value', for example pretrain_1.learning_rate=1e-3"),
 ]
-Experiment = Annotated[
-    str, Field(description="A name for these settings: their results are found by it, and no other name moves")
+Fields = Annotated[
+    dict[str, dict[str, Any]],
+    Help("The same for one node, field by field: what is left empty stays as the profile says"),
 ]
-Why = Annotated[str, Field(description="What the experiment is for, kept with its name")]
-PlanOnly = Annotated[bool, Field(description="Show the plan as a table and run nothing")]
+Experiment = Annotated[str, Help("A name for these settings: their results are found by it, and no other name moves")]
+Why = Annotated[str, Help("What the experiment is for, kept with its name")]
+PlanOnly = Annotated[bool, Help("Show the plan as a table and run nothing")]
 Budget = Annotated[
     float | None,
-    Field(
-        gt=0,
-        allow_inf_nan=False,
-        description=(
-            "Dollars that this run may cost: it does not begin above them, and begins no further node that would lead"
-            " above them"
-        ),
+    Field(gt=0, allow_inf_nan=False),
+    Help(
+        "Dollars that this run may cost: it does not begin above them, and begins no further node that would lead above"
+        " them"
     ),
 ]
-Approve = Annotated[bool, Field(description="Run although the budget may not do; what is spent is counted")]
-Restarts = Annotated[
-    int, Field(ge=0, le=RESTARTS, description="How often this was started again by itself, after crashes")
-]
+Approve = Annotated[bool, Help("Run although the budget may not do; what is spent is counted")]
+Restarts = Annotated[int, Field(ge=0, le=RESTARTS), Help("How often this was started again by itself, after crashes")]

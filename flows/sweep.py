@@ -16,7 +16,6 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field
 
 from flows import flow as run_flow
 from flows import form, prefect_artifacts, preflight
@@ -53,14 +52,10 @@ def _run_name() -> str:
     validate_parameters=True,
 )
 def sweep(
-    name: Annotated[str, Field(description="Of the sweep: its points are the experiments NAME.value")],
+    name: Annotated[str, form.Help("Of the sweep: its points are the experiments NAME.value")],
     profile: run_flow.ProfileField = ProfileName("tiny"),
-    grid: Annotated[
-        list[str], Field(description="Axes, each 'node.field=[value, value]': every combination is a point")
-    ] = [],  # noqa: B006 - Prefect shows a literal default in the form
-    points: Annotated[
-        list[str], Field(description="Points of their own, each 'node.field=value node.field=value'")
-    ] = [],  # noqa: B006
+    grid: Annotated[list[str], form.Help("Axes, each 'node.field=[value, value]': every combination is a point")] = [],  # noqa: B006 - Prefect shows a literal default in the form
+    points: Annotated[list[str], form.Help("Points of their own, each 'node.field=value node.field=value'")] = [],  # noqa: B006
     select: form.Select = "full",
     force: form.Force = False,
     set: form.Overrides = [],  # noqa: B006

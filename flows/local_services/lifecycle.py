@@ -166,10 +166,13 @@ def _external(state: State) -> tuple[bool, bool]:
 
 
 def _code_digest() -> str:
-    """Changes when deployments might: then they are registered again."""
+    """Changes when deployments and their forms might: then they are registered again."""
     from stages.core.keys import sha256
 
-    files = [ROOT / "stages" / "pipeline.py", ROOT / "flows" / "flow.py", ROOT / "flows" / "deploy.py"]
+    flows, stages = ROOT / "flows", ROOT / "stages"
+    files = [stages / "pipeline.py", flows / "deploy.py", flows / "form.py", flows / "node_form.py"]
+    files += [flows / "flow.py", flows / "sweep.py", flows / "rehearsal" / "run.py"]
+    files += [*sorted(stages.glob("*/spec.py")), *sorted((stages / "lib").rglob("*.py"))]
     files += sorted((DATA / "infra" / "profiles").glob("*.toml"))
     return sha256(b"\0".join(path.read_bytes() for path in files) + str(ROOT).encode())
 

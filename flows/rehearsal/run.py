@@ -17,7 +17,6 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
-from pydantic import Field
 
 from flows import cost, form, prefect_artifacts, profiles, source_checks
 from flows import flow as run_flow
@@ -65,12 +64,12 @@ def rehearse(
     profile: run_flow.ProfileField = ProfileName("tiny"),
     level: Annotated[
         Level,
-        Field(description="wiring: every step of the way, as small as can be; shape: real widths, lengths and batches"),
+        form.Help("wiring: every step of the way, as small as can be; shape: real widths, lengths and batches"),
     ] = "wiring",
     select: form.Select = "full",
     force: form.Force = False,
     set: form.Overrides = [],  # noqa: B006 - Prefect shows a literal default in the form; it is never changed
-    processors: Annotated[bool, Field(description="No GPUs: full precision on processors stands in")] = False,
+    processors: Annotated[bool, form.Help("No GPUs: full precision on processors stands in")] = False,
     budget: form.Budget = None,
     approve: form.Approve = False,
     restarts: form.Restarts = 0,

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
@@ -36,7 +38,21 @@ def test_deployments_of_older_code_are_replaced(tmp_path: Path, monkeypatch: pyt
             assert set(one.tags) - {"data"} == {"moxin", f"installation:{deploy.installation()}"}
             assert one.parameters == {"select": one.name}
             assert one.parameter_openapi_schema is not None
-            assert {"select", "profile", "set"} <= one.parameter_openapi_schema["properties"].keys()
+            form = one.parameter_openapi_schema["properties"]
+            assert {"select", "profile", "set"} <= form.keys()
+            assert all(field["description"] for field in form.values())
+            assert list(form.get("fields", {}).get("properties", ())) == [one.name] * (one.name != "full")
+        node = next(row for row in stored if row.name == last)
+        for wrong in ({"limit": "many"}, {"not_a_field": 1}):
+            with pytest.raises(PrefectHTTPStatusError, match="Validation failed for field"):
+                client.create_flow_run_from_deployment(node.id, parameters={"fields": {last: wrong}})
+
+        # what people have scheduled outlives a new version of the code
+        nightly = CronSchedule(cron="0 3 * * *", timezone="Europe/Berlin")
+        client.create_deployment_schedules(node.id, [(nightly, False)])
+        deploy.register(settings)
+        kept = client.read_deployment(node.id).schedules
+        assert [(one.schedule, one.active) for one in kept] == [(nightly, False)]
 
         # another checkout, which shares the server, has deployments of its own
         said: list[str] = []
