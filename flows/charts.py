@@ -1,6 +1,6 @@
 """Charts as SVG text, drawn with matplotlib: the same curves in the Prefect UI and in the report.
 
-`curves_svg` makes a document of its own, on white. The others make pictures to stand inside a page: no background, and
+`panels_svg` makes a document of its own, on white. The others make pictures to stand inside a page: no background, and
 the page's own text colour and font, so that they follow its dark and light style.
 """
 
@@ -48,25 +48,39 @@ class Phase:
         return [x for x, _ in chosen], [y for _, y in chosen]
 
 
-def curves_svg(
-    series: Mapping[str, Sequence[Mapping[str, float]]], title: str, field: str = "loss", x: str = "step"
+def panels_svg(
+    rows: Sequence[Mapping[str, float]],
+    panels: Sequence[tuple[str, Sequence[str]]],
+    title: str,
+    former: Sequence[Mapping[str, float]] = (),
+    marks: Mapping[str, Sequence[float]] | None = None,
 ) -> str:
-    """Training curves as one SVG document. series: `{name: metric rows}`; `val_<field>` rows are drawn as points."""
+    """One training's metrics against its steps, each panel `(label, metrics)` below the other, as one SVG document.
+
+    `val_` metrics are drawn as points. former: rows of the result before, drawn in grey under them; marks: steps at
+    which something is not right, by metric.
+    """
     with _drawing({}) as figure:
-        canvas = figure((7.2, 3.2))
-        axes = canvas.add_subplot()
-        for index, (name, rows) in enumerate(series.items()):
-            colour = f"C{index}"
-            line = [(row[x], row[field]) for row in rows if field in row and x in row]
-            if line:
-                axes.plot(*zip(*line, strict=True), color=colour, linewidth=1.2, label=name)
-            held_out = [(row[x], row[f"val_{field}"]) for row in rows if f"val_{field}" in row and x in row]
-            if held_out:
-                axes.plot(*zip(*held_out, strict=True), "o", color=colour, markersize=3.5, label=f"{name}, held out")
-        axes.set(title=title, xlabel={"tokens": "training tokens"}.get(x, x), ylabel=field)
-        axes.grid(alpha=0.25)
-        if axes.has_data():
-            axes.legend(frameon=False, fontsize=8)
+        canvas = figure((7.2, 1.1 + 1.3 * (1 + max(1, len(panels)))))
+        heights = [2.0, *[1.0] * (len(panels) - 1)] if panels else [1.0]
+        grid = canvas.subplots(len(heights), sharex=True, height_ratios=heights, squeeze=False)
+        for axes, (label, names) in zip(grid[:, 0], panels, strict=False):
+            for number, name in enumerate(names):
+                style = "o" if name.startswith("val_") else "-"
+                for series, colour, text in ((former, "0.75", f"{name}, before"), (rows, f"C{number}", name)):
+                    line = [(row["step"], row[name]) for row in series if name in row and "step" in row]
+                    if line:
+                        axes.plot(
+                            *zip(*line, strict=True), style, color=colour, linewidth=1.2, markersize=3.5, label=text
+                        )
+                for step in (marks or {}).get(name, ()):
+                    axes.axvline(step, color="#c0312b", linewidth=1.0, linestyle="--", alpha=0.7)
+            axes.set_ylabel(label)
+            axes.grid(alpha=0.25)
+            if axes.has_data() and (len(names) > 1 or former):
+                axes.legend(frameon=False, fontsize=7)
+        grid[0, 0].set_title(title)
+        grid[-1, 0].set_xlabel("step")
         return _text(canvas)
 
 

@@ -10,6 +10,7 @@ result caching stays off: the ledger is the one source of truth.
 import threading
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -36,6 +37,7 @@ from flows import (
 from flows.event_dispatch import Observer
 from flows.execute import Execution, Outcome
 from flows.launch import Launcher, launcher
+from flows.log_lines import metric_rows
 from flows.lost_runs import RESTARTS
 from flows.plan import NodePlan, answered, make_plan
 from flows.rehearsal import planning as rehearsals
@@ -114,7 +116,8 @@ def run_node(name: str, run_id: str) -> State[Any]:
         # of type FAILED: Prefect lets no task begin after a cancelled one, not even by allow_failure
         return State(type=StateType.FAILED, name=SKIPPED, message=message)
     try:
-        with run.execution.events.subscribe(name, prefect_artifacts.TaskObserver(name, run.api_calls)):
+        observer = prefect_artifacts.TaskObserver(name, run.api_calls, partial(_former_rows, run.execution, name))
+        with run.execution.events.subscribe(name, observer):
             outcome = run.execution.node(node, run.results)
     except OverBudget as error:
         return State(type=StateType.FAILED, name=OVER_BUDGET, message=str(error))
@@ -129,8 +132,16 @@ def run_node(name: str, run_id: str) -> State[Any]:
         run.outcomes[name] = outcome
     if outcome.cached:
         return Completed(name="Cached", message=outcome.reason)
-    run.api_calls.put(f"node {name}", lambda: prefect_artifacts.node_artifacts(run.execution.ledger, outcome))
+    ledger, picture = run.execution.ledger, observer.picture
+    run.api_calls.put(f"node {name}", lambda: prefect_artifacts.node_artifacts(ledger, outcome, picture))
     return Completed(message=f"ran in {outcome.seconds:.1f} s")
+
+
+def _former_rows(execution: Execution, name: str) -> list[dict[str, float]]:
+    """Metric rows of the result that a node has had so far: its name moves when the new one is there."""
+    record = execution.ledger.node(execution.profile.names, name)
+    result = execution.ledger.manifest(record.key) if record else None
+    return metric_rows(execution.ledger.store, result[0].metrics_object) if result else []
 
 
 def reap_run(flow: Any, flow_run: Any, state: Any) -> None:

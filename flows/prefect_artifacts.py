@@ -23,11 +23,15 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 
 from flows import report, spending, table_formats
-from flows.charts import curves_svg
+from flows.charts import panels_svg
 from flows.execute import Outcome
+from flows.live.curve_alarms import Alarm, alarms_of
+from flows.live.curves import Curves, panels_of
 from flows.log_lines import metric_rows
 from flows.pacing import Budget, Spacing
 from flows.plan import NodePlan
@@ -38,9 +42,9 @@ from stages.core.artifacts import ArtifactManifest
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
 
-PROGRESS_SECONDS, METRIC_SECONDS = 2.0, 1.0
-"""Between two updates of a progress artifact, each one request to the Prefect API, and between two lines of metrics: at
-first (flows.pacing).
+PROGRESS_SECONDS, METRIC_SECONDS, PICTURE_SECONDS = 2.0, 1.0, 30.0
+"""Between two updates of a progress artifact, each one request to the Prefect API, between two lines of metrics, and
+between two pictures of the curves, each up to a second of a processor: at first (flows.pacing).
 """
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -117,11 +121,51 @@ def short(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__
 
 
+class CurvePicture:
+    """The curves of one node as a picture on its run's page, which is drawn anew as they grow: one artifact a task."""
+
+    def __init__(self, node: str, api_calls: ApiCallQueue, former: Callable[[], Sequence[Mapping[str, float]]]) -> None:
+        """former: reads the rows of the node's result before; asked once, with the first picture."""
+        self.node, self._api_calls = node, api_calls
+        self._read_former, self._former = former, None
+        self._artifact: UUID | None = None
+
+    def show(self, rows: Sequence[Mapping[str, float]], alarms: Sequence[Alarm]) -> None:
+        """Draw these rows, unless newer ones come before it is their turn. Returns at once."""
+        self._api_calls.put(f"curves {self.node}", lambda: self._show(rows, list(alarms)))
+
+    def _show(self, rows: Sequence[Mapping[str, float]], alarms: Sequence[Alarm]) -> None:
+        panels = panels_of(rows)
+        if not panels:
+            return
+        if self._former is None:
+            self._former = self._read_former()
+        marks: dict[str, list[float]] = {}
+        for alarm in alarms:
+            marks.setdefault(alarm.metric, []).append(alarm.step)
+        svg = panels_svg(rows, panels, self.node, self._former, marks)
+        url = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+        about = "\n".join(
+            [f"{self.node}, to step {rows[-1]['step']:,.0f}", *(f"- {a.text}: {a.advice}" for a in alarms)]
+        )
+        if self._artifact is None:
+            artifact = create_image_artifact(image_url=url, key=f"{slug(self.node)}-curves", description=about)
+            self._artifact = artifact if isinstance(artifact, UUID) else None
+        else:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self._artifact, ArtifactUpdate(data=url, description=about))
+
+
 class TaskObserver:
     """Streams the events of one node into its Prefect task run. Make it inside the task."""
 
-    def __init__(self, node: str, api_calls: ApiCallQueue) -> None:
+    def __init__(
+        self, node: str, api_calls: ApiCallQueue, former: Callable[[], Sequence[Mapping[str, float]]] = tuple
+    ) -> None:
+        """former: reads the metric rows of the node's result before, over which the new curves are drawn."""
         self.node, self._api_calls = node, api_calls
+        self.picture, self._curves = CurvePicture(node, api_calls, former), Curves()
+        self._pictures = Spacing(PICTURE_SECONDS)
         self._log = get_run_logger()
         self._artifact: UUID | None = None
         self._lines, self._metrics, self._bars = Budget(), Spacing(METRIC_SECONDS), Spacing(PROGRESS_SECONDS)
@@ -140,8 +184,14 @@ class TaskObserver:
             self._line(logging.INFO, f"checkpoint saved at step {event['step']}")
         elif kind == "state":
             self._log.info("%s%s", event["state"], f": {event['message']}" if event.get("message") else "")
-            if event["state"] in ("done", "failed", "stopped") and self._artifact is not None:
-                self._show(100.0)  # a bar that stands still at less looks as if something went on
+            if event["state"] in ("done", "failed", "stopped"):
+                self._end()
+
+    def _end(self) -> None:
+        if self._artifact is not None:
+            self._show(100.0)  # a bar that stands still at less looks as if something went on
+        if self._curves.rows:
+            self.picture.show(self._curves.rows, self._curves.alarms)
 
     def _line(self, level: int, message: str) -> None:
         if not self._log.isEnabledFor(level):
@@ -152,6 +202,10 @@ class TaskObserver:
             self._log.warning("too many lines for this page; 'moxin logs %s' has them all", self.node)
 
     def _metric(self, event: Mapping[str, Any]) -> None:
+        for alarm in self._curves.add(int(event["step"]), event["values"]):
+            self._line(logging.WARNING, f"{alarm.text}. {alarm.advice}")
+        if self._pictures.due():
+            self.picture.show(self._curves.rows, self._curves.alarms)
         if not self._metrics.due():
             return
         values = "  ".join(f"{name}={value:.4g}" for name, value in event["values"].items())
@@ -193,8 +247,8 @@ def sweep_table(name: str, rows: Sequence[Mapping[str, str]]) -> None:
         get_run_logger().warning("the sweep's table is not on its page: %s", short(error))
 
 
-def node_artifacts(ledger: Ledger, outcome: Outcome) -> None:
-    """A node's statistics as a table, and its loss curve as a picture."""
+def node_artifacts(ledger: Ledger, outcome: Outcome, picture: CurvePicture) -> None:
+    """A node's statistics as a table, and its whole curves in the picture that was drawn while they grew."""
     result = outcome.result
     rows = [{"name": key, "value": _text(value)} for key, value in sorted(result.stats.items())]
     attempt = result.attempt
@@ -209,10 +263,8 @@ def node_artifacts(ledger: Ledger, outcome: Outcome) -> None:
         if manifest.type == "EvalReport":
             _scores(ledger, result.node, port, manifest)
     metrics = metric_rows(ledger.store, result.metrics_object)
-    if any("loss" in row for row in metrics):
-        svg = curves_svg({result.node: metrics}, title=f"{result.node}: loss")
-        url = "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-        create_image_artifact(image_url=url, key=f"{slug(result.node)}-loss", description=f"{result.node}: loss")
+    if metrics:
+        picture.show(metrics, alarms_of(metrics))
 
 
 def _scores(ledger: Ledger, node: str, port: str, manifest: ArtifactManifest) -> None:
