@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import subprocess
+import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from stages.core.files import ROOT
 from tests.support.browser import Browser, open_browser
 from tests.support.installation import Installation, kill, wait_for
 from tests.support.limits import HANG
@@ -53,7 +60,8 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
         yield opened
 
 
-def test_a_browser_that_clicks_through_the_pages_asks_nobody_else(installation: Installation, browser: Browser) -> None:
+def logged_in(installation: Installation, browser: Browser) -> str:
+    """The address of the pages, which the browser may see from now on."""
     from flows import local_services
     from flows.settings import Settings
 
@@ -74,12 +82,17 @@ def test_a_browser_that_clicks_through_the_pages_asks_nobody_else(installation: 
         "the login",
     )
     wait_for(lambda: browser.script("return !!document.querySelector('a[href*=deployments]')"), "the dashboard")
+    return settings.prefect_ui_url
+
+
+def test_a_browser_that_clicks_through_the_pages_asks_nobody_else(installation: Installation, browser: Browser) -> None:
+    address = logged_in(installation, browser)
     asked, seen = browser.hosts(), 0
     pages = browser.script(
         "return [...new Set([...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href')))]"
     )
     for path in [found for found in pages if found.startswith("/")]:
-        browser.do("POST", "/url", {"url": settings.prefect_ui_url + path})
+        browser.open(address + path)
         wait_for(
             lambda: browser.script("return document.readyState === 'complete' && document.body.innerText.length > 0"),
             f"page {path}",
@@ -104,6 +117,74 @@ def test_a_browser_that_clicks_through_the_pages_asks_nobody_else(installation: 
         " 'refused'; } })()"
     )
     assert blocked == "refused"
+
+
+FILL_IN = """
+    const field = name => {
+        const label = [...document.querySelectorAll('.schema-form-property__label')].find(
+            one => one.innerText.startsWith(name + ' '));
+        return label?.closest('.schema-form-property').querySelector('input, select, textarea');
+    };
+    const say = (box, value) => {
+        Object.getOwnPropertyDescriptor(Object.getPrototypeOf(box), 'value').set.call(box, value);
+        for (const kind of ['input', 'change']) box.dispatchEvent(new Event(kind, {bubbles: true}));
+    };
+    if (!field('tokens') || !field('document_mask')) return '';
+    say(field('tokens'), '1');
+    const mask = field('document_mask');
+    say(mask, [...mask.options].find(one => one.text === 'true').value);
+    const seen = document.body.innerText;
+    [...document.querySelectorAll('button')].find(one => one.innerText === 'Submit').click();
+    return seen;
+"""
+"""Of the form of pretrain_1: two fields and the button. The form's text before, as it is shown."""
+
+
+def test_a_node_is_run_from_its_form_and_its_failure_is_told(installation: Installation, browser: Browser) -> None:
+    """Typed fields, none of which says more than was filled in; and an automation, as docs/using.md has it."""
+    from flows.settings import Settings
+
+    call = installation.prefect
+    with listening() as (url, said):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "using.md").read_text(), re.DOTALL)
+        text = next(block for block in blocks if "CallWebhook" in block).replace("https://example.org/hook", url)
+        env = installation.env | Settings.load(installation.home).environment()
+        subprocess.run([sys.executable, "-c", text], env=env, check=True)
+        deployment = call("GET", "/deployments/name/moxin/pretrain_1")
+        address = logged_in(installation, browser)
+        browser.open(f"{address}/deployments/deployment/{deployment['id']}/run")
+        text = wait_for(lambda: browser.script(FILL_IN), "the form")
+        for line in (
+            "Which nodes: 'full', or names and stages separated by commas",
+            "peak (paper 3.4; upstream's scripts: 1e-5, 2e-5) [7b: 2e-06, small: 0.0006, tiny: 0.003]",
+        ):
+            assert line in text
+        query = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}}
+        run = wait_for(lambda: call("POST", "/flow_runs/filter", query), "the run")[0]
+        assert run["parameters"]["fields"] == {"pretrain_1": {"tokens": 1, "document_mask": True}}
+        message = wait_for(lambda: said and said[0], "the notification")
+        assert "tokens = 1 is less than one batch" in message
+        assert message.startswith("tiny pretrain_1 pretrain_1.tokens=1 pretrain_1.document_mask=true: Failed")
+
+
+@contextmanager
+def listening() -> Iterator[tuple[str, list[str]]]:
+    """A webhook on loopback: its address, and what it was told."""
+    said: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            said.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/", said
+        server.shutdown()
 
 
 def test_runs_that_nobody_works_on_any_more_are_closed(installation: Installation) -> None:
