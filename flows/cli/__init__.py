@@ -32,7 +32,7 @@ from flows.cli.sweeping import sweep
 from flows.cli.tables import tables
 from flows.cli.tags import tag
 from flows.cli.verify import verify
-from flows.cli.watching import tensorboard
+from flows.cli.watching import tensorboard, watch
 from flows.terminal_text import line
 from stages.core.errors import ConfigError, StageError
 
@@ -43,7 +43,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Moxin: the whole way from raw pages to a fully open LLM, as one resumable DAG.",
 )
-for _command in (plan, why, run, sweep, rehearse, ls, show, logs, lineage, report, tensorboard, compare, experiments):
+for _command in (
+    plan,
+    why,
+    run,
+    watch,
+    sweep,
+    rehearse,
+    ls,
+    show,
+    logs,
+    lineage,
+    report,
+    tensorboard,
+    compare,
+    experiments,
+):
     app.command()(_command)
 for _command in (adopt, tag, export, tables, release, verify, check, repair, gc, up, down, status):
     app.command()(_command)

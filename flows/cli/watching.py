@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -10,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.common import JsonOption, ProfileOption, SetOption, open_ledger, print_json, read_profile, say
+from flows.cli.common import (
+    ExperimentOption,
+    JsonOption,
+    ProfileOption,
+    SetOption,
+    open_ledger,
+    out,
+    print_json,
+    read_profile,
+    say,
+)
 from flows.terminal_text import counted
 from stages.core.errors import ConfigError
 
@@ -55,6 +66,43 @@ def tensorboard(
         say(f"{counted(len(collected), 'curve')} in {folder}: ", (", ".join(one.run for one in collected), "dim"))
     if not logdir_only:
         _start(folder, port)
+
+
+def watch(
+    profile: ProfileOption = "tiny",
+    experiment: ExperimentOption = "",
+    set_: SetOption = [],  # noqa: B006
+    metric: Annotated[str, typer.Option("--metric", help="draw this one; else the reward, or the loss")] = "",
+    interval: Annotated[float, typer.Option("--interval", min=0.2, help="seconds between two looks")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="look once, and end")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Watch what runs: every node's state, and the curves.
+
+    Each over that of the node's result before. Ctrl-C ends it; runs go on.
+    """
+    import time
+
+    from rich.live import Live
+
+    from flows.live.watch import Watch
+    from flows.live.watch_view import view
+    from flows.settings import home
+
+    with open_ledger() as ledger:
+        watched = Watch(ledger, home(), *read_profile(ledger, profile, experiment, set_))
+        watched.look()
+        if json_:
+            print_json(watched.snapshot())
+            return
+        if once or not out.is_terminal:
+            out.print(view(watched.snapshot(), metric, out.width))
+            return
+        with contextlib.suppress(KeyboardInterrupt), Live(console=out, auto_refresh=False, screen=True) as live:
+            while True:
+                live.update(view(watched.snapshot(), metric, out.width), refresh=True)
+                time.sleep(interval)
+                watched.look()
 
 
 def _start(folder: Path, port: int) -> None:

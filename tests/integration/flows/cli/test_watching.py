@@ -1,15 +1,18 @@
-"""`moxin tensorboard` as it is called."""
+"""`moxin watch` and `moxin tensorboard` as they are called."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from flows.cli import app, watching
 from stages.core.errors import ConfigError
@@ -54,3 +57,19 @@ def test_tensorboard_is_started_on_loopback_or_said_how_to_get(
     assert started == [[*start, "--logdir", folder, "--host", "127.0.0.1", "--port", "7007"]]
     with pytest.raises(ConfigError, match="did you mean"):
         said("tensorboard", "--node", "pretrain_l")
+
+
+def test_watch_looks_once_or_until_it_is_interrupted(said: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(said("watch", "--json"))["running"] == []
+    assert "nothing runs now" in said("watch", "--once")
+    screen = io.StringIO()
+    monkeypatch.setattr(watching, "out", Console(file=screen, force_terminal=True, width=100, height=30))
+
+    def interrupted(seconds: float) -> None:
+        assert seconds == 0.5
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupted)
+    said("watch", "--interval", "0.5")  # ends as if all were said
+    assert "nothing runs now" in screen.getvalue()
+    assert screen.getvalue().endswith("\x1b[?25h\x1b[?1049l"), "the terminal is as it was"
