@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 LOCKS := $(wildcard containers/embedded/*.lock) containers/cuda.lock
 READY := $(VENV)/.ready
 
+# Many images set it, and then every process here compiles each module that it imports anew: seconds of each start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test test-fast test-faults test-upstream protocol check docs setup lock benchmark clean
 
 help:  ## show the targets

@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import time
 
+PROGRESS_SECONDS, METRIC_SECONDS, PICTURE_SECONDS = 2.0, 1.0, 30.0
+"""Between two updates of a progress artifact, each one request to the Prefect API, between two lines of metrics, and
+between two pictures of the curves, each up to a second of a processor: at first.
+"""
 SHARE, LONGEST = 0.01, 300.0
 """Between two values that replace each other: this share of the time so far, and so many seconds at most."""
 LINES, SECONDS_A_LINE = 2_000, 60.0

@@ -33,7 +33,7 @@ from flows.execute import Outcome
 from flows.live.curve_alarms import Alarm, alarms_of
 from flows.live.curves import Curves, panels_of
 from flows.log_lines import metric_rows
-from flows.pacing import Budget, Spacing
+from flows.pacing import METRIC_SECONDS, PICTURE_SECONDS, PROGRESS_SECONDS, Budget, Spacing
 from flows.plan import NodePlan
 from flows.profiles import Profile
 from flows.report import ablation, paper_tables, scores, vision_tables
@@ -42,10 +42,6 @@ from stages.core.artifacts import ArtifactManifest
 from stages.core.graph import Pipeline
 from stages.core.ledger import Ledger
 
-PROGRESS_SECONDS, METRIC_SECONDS, PICTURE_SECONDS = 2.0, 1.0, 30.0
-"""Between two updates of a progress artifact, each one request to the Prefect API, between two lines of metrics, and
-between two pictures of the curves, each up to a second of a processor: at first (flows.pacing).
-"""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 

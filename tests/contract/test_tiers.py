@@ -20,13 +20,12 @@ CASES = {
     ),
     "import socket\n\ndef test_x():\n    try:\n        socket.create_connection(('192.0.2.1', 9), 0.1)\n"
     "    except BaseException:\n        pass\n": "connects to 192.0.2.1",
-    "import torch\n\ndef test_x():\n    weight = torch.nn.Parameter(torch.ones(2))\n"
-    "    optimizer = torch.optim.SGD([weight])\n    for _ in range(100):\n        weight.sum().backward()\n"
-    "        optimizer.step()\n": "100 optimizer steps",
+    "def test_x():\n    import transformers\n": "imports transformers: mark it slow",
+    "import lm_eval\n\ndef test_x():\n    pass\n": "imports lm_eval: inside a test that is marked slow",
 }
 
 
-@pytest.mark.slow  # a pytest of its own, with PyTorch
+@pytest.mark.slow  # a pytest of its own
 def test_what_belongs_elsewhere_fails_in_the_fast_tier(tmp_path: Path) -> None:
     """Each case in a folder beside this tier's own conftest.py, as if it lay in tests/unit."""
     folder = tmp_path / "tests" / "unit"
@@ -35,8 +34,11 @@ def test_what_belongs_elsewhere_fails_in_the_fast_tier(tmp_path: Path) -> None:
         (tmp_path / source).write_text((ROOT / source).read_text(encoding="utf-8"), encoding="utf-8")
     for number, text in enumerate(CASES):
         (folder / f"test_case_{number}.py").write_text(text, encoding="utf-8")
+    for library in ("lm_eval", "transformers"):  # found before the real ones
+        (folder / f"{library}.py").touch()
     (folder / "test_within.py").write_text("def test_x():\n    pass\n", encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(folder)]
+    command.append("--continue-on-collection-errors")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=HANG, check=False)
     for number, said in enumerate(CASES.values()):
@@ -44,6 +46,16 @@ def test_what_belongs_elsewhere_fails_in_the_fast_tier(tmp_path: Path) -> None:
     last = done.stdout.splitlines()[-1]
     assert f"{len(CASES)} errors" in last, done.stdout[-3000:]
     assert "test_within" not in done.stdout
+
+
+def test_what_make_starts_may_keep_compiled_modules() -> None:
+    """Images set PYTHONDONTWRITEBYTECODE: every process of the tests then compiles Kubernetes' client anew."""
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "--eval=show: ; @env", "show"],
+        cwd=ROOT, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "PATH=" in printed
+    assert "PYTHONDONTWRITEBYTECODE" not in printed
 
 
 @pytest.mark.parametrize("target", ["test", "test-fast"])

@@ -13,6 +13,7 @@ from stages.vlm.spec import TrainVlm, VlmConfig
 from tests.support import vision
 from tests.support.pretraining import LENGTH, config
 from tests.support.probe_pipeline import wait_for
+from tests.support.scenes import scenes
 from tests.support.torchrun import started as _start
 from tests.support.torchrun import uploaded_artifacts
 from tests.support.torchrun import uploaded_inputs as _inputs
@@ -50,7 +51,7 @@ def test_two_processes_lose_one_and_one_process_ends_the_run(
 
 def test_the_vlm_trains_in_two_processes(settings: Settings, ledger: Ledger, tmp_path: Path) -> None:
     """Gradients of several micro-batches are exchanged; one result, told once."""
-    train, _ = vision.scenes(tmp_path / "scenes", scenes=8)
+    train, _ = scenes(tmp_path / "scenes", scenes=8)
     towers, seen = vision.features(tmp_path / "features", train)
     inputs = {
         "base": [vision.base_model(tmp_path / "base")],

@@ -1,19 +1,16 @@
-"""What the tests of the vision stages share: a tiny base model, tiny towers, a handful of scenes."""
+"""What the tests of the vision stages share: a tiny base model, tiny towers; their scenes are in `scenes.py`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
 
-from stages.core.artifacts import ImageConversations, ImageFeatures, ImageSuite, Model, VisionTowers
+from stages.core.artifacts import ImageFeatures, Model, VisionTowers
 from stages.core.context import LocalArtifact
 from stages.core.testing import LocalContext, local_artifact
-from stages.image_data.run import run as make_data
-from stages.image_data.spec import ImageDataConfig
 from stages.image_features.run import run as see
 from stages.image_features.spec import ImageFeaturesConfig
 from stages.lib.formats import vocabulary
@@ -79,22 +76,6 @@ def base_model(root: Path, seed: int = 0) -> LocalArtifact:
     )
 
 
-def data_config(**changes: Any) -> ImageDataConfig:
-    """A few small scenes."""
-    values: dict[str, Any] = {"origin": "machine", "scenes": 24, "test_scenes": 20, "test_questions": 12, "size": 32}
-    return ImageDataConfig(**(values | changes))
-
-
-def scenes(root: Path, **changes: Any) -> tuple[LocalArtifact, LocalArtifact]:
-    """Training rows and suite."""
-    ctx = LocalContext(root, data_config(**changes))
-    make_data(ctx)
-    return (
-        local_artifact(ImageConversations, ctx.output("train"), {}, ctx.meta["train"]),
-        local_artifact(ImageSuite, ctx.output("suite"), {}, ctx.meta["suite"]),
-    )
-
-
 def features_config(**changes: Any) -> ImageFeaturesConfig:
     """Drawn towers of this module's shapes."""
     values: dict[str, Any] = {
@@ -116,8 +97,3 @@ def features(root: Path, train: LocalArtifact, **changes: Any) -> tuple[LocalArt
         local_artifact(VisionTowers, ctx.output("towers"), ctx.facets["towers"], ctx.meta["towers"]),
         local_artifact(ImageFeatures, ctx.output("features"), ctx.facets["features"]),
     )
-
-
-def read_jsonl(path: Path) -> list[Any]:
-    """The rows of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""The fast tier's bounds: a test here starts no service and no program that trains, trains no model, and asks nobody
+"""The fast tier's bounds: a test here starts no service and no program that trains, imports no PyTorch, and asks nobody
 beyond loopback.
 
 Whatever does belongs in tests/integration, or in tests/training.
@@ -14,12 +14,11 @@ import pytest
 
 SERVICES = ("weed", "prefect", "dockerd", "slurmctld", "chromium")
 TRAINERS = ("torch.distributed.run", "torchrun", "accelerate", "stages.core.runtime")
-STEPS = 30
-"""Optimizer steps of one test: a step's arithmetic is tested here, a loss that falls is not."""
+LARGE = frozenset({"lm_eval", "prefect", "torch", "transformers"})
+"""Libraries that take seconds to import and much memory, in each worker: for tests that are marked `slow`, inside."""
 
 _broken: list[str] = []
-_inside = _steps = 0
-_counted = False
+_inside = 0
 
 
 class OutOfTier(AssertionError):
@@ -46,11 +45,6 @@ def _refuse(what: str) -> None:
     raise OutOfTier(f"a test of tests/unit {what}: it belongs in tests/integration or tests/training")
 
 
-def _count(*_: Any) -> None:
-    global _steps
-    _steps += 1
-
-
 sys.addaudithook(_watch)
 
 
@@ -60,20 +54,32 @@ def store_server() -> None:
     pytest.fail("tests/unit has no object store: a test that needs one belongs in tests/integration")
 
 
-@pytest.fixture(autouse=True)
-def within_the_tier() -> Iterator[None]:
-    """Fails a test that went out of bounds, even where the code under test caught the refusal."""
-    global _counted, _inside, _steps
-    if not _counted and "torch" in sys.modules:
-        from torch.optim.optimizer import register_optimizer_step_post_hook
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """A file that imports a large library, itself or through what it imports, is no file of this tier."""
+    before = LARGE & sys.modules.keys()
+    report: Any = yield
+    if brought := _large(before):
+        report.outcome, report.result = "failed", []
+        report.longrepr = (
+            f"{collector.nodeid} imports {brought}: inside a test that is marked slow, or in tests/training"
+        )
+    return report
 
-        register_optimizer_step_post_hook(_count)
-        _counted = True
-    _steps, _inside = 0, 1
+
+def _large(before: frozenset[str]) -> str:
+    return ", ".join(sorted((LARGE & sys.modules.keys()) - before))
+
+
+@pytest.fixture(autouse=True)
+def within_the_tier(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that went out of bounds, even where the code under test caught the refusal."""
+    global _inside
+    before, _inside = LARGE & sys.modules.keys(), 1
     _broken.clear()
     yield
     _inside = 0
     if _broken:
         pytest.fail(f"a test of tests/unit {_broken[0]}: it belongs in tests/integration or tests/training")
-    if _steps > STEPS:
-        pytest.fail(f"a test of tests/unit made {_steps} optimizer steps, more than {STEPS}: tests/training")
+    if (brought := _large(before)) and not request.node.get_closest_marker("slow"):
+        pytest.fail(f"a test of tests/unit imports {brought}: mark it slow, or it belongs in tests/training")

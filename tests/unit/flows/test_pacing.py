@@ -7,8 +7,7 @@ import itertools
 import pytest
 
 from flows import pacing
-from flows.pacing import LINES, Budget, Spacing
-from flows.prefect_artifacts import METRIC_SECONDS, PROGRESS_SECONDS
+from flows.pacing import LINES, METRIC_SECONDS, PROGRESS_SECONDS, Budget, Spacing
 
 DAYS_34 = 34 * 86_400
 

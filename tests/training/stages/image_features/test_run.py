@@ -13,12 +13,13 @@ from stages.image_features import run as stage
 from stages.lib.vision import features as stored
 from stages.lib.vision.features import Features
 from tests.support import vision
+from tests.support.scenes import scenes
 
 
 def test_files_hold_a_fixed_number_of_images_and_what_is_done_is_not_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, _ = vision.scenes(tmp_path / "scenes")
+    train, _ = scenes(tmp_path / "scenes")
     _, whole = vision.features(tmp_path / "whole", train)
     one = Features(whole.entries())
     patches, width = one.batch(one.names[:1]).shape[1:]
@@ -50,7 +51,7 @@ def test_files_hold_a_fixed_number_of_images_and_what_is_done_is_not_done_again(
 
 
 def test_the_same_images_give_the_same_bytes(tmp_path: Path) -> None:
-    train, _ = vision.scenes(tmp_path / "scenes")
+    train, _ = scenes(tmp_path / "scenes")
     _, first = vision.features(tmp_path / "first", train)
     _, second = vision.features(tmp_path / "second", train)
     assert [(f.path, f.sha256) for f in first.manifest.files] == [(f.path, f.sha256) for f in second.manifest.files]

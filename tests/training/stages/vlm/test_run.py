@@ -29,7 +29,8 @@ from stages.vlm.run import run, schedule
 from stages.vlm.spec import TrainVlm, VlmConfig
 from tests.support.distributed import run_processes
 from tests.support.examples import max_examples
-from tests.support.vision import PATCHES, base_model, features, features_config, scenes, whole_model
+from tests.support.scenes import scenes
+from tests.support.vision import PATCHES, base_model, features, features_config, whole_model
 
 torch.set_num_threads(1)
 Inputs = dict[str, list[LocalArtifact]]

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from flows import cost, flow, profiles
+from flows import cost, profiles
 from flows.cost import Estimate
 from flows.empty_ledger import EmptyLedger
 from flows.plan import make_plan
@@ -128,7 +128,10 @@ def test_a_plan_that_costs_nothing_is_not_told_to_be_rehearsed() -> None:
     assert planning.warnings(plans, profile, cost.estimate(plans, profile, None), {}) == []
 
 
+@pytest.mark.slow  # imports Prefect
 def test_a_budget_goes_by_what_the_plan_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flows import flow
+
     profile = profiles.load("7b", PIPELINE)
     plans = make_plan(PIPELINE, profile, EmptyLedger())
     shape = node(1e6, 60.0, "tokens", (0.2, 0.2, 0.2), ranks=16).model_copy(update={"node": "pretrain_1"})

@@ -113,6 +113,7 @@ def test_a_tensor_in_two_files_and_no_weights_at_all_are_refused(tmp_path: Path)
         weights.lay_out([], tmp_path)
 
 
+@pytest.mark.slow  # PyTorch and transformers
 def test_transformers_loads_the_shards_with_equal_logits(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM

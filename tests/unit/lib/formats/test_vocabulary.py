@@ -92,6 +92,7 @@ def test_truncation_and_padding_are_taken_out() -> None:
     assert len(plain.encode("ababababab", add_special_tokens=False).ids) == 11
 
 
+@pytest.mark.slow  # transformers
 def test_transformers_loads_the_folder_with_equal_ids(folder: Path) -> None:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

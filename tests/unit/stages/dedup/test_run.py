@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasketch import MinHash, MinHashLSH
-from datasketch.lsh import _optimal_param
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -212,6 +210,8 @@ def test_candidates_follow_the_s_curve(bands: int, rows: int, similarity: float)
 
 def test_candidates_are_those_of_datasketch() -> None:
     """The same signatures in datasketch's LSH give the same pairs."""
+    from datasketch import MinHash, MinHashLSH
+
     sets, _ = pairs_of(0.7, 60, size=100, seed=5)
     signatures = signatures_of(sets, 128)
     index = MinHashLSH(num_perm=128, params=(18, 7))
@@ -233,6 +233,8 @@ def test_signatures_are_datasketchs(count: int) -> None:
     """Golden: on the same 32-bit hashes of the shingles, every one of the minima is the one that datasketch
     computes.
     """
+    from datasketch import MinHash
+
     texts = [
         "The quick brown fox jumps over the lazy dog, again and again!",
         "Ünïcode ΟΔΥΣΣΕΥΣ İstanbul 🙂 text " * 9,
@@ -260,6 +262,8 @@ def polynomial(data: bytes) -> int:
 
 def test_upstreams_bands_are_datasketchs_optimum() -> None:
     """SlimPajama's 9 x 13 and the Stack's 13 x 19 are datasketch's choice; the defaults here find more, and verify."""
+    from datasketch.lsh import _optimal_param
+
     for name, threshold in (("slimpajama", 0.8), ("the-stack", 0.85)):
         ours, theirs = RECIPES[name], RECIPES[f"{name}-as-published"]
         assert _optimal_param(threshold, theirs.permutations, 0.5, 0.5) == (theirs.bands, theirs.rows)

@@ -31,7 +31,7 @@ from stages.lib.formats.suites import read_suite
 from stages.lib.vision.benchmarks import BENCHMARKS, files_fingerprint, read_questions
 from stages.lib.vision.conversations import ImageReader, RowProblem, parse, read_rows
 from stages.lib.vision.image_decoding import MAX_BYTES, decode
-from tests.support.vision import data_config, read_jsonl
+from tests.support.scenes import data_config, read_jsonl
 
 HANG = 300.0
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -123,8 +122,10 @@ def test_ngrams_see_spelling(tmp_path: Path) -> None:
     assert np.allclose(np.linalg.norm(ngrams(["", "x"]), axis=1), [0, 1])
 
 
+@pytest.mark.slow  # PyTorch and transformers
 def test_a_models_vectors_are_the_mean_of_its_tokens(tmp_path: Path) -> None:
     """A small BERT in a folder, as all-MiniLM-L6-v2's: batching and padding change nothing."""
+    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 

@@ -15,7 +15,6 @@ import pytest
 import sentencepiece
 from pydantic import ValidationError
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer
 
 from stages.core.artifacts import Documents
 from stages.core.errors import ConfigError, InputError
@@ -81,6 +80,7 @@ def test_characters_without_a_piece_fall_back_to_bytes(trained: LocalContext[Tok
     assert tokenizer.decode(tokenizer.encode(RARE, add_special_tokens=False).ids) == RARE
 
 
+@pytest.mark.slow  # transformers
 def test_transformers_encodes_equally(trained: LocalContext[TokenizerConfig]) -> None:
     from transformers import PreTrainedTokenizerFast
 
@@ -269,6 +269,7 @@ def with_prefix(tokenizer: bytes) -> str:
     return library.to_str()
 
 
+@pytest.mark.slow  # transformers
 @pytest.mark.parametrize("way", ["tokenizer.json", "tokenizer.model", "folder with json", "folder with both"])
 def test_the_exported_tokenizer_gives_the_packed_ids(
     tmp_path: Path, trained: LocalContext[TokenizerConfig], way: str
@@ -276,6 +277,8 @@ def test_the_exported_tokenizer_gives_the_packed_ids(
     """However one was adopted: what transformers gives by default is what training saw. A prompt with <s> before it
     never was.
     """
+    from transformers import AutoTokenizer
+
     source = tmp_path / "source"
     source.mkdir()
     if way != "tokenizer.model":

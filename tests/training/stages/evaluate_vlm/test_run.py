@@ -22,7 +22,8 @@ from stages.evaluate_vlm.spec import EvaluateVlm, EvaluateVlmConfig
 from stages.lib.formats.reports import parse_report
 from stages.lib.vision.towers import draw_towers
 from stages.vlm.spec import padded
-from tests.support.vision import DINO, SIGLIP, SIZE, base_model, read_jsonl, save_whole, scenes, whole_model
+from tests.support.scenes import read_jsonl, scenes
+from tests.support.vision import DINO, SIGLIP, SIZE, base_model, save_whole, whole_model
 
 torch.set_num_threads(1)
 
