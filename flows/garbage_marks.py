@@ -23,6 +23,8 @@ from stages.core.store import Stored
 from stages.core.store_errors import Damaged
 
 THREADS = 16
+LATELY = 3600.0
+"""Seconds in which a list has surely come to what was written: no store is known that takes longer than some."""
 T = TypeVar("T")
 
 
@@ -64,6 +66,7 @@ class Marks:
         self._etags: dict[str, str] = {}
         self._leases: dict[str, tuple[str, LeaseRecord | None]] = {}
         self._requested: dict[str, frozenset[str]] = {}
+        self._worked_on: list[str] = []
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -102,17 +105,19 @@ class Marks:
         if keys is None:
             self._read_requests()
             self._read_names()
-        self._read_manifests(self._rows("manifests/", keys), keys)
+        manifests = self._rows("manifests/", keys)
+        if keys is None:  # of keys that were worked on lately by their names: a list may be late
+            manifests |= self._rows("manifests/", self._worked_on)
+        self._read_manifests(manifests, keys)
 
     def _rows(self, prefix: str, keys: list[str] | None) -> dict[str, Stored]:
-        """Listed records by key."""
-        prefixes = [prefix] if keys is None else [f"{prefix}{key}.json" for key in keys]
-        return {
-            row.key.rsplit("/", 1)[1].removesuffix(".json"): row
-            for rows in self._each(lambda one: list(self.ledger.store.list(one)), prefixes)
-            for row in rows
-            if row.key.endswith(".json")
-        }
+        """Records by key: all that are listed, or some, asked for by their names, since a list may be late."""
+        if keys is None:
+            rows = [row for row in self.ledger.store.list(prefix) if row.key.endswith(".json")]
+        else:
+            asked = self._each(self.ledger.store.stored, [f"{prefix}{key}.json" for key in keys])
+            rows = [row for row in asked if row is not None]
+        return {row.key.rsplit("/", 1)[1].removesuffix(".json"): row for row in rows}
 
     def _read_manifests(self, rows: dict[str, Stored], keys: list[str] | None) -> None:
         changed = [key for key, row in rows.items() if self._etags.get(key) != row.etag]
@@ -188,11 +193,16 @@ class Marks:
             self._leases[key] = (rows[key].etag, record)
         now = self.ledger.store.now()
         self.live = {key: epoch for key, epoch in self.live.items() if key not in keys} if keys else {}
+        self._worked_on = [key for key, row in rows.items() if now - row.written < LATELY]
         for key, row in rows.items():
             record = self._leases[key][1]
+            if record is not None:
+                record = record.model_copy(update={"age": now - row.written})
+            if keys is None and record is not None and record.holder and not record.live:
+                record = self._lease(key)  # it may have been renewed since: a list may be late
             if record is None:
                 self.live[key] = -1
-            elif at_work(self.ledger, record.model_copy(update={"age": now - row.written})):
+            elif at_work(self.ledger, record):
                 self.live[key] = record.epoch
 
     def _lease(self, key: str) -> LeaseRecord | None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from flows.idle_keys import exclusive
 from stages.core.artifacts import ArtifactManifest, FileEntry
-from stages.core.checkpoints import ROWS
+from stages.core.checkpoints import ROWS, marker
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.records import DamagedRecord
@@ -289,7 +289,7 @@ def _checkpoints(ledger: Ledger, published: Iterable[str], deep: bool) -> list[F
 
 def _drop(ledger: Ledger, key: str, step: int, committed: bool) -> bool:
     """Remove a checkpoint, unless an attempt that has come and gone meanwhile has committed it."""
-    if not committed and step in ledger.checkpoint_steps(key):
+    if not committed and ledger.store.stored(marker(key, step)):  # by its name: a list may be late
         return False
     ledger.drop_checkpoints(key, step)
     return True
@@ -302,7 +302,10 @@ def _torn(ledger: Ledger, key: str, step: int, rows: dict[str, Stored], deep: bo
     except (Damaged, DamagedRecord) as error:
         return str(error)
     for entry in files:
-        if entry.object not in rows or rows[entry.object].size != entry.size:
+        row = rows.get(entry.object)
+        if row is None or row.size != entry.size:
+            row = ledger.store.stored(entry.object)  # by its name: a list may be late
+        if row is None or row.size != entry.size:
             return f"its file {entry.path} is lost or has another size"
         if deep and (wrong := _wrong_bytes(ledger.store, entry)) is not None:
             return f"its file {entry.path} {wrong[0]}"

@@ -8,6 +8,7 @@ stays. Nothing that a manifest which can be read refers to is removed, unless `L
 
 from __future__ import annotations
 
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class StoreGarbage:
     def __init__(self, ledger: Ledger, limits: Limits, tell: Callable[[int], None] = lambda count: None) -> None:
         self.ledger, self.limits, self.marks = ledger, limits, Marks(ledger)
         self._tell, self._seen, self._now = tell, 0, 0.0
+        self._late_lists = False
 
     def find(self) -> Iterator[Garbage]:
         """Everything that goes, and what stays although no result needs it."""
@@ -178,6 +180,7 @@ class StoreGarbage:
         published = self.marks.published.get(key)
         if (
             not group.committed
+            and self.ledger.store.stored(f"{folder}COMMIT.json") is None  # by its name: a list may be late
             and not (published and published.epoch >= group.epoch)
             and key not in self.marks.unreadable
         ):
@@ -230,11 +233,13 @@ class StoreGarbage:
             if self._seen % 10_000 == 0:
                 self._tell(self._seen)
         if prefix.startswith("checkpoints/"):  # rows live as long as the checkpoints that refer to them
-            newest: dict[str, float] = defaultdict(float)
+            newest: dict[str, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
             for folder, group in groups.items():
-                newest[folder.split("/")[1]] = max(newest[folder.split("/")[1]], group.newest)
+                time, epoch = newest[folder.split("/")[1]]
+                newest[folder.split("/")[1]] = max(time, group.newest), max(epoch, group.epoch)
             for folder, group in groups.items():
-                group.newest = newest[folder.split("/")[1]] if folder.endswith(f"/{ROWS}/") else group.newest
+                if folder.endswith(f"/{ROWS}/"):
+                    group.newest, group.epoch = newest[folder.split("/")[1]]
         return groups
 
     def _item(self, folder: str, group: Group, judge: Judge) -> Iterator[Garbage]:
@@ -265,6 +270,7 @@ class StoreGarbage:
     def _results(self, objects: dict[str, Group], work: dict[str, Group]) -> Iterator[Garbage]:
         """Results that no name points to, and that no such result was made from."""
         after = self.limits.results_after
+        self._late_lists = after is not None and self._lists_are_late()
         for key in self._unwanted():
             one = self.marks.published[key]
             groups = [objects.get(one.folder), work.get(f"work/{one.stage}/{key}/")]
@@ -272,10 +278,20 @@ class StoreGarbage:
             kept = ""
             if after is None:
                 kept = "no name points to it; --also results=DAYS removes it"
+            elif self._late_lists:
+                kept = "the store's lists are late: a name that was given just now may not be among them"
             elif self.marks.names_unreadable or self.marks.blind:
                 kept = "a node record, or what an attempt at work reads, is not known"
             count, size = 1 + sum(group.objects for group in parts), sum(group.bytes for group in parts)
             yield Garbage(RESULTS, one.folder, count, size, key, one.epoch, kept, partial(self._drop_result, key))
+
+    def _lists_are_late(self) -> bool:
+        """Whether a list lacks what was written just now. Names cannot be asked for one by one: anybody gives them."""
+        store, name = self.ledger.store, f"probe/{uuid.uuid4().hex}"
+        store.put(name, b"")
+        late = not any(True for _ in store.list(name))
+        store.delete([name])
+        return late
 
     def _unwanted(self) -> list[str]:
         """Keys of results that nothing needs, oldest first."""
@@ -307,7 +323,9 @@ class StoreGarbage:
             group = self._groups(folder, 3 if folder.startswith(("checkpoints/", "work/")) else 4).get(folder)
             if group is None or (verdict := judge(folder, group, key)) is None or verdict[1]:
                 return 0, 0
-            if self._young(group.newest):  # since it was listed; its attempt may be about to publish it
+            # since it was listed; its attempt may be about to publish it, and a list may be too late for its digests
+            digests = self.ledger.store.stored(folder + DIGESTS) if folder.startswith("objects/") else None
+            if self._young(max(group.newest, digests.written if digests else 0.0)):
                 return 0, 0
             return self._delete(folder, self._referred(folder), lease)
 

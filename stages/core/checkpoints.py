@@ -20,6 +20,8 @@ from stages.core.store_errors import Damaged
 
 ROWS = "rows"
 """In the place of a step: segments of metric rows, checkpoints/<key>/rows/<epoch>/<number>."""
+NEWEST = f"{ROWS}/NEWEST.json"
+"""The step that was committed last, beside them: found by its name, also where a list is late."""
 
 
 class CheckpointStore(LeaseStore):
@@ -58,7 +60,8 @@ class CheckpointStore(LeaseStore):
         self.check(lease)  # the upload may have outlived the lease
         self._require_stored(lease.key, files)
         commit = CheckpointCommit(step=step, epoch=lease.epoch, files=tuple(files))
-        self.store.put(f"checkpoints/{lease.key}/{step:012d}/COMMIT.json", commit.model_dump_json().encode())
+        self.store.put(marker(lease.key, step), commit.model_dump_json().encode())
+        self.store.put(f"checkpoints/{lease.key}/{NEWEST}", str(step).encode())
         for old in self.checkpoint_steps(lease.key)[:-2]:
             self.drop_checkpoints(lease.key, old, before=lease.epoch + 1)
 
@@ -66,7 +69,10 @@ class CheckpointStore(LeaseStore):
         sizes = {row.key: row.size for row in self.store.list(f"checkpoints/{key}/")}
         for entry in files:
             if sizes.get(entry.object) != entry.size:
-                where, size = self.store.where(entry.object), sizes.get(entry.object)
+                there = self.store.stored(entry.object)  # by its name: a list may be late
+                where, size = self.store.where(entry.object), there.size if there else None
+                if size == entry.size:
+                    continue
                 what = "is not in the store" if size is None else f"has {size:,} bytes instead of {entry.size:,}"
                 raise Damaged(f"{where}, stored a moment ago, {what}", entry.object)
 
@@ -75,9 +81,16 @@ class CheckpointStore(LeaseStore):
         rows = self.store.list(f"checkpoints/{key}/")
         return sorted(int(o.key.split("/")[2]) for o in rows if o.key.endswith("/COMMIT.json"))
 
+    def resumable_steps(self, key: str) -> list[int]:
+        """As `checkpoint_steps`, and the newest also where a list comes too late to have it."""
+        steps, noted = self.checkpoint_steps(key), self.store.get(f"checkpoints/{key}/{NEWEST}")
+        newest = int(noted[0]) if noted and noted[0].isdigit() else 0
+        late = newest > max(steps, default=0) and self.store.stored(marker(key, newest)) is not None
+        return [*steps, newest] if late else steps
+
     def checkpoint(self, key: str, step: int) -> CheckpointCommit:
         """The commit marker of a checkpoint. Raises Damaged or DamagedRecord."""
-        name = f"checkpoints/{key}/{step:012d}/COMMIT.json"
+        name = marker(key, step)
         stored = self.store.get(name)
         if stored is None:
             raise Damaged(f"checkpoint {step} of key {key[:12]} has vanished from the store", name)
@@ -92,7 +105,7 @@ class CheckpointStore(LeaseStore):
         """Make a checkpoint that is not whole one no more: its marker moves; its files stay until the key's checkpoints
         are dropped.
         """
-        self.set_aside(f"checkpoints/{key}/{step:012d}/COMMIT.json")
+        self.set_aside(marker(key, step))
 
     def drop_checkpoints(self, key: str, step: int | None = None, before: int | None = None) -> None:
         """Remove one checkpoint, or all of a key, or those alone that attempts of an epoch below `before` made.
@@ -110,6 +123,11 @@ class CheckpointStore(LeaseStore):
         markers = [row for row in rows if row.endswith("/COMMIT.json")]
         self.store.delete(markers)  # a call of its own: a store may delete the rows of one call in any order
         self.store.delete(row for row in rows if row not in markers)
+
+
+def marker(key: str, step: int) -> str:
+    """The object that makes a checkpoint visible."""
+    return f"checkpoints/{key}/{step:012d}/COMMIT.json"
 
 
 def upload_folder(

@@ -11,12 +11,14 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from stages.core.disk import nearly_full, no_space
 from stages.core.errors import ConfigError, InfraError
@@ -110,7 +112,7 @@ class Connection:
         pause, since, furthest = PAUSES[0], 0.0, 0
         while True:
             try:
-                with client_errors(self.address, key):
+                with client_errors(self.address, key), self._reason_told(key):
                     return act()
             except Unavailable as error:
                 if isinstance(error, Expired) and not self._given:
@@ -125,11 +127,28 @@ class Connection:
                     raise
                 if pause > 4 * PAUSES[0]:
                     self.tell(f"{error}; asking again, for {left:.0f} s more")
-                if self.interrupted.wait(
-                    min(left, pause * random.uniform(0.5, 1.0))
-                ):  # many clients must not come back at once
+                wait = max(error.after, pause * random.uniform(0.5, 1.0))  # many clients must not come back at once
+                if self.interrupted.wait(min(left, wait)):
                     raise
                 pause = min(2 * pause, PAUSES[1])
+
+    @contextmanager
+    def _reason_told(self, key: str) -> Generator[None]:
+        """Why a look at an object (HEAD) is refused: its answer has no text, that of a read has. Credentials that have
+        ended are renewed, those that are wrong are not.
+        """
+        try:
+            yield
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") not in ("400", "403"):
+                raise
+            try:
+                where = {"Bucket": self.address.bucket, "Key": self._full(key)}
+                self._client.get_object(**where, Range="bytes=0-0")["Body"].close()
+            except ClientError as told:
+                if told.response["ResponseMetadata"].get("HTTPStatusCode") != 416:  # an empty object has no byte 0
+                    raise
+            raise Unavailable(f"the object store refused to look at {self.where(key)}, and then gave it") from error
 
     def _full_disk(self, error: Unavailable) -> InfraError | None:
         folder = os.environ.get(STORE_FOLDER)

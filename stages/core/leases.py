@@ -84,7 +84,10 @@ class LeaseStore(RecordStore):
             stated := re.search(rb'"epoch":\s*(\d+)', published[0])
         ):  # also of one that is damaged
             epochs.append(int(stated[1]))
-        return max(epochs, default=0)
+        last = max(epochs, default=0)
+        while self.store.stored(f"attempts/{key}/{last + 1:06d}.json") is not None:  # the list came late
+            last += 1
+        return last
 
     def acquire(self, key: str, holder: str, seconds: float = LEASE_SECONDS) -> Lease:
         """Take the lease of a key, with the next epoch. Raises LeaseHeld while somebody else has it."""

@@ -99,7 +99,7 @@ class Ledger(CheckpointStore):
             if pages.pop(_page_folder(root) + DAMAGED_MARK, None) is not None:
                 gone |= self.damaged_objects(_page_folder(root)).keys()
             if root.object not in pages or len(pages) != root.pages:
-                gone |= {root.object} if root.object not in pages else self._lost_pages(root, pages)
+                gone |= self._lost_pages(root, pages)
             elif deep:
                 sizes_by_key |= {f.object: f.size for f in read_index(self.store, root)}
         sizes: dict[str, int] = {}
@@ -107,13 +107,23 @@ class Ledger(CheckpointStore):
             sizes.update((row.key, row.size) for row in self.store.list(prefix))
             if prefix + DAMAGED_MARK in sizes:
                 gone |= self.damaged_objects(prefix).keys() & sizes_by_key.keys()
-        return sorted(gone | {key for key, size in sizes_by_key.items() if sizes.get(key) != size})
+        return sorted(gone | self._lost(sizes_by_key, sizes))
+
+    def _lost(self, sizes: Mapping[str, int], listed: Mapping[str, int]) -> set[str]:
+        """Of objects that have these sizes those that are not there, or have another one. What a list has not is asked
+        for by its name: a list may be late.
+        """
+        doubted = [key for key, size in sizes.items() if listed.get(key) != size]
+        with ThreadPoolExecutor(8) as pool:
+            rows = zip(doubted, pool.map(self.store.stored, doubted), strict=True)
+            return {key for key, row in rows if row is None or row.size != sizes[key]}
 
     def _lost_pages(self, root: IndexRef, there: Collection[str]) -> set[str]:
         try:
-            return set(index_objects(self.store, root)) - set(there)
+            lacking = set(index_objects(self.store, root)) - set(there)  # by names from its root on
         except Damaged as error:
             return {error.key}
+        return {page for page in lacking if self.store.stored(page) is None}  # the list came late
 
     def entries(self, manifest: ArtifactManifest) -> list[FileEntry]:
         """The files of an output, in path order. Raises Damaged when a page of its index is lost or damaged."""

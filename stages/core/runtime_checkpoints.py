@@ -90,7 +90,7 @@ class RuntimeCheckpoints:
 
     def newest(self) -> tuple[int, list[FileEntry]] | None:
         """Its metric rows are fetched, nothing else is. One whose marker or rows are damaged is set aside."""
-        steps = self._ledger.checkpoint_steps(self._lease.key)
+        steps = self._ledger.resumable_steps(self._lease.key)
         while steps:
             step = steps.pop()
             try:

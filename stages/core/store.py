@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from stages.core.connection import PART_BYTES, THREADS, in_threads
 from stages.core.downloads import Downloads
 from stages.core.errors import ConfigError, InfraError
-from stages.core.store_errors import TRANSIENT, Conflict, Unavailable
+from stages.core.store_errors import TRANSIENT, Conflict, Damaged, Unavailable
 from stages.core.uploads import Uploads
 
 __all__ = ["PART_BYTES", "THREADS", "Store", "Stored", "in_threads"]
@@ -118,6 +118,17 @@ class Store(Uploads, Downloads):
             if not token or token == query.get("ContinuationToken"):
                 raise InfraError(f"the object store lists {self.where(prefix)} without an end: it says no next page")
             query["ContinuationToken"] = token
+
+    def stored(self, key: str) -> Stored | None:
+        """One object as a list has it, or None if there is none; asked for by its name, so that the answer is never
+        late, as lists of some stores are.
+        """
+        where = {"Bucket": self.address.bucket, "Key": self._full(key)}
+        try:
+            row = self._patiently(key, lambda: self._client.head_object(**where))
+        except Damaged:
+            return None
+        return Stored(key, row["ContentLength"], row["ETag"], row["LastModified"].timestamp())
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete objects; returns how many were asked for. Raises InfraError when the store keeps one."""

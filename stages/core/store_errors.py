@@ -40,6 +40,9 @@ errors, and those of a request whose bytes changed on their way.
 """
 
 
+FULL = frozenset({"XMinioStorageFull", "InsufficientStorage", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded"})
+"""Codes of answers of a store that has no room left: MinIO's (HTTP 507), Ceph's (403, of a bucket or a user)."""
+
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 """Codes of answers to credentials that were good for a time, which is over."""
 
@@ -50,6 +53,9 @@ class Conflict(Exception):
 
 class Unavailable(InfraError):
     """The store cannot be reached, or says that it cannot answer now. It may later."""
+
+    after = 0.0
+    """Seconds that the store asked to be left alone for (Retry-After)."""
 
 
 class Expired(Unavailable):
@@ -132,6 +138,10 @@ def _answer_error(address: StoreAddress, key: str, error: ClientError) -> Except
             f"the credentials for the object store at {_server(address)} have expired ({code}): they are read anew,"
             " from the same file, role or profile"
         )
+    if code in FULL or status == 507:
+        return Unavailable(
+            f"the object store at {_server(address)} has no room left for {name}: {code} (HTTP {status})"
+        )
     if status == 403:
         hint = "check the credentials, and with 'moxin status' that the store there is yours"
         if code == "RequestTimeTooSkewed":
@@ -143,5 +153,10 @@ def _answer_error(address: StoreAddress, key: str, error: ClientError) -> Except
         return InfraError(f"the object store has no bucket '{address.bucket}'")
     if status == 404:
         return Damaged(f"{name} is not in the store (HTTP 404)", key)
-    kind = Unavailable if status >= 500 or status in (408, 429) or code in TRANSIENT else InfraError
-    return kind(f"the object store failed on {name}: {code} (HTTP {status})")
+    message = f"the object store failed on {name}: {code} (HTTP {status})"
+    if not (status >= 500 or status in (408, 429) or code in TRANSIENT):
+        return InfraError(message)
+    later = Unavailable(message)
+    after = str(error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
+    later.after = float(after) if after.isdecimal() else 0.0
+    return later

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 import hypothesis
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -35,9 +36,9 @@ STAGE = "probe_source"
 
 
 class Protocol(RuleBasedStateMachine):
-    @initialize(dated=st.booleans())
-    def begin(self, dated: bool) -> None:
-        self.world = World(dated)
+    @initialize(dated=st.booleans(), late_lists=st.sampled_from([0.0, 0.0, 30.0, 300.0]))
+    def begin(self, dated: bool, late_lists: float) -> None:
+        self.world = World(dated, late_lists)
         self.world.watch = self.watch
         self.stack = contextlib.ExitStack()
         self.stack.enter_context(self.world.entered())
@@ -318,6 +319,7 @@ class Protocol(RuleBasedStateMachine):
         while self.world.late:
             self.world.deliver(0)
         self.look()
+        self.world.late_lists = 0.0  # what had been late has come: garbage, too, can be found now
         self.world.wait(max(LEASE_SECONDS, LEASE) + 5, LONGEST)
         for key in KEYS:
             self.program("run", lambda me, key=key: self.attempt(me, key, 1, False))
@@ -356,7 +358,7 @@ TestProtocol.settings = hypothesis.settings(
 def slept(world: World) -> tuple[Actor, Any]:
     """An attempt whose machine slept for a day between its last upload and its publishing."""
     model = Protocol()
-    model.begin(dated=True)
+    model.begin(dated=True, late_lists=world.late_lists)
     model.stack.close()
     model.world, world.watch = world, model.watch
     actor = model.program("run", lambda me: model.attempt(me, KEYS[0], 0, False))
@@ -367,12 +369,13 @@ def slept(world: World) -> tuple[Actor, Any]:
     return actor, model
 
 
-def test_whoever_publishes_after_a_long_sleep_is_fenced_or_left_alone() -> None:
+@pytest.mark.parametrize("late_lists", [0.0, 60.0])
+def test_whoever_publishes_after_a_long_sleep_is_fenced_or_left_alone(late_lists: float) -> None:
     """Garbage collection is interrupted after each of its requests, for each number of requests of the attempt."""
     ends = set[str]()
     for after in range(7, 40):
         for requests in range(1, 5):
-            world = World()
+            world = World(late_lists=late_lists)
             with world.entered():
                 actor, model = slept(world)
                 collector = model.program("gc", model.collect)

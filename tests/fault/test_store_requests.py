@@ -13,14 +13,18 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from botocore import xform_name
 
 from stages.core import connection, downloads, runtime, uploads
 from stages.core.errors import StageError
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
+from stages.core.range_file import StoredFile
 from stages.core.stopping import Stopper
 from stages.core.store import Store
 from stages.core.store_errors import Damaged, Unavailable
+from stages.pipeline import PIPELINE
+from tests.support.paths import ROOT
 from tests.support.probe_pipeline import Stream, request_of
 from tests.support.s3_proxy import WAYS, Proxy, store_behind
 
@@ -63,10 +67,14 @@ def everything(store: Store, folder: Path) -> dict[str, object]:
     store.copy("small", "copy")
     listed = [(row.key, row.size) for row in store.list("")]
     store.get_file(big, folder / "back")
+    with StoredFile(store, big, verified=True) as stream:
+        streamed = sha256(stream.read())
     store.download("small", folder / "back-small", small.sha256)
     record = store.get("record")
     store.delete(["copy"])
     return {
+        "streamed": streamed,
+        "size": store.stored("small") and store.stored("small").size,
         "sums": (small.sha256, big.sha256, big.blocks, store.digest("big")),
         "listed": listed,
         "files": [sha256((folder / name).read_bytes()) for name in ("back", "back-small")],
@@ -89,7 +97,7 @@ def expected(ledger: Ledger, tmp_path: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("what", WAYS)
 def test_trouble_with_the_first_request_of_each_kind_changes_nothing(
-    proxy: Proxy, behind: Store, tmp_path: Path, expected: dict[str, object], what: str
+    proxy: Proxy, behind: Store, ledger: Ledger, tmp_path: Path, expected: dict[str, object], what: str
 ) -> None:
     met, lock = set[str](), threading.Lock()
 
@@ -102,8 +110,32 @@ def test_trouble_with_the_first_request_of_each_kind_changes_nothing(
             return what
 
     proxy.rule = rule
+    if what == "hang":
+        behind = store_behind(proxy, ledger.store.address, patience=60, timeout=1)
     assert everything(behind, tmp_path) == expected
     assert met == KINDS.keys()
+
+
+def test_no_stage_makes_a_request_of_another_kind(behind: Store, tmp_path: Path) -> None:
+    """Stages and the control plane ask the store through `stages.core` alone: inputs that are read whole come by
+    `get_file`, by shards and as a stream by `StoredFile`; records, checkpoints, tasks and outputs are put, listed and
+    removed as here. Every operation of the client that stands there is made by `everything`, or cleans up only.
+    """
+    made, pattern = set[str](), re.compile(r"\b_client\.([a-z][a-z_0-9]+)")
+    behind._client.meta.events.register("before-call.s3", lambda model, **_: made.add(xform_name(model.name)))
+    everything(behind, tmp_path)
+    written = {
+        path.relative_to(ROOT).as_posix(): set(pattern.findall(path.read_text()))
+        for folder in ("stages", "flows")
+        for path in (ROOT / folder).rglob("*.py")
+        if "_client" in path.read_text()
+    }
+    core = set[str]().union(*(names for path, names in written.items() if path.startswith("stages/core/")))
+    assert core - made == {"copy", "abort_multipart_upload", "list_multipart_uploads", "list_parts", "delete_object"}
+    assert "copy_object" in made
+    elsewhere = {path for path in written if not path.startswith("stages/core/") and written[path] & made}
+    assert elsewhere == {"stages/lib/formats/remote_s3.py"}, "a source of raw data: tests/unit/lib/formats"
+    assert {mode for node in PIPELINE for mode in type(node).reads.values()} <= {"whole", "shards", "stream"}
 
 
 @pytest.mark.parametrize("what", ["flip", "cut", "503"])
@@ -121,7 +153,32 @@ def test_a_range_that_never_comes_right_is_one_error_and_no_file(
         assert len(proxy.log) == 2, "fetched once more"
 
 
-@pytest.mark.parametrize("what", ["flip sent", "drop", "503"])
+def test_a_store_that_says_when_to_come_again_is_left_alone_until_then(
+    proxy: Proxy, behind: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(behind.interrupted, "wait", waits.append)
+    proxy.rule = on_request(0, "429")
+    behind.put("x", b"1")
+    proxy.rule = on_request(0, "503")
+    behind.put("x", b"1")
+    assert waits[0] == 1.0
+    assert waits[1] < 0.05
+
+
+@pytest.mark.parametrize("what", ["full", "expired", "expired 403"])
+def test_what_does_not_end_is_told_as_what_it_is(proxy: Proxy, behind: Store, ledger: Ledger, what: str) -> None:
+    """Also where the request is a look at an object, whose answer has no text."""
+    ledger.store.put("record", b"1")
+    proxy.rule, behind.patience = always(r".* .*/record$", what), 0.0
+    said = "has no room left" if what == "full" else "have expired"
+    for ask in (lambda: behind.put("record", b"2"), lambda: behind.get("record"), lambda: behind.stored("record")):
+        with pytest.raises(Unavailable, match=rf"^[^\n]*{said}[^\n]*$"):
+            ask()
+    assert ledger.store.get("record") is not None
+
+
+@pytest.mark.parametrize("what", ["flip sent", "drop", "503", "full"])
 def test_a_file_that_never_arrives_whole_is_one_error_and_no_object(
     proxy: Proxy, behind: Store, ledger: Ledger, tmp_path: Path, what: str
 ) -> None:
@@ -196,10 +253,11 @@ def test_an_attempt_publishes_the_same_or_nothing_whichever_request_goes_wrong(
         assert ledger.missing_objects(result) == []
         return result.outputs["documents"].digest
 
+    ways = [way for way in WAYS if way != "hang"]
     digest, requests = attempt("0000"), len(proxy.log)
     assert requests > 4
     for number in range(requests):
         key = f"{number + 1:04x}"
-        proxy.rule = on_request(number, WAYS[number % len(WAYS)])
+        proxy.rule = on_request(number, ways[number % len(ways)])
         answer = attempt(key)
         assert answer == digest or (ledger.manifest(key * 16) is None and "\n" not in answer), answer

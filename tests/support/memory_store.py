@@ -66,8 +66,12 @@ class Row:
 class World:
     """The store's objects, the true time, the programs, and requests that are still on their way."""
 
-    def __init__(self, dated: bool = True) -> None:
+    def __init__(self, dated: bool = True, late_lists: float = 0.0) -> None:
         self.rows: dict[str, Row] = {}
+        self.late_lists = late_lists
+        """How many seconds ago what a list shows was so: the store that is "eventually consistent"."""
+        self.past: list[tuple[float, str, Row | None]] = []
+        """What each change has put under a name, and when; None: it was deleted."""
         self.seconds = 0.0
         self.dated = dated
         """Whether answers have a Date."""
@@ -115,6 +119,26 @@ class World:
             actor.greenlet.switch(fate)
         finally:
             self.current = before
+
+    # --- objects ----------------------------------------------------------------------------------------------
+
+    def change(self, key: str, row: Row | None) -> None:
+        """Put or delete an object."""
+        if row is None:
+            del self.rows[key]
+        else:
+            self.rows[key] = row
+        self.past.append((self.seconds, key, row))
+
+    def listed(self) -> dict[str, Row]:
+        """The objects as a list has them."""
+        if not self.late_lists:
+            return self.rows
+        shown: dict[str, Row | None] = {}
+        for changed, key, row in self.past:
+            if changed <= self.seconds - self.late_lists:
+                shown[key] = row
+        return {key: row for key, row in shown.items() if row is not None}
 
     # --- time -------------------------------------------------------------------------------------------------
 
@@ -240,7 +264,11 @@ class MemoryClient:
         return self._ask(f"GET {Key}", act)
 
     def head_object(self, Bucket: str, Key: str) -> Any:
-        return self._ask(f"HEAD {Key}", lambda: {"LastModified": self._now(self._there(Key).written)})
+        def act() -> Any:
+            row = self._there(Key)
+            return {"LastModified": self._now(row.written), "ContentLength": len(row.body), "ETag": row.etag}
+
+        return self._ask(f"HEAD {Key}", act)
 
     def put_object(self, Bucket: str, Key: str, Body: bytes, **given: Any) -> Any:
         def act() -> Any:
@@ -249,7 +277,7 @@ class MemoryClient:
                 raise _error("PreconditionFailed", 412)
             if "IfMatch" in given and (row is None or row.etag != given["IfMatch"]):
                 raise _error("PreconditionFailed", 412)
-            self._world.rows[Key] = Row(Body, self._world.seconds)
+            self._world.change(Key, Row(Body, self._world.seconds))
             self._world.watch("put", Key, Body)
             return {"ETag": self._world.rows[Key].etag}
 
@@ -264,14 +292,14 @@ class MemoryClient:
 
     def _gone(self, keys: list[str]) -> dict[str, Any]:
         for key in keys:
-            if self._world.rows.pop(key, None) is not None:
+            if key in self._world.rows:
+                self._world.change(key, None)
                 self._world.watch("delete", key, None)
         return {}
 
     def list_objects_v2(self, Bucket: str, Prefix: str) -> Any:
         def act() -> Any:
-            names = sorted(key for key in self._world.rows if key.startswith(Prefix))
-            rows = [(name, self._world.rows[name]) for name in names]
+            rows = sorted(one for one in self._world.listed().items() if one[0].startswith(Prefix))
             return {
                 "Contents": [
                     {"Key": name, "Size": len(row.body), "ETag": row.etag, "LastModified": self._now(row.written)}

@@ -220,13 +220,18 @@ def python_with_probes(folder: Path) -> str:
     script = folder / "python-with-probes"
     script.write_text(
         f"#!{sys.executable}\n"
-        "import sys\n"
+        "import os, runpy, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "module, *arguments = [word for word in sys.argv[1:] if word not in ('-u', '-m')]\n"
+        "if module == 'torch.distributed.run':\n"
+        "    os.environ['PYTHON_EXEC'] = sys.argv[0]\n"
+        "    sys.argv = sys.argv[2:]\n"
+        "    runpy.run_module(module, run_name='__main__', alter_sys=True)\n"
         "import stages\n"
         f"stages.__path__.append({str(PROBES)!r})\n"
         "from stages.core import runtime\n"
-        "assert sys.argv[1:3] == ['-m', 'stages.core.runtime'], sys.argv\n"
-        "sys.exit(runtime.main(sys.argv[3:]))\n",
+        "assert module == 'stages.core.runtime', sys.argv\n"
+        "sys.exit(runtime.main(arguments))\n",
         encoding="utf-8",
     )
     script.chmod(0o755)

@@ -1,5 +1,6 @@
-"""A store that misbehaves: a proxy on loopback before the real one, which answers 503 or 429, cuts bodies short, hangs
-up, loses answers, flips a byte of what is sent or answered, or is slow.
+"""A store that misbehaves: a proxy on loopback before the real one, which answers 503, 429 or 507, refuses credentials
+whose time is over, cuts bodies short, hangs up, says nothing at all, loses answers, flips a byte of what is sent or
+answered, or is slow.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import http.server
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,13 +19,19 @@ from botocore.config import Config
 
 from stages.core.messages import StoreAddress
 from stages.core.store import Store
+from tests.support.limits import HANG
 
 Rule = Callable[[str, str], str | None]
-"""Given method and path: None to pass the request on, or what to do: one of `WAYS`, or "expired" (the credentials)."""
-WAYS = ("503", "429", "drop", "cut", "lost", "flip", "flip sent", "slow")
-""""drop": the connection ends before the store has heard of the request; "lost": after it, before its answer; "cut":
-after half of the answer's body; "flip": a byte of the answer's body is another; "flip sent": of the request's body;
-"slow": the answer comes in eight pieces.
+"""Given method and path: None to pass the request on, or what to do: one of `WAYS`."""
+REFUSED = {
+    "503": (503, "SlowDown"), "429": (429, "SlowDown"), "full": (507, "XMinioStorageFull"),
+    "expired": (400, "ExpiredToken"), "expired 403": (403, "ExpiredToken"),
+}  # fmt: skip
+WAYS = (*REFUSED, "drop", "hang", "cut", "lost", "flip", "flip sent", "slow")
+"""Those of `REFUSED` are answers: status and code. "hang": there is none, until the client gives up; "drop": the
+connection ends before the store has heard of the request; "lost": after it, before its answer; "cut": after half of the
+answer's body; "flip": a byte of the answer's body is another; "flip sent": of the request's body; "slow": the answer
+comes in eight pieces.
 """
 
 
@@ -69,11 +76,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if what == "drop":
             self.close_connection = True
             return
-        if what in ("503", "429"):
-            self._answer(int(what), b"<Error><Code>SlowDown</Code></Error>", [])
+        if what == "hang":
+            self.connection.settimeout(HANG)
+            with suppress(OSError):
+                self.connection.recv(1)
+            self.close_connection = True
             return
-        if what == "expired":
-            self._answer(400, b"<Error><Code>ExpiredToken</Code></Error>", [])
+        if what in REFUSED:
+            status, code = REFUSED[what]
+            after = [("Retry-After", "1")] if what == "429" else []
+            self._answer(status, f"<Error><Code>{code}</Code></Error>".encode(), after)
             return
         if what == "flip sent":
             body = _flipped(body)
@@ -130,12 +142,18 @@ def proxied(upstream: str) -> Iterator[Proxy]:
         server.server_close()
 
 
-def store_behind(proxy: Proxy, address: StoreAddress, patience: float) -> Store:
-    """The store through the proxy. The client itself asks once: the patience is the store's own."""
+def store_behind(proxy: Proxy, address: StoreAddress, patience: float, timeout: float = 60.0) -> Store:
+    """The store through the proxy. The client itself asks once: the patience is the store's own. timeout: seconds after
+    which the client gives up on an answer.
+    """
     client = boto3.client(
         "s3",
         endpoint_url=proxy.url,
         region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path", "payload_signing_enabled": False}, retries={"max_attempts": 0}),
+        config=Config(
+            s3={"addressing_style": "path", "payload_signing_enabled": False},
+            retries={"max_attempts": 0},
+            read_timeout=timeout,
+        ),
     )
     return Store(address.model_copy(update={"endpoint": proxy.url}), client, patience=patience)

@@ -78,7 +78,8 @@ def _follow(
     step = next(iter(left.values())).step
     while True:
         answer = _answer(objects, array)
-        done = list(receipts(left.values(), objects, step))  # after the answer: nothing comes later than that
+        # after the answer: nothing comes later than that, but for lists
+        done = list(receipts(left.values(), objects, step, by_name=answer is not None))
         _raise_error(objects, array)
         for number, document in done:
             del left[number]

@@ -142,10 +142,16 @@ def _read(data: bytes, job: Job, objects: TaskObjects) -> Receipt | None:
         return None
 
 
-def receipts(jobs: Iterable[Job], objects: TaskObjects, step: str) -> Iterator[tuple[int, Receipt]]:
-    """(number, receipt) of the jobs of a step that are done: one listing, and as many reads as there are receipts."""
-    by_name = {job.receipt: job for job in jobs}
-    present = [by_name[row.key] for row in objects.list(f"{step}/") if row.key in by_name] if by_name else []
+def receipts(
+    jobs: Iterable[Job], objects: TaskObjects, step: str, by_name: bool = False
+) -> Iterator[tuple[int, Receipt]]:
+    """(number, receipt) of the jobs of a step that are done: one listing, and as many reads as there are receipts.
+    by_name: each is asked for, since a list may be late.
+    """
+    jobs_of = {job.receipt: job for job in jobs}
+    present = list(jobs_of.values())
+    if present and not by_name:
+        present = [jobs_of[row.key] for row in objects.list(f"{step}/") if row.key in jobs_of]
     with ThreadPoolExecutor(READERS) as readers:
         for job, document in zip(present, readers.map(lambda job: receipt(job, objects), present), strict=True):
             if document is not None:

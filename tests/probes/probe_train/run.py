@@ -9,6 +9,7 @@ from stages.probe_train.spec import TrainConfig
 
 from stages.core.context import Context
 from stages.core.errors import Preempted
+from stages.core.events import own_rank
 
 
 def run(ctx: Context[TrainConfig]) -> None:
@@ -40,6 +41,8 @@ def run(ctx: Context[TrainConfig]) -> None:
 
 
 def _save(ctx: Context[TrainConfig], step: int, value: float) -> None:
+    if own_rank() > 0:
+        return
     folder = ctx.scratch / "save"
     (folder / "state").mkdir(parents=True)
     (folder / "state/value.txt").write_text(repr(value))

@@ -49,6 +49,16 @@ def test_a_lost_element_costs_its_tasks(tmp_path: Path) -> None:
     assert runs(tmp_path / "log") == [1] * 5
 
 
+def test_receipts_that_are_in_no_list_yet_are_found_by_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FolderObjects, "list", lambda self, prefix: iter(()))
+    cluster = Cluster()
+    results = Pool(tmp_path / "work", "slurm", cluster.ask).map("squares", square, tasks(tmp_path / "log"))
+    assert [r.value for r in results] == [0, 1, 4, 9, 16]
+    assert cluster.asked == [5]
+
+
 def test_a_request_that_the_launcher_never_read_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its event was rotated away with the log, and the stage waited for ever."""
     monkeypatch.setattr(job_array, "ASK_SECONDS", 0.01)
