@@ -79,6 +79,22 @@ def token_bytes(
     return norms + given + attention + 4 * HALF * inner
 
 
+def recomputed_bytes(
+    shape: ModelShape, policy: Literal["none", "selective", "full"], autocast: bool, tensor: int = 1
+) -> float:
+    """What a block's backward pass computes again of one token: what `none` keeps, but for what is there. selective:
+    rotated queries and keys are made again, other results of products and attention are not.
+    """
+    if policy == "none":
+        return 0.0
+    again = token_bytes(shape, "none", autocast, tensor) - (FULL * shape.hidden / tensor if autocast else 0)
+    if policy == "full":
+        return again
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    kept = HALF * (queries + keys + 2 * shape.intermediate) + FULL * shape.heads
+    return again - kept / tensor
+
+
 @dataclass(frozen=True)
 class Share:
     """What a process has of the model. tensor: processes that share each matrix; layers: blocks that are here; head:
@@ -118,7 +134,7 @@ def share_activations(
     """Of a process's share of the model. loss: bytes that the logits take, where they are here."""
     hidden, tensor = shape.hidden, share.tensor
     last = (2 * FULL + HALF if autocast else FULL + 2 * HALF) * hidden * tokens / tensor
-    again = 0 if policy == "none" else token_bytes(shape, "none", autocast, tensor)
+    again = recomputed_bytes(shape, policy, autocast, tensor)
     moving = 2 * HALF * shape.intermediate / tensor + FULL * hidden  # gradients within the SwiGLU, and of the stream
     return Activations(
         kept=share.layers * token_bytes(shape, policy, autocast, tensor) * tokens

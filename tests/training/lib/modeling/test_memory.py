@@ -6,7 +6,8 @@ computed. One test runs both kinds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -18,10 +19,20 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from flows import pretraining_memory
+from flows.pretraining_memory import Held
 from stages.lib.modeling import decoder, kernels
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.hf_checkpoint import config_json
-from stages.lib.modeling.memory import HALF, activations, block_parameters, copied_parameters, with_copies
+from stages.lib.modeling.memory import (
+    HALF,
+    LOGITS,
+    Share,
+    activations,
+    block_parameters,
+    copied_parameters,
+    share_activations,
+    with_copies,
+)
 from stages.lib.modeling.shape import ModelShape
 from stages.lib.modeling.weights import FreshWeights
 from stages.lib.training.backends.base import Trainable
@@ -127,22 +138,60 @@ def test_a_steps_memory_is_what_the_formula_says(build: Build, policy: str, auto
 
 def test_what_the_torch_engine_leaves_of_the_weights() -> None:
     """FSDP2 over two parts of the batch, each of two tensor parallel processes: the plan's part of each process."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
     config = PretrainConfig(parallel=ParallelSizes(tensor=2, zero=3), precision="fp32")
     shape = shape_of(NARROW, 2)
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
-    try:
+    with processes(4):
         with torch.device("meta"):
             model = MoxinLM(shape, VOCABULARY)
         blocks = list(model.model.layers)
         shard(Trainable(model, FreshWeights(0, 2), blocks, lambda batch: batch), ParallelDims(CPU, 0, 4, 2), POLICY)
         local = [cast("DTensor", parameter).to_local().numel() for parameter in model.parameters()]
-    finally:
-        dist.destroy_process_group()
     parts, _ = pretraining_memory.sums(config, 4, shape, VOCABULARY)
     assert 4 * sum(local) == parts["weights"]
     assert parts["masters, moments"] == 2 * parts["weights"]
+
+
+@contextlib.contextmanager
+def processes(count: int) -> Iterator[None]:
+    """The first of several processes, whose messages go nowhere."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("policy", "vocabulary"),
+    [("none", VOCABULARY), ("none", 64), ("selective", 64), ("full", 64)],
+    ids=["the loss has most", "none", "selective", "full"],
+)
+def test_what_a_tensor_parallel_process_has_in_a_pass(policy: Any, vocabulary: int) -> None:
+    """One of two that share the matrices of engine `torch`, under autocast, with a head that has the most and one that
+    has nothing. No update is counted: DTensor finds out what its result looks like with copies of all states that are
+    fake themselves, so that they have no memory, but they look as real as these here.
+    """
+    shape, tensor, tokens = shape_of(NARROW, 2), 2, ROWS * LENGTH
+    with processes(tensor):
+        with torch.device("meta"):
+            model = MoxinLM(shape, vocabulary, 0.0, policy)
+        whole = Trainable(model, FreshWeights(0, 2), list(model.model.layers), lambda batch: batch)
+        shard(whole, ParallelDims(CPU, 0, tensor, tensor), POLICY)
+        with FakeTensorMode(allow_non_fake_inputs=True), (tracker := MemTracker()):
+            model.to_empty(device="cpu")
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model.loss_sum(torch.zeros(ROWS, LENGTH, dtype=torch.int64))[0]
+            loss.backward()
+    measured = tracker.get_tracker_snapshot("peak")[CPU]["Total"]
+    held = Held(PretrainConfig(parallel=ParallelSizes(tensor=tensor)), shape, vocabulary)
+    share, logits = Share(shape.layers, tensor), float(LOGITS * tokens / tensor * vocabulary)
+    found = share_activations(shape, tokens, policy, True, logits, share)
+    formula = 8 * held.parameters + with_copies(found, HALF * copied_parameters(shape, vocabulary, tensor), policy)
+    assert formula == pytest.approx(measured, rel=TOLERANCE), (measured / 1e6, formula / 1e6)
 
 
 def test_logits_of_a_chunk_exist_at_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
