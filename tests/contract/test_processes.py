@@ -22,8 +22,6 @@ from stages.core.resources import Processes
 from stages.pipeline import PIPELINE
 from tests.support.node_jobs import LAUNCHERS, STORE, command_of, job_of, loaded
 
-PROFILES = ("tiny", "small", "7b")
-
 
 def started_by_torchrun(words: Sequence[str]) -> int:
     """Processes that such a command starts, over all nodes; 1 without torchrun."""
@@ -62,7 +60,8 @@ def started_by_engine(node: Node, config: Any, given: int, folder: Path) -> int:
     return 1
 
 
-@pytest.mark.parametrize("name", PROFILES)
+# 7b: its engines import PyTorch
+@pytest.mark.parametrize("name", ["tiny", "small", pytest.param("7b", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("by", LAUNCHERS)
 def test_as_many_processes_as_gpus_and_never_more(name: str, by: str, tmp_path: Path) -> None:
     profile = loaded(name, by)
@@ -128,6 +127,7 @@ def test_every_launcher_gives_the_grace_that_is_declared(by: str, tmp_path: Path
         assert pod_of(job)["terminationGracePeriodSeconds"] == 123
 
 
+@pytest.mark.slow  # PyTorch
 def test_torchrun_reads_the_variable_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """That the stage reads the other one: tests/fault/test_runtime_process.py."""
     from torch.distributed.launcher.api import LaunchConfig

@@ -146,6 +146,7 @@ def test_a_byte_that_changed_anywhere_is_named(tmp_path: Path) -> None:
             [read_all(found.source(p), RUNS) for p in range(2)]
 
 
+@pytest.mark.slow  # a process of its own
 def test_many_shards_with_a_limit_of_open_files(tmp_path: Path) -> None:
     """More tasks and partitions than a merge takes, and that more than the 64 open files that are allowed: nothing else
     changes.

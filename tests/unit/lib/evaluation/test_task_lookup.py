@@ -15,8 +15,10 @@ from stages.lib.evaluation import task_lookup
 from stages.lib.evaluation.suite_file import TaskEntry, load, shipped
 
 READ = task_lookup.read_harness
+HARNESS = pytest.mark.slow  # all definitions of the harness: 12 CPU seconds where they were not read before
 
 
+@HARNESS
 def test_a_task_with_what_its_own_file_says() -> None:
     (found,) = task_lookup.describe("gsm8k")
     import lm_eval.tasks
@@ -33,6 +35,7 @@ def test_a_task_with_what_its_own_file_says() -> None:
     assert found["execute"] is False
 
 
+@HARNESS
 def test_settings_that_come_through_an_include() -> None:
     (found,) = task_lookup.describe("bbh_cot_fewshot_navigate")
     assert (found["data_set"], found["config"], found["num_fewshot"]) == ("SaylorTwift/bbh", "navigate", 3)
@@ -42,6 +45,7 @@ def test_settings_that_come_through_an_include() -> None:
     assert plus["execute"] is True
 
 
+@HARNESS
 @pytest.mark.parametrize(
     ("group", "count", "data_set"),
     [
@@ -59,6 +63,7 @@ def test_groups_and_tags_become_their_members(group: str, count: int, data_set: 
     assert all(TaskEntry.model_validate({key: member[key] for key in fields}) for member in members)
 
 
+@HARNESS
 def test_every_name_of_the_index_is_answered_or_refused_in_one_line() -> None:
     refused = []
     for name in task_lookup.index():
@@ -70,6 +75,7 @@ def test_every_name_of_the_index_is_answered_or_refused_in_one_line() -> None:
     assert not [line for line in refused if "\n" in line]
 
 
+@HARNESS
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"has no task 'gsm8kk'; did you mean 'gsm8k' or "):
         task_lookup.describe("gsm8kk")
@@ -128,6 +134,7 @@ def test_where_nothing_can_be_kept_it_is_read_each_time(monkeypatch: pytest.Monk
     assert not anew.exists()
 
 
+@HARNESS
 @pytest.mark.parametrize("name", [n for n in shipped() if load(n).harness == "lm-evaluation-harness"])
 def test_the_harness_knows_the_tasks_of_the_shipped_suites(name: str) -> None:
     assert {entry.task for entry in load(name).tasks} <= set(task_lookup.index())

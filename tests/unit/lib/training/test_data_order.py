@@ -17,7 +17,7 @@ def keys(count: int, seed: int = 0) -> np.ndarray:
 
 def test_every_window_comes_once_an_epoch_whatever_their_number() -> None:
     """Also where they are no multiple of a block, of a batch, or fewer than a batch."""
-    for windows in [*range(1, 800), *range(800, 4200, 61), 4096, 4097]:
+    for windows in [*range(1, 300), *range(300, 4200, 61), 4096, 4097]:
         order = DataOrder(windows, 1 + windows % 13, 1 << windows % 5, windows)
         epochs = order.numbers(np.arange(2 * windows)).reshape(2, -1)
         assert np.array_equal(np.sort(epochs, axis=1), np.tile(np.arange(windows), (2, 1))), order

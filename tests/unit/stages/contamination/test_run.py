@@ -281,6 +281,7 @@ def test_equal_hashes_are_no_match(tmp_path: Path) -> None:
 # --- how the work is done changes nothing -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # processes of their own
 def test_neither_workers_nor_the_cut_of_the_files_change_the_result(tmp_path: Path) -> None:
     questions = suite(tmp_path / "suite", ITEMS)
     texts = planted()

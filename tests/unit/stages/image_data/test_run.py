@@ -309,6 +309,7 @@ def several(source: Path, monkeypatch: pytest.MonkeyPatch) -> ImageDataConfig:
     return listing(source, rows)
 
 
+@pytest.mark.slow  # processes of their own
 def test_parts_hold_what_one_has_and_two_workers_the_same_bytes(several: ImageDataConfig, tmp_path: Path) -> None:
     one, two = LocalContext(tmp_path / "one", several), LocalContext(tmp_path / "two", several)
     run(one)

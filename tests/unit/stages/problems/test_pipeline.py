@@ -48,6 +48,7 @@ def test_what_cannot_be_graded(problem: str, answer: str, reason: str | None) ->
     assert ungradable(problem, answer) == reason
 
 
+@pytest.mark.slow  # graders in processes of their own, with SymPy
 def test_every_step_is_counted(tmp_path: Path) -> None:
     rows = [
         {"problem": f"How many {thing} does a {animal} have?", "answer": str(n), "solution": ""}

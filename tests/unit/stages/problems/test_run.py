@@ -69,6 +69,7 @@ def test_every_step_of_every_solution_is_true(name: str, terms: tuple[int, int])
             assert value(left) == value(right)
 
 
+@pytest.mark.slow  # graders in processes of their own, with SymPy
 def test_problems_are_unique_disjoint_and_the_same_again(tmp_path: Path) -> None:
     config = {
         "origin": "machine",
@@ -86,6 +87,7 @@ def test_problems_are_unique_disjoint_and_the_same_again(tmp_path: Path) -> None
     assert rows(start(tmp_path / "two", **config), "train") == train
 
 
+@pytest.mark.slow  # graders in processes of their own, with SymPy
 def test_a_kind_that_is_used_up_is_told(tmp_path: Path) -> None:
     ctx = start(tmp_path, origin="machine", heldout=0.3, kinds={"sum": {"terms": [2, 2], "largest": 3}})
     assert ctx.stats["rows"] == 20  # a + b <= 3 in 10 ways, a - b >= 0 in 10

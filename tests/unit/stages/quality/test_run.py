@@ -290,6 +290,7 @@ def test_a_model_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         filtered(tmp_path / "bad", web, reference, model=str(tmp_path / "bad.bin"))
 
 
+@pytest.mark.slow  # processes of their own
 def test_two_workers_keep_the_same(tmp_path: Path) -> None:
     web, _, reference = corpus()
     one, two = (filtered(tmp_path / str(n), web, reference, workers=n) for n in (1, 2))

@@ -376,6 +376,7 @@ def test_without_fastokens_the_result_is_the_same(
     )
 
 
+@pytest.mark.slow  # processes of their own
 def test_two_workers_write_the_same(tmp_path: Path, tokenizer: LocalArtifact) -> None:
     runs = [
         tokenize(tmp_path / str(n), tokenizer, corpus(1), corpus(2), sequence_length=16, heldout=0.2, workers=n)
