@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from flows import contamination
+from flows import contamination, cost
 from flows.log_lines import metric_rows
 from flows.plan import differences, origin
 from flows.profiles import Profile
+from flows.release import energy
 from flows.stage_job import git_commit
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import InputError
@@ -57,13 +59,15 @@ def collect(
 
     Returns `{schema_version, profile, made, commit, nodes: [node], contamination}`; the last as
     `flows.contamination.measure` gives it. A node is `{name, stage, about, parents, state,
-    why, at, run_id, result, reports, pictures, problems}`; its `result` is the manifest as JSON with `metrics` (rows)
-    beside it, and `reports` maps an output port to the `stages.lib.formats.reports.Report` in it. Raises InfraError,
-    and InputError for a damaged manifest.
+    why, at, run_id, result, reports, use, pictures, problems}`; `use` is what it cost by
+    `flows.release.energy`, where a profile says on what it ran; its `result` is the manifest as JSON with `metrics`
+    (rows) beside it, and `reports` maps an output port to the `stages.lib.formats.reports.Report` in it. Raises
+    InfraError, and InputError for a damaged manifest.
     """
     if pipeline is None:
         from stages.pipeline import PIPELINE as pipeline
     records = ledger.nodes(profile) if records is None else records
+    prices = cost.prices_of(values) if values is not None else None
     results: dict[str, StageResult] = {}
     nodes: list[NodeData] = []
     for node in pipeline:
@@ -71,6 +75,8 @@ def collect(
         node = node.given() if given else node
         configured = values.configs[node.name].identity() if values and not given else None
         row = _node(ledger, node, records.get(node.name), results, configured)
+        if values is not None and prices is not None and node.name in results and not given:
+            row["use"] = asdict(energy.use(results[node.name], values.resources[node.name], prices))
         parents = [each for each in nodes if each["name"] in node.parents and each["state"] in OLD]
         if row["state"] in ("ok", "drift") and parents:
             row |= {"state": "stale", "why": f"follows {parents[0]['name']}, which is {parents[0]['state']}"}
@@ -100,6 +106,7 @@ def _node(
         "run_id": record.run_id if record else None,
         "result": None,
         "reports": {},
+        "use": None,
         "pictures": [],
         "samples": [],
         "samples_left_out": [],

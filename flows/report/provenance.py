@@ -41,14 +41,16 @@ def costs(data: Data) -> Section | None:
         "max " + size(max(a["peak_rss_bytes"] for a in attempts)),
         size(sums["bytes_in"]),
         size(sums["bytes_out"]),
+        *_money([node["use"] for node in with_result if node.get("use")]),
     ]
-    head = ("Node", "Wall", "", "CPU", "Cores busy", "Peak memory", "Read", "Written")
+    head = ("Node", "Wall", "", "CPU", "Cores busy", "Peak memory", "Read", "Written", "GPU hours", "Dollars", "Energy")
     note = paragraph(
         "Of the attempt that made the result; nodes that ran at the same time are both counted. A resumed attempt"
-        " counts from its checkpoint.",
+        " counts from its checkpoint. Dollars and energy are those of infra/gpu_prices.toml, at a card's full power;"
+        " nothing stands where nobody wrote down what a processor draws.",
         "note",
     )
-    return Section("costs", "Costs", join(table(head, rows, numbers=(1, 3, 4, 5, 6, 7), foot=[foot]), note))
+    return Section("costs", "Costs", join(table(head, rows, numbers=(1, 3, 4, 5, 6, 7, 8, 9, 10), foot=[foot]), note))
 
 
 def _cost(node: NodeData, longest: float) -> list[Any]:
@@ -63,6 +65,20 @@ def _cost(node: NodeData, longest: float) -> list[Any]:
         size(a["peak_rss_bytes"]),
         size(a["bytes_in"]),
         size(a["bytes_out"]),
+        *_money([node["use"]] if node.get("use") else []),
+    ]
+
+
+def _money(uses: list[dict[str, Any]]) -> list[Markup | str]:
+    """GPU hours, dollars and energy."""
+    if not uses:
+        return [NONE, NONE, NONE]
+    hours, dollars = sum(use["gpu_hours"] for use in uses), sum(use["dollars"] for use in uses)
+    known = [use["kwh"] for use in uses if use["kwh"] is not None]
+    return [
+        f"{hours:,.2f}" if hours else NONE,
+        f"${dollars:,.2f}" if dollars >= 0.995 else f"${dollars:.2g}",
+        f"{sum(known):,.3g} kWh" if known else NONE,
     ]
 
 

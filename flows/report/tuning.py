@@ -10,7 +10,7 @@ from typing import Any
 from flows.charts import lines_svg
 from flows.report import plots
 from flows.report.data import Data, NodeData, nodes_of
-from flows.report.markup import Markup, Section, badge, details, join, number, paragraph, table
+from flows.report.markup import NONE, Markup, Section, badge, details, join, number, paragraph, table
 from flows.report.page import inline_svg
 from stages.core.errors import InputError
 from stages.lib.formats.paired_eval import Effect, from_stats
@@ -26,6 +26,8 @@ CURVES = {
     ),
 }
 """Which metrics of a stage are drawn, and what their axes are called."""
+ANSWERED = ("accuracy", "format", "pass_at_1")
+"""Measures of answers that a model wrote: two of them compare only where they were decoded in one way."""
 ABOUT = {"sft": "Supervised fine-tuning", "dpo": "Preference tuning (DPO)", "grpo": "Reinforcement"}
 
 
@@ -48,12 +50,16 @@ def effects(data: Data) -> Section | None:
         )
     caption = paragraph(
         "Parent and child are measured on the same held-out rows. The interval is the paired difference's, 95 %; trials"
-        " at a row are averaged before anything else. Shown: better by more than a one-sided test at 1 % asks for.",
+        " at a row are averaged before anything else. Shown: better by more than a one-sided test at 1 % asks for."
+        " Sampled answers are worse than greedy ones of the same model as a rule: such rows do not compare.",
         "note",
     )
     rows = [_row(node, one) for node in nodes for one in effects_of(node)]
-    head = ("Model", "Parent", "Measure", "Better", "Parent's", "Its own", "Difference", "95 %", "Rows x trials", "")
-    body = table(head, rows, numbers=(4, 5, 6, 7, 8))
+    head = (
+        "Model", "Parent", "Measure", "Decoding", "Better", "Parent's", "Its own", "Difference", "95 %",
+        "Rows x trials", "",
+    )  # fmt: skip
+    body = table(head, rows, numbers=(5, 6, 7, 8, 9))
     gaps = [
         paragraph(f"{node['name']}: not measured: {part} ({reason}).", "warning")
         for node in nodes
@@ -72,6 +78,7 @@ def _row(node: NodeData, one: Effect) -> list[Any]:
         Markup('<a href="#node-{0}">{0}</a>').format(node["name"]),
         ", ".join(parents),
         f"{one.metric.replace('_', ' ')} ({one.unit})",
+        _decoding(node, one) or NONE,
         one.better,
         f"{one.before:.4f}",
         f"{one.after:.4f}",
@@ -80,6 +87,16 @@ def _row(node: NodeData, one: Effect) -> list[Any]:
         f"{one.n:,} x {one.trials}",
         badge("shown", "ok") if one.shown else badge("within noise", "note"),
     ]
+
+
+def _decoding(node: NodeData, one: Effect) -> str:
+    """How the answers behind a measure were made; nothing: likelihoods. `grpo` answers as it trains."""
+    if one.metric not in ANSWERED:
+        return ""
+    temperature = node["result"]["config"].get("temperature") if node["stage"] == "grpo" else 0.0
+    return (
+        "not recorded" if temperature is None else f"sampled, temperature {temperature:g}" if temperature else "greedy"
+    )
 
 
 def _charts(stage: str, nodes: Sequence[NodeData]) -> list[Markup]:
