@@ -4,8 +4,8 @@ takes.
 How an engine spreads weights, gradients and moments is read from its code at the pinned version (Colossal-AI 0.5.0,
 PyTorch's FSDP2), as said beside it, and held against the tensors of real processes on gloo
 (tests/training/stages/pretrain/test_colossal.py) and FSDP2's cut (tests/training/lib/modeling/test_memory.py), as are
-activations under tensor parallelism. Gemini, and activations under pipeline parallelism, were held against nothing that
-ran.
+activations under tensor parallelism. Which of Gemini's chunks are whole at one time, and activations under pipeline
+parallelism, were held against nothing that ran.
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from stages.lib.training.backends.colossalai import ColossalBackend
 from stages.lib.training.optimizer import MOMENTS
 
 HELD: dict[str, int] = {}
-"""Of this process, at its last update. Empty with Gemini, whose parameters lie in chunks."""
+"""Of this process, at its last update."""
+CHUNKS = ("chunk_temp", "cuda_global_chunk", "cuda_shard", "cpu_shard")
+"""Where a chunk of Gemini may lie, whole or this process's part of it."""
 
 
 def _bytes(tensors: Iterable[Tensor], others: Iterable[Tensor] = ()) -> int:
@@ -29,26 +31,47 @@ def _gradients(optimizer: Any, weights: Iterable[Tensor]) -> Iterator[Tensor]:
                 yield from (piece.clone() for piece in pieces)
 
 
+def _in_chunks(chunks: Iterable[Any]) -> int:
+    """Bytes that chunks of Gemini lie in; of a chunk that is set free, none are left."""
+    places = [place for chunk in chunks for name in CHUNKS if (place := getattr(chunk, name)) is not None]
+    return sum({place.untyped_storage().data_ptr(): place.untyped_storage().nbytes() for place in places}.values())
+
+
+def _count_chunks(backend: Any) -> None:
+    optimizer = backend._optimizer
+    chunks = list(optimizer.chunk16_set)
+    moments = [state[name] for state in optimizer.optim.state.values() for name in MOMENTS if state]
+    HELD["weights"] = _in_chunks(chunks)
+    HELD["masters, moments"] = _in_chunks([chunk.paired_chunk for chunk in chunks]) + _bytes(moments)
+
+
 def install() -> None:
     """Count at every step from now on."""
     step = ColossalBackend.step
 
     def counted(self: Any, *arguments: Any) -> Any:
         optimizer, weights = self._optimizer, list(self._shards._parameters.values())
-        update = optimizer.step
+        update, chunked = optimizer.step, hasattr(optimizer, "chunk16_set")
 
         def counts(*given: Any, **named: Any) -> Any:
-            gradients = list(_gradients(optimizer, weights))
-            HELD["gradients"] = _bytes(gradients)
+            if chunked:
+                own = (chunk.grad_chunk for chunk in optimizer.chunk16_set)
+                HELD["gradients"] = _in_chunks(chunk for chunk in own if chunk is not None)
+            else:
+                HELD["gradients"] = _bytes(list(_gradients(optimizer, weights)))
             return update(*given, **named)
 
         optimizer.step = counts
         try:
-            return step(self, *arguments)
+            done = step(self, *arguments)
         finally:
             optimizer.step = update
+        if chunked:
+            _count_chunks(self)
+        else:
             moments = [state[name] for state in optimizer.optim.state.values() for name in MOMENTS]
             HELD["weights"] = _bytes(weights)
             HELD["masters, moments"] = _bytes([*self._shards._masters.values(), *moments], weights)
+        return done
 
     ColossalBackend.step = counted  # pyright: ignore[reportAttributeAccessIssue]

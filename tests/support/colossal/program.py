@@ -54,8 +54,7 @@ def _rank(rank: int, port: int, task: dict[str, Any]) -> None:
     ctx.dies_at = task["dies"] if rank == task["size"] - 1 else 0
     pretrain.compute_device = lambda *asked: torch.device("cpu")  # half precision too: slow, but exact
     chunks.install()
-    if PretrainConfig(**task["config"]).parallel.plugin != "gemini":
-        held.install()
+    held.install()
     colossalai.INITIAL_SCALE = task["scale"] or colossalai.INITIAL_SCALE
     try:
         pretrain.run(ctx)
