@@ -3,7 +3,8 @@
 A node's time is a fixed part and a part that grows with its work. Two rehearsals of it, wiring and shape, tell both;
 of one that trains, the time of its own steps does, and what is left of the attempt is fixed but for what measures the
 model. Work is counted as the plan counts it (`units`). The interval: all time fixed and all of it growing (of a
-training: by its fastest and its slowest step).
+training: by its fastest and its slowest step). A node that reads no artifact is as much work as its settings ask it to
+make; where that is as much in both rehearsals, the two times are the interval.
 
 Nothing is forecast where a stand-in ran, or where the work is not known.
 """
@@ -16,11 +17,13 @@ from typing import Any, Literal
 
 from flows import scale, training_work
 from flows.cost import Estimate
+from flows.rehearsal import growth
 from flows.rehearsal.report import Checkpointing, Forecast, Measured, NodeReport
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import StageError
 from stages.core.graph import Node
 from stages.core.resources import Resources
+from stages.lib.data.raw_source import RawSource
 
 REHEARSED = "rehearsal of"
 """How the basis of an estimate begins that goes by one."""
@@ -47,6 +50,22 @@ def units(config: Any, estimate: Estimate) -> tuple[str, float]:
         return CORE_SECONDS, estimate.scale.core_seconds
     if estimate.scale and estimate.scale.bytes_in and not estimate.scale.unknown:
         return "bytes read", estimate.scale.bytes_in
+    if estimate.scale and not estimate.scale.bytes_in and not estimate.scale.unknown:
+        return _made(config)
+    return "", 0.0
+
+
+def _made(config: Any) -> tuple[str, float]:
+    """Of a node that reads no artifact: what it is asked to make on this machine, or the sources that it lists."""
+    sets: Mapping[str, Any] = getattr(config, "data_sets", None) or {}
+    origins = {one.origin for one in sets.values()} or {getattr(config, "origin", "")}
+    if "machine" in origins:  # what is taken over beside is as much in each rehearsal
+        return "that its settings ask for", growth.asked(config)
+    if sets:
+        return "data sets", float(len(sets))
+    listed = [one for value in vars(config).values() if isinstance(value, tuple) for one in value]
+    if listed and all(isinstance(one, RawSource) for one in listed):
+        return "sources", float(len(listed))
     return "", 0.0
 
 
@@ -98,6 +117,9 @@ def forecast(
     elif small is not None and small.measured is not None and large.units > small.units:
         wall, processor = (_between(small, large, amount / more, clock) for clock in CLOCKS)
         basis = f"two rehearsals of {small.units:,.3g} and {large.units:,.3g} {name}"
+    elif small is not None and small.measured is not None and amount == large.units == small.units and more == 1:
+        wall, processor = (_as_measured(small.measured, one, clock) for clock in CLOCKS)
+        basis = f"two rehearsals of as much: {amount:,.3g} {name}"
     else:
         return None
     steps = training_work.steps_of(config, estimate.rows) if one.step_seconds else 0
@@ -168,6 +190,12 @@ def _between(small: NodeReport, large: NodeReport, amount: float, clock: Clock) 
     likely = max(0.0, second - slope * large.units) + slope * amount
     grown = second * amount / large.units
     return Times(min(likely, second, grown), likely, max(likely, second, grown))
+
+
+def _as_measured(first: Measured, second: Measured, clock: Clock) -> Times:
+    """Of a node whose rehearsals were as much work as it is."""
+    one, other = getattr(first, clock), getattr(second, clock)
+    return Times(min(one, other), other, max(one, other))
 
 
 def _usable(node: NodeReport | None, name: str) -> NodeReport | None:

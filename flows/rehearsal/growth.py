@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from flows import scale
 from flows.rehearsal.report import NodeReport
@@ -39,13 +40,26 @@ def asked_more(real: BaseModel, small: BaseModel) -> float:
     return max(_ratios(real, small), default=0.0)
 
 
+def asked(config: Any) -> float:
+    """How much a node that makes its rows by itself is asked to make: the counts among its settings, together."""
+    counts: list[float] = []
+    for name, info in type(config).model_fields.items():
+        value = getattr(config, name)
+        if _counts(info) and isinstance(value, int | float):
+            counts.append(float(value))
+    return sum(counts)
+
+
+def _counts(info: FieldInfo) -> bool:
+    return any(isinstance(rule, Shrinks) for rule in info.metadata) and OPERATIONAL not in info.metadata
+
+
 def _ratios(real: Any, small: Any) -> Iterator[float]:
     if isinstance(real, BaseModel):
         for name, info in type(real).model_fields.items():
             before, after = getattr(real, name), getattr(small, name)
             yield from _ratios(before, after)
-            counted = any(isinstance(rule, Shrinks) for rule in info.metadata) and OPERATIONAL not in info.metadata
-            if counted and isinstance(after, int | float) and after:
+            if _counts(info) and isinstance(after, int | float) and after:
                 more = EVERYTHING if before is None else before / after if isinstance(before, int | float) else 0.0
                 if more > 1:
                     yield more

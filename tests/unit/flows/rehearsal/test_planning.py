@@ -13,10 +13,13 @@ from flows.cost import Estimate
 from flows.empty_ledger import EmptyLedger
 from flows.plan import make_plan
 from flows.rehearsal import planning
-from flows.rehearsal.forecast import forecast
+from flows.rehearsal.derive import derive
+from flows.rehearsal.forecast import forecast, units, units_of_inputs
 from flows.rehearsal.report import Checkpointing, Measured, NodeReport, RehearsalReport, profile_digest
+from flows.scale import NodeScale
 from stages.core.keys import source_digest
 from stages.core.resources import Resources
+from stages.core.shrinking import Level
 from stages.pipeline import PIPELINE
 
 PRICES: dict[str, Any] = {"gpu": {"dollars_per_hour": 2.0}, "cpu": {"dollars_per_core_hour": 0.05}}
@@ -88,6 +91,44 @@ def test_two_rehearsals_tell_the_fixed_part_from_what_grows() -> None:
     one = told(None, Estimate(flops=1000.0), node(110, 20.0), node(10, 10.0))
     assert one.seconds == pytest.approx((20.0, 109.0, 20 * 1000 / 110))
     assert told(None, Estimate(flops=1000.0), node(110, 20.0)) is None
+
+
+def test_a_node_without_inputs_goes_by_what_its_settings_ask_for() -> None:
+    """Of each that is there in `tiny` by the profile's own rehearsals; of sources that are listed, by their number."""
+    profile = profiles.load("tiny", PIPELINE)
+    plans = make_plan(PIPELINE, profile, EmptyLedger())
+    estimates = cost.estimate(plans, profile, None)
+    reports: dict[Any, RehearsalReport] = {}
+    for level, pace in (("wiring", 1.0), ("shape", 2.0)):
+        derived = derive(profile, PIPELINE, cast("Level", level)).profile
+        nodes = [
+            node(count, 10.0 + pace, unit).model_copy(update={"node": one.name})
+            for one in PIPELINE
+            if not one.wires
+            for unit, count, _ in [units_of_inputs(one, derived.configs[one.name], derived.resources[one.name], {})]
+        ]
+        reports[level] = RehearsalReport(
+            profile="tiny", level=cast("Level", level), at="2026-01-02", profile_digest="", code={}, nodes=tuple(nodes)
+        )
+    forecasts = planning.forecasts(plans, profile, reports)
+    asked = {name: units(profile.configs[name], estimates[name]) for name in forecasts}
+    assert {one.name for one in PIPELINE if not one.wires} == set(forecasts)
+    scenes: Any = profile.configs["scenes"]
+    assert asked["scenes"] == (
+        "that its settings ask for",
+        scenes.scenes + scenes.test_scenes + scenes.test_questions,
+    )
+    assert forecasts["collect"].seconds == pytest.approx((12.0, 12.0, 12.0)), "as much as the larger one gathers"
+    assert forecasts["scenes"].seconds[0] == 12.0
+    assert forecasts["scenes"].seconds[0] < forecasts["scenes"].seconds[1] < forecasts["scenes"].seconds[2]
+    listing: Any = profiles.load("7b", PIPELINE).configs["collect"]
+    assert units(listing, Estimate(scale=NodeScale())) == (
+        "sources",
+        len(listing.text) + len(listing.web) + len(listing.code),
+    )
+    count = len(listing.text) + len(listing.web) + len(listing.code)
+    same = told(listing, Estimate(scale=NodeScale()), node(count, 12.0, "sources"), node(count, 10.0, "sources"))
+    assert same.seconds == (10.0, 12.0, 12.0)
 
 
 def test_nothing_is_forecast_of_a_stand_in_of_other_work_or_of_none() -> None:
