@@ -78,6 +78,9 @@ def show(
     metrics: Annotated[
         bool, typer.Option("--metrics", help="print its metric rows (loss, ...) as JSON lines, and nothing else")
     ] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="every attempt at any of its keys: when, how it ended, by whom")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Show a node's newest result.
@@ -88,6 +91,9 @@ def show(
     from flows.console import rows_table
     from flows.log_lines import StoredLines
 
+    if history:
+        _show_history(find_node(node).name, json_)
+        return
     with open_ledger() as ledger:
         result = read_result(ledger, node, profile, experiment, set_, key)
         if metrics:
@@ -118,6 +124,40 @@ def show(
     out.print(
         rows_table([{"statistic": k, "value": json.dumps(v, ensure_ascii=False)} for k, v in result.stats.items()])
     )
+
+
+def _show_history(node: str, json_: bool) -> None:
+    import functools
+
+    from flows.console import rows_table
+    from flows.experiments import history
+    from flows.local_services.prefect import call_api
+    from flows.settings import Settings
+    from stages.core.errors import InfraError
+
+    settings = Settings.load()
+    with open_ledger(settings) as ledger:
+        try:
+            entries = history.of_node(ledger, node, history.starters(functools.partial(call_api, settings)))
+        except InfraError:  # the server is away: who started what is not known
+            entries = history.of_node(ledger, node)
+    if json_:
+        print_json({"node": node, "attempts": [entry.row() for entry in entries]})
+        return
+    rows = [
+        {
+            "started": entry.started_at[:19].replace("T", " "),
+            "ended": (entry.ended_at or "")[11:19],
+            "key": entry.key[:12],
+            "attempt": entry.epoch,
+            "end": entry.ended,
+            "by": entry.by,
+            "now of": ", ".join(entry.names),
+            "": entry.message,
+        }
+        for entry in entries
+    ]
+    out.print(rows_table(rows) if rows else f"nobody has worked on {node} yet")
 
 
 def logs(
