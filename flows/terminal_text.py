@@ -5,9 +5,10 @@ made visible.
 from __future__ import annotations
 
 import re
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.text import Text
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What would move the cursor, change colours, turn the direction of the text, or cannot be encoded."""
@@ -25,6 +26,8 @@ def counted(number: float, noun: str) -> str:
 
 def line(*parts: object | tuple[object, str]) -> Text:
     """A line of texts, each with a style or without: `line("found ", (name, "bold"))`. Nothing in them is markup."""
+    from rich.text import Text
+
     return Text.assemble(*map(_styled, parts))
 
 

@@ -7,22 +7,44 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flows.terminal_text import line
 from stages.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from flows.settings import Settings
     from stages.core.messages import StageResult
 
 PIPE_WIDTH = 200
 """Columns where the output is no terminal: a log or a pipe has no edge to wrap at."""
-out = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+class Terminal:
+    """A console that is made at its first word: rich would be a third of what `moxin --help` imports.
+    stderr: standard error instead of standard output.
+    """
+
+    def __init__(self, stderr: bool = False) -> None:
+        self._stderr = stderr
+
+    @cached_property
+    def console(self) -> Console:
+        from rich.console import Console
+
+        width = None if self._stderr or sys.stdout.isatty() else PIPE_WIDTH
+        return Console(stderr=self._stderr, highlight=False, markup=False, emoji=False, width=width)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.console, name)
+
+
+out, err = Terminal(), Terminal(stderr=True)
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help="values of the run: infra/profiles/<name>.toml")]
 SelectOption = Annotated[

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from flows.cli.common import (
     ApproveOption,
@@ -155,6 +154,7 @@ def run_flow(
     Prefect server knows how it ended.
     """
     from prefect import tags
+    from rich.console import Console
 
     from flows import flow as flow_module
     from flows import lost_runs, prefect_artifacts
@@ -163,7 +163,7 @@ def run_flow(
 
     logging.raiseExceptions = False  # a log line that does not get to the Prefect server is no news for this terminal
     recorder, server_knows = _Recorder(), True
-    console = Console(quiet=True) if quiet else out
+    console = Console(quiet=True) if quiet else out.console
     with RunDisplay(console, nodes) as display:
         flow_module.EXTRA_OBSERVERS[:] = [display, recorder]
         try:

@@ -98,7 +98,7 @@ def watch(
         if once or not out.is_terminal:
             out.print(view(watched.snapshot(), metric, out.width))
             return
-        with contextlib.suppress(KeyboardInterrupt), Live(console=out, auto_refresh=False, screen=True) as live:
+        with contextlib.suppress(KeyboardInterrupt), Live(console=out.console, auto_refresh=False, screen=True) as live:
             while True:
                 live.update(view(watched.snapshot(), metric, out.width), refresh=True)
                 time.sleep(interval)

@@ -149,7 +149,7 @@ def test_the_command_line_starts_without_what_only_some_commands_need() -> None:
     """`moxin --help` and a shell's completion wait for what `flows.cli` imports."""
     code = "import sys, flows.cli; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     brought = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    heavy = {"boto3", "botocore", "jinja2", "numpy", "prefect", "psutil", "pydantic", "torch"}
+    heavy = {"boto3", "botocore", "jinja2", "numpy", "prefect", "psutil", "pydantic", "rich", "torch"}
     assert not heavy & set(brought.split())
 
 
