@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core.artifacts import FileEntry
@@ -22,6 +23,29 @@ ROWS = "rows"
 """In the place of a step: segments of metric rows, checkpoints/<key>/rows/<epoch>/<number>."""
 NEWEST = f"{ROWS}/NEWEST.json"
 """The step that was committed last, beside them: found by its name, also where a list is late."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints of a key stay when another is committed. All go once its result is published."""
+
+    last: int = 2
+    """The newest."""
+    every: int = 0
+    """And the first at or after each multiple of so many steps; 0: none."""
+    behind: int = 0
+    """And, for going back so many steps, those that leave one at or before each of them."""
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Of steps that there are checkpoints of, ascending."""
+        recent = {step for step in firsts(steps, self.behind) if step > steps[-1] - 3 * self.behind}
+        return {*steps[-self.last :], *firsts(steps, self.every), *recent}
+
+
+def firsts(steps: Sequence[int], every: int) -> set[int]:
+    """The first of these steps, ascending, at or after each multiple of `every`: the same when others are gone."""
+    before = (0, *steps)
+    return {step for earlier, step in zip(before, steps, strict=False) if every and step // every > earlier // every}
 
 
 class CheckpointStore(LeaseStore):
@@ -52,8 +76,10 @@ class CheckpointStore(LeaseStore):
             with RangeFile(self.store, entry, verified=True) as stream:
                 stream.read_at(BLOCK * random.randrange(-(-entry.size // BLOCK)), 1)
 
-    def commit_checkpoint(self, lease: Lease, step: int, files: Sequence[FileEntry]) -> None:
-        """Make uploaded files a checkpoint; older ones but the previous are then removed.
+    def commit_checkpoint(
+        self, lease: Lease, step: int, files: Sequence[FileEntry], retention: Retention = Retention()
+    ) -> None:
+        """Make uploaded files a checkpoint; those that are not to be kept are then removed.
 
         Raises Damaged when the store has lost one of them, or has it with another size.
         """
@@ -62,7 +88,8 @@ class CheckpointStore(LeaseStore):
         commit = CheckpointCommit(step=step, epoch=lease.epoch, files=tuple(files))
         self.store.put(marker(lease.key, step), commit.model_dump_json().encode())
         self.store.put(f"checkpoints/{lease.key}/{NEWEST}", str(step).encode())
-        for old in self.checkpoint_steps(lease.key)[:-2]:
+        steps = self.checkpoint_steps(lease.key)
+        for old in sorted(set(steps) - retention.kept(steps)):
             self.drop_checkpoints(lease.key, old, before=lease.epoch + 1)
 
     def _require_stored(self, key: str, files: Sequence[FileEntry]) -> None:
@@ -100,6 +127,21 @@ class CheckpointStore(LeaseStore):
         """Fetch and verify files of a checkpoint into `folder`. Raises Damaged when one is not whole."""
         for entry in files:
             self.store.get_file(entry, folder / entry.path)
+
+    def drop_checkpoints_after(self, lease: Lease, step: int) -> bool:
+        """Remove the checkpoints of steps after this one, the newest first: what is then the newest leads there again.
+        False: there is none at or before it, and nothing is removed.
+        """
+        self.check(lease)
+        steps = self.resumable_steps(lease.key)
+        rest = [other for other in steps if other <= step]
+        if not rest:
+            return False
+        self.store.put(f"checkpoints/{lease.key}/{NEWEST}", str(rest[-1]).encode())
+        for other in reversed(steps[len(rest) :]):
+            self.store.delete([marker(lease.key, other)])  # by its name: a list may be late
+            self.drop_checkpoints(lease.key, other)
+        return True
 
     def set_checkpoint_aside(self, key: str, step: int) -> None:
         """Make a checkpoint that is not whole one no more: its marker moves; its files stay until the key's checkpoints

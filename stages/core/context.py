@@ -81,6 +81,15 @@ class Checkpoints(typing.Protocol):
         fetched. For a stage of several processes: its first one asks, and tells the others.
         """
 
+    def retain(self, last: int, every: int, behind: int) -> None:
+        """Which checkpoints are kept from here on (`stages.core.checkpoints.Retention`)."""
+
+    def go_back(self, step: int) -> bool:
+        """Make the checkpoints after `step` ones no more, so that `newest` is then one at or before it, with its rows.
+        False: there is none; then nothing is changed. For the first process of several alone.
+        """
+        ...
+
     def set_aside(self, step: int, why: object) -> None:
         """Make a checkpoint one no more, because reading it has shown damage: `newest` is then the one before."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.artifacts import FileEntry
+from stages.core.checkpoints import Retention
 from stages.core.errors import InfraError
 from stages.core.events import Events, own_rank
 from stages.core.leases import LeaseLost
@@ -32,7 +33,13 @@ class RuntimeCheckpoints:
         self._fetched: tuple[int, Path] | None = None
         self.most: dict[str, float] = {}
         """What `note` was told."""
+        self._retention = Retention()
         self.resumed_from: int | None = None
+        """Step of the checkpoint that this attempt began from."""
+        self._at: int | None = None
+        """Step of the one whose rows are here."""
+        self._back = False
+        """Whether the attempt went back to it, and did not begin from it."""
         self.saved: int | None = None
         """Step of the newest checkpoint that this attempt has published."""
         self.stored: dict[tuple[int, str], str] = {}
@@ -64,7 +71,7 @@ class RuntimeCheckpoints:
             if left_out := [part[_LEFT_OUT] for part in parts if _LEFT_OUT in part]:
                 raise InfraError(left_out[0])
             files = (*(FileEntry.model_validate(part) for part in parts), *self._upload_rows(step))
-            self._ledger.commit_checkpoint(self._lease, step, files)
+            self._ledger.commit_checkpoint(self._lease, step, files, self._retention)
         except (InfraError, Damaged) as error:
             if isinstance(error, LeaseLost):
                 raise
@@ -95,15 +102,19 @@ class RuntimeCheckpoints:
             step = steps.pop()
             try:
                 files = self._ledger.checkpoint(self._lease.key, step).files
-                if step != self.resumed_from:
+                if step != self._at:
                     self._restore_rows(files)
             except (Damaged, DamagedRecord, FileNotFoundError) as error:
                 self._set_aside(step, error, steps)
                 continue
-            if step != self.resumed_from:
+            if step != self._at:
                 self._note(files)
-                self.resumed_from = step
-                self._log(f"resuming from the checkpoint at step {step}")
+                self._at = step
+                if self._back:
+                    self._log(f"going back to the checkpoint at step {step}", "warning")
+                else:
+                    self.resumed_from = step
+                    self._log(f"resuming from the checkpoint at step {step}")
             return step, [entry for entry in files if not is_rows(entry.path)]
         return None
 
@@ -127,9 +138,18 @@ class RuntimeCheckpoints:
             return self._fetched
         return None
 
+    def retain(self, last: int, every: int, behind: int) -> None:
+        self._retention = Retention(last, every, behind)
+
     def note(self, **most: float) -> None:
         for name, value in most.items():
             self.most[name] = max(round(value, 6), self.most.get(name, 0.0))
+
+    def go_back(self, step: int) -> bool:
+        if not self._ledger.drop_checkpoints_after(self._lease, step):
+            return False
+        self._at, self._back, self._fetched = None, True, None
+        return True
 
     def set_aside(self, step: int, why: object) -> None:
         steps = self._ledger.checkpoint_steps(self._lease.key)
@@ -138,8 +158,9 @@ class RuntimeCheckpoints:
     def _set_aside(self, step: int, why: object, before: Sequence[int]) -> None:
         if own_rank() == 0:
             self._ledger.set_checkpoint_aside(self._lease.key, step)
-        if step == self.resumed_from:
-            self.resumed_from = None
+        if step == self._at:
+            self._at = None
+            self.resumed_from = self.resumed_from if self._back else None
             self.stored = {}
             self._rows.forget()
         instead = f"going back to the one at step {before[-1]}" if before else "there is none before it: starting anew"

@@ -84,6 +84,18 @@ class LocalCheckpoints:
     def note(self, **most: float) -> None:
         self.most |= {name: max(value, self.most.get(name, 0.0)) for name, value in most.items()}
 
+    def retain(self, last: int, every: int, behind: int) -> None:
+        """All are kept."""
+
+    def go_back(self, step: int) -> bool:
+        steps = [int(folder.name) for folder in self.root.glob("[0-9]*")]
+        if not any(other <= step for other in steps):
+            return False
+        for other in steps:
+            if other > step:
+                shutil.rmtree(self.root / f"{other:08d}")
+        return True
+
     def set_aside(self, step: int, why: object) -> None:
         (self.root / f"{step:08d}").rename(self.root / f"damaged-{step:08d}")
 

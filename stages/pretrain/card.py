@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stages.core.context import Context
+from stages.lib.training.spikes import card_lines
 from stages.pretrain.spec import PretrainConfig
 
 
@@ -52,6 +53,7 @@ def model_card(
         f"| final loss | {stats['final_loss']:.4f} |",
         *([f"| held-out loss | {stats['val_loss']:.4f} |"] if stats["val_loss"] is not None else []),
         "",
+        *card_lines(stats),
         "## Data",
         "",
         "| source | documents | tokens | epochs |",

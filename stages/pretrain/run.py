@@ -98,6 +98,7 @@ def _stats(
         "processes": dims.world_size,
         "tokens_per_second": round(speed),
         **trainer.loader_rate,
+        **trainer.guard.statistics(),
         "tflops_per_second": round(speed * config.shape.flops_per_token(vocabulary, config.sequence_length) / 1e12, 4),
         "device": torch.cuda.get_device_name() if gpu else "cpu",
     }

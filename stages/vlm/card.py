@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stages.core.context import Context
+from stages.lib.training.spikes import card_lines
 from stages.vlm.spec import VlmConfig
 
 
@@ -41,6 +42,7 @@ def model_card(ctx: Context[VlmConfig], stats: Mapping[str, Any], image_size: in
         f"| steps | {stats['steps']:,} |",
         f"| final loss | {stats['final_loss']:.4f} |",
         "",
+        *card_lines(stats),
         "## Where sources disagree",
         "",
         (

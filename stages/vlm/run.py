@@ -90,6 +90,7 @@ def _train(ctx: Context[VlmConfig], dims: ParallelDims, rows: Rows, counts: Coun
         "tokens": trainer.tokens,
         "tokens_per_second": round(trainer.tokens / trainer.seconds),
         **trainer.loader_rate,
+        **trainer.guard.statistics(),
         "features": "stored" if stored is not None else "computed for every batch",
         "rows_cut_or_left_out": dict(counts),
     }

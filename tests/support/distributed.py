@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from stages.core.errors import ConfigError, PeerFailed, Preempted
+from stages.core.errors import StageError
 from stages.core.testing import LocalCheckpoints
 from tests.support.limits import HANG
 from tests.support.mortal import Mortal
@@ -29,7 +29,7 @@ def _process(
     outcome = "done"
     try:
         run(ctx)
-    except (Preempted, ConfigError, PeerFailed) as error:
+    except StageError as error:
         outcome = f"{type(error).__name__}: {error}"
     if rank == 0:
         (root / "told.json").write_text(json.dumps({"outcome": outcome, "metrics": ctx.metrics}))

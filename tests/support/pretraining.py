@@ -40,6 +40,7 @@ def config(**changes: Any) -> PretrainConfig:
         "eval_every": 5,
         "checkpoint_every": 4,
         "log_every": 1,
+        "compare_every": 1,
         "threads": 1,
     }
     return PretrainConfig(**(values | changes))

@@ -146,6 +146,10 @@ class AsyncCheckpointer:
 
     # --- resuming -------------------------------------------------------------------------------------------------
 
+    def go_back(self, step: int) -> bool:
+        """Have `resume` load one at or before a step: those after it go. False: there is none."""
+        return self._dims.from_first(lambda: self._ctx.checkpoints.go_back(step))
+
     def resume(self, load: Callable[[Mapping[str, Any], Read], None]) -> bool:
         """Load the newest checkpoint that is whole, if there is one. load: is given `state` of `save` and what reads
         its tensors; called again, with the checkpoint before, when these are damaged.

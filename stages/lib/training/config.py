@@ -6,6 +6,7 @@ from typing import Protocol
 
 from stages.lib.modeling.shape import ModelShape
 from stages.lib.training.parallel_sizes import ParallelSizes
+from stages.lib.training.spikes import SpikePolicy
 
 
 class OptimizerConfig(Protocol):
@@ -33,7 +34,17 @@ class TrainerConfig(Protocol):
     @property
     def checkpoint_every(self) -> int: ...
     @property
+    def keep_checkpoints(self) -> int: ...
+    @property
+    def keep_every(self) -> int: ...
+    @property
     def log_every(self) -> int: ...
+    @property
+    def spikes(self) -> SpikePolicy: ...
+    @property
+    def compare_every(self) -> int: ...
+    @property
+    def stall_seconds(self) -> float: ...
 
 
 class BackendConfig(OptimizerConfig, Protocol):

@@ -7,6 +7,16 @@ from typing import Any
 
 from stages.core.context import Context
 
+EVENTS = {
+    "skipped": "1: the step's update was left out",
+    "not_finite": "1: because its loss or gradient norm is no finite number; the row has those that are",
+    "spike": "because its loss or gradient norm is so many standard deviations above those before",
+    "rolled_back": "the training went back from this step, and goes on with this row",
+    "left_out": "batches that it goes around since",
+    "corrupted": "processes whose weights something else than an update has changed: the attempt ends",
+}
+"""What a row may have beside its numbers, and what it means."""
+
 
 class MetricsLogger:
     """Rows and progress of one training, to the run's event log. Every process calls it; the first one's rows count."""
@@ -15,12 +25,20 @@ class MetricsLogger:
         """total_tokens: of the whole run, for the progress in tokens; None: progress counts steps."""
         self._ctx, self._log_every, self._steps, self._total_tokens = ctx, log_every, steps, total_tokens
 
-    def log(self, step: int, tokens: int, row: Mapping[str, float], heldout: Mapping[str, float] | None) -> None:
+    def log(
+        self,
+        step: int,
+        tokens: int,
+        row: Mapping[str, float],
+        heldout: Mapping[str, float] | None,
+        events: Mapping[str, float] | None = None,
+    ) -> None:
         """Report step `step` (from 1). row: loss, learning rate and so on; heldout: what a measurement gave, None
-        without one; such a step always has a row, as have the first and the last.
+        without one; events: what happened, as EVENTS names it. A step with any of them always has a row, as have the
+        first and the last.
         """
-        if heldout is not None or step in (1, self._steps) or step % self._log_every == 0:
-            self._ctx.metric(step, tokens=tokens, **row, **(heldout or {}))
+        if events or heldout is not None or step in (1, self._steps) or step % self._log_every == 0:
+            self._ctx.metric(step, tokens=tokens, **row, **(heldout or {}), **(events or {}))
         if self._total_tokens is None:
             self._ctx.progress(step, self._steps, "steps")
         else:

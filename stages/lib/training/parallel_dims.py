@@ -66,6 +66,15 @@ class ParallelDims:
         dist.all_reduce(total)
         return [float(v) for v in total]
 
+    def gather_numbers(self, *values: int) -> list[list[int]]:
+        """Whole numbers of every process, on all of them, by rank. Beside a checkpoint that is written, too."""
+        if self.world_size == 1:
+            return [list(values)]
+        mine = torch.tensor(values, dtype=torch.int64)
+        every = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(every, mine)
+        return [row.tolist() for row in every]
+
     def data_parallel_sum(self, *values: float) -> list[float]:
         """Each value summed over the parts of the batch: processes that share a part have the same one."""
         return [value / self.model_parallel_size for value in self.all_reduce(*values)]

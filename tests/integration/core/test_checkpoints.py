@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.core.artifacts import FileEntry
-from stages.core.checkpoints import ROWS
+from stages.core.checkpoints import ROWS, Retention
 from stages.core.errors import InfraError
+from stages.core.events import Events
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
+from stages.core.metric_rows import METRICS_FILE
+from stages.core.runtime_checkpoints import RuntimeCheckpoints
 from stages.core.store_errors import Damaged
 from tests.support.checkpoints import save_checkpoint
-from tests.support.probe_pipeline import folder_with
+from tests.support.probe_pipeline import folder_with, train_request
 
 KEY = "ab" * 32
 
@@ -183,3 +190,47 @@ def test_a_late_holder_removes_nothing_that_its_successor_is_storing(
     monkeypatch.setattr(ledger, "_require_stored", overtaken)
     ledger.commit_checkpoint(old, 3, files)
     assert ledger.store.get(stored[0].object) is not None
+
+
+@given(
+    every=st.integers(1, 7), last=st.integers(1, 3), kept=st.integers(0, 30), behind=st.integers(0, 25), to=st.just(120)
+)
+def test_what_is_kept_lets_a_training_go_back_and_stays_little(
+    every: int, last: int, kept: int, behind: int, to: int
+) -> None:
+    """A checkpoint every few steps, as the rule leaves them each time."""
+    retention, steps = Retention(last, kept, behind), list[int]()
+    for step in range(every, to, every):
+        steps.append(step)
+        steps = sorted(retention.kept(steps))
+        assert steps[-last:] == list(range(step - every * (min(last, step // every) - 1), step + 1, every))
+        if step >= 2 * behind + every and behind:
+            assert any(other <= step - behind for other in steps)
+        assert len(steps) <= last + 4 + (step // kept if kept else 0)
+    if kept:
+        assert {-(-mark // every) * every for mark in range(kept, to - every, kept)} <= set(steps)
+
+
+def test_the_last_and_every_nth_are_kept_and_going_back_drops_what_is_after(ledger: Ledger, tmp_path: Path) -> None:
+    request = train_request(ledger, KEY)
+    checkpoints = RuntimeCheckpoints(request, ledger, Events(os.dup(1)), tmp_path)
+    (tmp_path / "scratch").mkdir()
+    checkpoints.retain(last=2, every=4, behind=0)
+    rows = tmp_path / METRICS_FILE
+    for step in range(1, 11):
+        with open(rows, "a") as stream:
+            stream.write(f'{{"step": {step}}}\n')
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        (folder / "w").write_text(str(step))
+        checkpoints.save(step, folder)
+    assert ledger.checkpoint_steps(KEY) == [4, 8, 9, 10]
+    assert not checkpoints.go_back(3)
+    assert ledger.checkpoint_steps(KEY) == [4, 8, 9, 10]
+    assert checkpoints.go_back(8)
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest[0] == 8
+    assert [json.loads(line)["step"] for line in rows.read_text().splitlines()] == list(range(1, 9))
+    assert checkpoints.resumed_from is None, "the attempt began with nothing"
+    assert ledger.checkpoint_steps(KEY) == [4, 8]

@@ -91,11 +91,33 @@ class Update:
     """fp16: some gradient was too large for it, so nothing was updated, and the next step has a smaller scale."""
 
 
+@dataclass(frozen=True)
+class HeldTensors:
+    """The tensors of a process, as they lie there between two updates."""
+
+    resting: Sequence[Tensor]
+    """What nothing but an update changes: weights and moments."""
+    shared: Sequence[Tensor] = ()
+    """Weights that other processes hold too, bit by bit."""
+    first: int = 0
+    """The lowest rank of those that hold the same."""
+
+
+Accepts = Callable[[Update], bool]
+"""Whether a step may change the weights. Every process calls it once a step, when loss and norm are known."""
+
+
 class Backend(Protocol):
     """A model and its optimizer, spread over the processes."""
 
-    def step(self, batches: Sequence[Any], learning_rate: float, predicted: float) -> Update:
-        """One optimizer step on this process's micro-batches. predicted: tokens of the global batch that count."""
+    def step(self, batches: Sequence[Any], learning_rate: float, predicted: float, accepts: Accepts) -> Update:
+        """One optimizer step on this process's micro-batches, without an update where it is not accepted. predicted:
+        tokens of the global batch that count.
+        """
+        ...
+
+    def held(self) -> HeldTensors:
+        """For a look at whether something else than an update has changed them."""
         ...
 
     def evaluate(self, batch: Any) -> float:

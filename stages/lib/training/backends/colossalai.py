@@ -29,7 +29,7 @@ from torch import Tensor
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.weights import Weights, materialize
 from stages.lib.training.backends import colossalai_cpu
-from stages.lib.training.backends.base import INITIAL_SCALE, Update, WindowBatch
+from stages.lib.training.backends.base import INITIAL_SCALE, Accepts, HeldTensors, Update, WindowBatch
 from stages.lib.training.backends.colossalai_model import ModelChunk, PartPolicy
 from stages.lib.training.backends.colossalai_state import (
     ChunkParameterShards,
@@ -142,12 +142,12 @@ class ColossalBackend:
 
     # --- steps --------------------------------------------------------------------------------------------------
 
-    def step(self, batches: Sequence[WindowBatch], learning_rate: float, predicted: float) -> Update:
+    def step(self, batches: Sequence[WindowBatch], learning_rate: float, predicted: float, accepts: Accepts) -> Update:
         set_learning_rate(self._optimizer, learning_rate)
         weight = self._dims.data_parallel_size / predicted  # gradients become the mean over the parts
         loss = self._pipeline(batches, weight) if self._has_pipeline else self._accumulate(batches, weight)
         scale = self._scaler.scale.item() if self._scaler else 1.0
-        with self._unchanged_scale(scale):
+        with self._unchanged_scale(scale), self._asking(accepts, loss, scale):
             self._optimizer.step()
         if (
             self._config.parallel.plugin == "gemini"
@@ -156,7 +156,30 @@ class ColossalBackend:
         overflow = self._scaler is not None and self._mixin.found_overflow.item() > 0
         norm = math.inf if overflow else float(self._optimizer._current_grad_norm) / scale
         self._optimizer.zero_grad()
-        return Update(loss, norm, overflow and scale > 1.0)
+        update = Update(loss, norm, overflow and scale > 1.0)
+        if overflow:  # Colossal-AI has left the step out before it came to AdamW
+            accepts(update)
+        return update
+
+    @contextlib.contextmanager
+    def _asking(self, accepts: Accepts, loss: float, scale: float) -> Iterator[None]:
+        """All of its optimizers work out the norm and then call AdamW, whose update is left out where it is not
+        accepted: what they do afterwards brings the weights to where the float32 ones are.
+        """
+        adamw = self._optimizer.optim
+        change = adamw.step
+
+        def step(*given: Any, **named: Any) -> None:
+            if accepts(Update(loss, float(self._optimizer._current_grad_norm) / scale)):
+                change(*given, **named)
+            else:
+                adamw.zero_grad()
+
+        adamw.step = step
+        try:
+            yield
+        finally:
+            del adamw.step
 
     def _accumulate(self, batches: Sequence[WindowBatch], weight: float) -> float:
         total = 0.0
@@ -209,6 +232,9 @@ class ColossalBackend:
         self.model.train()
 
     # --- state --------------------------------------------------------------------------------------------------
+
+    def held(self) -> HeldTensors:
+        return self._shards.held()
 
     def extra_state(self) -> dict[str, Any]:
         return {"scaler": scaler_state(self._scaler)}

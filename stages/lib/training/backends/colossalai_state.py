@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from stages.lib.modeling.decoder import MoxinLM
 from stages.lib.modeling.weights import Weights, whole
+from stages.lib.training.backends.base import HeldTensors
 from stages.lib.training.checkpointer import Read, write_tensors
 from stages.lib.training.optimizer import MOMENTS, WEIGHT, moments_of, stored_name
 from stages.lib.training.parallel_dims import ParallelDims
@@ -72,6 +73,14 @@ class ParameterShards:
         master = self._master(parameter)
         moments = moments_of(self._optimizer.optim, master)
         return {WEIGHT: master.detach(), **{key: moments[key] for key in MOMENTS}}
+
+    def held(self) -> HeldTensors:
+        """The parts of a batch share out float32 weights and moments; those that products are computed with lie whole
+        in each.
+        """
+        resting = [tensor for parameter in self._parameters.values() for tensor in self._tensors(parameter).values()]
+        weights = [parameter.detach() for parameter in self._parameters.values()]
+        return HeldTensors(resting, weights, dist.get_process_group_ranks(self._data)[0])
 
     @staticmethod
     def _cut(parameter: Tensor) -> int | None:
@@ -262,6 +271,10 @@ class ChunkParameterShards(ParameterShards):
             moments["step"] = torch.zeros((), device=weights.device if weights.is_cuda else "cpu")
             moments |= {key: torch.zeros_like(weights) for key in MOMENTS}
         return {WEIGHT: weights, **{key: moments[key] for key in MOMENTS}}
+
+    def held(self) -> HeldTensors:
+        """A process holds chunks of its own, and no weights between the steps."""
+        return HeldTensors([tensor for p in self._parameters.values() for tensor in self._tensors(p).values()])
 
     def _stretch(self, parameter: Tensor) -> slice:
         _, start, size = self._optimizer.get_offsets(self._places[parameter][1])

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 
 from stages.lib.modeling.weights import materialize
-from stages.lib.training.backends.base import INITIAL_SCALE, Trainable, Update
+from stages.lib.training.backends.base import INITIAL_SCALE, Accepts, HeldTensors, Trainable, Update
 from stages.lib.training.backends.tensor_parallel import apply_tensor_parallel
 from stages.lib.training.checkpointer import Read, write_tensors
 from stages.lib.training.config import BackendConfig
@@ -61,6 +61,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own(tensor: Tensor) -> Tensor:
+    """The part of a tensor that lies in this process."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 class TorchBackend:
     """`Backend` by PyTorch alone."""
 
@@ -99,7 +104,7 @@ class TorchBackend:
         with torch.autocast(self._dims.device.type, self._autocast, enabled=self._autocast is not None):
             return self._trainable.loss_sum(batch)
 
-    def step(self, batches: Sequence[Any], learning_rate: float, predicted: float) -> Update:
+    def step(self, batches: Sequence[Any], learning_rate: float, predicted: float, accepts: Accepts) -> Update:
         set_learning_rate(self._optimizer, learning_rate)
         # FSDP takes the mean of the gradients over the parts of the batch
         total = self._accumulate_gradients(batches, self._dims.data_parallel_size / predicted)
@@ -107,10 +112,12 @@ class TorchBackend:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm = float(full_tensor(torch.nn.utils.clip_grad_norm_(trained, self._config.grad_clip)))
         overflow = self._scaler.is_enabled() and not math.isfinite(norm) and self._scaler.get_scale() > 1.0
-        self._scaler.step(self._optimizer)
+        update = Update(float(total), norm, overflow)
+        if accepts(update):
+            self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        return Update(float(total), norm, overflow)
+        return update
 
     def _accumulate_gradients(self, batches: Sequence[Any], scale: float) -> Tensor:
         """Add scale x the gradients of all batches; returns the sum of their losses."""
@@ -142,6 +149,21 @@ class TorchBackend:
             self.model.set_requires_gradient_sync(exchanged)
             self.model.set_is_last_backward(exchanged)
             self.model.set_reshard_after_backward(last or self._zero == 3)
+
+    def held(self) -> HeldTensors:
+        """FSDP cuts all over the parts of the batch. What tensor parallelism leaves whole lies in neighbours, too."""
+        resting, shared = self._tensors(), list[Tensor]()
+        for name, parameter in self.model.named_parameters():
+            placed = (
+                dict(zip(parameter.device_mesh.mesh_dim_names or (), parameter.placements, strict=False))
+                if isinstance(parameter, DTensor)
+                else {}
+            )
+            if isinstance(placed.get("tensor"), Replicate):
+                shared += [resting[stored_name(name, key)] for key in (WEIGHT, *MOMENTS)]
+        neighbours = self._dims.model_parallel_size
+        first = self._dims.rank // neighbours * neighbours
+        return HeldTensors([own(tensor) for tensor in resting.values()], [own(tensor) for tensor in shared], first)
 
     @torch.no_grad()
     def evaluate(self, batch: Any) -> float:

@@ -1,0 +1,129 @@
+"""Trainings that meet batches which would hurt them: one process and two, resumed anywhere, have one curve."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from stages.core.errors import ConfigError, Preempted
+from stages.core.testing import LocalContext
+from stages.lib.training.backends.fsdp import TorchBackend
+from stages.pretrain.data import WindowData
+from stages.pretrain.run import run
+from tests.support.distributed import run_processes
+from tests.support.pretraining import LENGTH, artifacts, config
+
+__all__ = ["artifacts"]  # a fixture: named here so that pytest finds it
+
+BATCH = 4
+BACK: dict[str, Any] = {"skips": 1, "before": 2, "after": 1}
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
+    """Multiply the loss of these batches."""
+    exact = TorchBackend._loss
+
+    def loss(self: TorchBackend, batch: Any) -> Tensor:
+        value = exact(self, batch)
+        if batch.sequences is None:  # held out
+            return value
+        return value * factors.get(int(batch.sequences[0]) // BATCH, 1.0)
+
+    monkeypatch.setattr(TorchBackend, "_loss", loss)
+
+
+def made(steps: int = 12, **changes: Any) -> Any:
+    values: dict[str, Any] = {"tokens": steps * BATCH * LENGTH, "checkpoint_every": 1, "eval_windows": 0}
+    return config(dropout=0.1, **(values | changes))
+
+
+def losses(rows: list[dict[str, float]]) -> dict[int, float]:
+    """The loss of each step, where the last row of a step counts."""
+    return {int(row["step"]): row["loss"] for row in rows if "loss" in row}
+
+
+def test_a_batch_that_gives_no_number_changes_nothing_and_is_told(
+    tmp_path: Path, artifacts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {5: np.nan})
+    ctx = LocalContext(tmp_path, made(), artifacts)
+    run(ctx)
+    row = ctx.metrics[5]
+    assert row["step"] == 6
+    assert row["skipped"] == row["not_finite"] == 1
+    assert "loss" not in row
+    assert "grad_norm" not in row
+    assert [row for row in ctx.metrics if "skipped" in row] == [row]
+    assert ctx.stats["trouble"]["events"] == [{"step": 6, "event": "skipped", "not_finite": 1.0}]
+    assert ctx.stats["skipped_steps"] == 1
+    assert np.isfinite(ctx.stats["final_loss"])
+    assert "## Trouble" in (ctx.output("model") / "README.md").read_text()
+    steps = sorted(int(folder.name) for folder in (tmp_path / "checkpoints").glob("[0-9]*"))
+    assert steps == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]  # none in the middle of trouble
+
+
+def test_a_spike_is_left_out_where_that_is_asked(
+    tmp_path: Path, artifacts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {7: 50.0})
+    ctx = LocalContext(tmp_path / "asked", made(spikes={"deviations": 6, "window": 8}), artifacts)
+    run(ctx)
+    assert [row["step"] for row in ctx.metrics if "skipped" in row] == [8]
+    assert ctx.metrics[7]["spike"] > 6
+    assert ctx.metrics[7]["loss"] > 100
+    other = LocalContext(tmp_path / "default", made(), artifacts)
+    run(other)
+    assert "trouble" not in other.stats
+    assert ctx.metrics[8]["loss"] != other.metrics[8]["loss"]  # it would have changed the model
+
+
+def test_it_goes_back_around_the_data_the_same_in_two_processes_and_when_it_is_resumed(
+    tmp_path: Path, artifacts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches 6 and 7 give no number, nor does 8, the first that it takes instead."""
+    poison(monkeypatch, dict.fromkeys((6, 7, 8), np.nan))
+    taken: list[int] = []
+    exact = WindowData.micro_batches
+    monkeypatch.setattr(WindowData, "micro_batches", lambda self, step: (taken.append(step), exact(self, step))[1])
+    whole = LocalContext(tmp_path / "whole", made(spikes=BACK), artifacts)
+    run(whole)
+    assert taken == [*range(8), *range(8, 16)]  # back at step 4, whose data had been batches 4 to 7
+    assert sorted(losses(whole.metrics)) == list(range(1, 13))  # step 5 had a number before it was left out
+    back = next(row for row in whole.metrics if "rolled_back" in row)
+    assert (back["step"], back["rolled_back"], back["left_out"], back["skipped"]) == (5, 7, 4, 1)
+    assert whole.stats["trouble"]["rolled_back"] == 1
+
+    rows, outcome = run_processes(run, tmp_path / "two", 2, made(spikes=BACK, micro_batch_size=1), artifacts)
+    assert outcome == "done"
+    assert np.allclose(list(losses(rows).values()), list(losses(whole.metrics).values()), atol=2e-5)
+
+    told: list[dict[str, float]] = []
+    for stop in (9, 2, None):  # rows: in the first of the steps made anew, and two steps later
+        ctx = LocalContext(tmp_path / "resumed", made(spikes=BACK, checkpoint_every=3), artifacts, stop_after=stop)
+        if stop is None:
+            run(ctx)
+        else:
+            with pytest.raises(Preempted):
+                run(ctx)
+        told += ctx.metrics
+    assert losses(told) == losses(whole.metrics)
+    assert ctx.stats["trouble"] == whole.stats["trouble"]
+
+
+def test_what_going_back_does_not_help_ends_with_what_to_do(
+    tmp_path: Path, artifacts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, dict.fromkeys(range(5, 60), np.inf))
+    ctx = LocalContext(tmp_path, made(spikes=BACK | {"tries": 1}), artifacts)
+    with pytest.raises(
+        ConfigError,
+        match=r"the loss is inf, after going back and around its data, at step 4: training diverged; lower learning_",
+    ):
+        run(ctx)
+    marks = [json.loads((folder / "state.json").read_text()) for folder in (tmp_path / "checkpoints").glob("[0-9]*")]
+    assert all(np.isfinite(state["loss"]) for state in marks)
