@@ -41,8 +41,7 @@ def model_card(ctx: Context[VlmConfig], stats: Mapping[str, Any], image_size: in
         f"| rows | {stats['rows']:,} of `{rows.node}` |",
         f"| steps | {stats['steps']:,} |",
         f"| final loss | {stats['final_loss']:.4f} |",
-        "",
-        *card_lines(stats),
+        *("", *card_lines(stats)),
         "## Where sources disagree",
         "",
         (

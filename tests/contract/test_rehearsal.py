@@ -41,6 +41,17 @@ NO_WORK: dict[str, list[str]] = {
         "TokenizerConfig.max_piece",
         "EvaluateConfig.max_length",
     ],
+    "when something is done, or kept, and no work by itself": [
+        "PretrainConfig.keep_checkpoints",
+        "PretrainConfig.keep_every",
+        "SpikePolicy.after",
+        "SpikePolicy.before",
+        "SpikePolicy.skips",
+        "SpikePolicy.tries",
+        "SpikePolicy.window",
+        "VlmConfig.keep_checkpoints",
+        "VlmConfig.keep_every",
+    ],
     "a limit of one program": [
         "ExecuteCodeConfig.disk_mib",
         "ExecuteCodeConfig.memory_mib",

@@ -39,8 +39,8 @@ def digest(tensors: Iterable[Tensor]) -> int:
             part = words[start : start + CHUNK].to(torch.int64)
             odd = torch.arange(2 * start + 1, 2 * (start + len(part)), 2, device=part.device)
             sums.append((part * odd).sum())
-    told = torch.stack([each.cpu() for each in sums]).numpy().tobytes() if sums else b""
-    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "little", signed=True)
+    data = torch.stack([each.cpu() for each in sums]).numpy().tobytes() if sums else b""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 class CorruptionWatch:

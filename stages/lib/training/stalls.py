@@ -17,8 +17,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from statistics import median
-from typing import Protocol
+from typing import Any
 
+from stages.core.context import Context
 from stages.core.stopping import cut_off
 
 LOOK = timedelta(seconds=1)
@@ -32,18 +33,12 @@ LOCKED = timedelta(seconds=30)
 WHY = b"the training stalled: this process ends, the next attempt goes on from the last checkpoint\n"
 
 
-class Tells(Protocol):
-    """What is told of a stall: the runtime's context."""
-
-    def log(self, message: str, level: str = "info") -> None: ...
-
-
 class StallWatch:
     """Of one process, while it trains."""
 
     def __init__(
         self,
-        ctx: Tells,
+        ctx: Context[Any],
         seconds: float,
         rank: int = 0,
         alone: bool = True,
@@ -112,9 +107,11 @@ class StallWatch:
         line = f"process {self._rank}: no step for {limit:.0f} s; where its threads are:\n"
         os.write(self._descriptor, line.encode())
         faulthandler.dump_traceback(self._descriptor, all_threads=True)
-        told = f"no step for {limit:.0f} s: the training stalled; the stacks of its processes are in their error output"
+        message = (
+            f"no step for {limit:.0f} s: the training stalled; the stacks of its processes are in their error output"
+        )
         # whoever hangs may hold the lock that the line needs
-        teller = threading.Thread(target=self._ctx.log, args=(told, "error"), daemon=True)
+        teller = threading.Thread(target=self._ctx.log, args=(message, "error"), daemon=True)
         teller.start()
         teller.join(1)
         time.sleep(PARTING.total_seconds())

@@ -188,8 +188,8 @@ class Trainer:
             self.skipped += 1
             self.guard.skip(self.step + 1, self._trouble)
             what = "is a spike" if self.guard.finite else "is no finite number"
-            told = f"step {self.step + 1}: loss {self.loss:.6g} or gradient norm {norm:.6g} {what}"
-            self._ctx.log(f"{told}: it changes nothing", "warning")
+            line = f"step {self.step + 1}: loss {self.loss:.6g} or gradient norm {norm:.6g} {what}"
+            self._ctx.log(f"{line}: it changes nothing", "warning")
             return False
         if overflow:
             self.skipped += 1  # the backend leaves this step out and makes its scale smaller

@@ -61,7 +61,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def own(tensor: Tensor) -> Tensor:
+def here(tensor: Tensor) -> Tensor:
     """The part of a tensor that lies in this process."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -163,7 +163,7 @@ class TorchBackend:
                 shared += [resting[stored_name(name, key)] for key in (WEIGHT, *MOMENTS)]
         neighbours = self._dims.model_parallel_size
         first = self._dims.rank // neighbours * neighbours
-        return HeldTensors([own(tensor) for tensor in resting.values()], [own(tensor) for tensor in shared], first)
+        return HeldTensors([here(tensor) for tensor in resting.values()], [here(tensor) for tensor in shared], first)
 
     @torch.no_grad()
     def evaluate(self, batch: Any) -> float:
