@@ -18,7 +18,7 @@ from tests.support.limits import HANG
 from tests.support.mortal import Mortal
 
 
-def _process(
+def run_in_process(
     run: Callable[[Any], None], place: tuple[int, int, int], root: Path, config: Any, inputs: Any, ends: dict[str, Any]
 ) -> None:
     rank, size, port = place
@@ -56,7 +56,7 @@ def run_processes(
     torch.set_num_threads(1)  # a forked process must not wait for OpenMP's threads, which it has not
     fork, ends = multiprocessing.get_context("fork"), {"stop": stop, "dies": dies}
     started = [
-        fork.Process(target=_process, args=(run, (rank, size, port), root, config, inputs, ends))
+        fork.Process(target=run_in_process, args=(run, (rank, size, port), root, config, inputs, ends))
         for rank in range(size)
     ]
     for process in started:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import socket
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +15,14 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from stages.core.errors import ConfigError, Preempted
+from stages.core.errors import ConfigError, ExitClass, Preempted
 from stages.core.testing import LocalContext
+from stages.lib.training import stalls
 from stages.lib.training.backends.fsdp import TorchBackend
 from stages.pretrain.data import WindowData
 from stages.pretrain.run import run
-from tests.support.distributed import run_processes
+from tests.support.distributed import run_in_process, run_processes
+from tests.support.limits import HANG
 from tests.support.pretraining import LENGTH, artifacts, config
 
 __all__ = ["artifacts"]  # a fixture: named here so that pytest finds it
@@ -127,3 +134,37 @@ def test_what_going_back_does_not_help_ends_with_what_to_do(
         run(ctx)
     marks = [json.loads((folder / "state.json").read_text()) for folder in (tmp_path / "checkpoints").glob("[0-9]*")]
     assert all(np.isfinite(state["loss"]) for state in marks)
+
+
+def test_a_process_that_hangs_ends_all_and_each_says_where_it_was(
+    tmp_path: Path, artifacts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, begun = TorchBackend.step, list[int]()
+
+    def hangs_here(self: TorchBackend, *given: Any) -> Any:
+        begun.append(1)
+        if len(begun) == 5:  # from here on half a second is too long: how slow the machine is decides nothing
+            monkeypatch.setattr(stalls.StallWatch, "limit", 0.5)
+            if self._dims.rank == 1:
+                time.sleep(HANG)
+        return exact(self, *given)
+
+    monkeypatch.setattr(TorchBackend, "step", hangs_here)
+    monkeypatch.setattr(stalls, "LOOK", timedelta(seconds=0.1))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def process(rank: int) -> None:
+        os.dup2(os.open(tmp_path / f"log-{rank}", os.O_WRONLY | os.O_CREAT), 2)
+        run_in_process(run, (rank, 2, port), tmp_path, made(), artifacts, {"stop": None, "dies": 0})
+
+    started = [multiprocessing.get_context("fork").Process(target=process, args=(rank,)) for rank in (0, 1)]
+    for each in started:
+        each.start()
+    for each in started:
+        each.join(HANG)
+    assert [each.exitcode for each in started] == [ExitClass.PREEMPTED.code] * 2
+    logs = [(tmp_path / f"log-{rank}").read_text() for rank in (0, 1)]
+    assert all(f"process {rank}: no step for 0 s; where its threads are" in logs[rank] for rank in (0, 1))
+    assert all("in hangs_here" in log and "in _train_step" in log for log in logs)
