@@ -252,9 +252,25 @@ def test_an_overflow_is_left_out_and_the_loss_scale_is_resumed(
     unbroken, outcome = colossal.train(tmp_path / "whole", 2, chosen, artifacts, scale=2.0**20)
     assert outcome == "done"
     assert 2 <= colossal.stats["skipped_steps"] < 12
+    assert "trouble" not in colossal.stats  # the loss scale's own affair
     first, _ = colossal.train(tmp_path / "broken", 2, chosen, artifacts, stop=1, scale=2.0**20)
     second, _ = colossal.train(tmp_path / "broken", 2, chosen, artifacts, scale=2.0**20)
     assert first + second == unbroken
+
+
+@pytest.mark.parametrize("name", ["zero1", "tp2pp2"])
+def test_a_step_that_would_do_harm_is_left_out_as_in_the_torch_engine(
+    tmp_path: Path, artifacts: Any, colossal: Program, name: str
+) -> None:
+    """Every step whose loss or norm is above the median of those before counts as a spike here."""
+    policy = {"spikes": {"deviations": 0.1, "window": 8, "skips": 12}}
+    whole = LocalContext(tmp_path / "torch", config(dropout=0.2, **policy), artifacts)
+    run(whole)
+    size, settings = TOPOLOGIES[name]
+    losses, outcome = colossal.train(tmp_path / name, size, made(**settings, **policy), artifacts)
+    assert outcome == "done"
+    assert colossal.stats["trouble"]["spike"] == whole.stats["trouble"]["spike"] > 1
+    assert np.allclose(losses, [row["loss"] for row in whole.metrics], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["zero2", "pp2"])
