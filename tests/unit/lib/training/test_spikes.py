@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.lib.training.spikes import SpikeGuard, SpikePolicy, card_lines
-from tests.support.pretraining import config
+from stages.pretrain.spec import PretrainConfig
 
 
 def curve(steps: int) -> list[tuple[float, float]]:
@@ -124,6 +124,6 @@ def test_tries_are_counted_for_trouble_that_stays_and_not_over_months() -> None:
 
 
 def test_the_default_policy_is_no_part_of_the_key_and_another_is() -> None:
-    assert "spikes" not in config().identity()
-    assert config(spikes=SpikePolicy()).identity() == config().identity()
-    assert config(spikes={"deviations": 6}).identity()["spikes"]["deviations"] == 6.0
+    assert "spikes" not in PretrainConfig().identity()
+    assert PretrainConfig(spikes=SpikePolicy()).identity() == PretrainConfig().identity()
+    assert PretrainConfig(spikes=SpikePolicy(deviations=6)).identity()["spikes"]["deviations"] == 6.0
