@@ -45,5 +45,5 @@ def test_zero_says_when_gradients_are_exchanged_and_weights_cut_again(
     backend = TorchBackend(trainable, config, ParallelDims(torch.device("cpu")))
     monkeypatch.setattr(fsdp, "FSDPModule", MoxinLM)
     whole = WindowBatch(torch.randint(3, 97, (3, 32)), predicted=3 * 31)
-    backend.step(whole.split(1), 1e-3, whole.predicted)
+    backend.step(whole.split(1), 1e-3, whole.predicted, lambda update: True)
     assert seen == {"sync": exchanges, "last": exchanges, "reshard": cut_again}

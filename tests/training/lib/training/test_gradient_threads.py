@@ -48,7 +48,7 @@ def train(threads: int, micro_batch_size: int = 4, recompute: Policy = "none") -
     used, seen = backend(threads, micro_batch_size, recompute), []
     for number in range(4):
         whole = batch(number)
-        update = used.step(whole.split(micro_batch_size), 1e-2, whole.predicted)
+        update = used.step(whole.split(micro_batch_size), 1e-2, whole.predicted, lambda update: True)
         seen += [update.loss, update.grad_norm]
     seen.append(used.evaluate(batch(9)))
     used.finish_evaluation()
