@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from stages.core.ledger import Ledger
@@ -49,7 +50,7 @@ def of_node(
     """
     rows = [row.key for row in ledger.store.list("attempts/") if row.key.endswith(".json")]
     with ThreadPoolExecutor(8) as pool:
-        records = [one for one in pool.map(lambda row: _attempt(ledger, row), rows) if one and one.node == node]
+        records = [one for one in pool.map(partial(_attempt, ledger), rows) if one and one.node == node]
     names: dict[str, list[str]] = {}
     for row in ledger.store.list("nodes/"):
         folder, _, file = row.key.removeprefix("nodes/").rpartition("/")

@@ -41,7 +41,8 @@ def view(shown: Mapping[str, Any], metric: str, width: int) -> RenderableType:
 
 
 def _row(name: str, state: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    share, last = row.get("share"), row.get("last") or {}
+    share = row.get("share")
+    last: Mapping[str, float] = row.get("last") or {}
     values = " ".join(f"{k} {v:.4g}" for k, v in last.items() if k not in ("step", "tokens"))
     words = f"step {last['step']:,.0f} {values}" if last else row.get("message") or row.get("reason", "")
     return {"node": name, "state": state, "done": f"{100 * share:.0f}%" if share is not None else "", "": words}
