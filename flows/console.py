@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flows.plan import NodePlan
 from flows.terminal_text import line, literal
+
+if TYPE_CHECKING:
+    from flows.plan import NodePlan
 
 COLOURS = {
     "cached": "green",

@@ -8,15 +8,11 @@ import socket
 import sys
 from pathlib import Path
 
-import boto3
-from botocore.config import Config
-
 from flows.local_services import ports
 from flows.local_services.ports import Claims
 from flows.local_services.processes import Launch, State
 from flows.settings import BUCKET, Settings
 from stages.core.errors import ConfigError, StageError
-from stages.core.store import Store
 
 PORTS = {"s3": 8333, "master": 9333, "volume": 9340, "filer": 8888}
 """Preferred ports. SeaweedFS also takes each of its own plus 10,000 for gRPC; another is chosen where one is taken."""
@@ -49,6 +45,8 @@ def ready(settings: Settings) -> bool:
 
     Only ours takes our keys and refuses others: another store on the port may take any.
     """
+    from stages.core.store import Store
+
     if settings.store.endpoint:
         host, _, port = settings.store.endpoint.removeprefix("http://").partition(":")
         with socket.socket() as probe:  # cheap first look: botocore retries a refused connection for seconds
@@ -64,6 +62,11 @@ def ready(settings: Settings) -> bool:
 
 def refuses_unknown_keys(settings: Settings) -> bool:
     """Whether the store refuses keys that were never given out."""
+    import boto3
+    from botocore.config import Config
+
+    from stages.core.store import Store
+
     client = boto3.client(
         "s3",
         endpoint_url=settings.store.endpoint,

@@ -153,6 +153,13 @@ def test_the_command_line_starts_without_what_only_some_commands_need() -> None:
     assert not heavy & set(brought.split())
 
 
+def test_where_nothing_runs_the_stores_client_is_not_imported() -> None:
+    """`moxin status` and `moxin down`: boto3 would be half of what they import."""
+    code = "import sys, flows.local_services, flows.console; print('boto3' in sys.modules)"
+    asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert asked.stdout == "False\n"
+
+
 def test_the_help_says_each_command_whole() -> None:
     """A command's first sentence stands in the list of commands without being cut, on a terminal of 80 columns."""
     for words in ([], ["images"], ["suite"]):
