@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from flows import scale, training_work
 from flows.cost import Estimate
@@ -63,7 +63,8 @@ def _made(config: Any) -> tuple[str, float]:
         return "that its settings ask for", growth.asked(config)
     if sets:
         return "data sets", float(len(sets))
-    listed = [one for value in vars(config).values() if isinstance(value, tuple) for one in value]
+    values = list(cast("dict[str, Any]", vars(config)).values())
+    listed: list[Any] = [one for value in values if isinstance(value, tuple) for one in cast("tuple[Any, ...]", value)]
     if listed and all(isinstance(one, RawSource) for one in listed):
         return "sources", float(len(listed))
     return "", 0.0

@@ -40,7 +40,7 @@ def asked_more(real: BaseModel, small: BaseModel) -> float:
     return max(_ratios(real, small), default=0.0)
 
 
-def asked(config: Any) -> float:
+def asked(config: BaseModel) -> float:
     """How much a node that makes its rows by itself is asked to make: the counts among its settings, together."""
     counts: list[float] = []
     for name, info in type(config).model_fields.items():
