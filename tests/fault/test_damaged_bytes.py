@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from stages.core.errors import StageError
 from tests.support.damaged_bytes import READERS, Reader, damage
+from tests.support.damaged_outputs import OUTPUTS
 
 EXAMPLES = int(os.environ.get("MOXIN_FAULT_TRIALS", "12"))
 CORPUS = Path(__file__).with_name("corpus")
@@ -37,7 +38,7 @@ def read(reader: Reader, data: bytes, folder: Path) -> None:
     assert grown < MEMORY_KIB, f"{reader.name} took {grown >> 10} MiB"
 
 
-@pytest.mark.parametrize("reader", READERS, ids=[reader.name for reader in READERS])
+@pytest.mark.parametrize("reader", [*READERS, *OUTPUTS], ids=lambda reader: reader.name)
 def test_a_damaged_file_gives_a_result_or_a_declared_error(reader: Reader, tmp_path: Path) -> None:
     valid = reader.valid(tmp_path)
     for known in sorted((CORPUS / reader.name).glob("*")):

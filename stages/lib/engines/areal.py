@@ -10,6 +10,7 @@ verifier. Its KL term is taken off the reward. Context phases, checkpoints and r
 from __future__ import annotations
 
 import json
+import operator
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -201,12 +202,15 @@ class Areal:
         return _program(phase)
 
     def read(self, line: str) -> tuple[int, dict[str, float]] | None:
-        """A line of `run_areal.py`'s."""
+        """A line of `run_areal.py`'s; one that is not whole is none: another process has written into it."""
         _, mark, rest = line.partition(MARK)
         if not mark:
             return None
-        event = json.loads(rest)
-        return event["step"], metrics(event["stats"], self._kl)
+        try:
+            event = json.loads(rest)
+            return operator.index(event["step"]), metrics(event["stats"], self._kl)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+            return None
 
     def collect(self, phase: PhaseRun) -> Path:
         """What the run left; after a resume at the phase's end it is run once more, which only writes."""

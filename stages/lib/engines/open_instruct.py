@@ -45,8 +45,8 @@ from stages.lib.finetuning.tuning_config import SupervisedConfig
 
 COMMIT = "d208aa371976a09152f61991951e981573e7582f"
 PROGRAM = Path(__file__).parent / "programs" / "run_open_instruct.py"
-STEP = re.compile(r"Step: (\d+), LR: ([^\s,]+), Loss: ([^\s,]+)(?:, TPS: (\S+))?")
-PLANNED = re.compile(r"(Num examples|Total optimization steps) = (\d+)")
+STEP = re.compile(r"Step: (\d{1,12}), LR: ([^\s,]+), Loss: ([^\s,]+)(?:, TPS: (\S+))?")
+PLANNED = re.compile(r"(Num examples|Total optimization steps) = (\d{1,12})")
 COMPLETED = "COMPLETED"
 """File by which upstream knows a checkpoint that is whole."""
 REFERENCE, READY = "reference", "ready"
@@ -235,15 +235,18 @@ class Follower:
             self._compare(match[1], int(match[2]))
         if not (match := STEP.search(line)):
             return
-        self.step, loss = int(match[1]), float(match[3])
+        rate, loss, speed = (process.number(match[n] or "") for n in (2, 3, 4))
+        if rate is None or loss is None:
+            return
+        self.step = int(match[1])
         check(self._ctx, self.step, {"loss": loss})
         lap = self._clock.lap()
         self._ctx.progress(self.step, self.total, "steps")
         if self.step not in (1, self.total) and self.step % self._ctx.config.log_every:
             return
-        row = {self._loss_name: loss, "learning_rate": float(match[2])} | lap
-        if match[4]:
-            row["tokens_per_second"] = float(match[4])
+        row = {self._loss_name: loss, "learning_rate": rate} | lap
+        if speed is not None:
+            row["tokens_per_second"] = speed
         self._ctx.metric(self.step, **row)
 
     def _compare(self, name: str, said: int) -> None:

@@ -194,6 +194,14 @@ def _wait_briefly(process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+def number(text: str) -> float | None:
+    """A number of an engine's log; None where it is none: what two processes write at once runs into one line."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def failure(engine: str, status: int, tail: Sequence[str]) -> Exception:
     """What to raise for an exit status and the end of a log."""
     for line in tail:

@@ -25,7 +25,7 @@ from stages.lib.engines.context_phases import PhaseRun, Rows
 
 VERSION = "0.9.1"
 REWARD = Path(__file__).parent / "programs" / "reward.py"
-STEP = re.compile(r"step:(\d+) - (.*)")
+STEP = re.compile(r"step:(\d{1,12}) - (.*)")
 VALUE = re.compile(r"([\w/@.]+):(?:np\.\w+\()?([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))", re.IGNORECASE)
 METRICS = {
     "actor/pg_loss": "loss",
@@ -167,8 +167,9 @@ class Verl:
         """verl's console log: `step:<n> - name:value - ...`."""
         if not (match := STEP.search(line)):
             return None
-        values = {name: float(value) for name, value in VALUE.findall(match[2])}
-        return int(match[1]), {mine: values[theirs] for theirs, mine in METRICS.items() if theirs in values}
+        values = {name: process.number(value) for name, value in VALUE.findall(match[2])}
+        known = ((mine, values.get(theirs)) for theirs, mine in METRICS.items())
+        return int(match[1]), {mine: value for mine, value in known if value is not None}
 
     def collect(self, phase: PhaseRun) -> Path:
         """Merge the last checkpoint's shards."""
