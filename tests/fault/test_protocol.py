@@ -17,6 +17,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from flows.idle_keys import at_work
 from flows.store_garbage import HOUR, LEASE, Limits, StoreGarbage
 from stages.core.artifacts import FileEntry
 from stages.core.errors import ExitClass, StageError
@@ -24,7 +25,7 @@ from stages.core.keys import sha256
 from stages.core.leases import LeaseHeld, LeaseLost, LeaseTakenOver
 from stages.core.ledger import Ledger
 from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
-from stages.core.records import LEASE_SECONDS, AttemptOutcome, AttemptRecord, now
+from stages.core.records import LEASE_SECONDS, AttemptOutcome, AttemptRecord, LeaseRecord, now
 from stages.core.store_errors import Conflict, Damaged
 from tests.support.memory_store import FATES, Actor, Machine, World
 from tests.support.probe_pipeline import result_with
@@ -312,6 +313,10 @@ class Protocol(RuleBasedStateMachine):
             lost = [entry["object"] for entry in files if entry["object"] not in self.world.rows]
             assert not lost, f"{name} is visible, and {lost} is gone"
 
+    def lease_of(self, key: str) -> LeaseRecord | None:
+        held = Ledger(self.world.store()).lease(key)
+        return held[0] if held else None
+
     def in_the_end(self) -> None:
         """Nothing stands in the way of the next run, and what nobody needs can go."""
         for actor in self.world.running():
@@ -321,16 +326,18 @@ class Protocol(RuleBasedStateMachine):
         self.look()
         self.world.late_lists = 0.0  # what had been late has come: garbage, too, can be found now
         self.world.wait(max(LEASE_SECONDS, LEASE) + 5, LONGEST)
-        for key in KEYS:
-            self.program("run", lambda me, key=key: self.attempt(me, key, 1, False))
-        while self.world.running():
-            for actor in self.world.running():
-                self.world.step(actor, "right")
-        self.look()
+        for forced in (False, True):
+            for key in KEYS:  # a forced job whose end nobody saw counts as at work until somebody forces it again
+                if not forced or at_work(Ledger(self.world.store()), self.lease_of(key)):
+                    self.program("run", lambda me, key=key: self.attempt(me, key, 1, False), forced=forced)
+            while self.world.running():
+                for actor in self.world.running():
+                    self.world.step(actor, "right")
+            self.look()
         for key in KEYS:
             assert f"manifests/{key}.json" in self.world.rows, "the next run made no result"
-            held = Ledger(self.world.store()).lease(key)
-            assert held is None or not held[0].live, "a lease outlives its holder"
+            held = self.lease_of(key)
+            assert held is None or not held.live, "a lease outlives its holder"
         self.world.wait(3 * HOUR, LONGEST)
         for _ in range(2):
             self.program("gc", self.collect)
@@ -339,9 +346,13 @@ class Protocol(RuleBasedStateMachine):
         self.look()
         folders = {name.rsplit("/", 2)[0] for name in self.world.rows if name.startswith("objects/")}
         assert len({name.split("/")[2] for name in folders}) == len(KEYS)
-        for name in self.world.rows:  # but for those that an interrupted forced run can go on from
+        newest: dict[tuple[str, str], int] = {}
+        for name in self.world.rows:
             if name.startswith("checkpoints/") and name.split("/")[3].isdigit():
-                assert int(name.split("/")[3]) > self.manifests[name.split("/")[1]][-1][0], f"{name} is left"
+                _, key, step, epoch = name.split("/")[:4]
+                newest[key, step] = max(newest.get((key, step), 0), int(epoch))
+        for (key, step), epoch in newest.items():  # but for those that an interrupted forced run can go on from
+            assert epoch > self.manifests[key][-1][0], f"checkpoints/{key}/{step} is left"
 
 
 TestProtocol = Protocol.TestCase
