@@ -19,18 +19,23 @@ def without_none(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("node", PIPELINE.nodes)
-def test_a_form_takes_what_profiles_say_and_means_it(node: str) -> None:
-    form = node_form.schema(PIPELINE.nodes[node], PROFILES)
-    schema = {"type": "object", "additionalProperties": False, **form}
-    for profile in PROFILES:
-        fields = {node: without_none(profile.configs[node].model_dump(mode="json"))}
-        jsonschema.validate(fields, schema)
-        again = profiles.load(profile.name, PIPELINE, node_form.overrides(fields))
-        assert again.configs[node] == profile.configs[node]
-    jsonschema.validate({node: {}}, schema)
-    with pytest.raises(jsonschema.ValidationError, match="not_a_field"):
-        jsonschema.validate({node: {"not_a_field": 1}}, schema)
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda profile: profile.name)
+def test_forms_take_what_a_profile_says_and_mean_it(profile: profiles.Profile) -> None:
+    fields = {name: without_none(config.model_dump(mode="json")) for name, config in profile.configs.items()}
+    for node in PIPELINE:
+        form = node_form.schema(node, [profile])
+        schema = {"type": "object", "additionalProperties": False, **form}
+        jsonschema.Draft202012Validator(schema).validate({node.name: fields[node.name]})
+    again = profiles.load(profile.name, PIPELINE, node_form.overrides(fields))
+    assert again.configs == profile.configs
+
+
+def test_what_is_no_field_is_refused() -> None:
+    schema = {"type": "object", "additionalProperties": False, **node_form.schema(PIPELINE.nodes["collect"], PROFILES)}
+    jsonschema.validate({"collect": {}}, schema)
+    for wrong in ({"collect": {"not_a_field": 1}}, {"ingest_text": {}}):
+        with pytest.raises(jsonschema.ValidationError, match=r"not_a_field|ingest_text"):
+            jsonschema.validate(wrong, schema)
 
 
 def test_nothing_is_preset_and_every_field_says_what_it_is_for() -> None:
