@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from flows.cli import app, watching
+from flows.cli.common import Terminal
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
 from tests.support.report_pages import publish
@@ -63,7 +64,9 @@ def test_watch_looks_once_or_until_it_is_interrupted(said: Callable[..., str], m
     assert json.loads(said("watch", "--json"))["running"] == []
     assert "nothing runs now" in said("watch", "--once")
     screen = io.StringIO()
-    monkeypatch.setattr(watching, "out", Console(file=screen, force_terminal=True, width=100, height=30))
+    terminal = Terminal()
+    terminal.console = Console(file=screen, force_terminal=True, width=100, height=30)
+    monkeypatch.setattr(watching, "out", terminal)
 
     def interrupted(seconds: float) -> None:
         assert seconds == 0.5
