@@ -324,6 +324,7 @@ def walk(run_id: str, run: Run) -> State[Any]:
         except Exception as trouble:  # one launcher is away: the others are waited for, and the run ends as what it is
             get_run_logger().warning("not every stage could be asked to stop: %s", prefect_artifacts.short(trouble))
         execution.wait_stopped()  # Prefect's worker kills the flow after 30 s: stages stop by themselves then
+        run.api_calls.close(run.api_calls.INTERRUPTED_SECONDS)
         if isinstance(error, KeyboardInterrupt):
             return Cancelled(
                 message="interrupted; what had finished is in the ledger, the next run continues from there"

@@ -57,8 +57,8 @@ class ApiCallQueue:
 
     WAITING = 200
     """Calls that may wait. What comes on top of them is dropped, and counted."""
-    CLOSE_SECONDS = 20.0
-    """How long the end of a run waits for the calls that are left."""
+    CLOSE_SECONDS, INTERRUPTED_SECONDS = 20.0, 5.0
+    """How long the end of a run, and of one that was interrupted, waits for the calls that are left."""
 
     def __init__(self) -> None:
         self._calls: dict[str, tuple[contextvars.Context, Callable[[], object]]] = {}
@@ -80,10 +80,12 @@ class ApiCallQueue:
                 self._running = True
                 threading.Thread(target=self._work, name="moxin Prefect API calls", daemon=True).start()
 
-    def close(self) -> str | None:
-        """Wait for the calls that are left, within bounds. Returns one line about what the UI lacks, if anything."""
+    def close(self, seconds: float | None = None) -> str | None:
+        """Wait for the calls that are left, within bounds. Returns one line about what the UI lacks, if
+        anything. A run must not end without it: a picture that is drawn while Python ends aborts the process.
+        """
         with self._ready:
-            self._ready.wait_for(lambda: not self._running, self.CLOSE_SECONDS)
+            self._ready.wait_for(lambda: not self._running, self.CLOSE_SECONDS if seconds is None else seconds)
             self._closed = True
             late = len(self._calls) + self._running
             self._calls.clear()

@@ -160,11 +160,19 @@ def test_a_node_is_run_from_its_form_and_its_failure_is_told(installation: Insta
         ):
             assert line in text
         query = {"flow_runs": {"deployment_id": {"any_": [deployment["id"]]}}}
-        run = wait_for(lambda: call("POST", "/flow_runs/filter", query), "the run")[0]
-        assert run["parameters"]["fields"] == {"pretrain_1": {"tokens": 1, "document_mask": True}}
-        message = wait_for(lambda: said and said[0], "the notification")
+        filled = {"pretrain_1": {"tokens": 1, "document_mask": True}}
+        wait_for(
+            lambda: [
+                one for one in call("POST", "/flow_runs/filter", query) if one["parameters"].get("fields") == filled
+            ],
+            "the run",
+        )
+        name = "tiny pretrain_1 pretrain_1.tokens=1 pretrain_1.document_mask=true: Failed"
+        message = wait_for(lambda: [text for text in said if text.startswith(name)], "the notification")[0]
         assert "tokens = 1 is less than one batch" in message
-        assert message.startswith("tiny pretrain_1 pretrain_1.tokens=1 pretrain_1.document_mask=true: Failed")
+        named = {"automations": {"name": {"any_": ["tell of failed runs"]}}}
+        for automation in call("POST", "/automations/filter", named):
+            call("DELETE", f"/automations/{automation['id']}")
 
 
 @contextmanager

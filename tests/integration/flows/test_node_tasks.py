@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,11 @@ from prefect.logging import disable_run_logger
 
 from flows import flow as flow_module
 from flows.plan import NodePlan
+from flows.prefect_artifacts import ApiCallQueue
 from stages.core.keys import sha256
 from stages.pipeline import PIPELINE
 from stages.tokenizer.spec import TokenizerConfig
+from tests.support.limits import HANG
 
 
 class Execution:
@@ -29,6 +32,12 @@ class Execution:
     def node(self, node: Any, results: Any) -> Any:
         self.ran.append(node.name)
         return SimpleNamespace(result="result", cached=True, reason="", seconds=0.0)
+
+    def stop(self) -> None:
+        pass
+
+    def wait_stopped(self) -> None:
+        pass
 
     def tell(self, name: str, kind: str, **values: Any) -> None:
         self.said.append(f"{name} {values.get('state')}")
@@ -89,3 +98,31 @@ def test_a_run_that_left_a_node_without_a_result_never_ends_well(
     state = flow_module.walk("test", run)
     assert state.is_failed()
     assert state.message == "no result of collect: run again"
+
+
+def test_an_interrupted_run_waits_for_the_picture_that_is_drawn(
+    execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python that ends while a thread is within a library of C++ aborts: status 134 instead of 130."""
+    begun, go_on, drawn = threading.Event(), threading.Event(), []
+
+    def draw() -> None:
+        begun.set()
+        go_on.wait(HANG)
+        drawn.append(True)
+
+    def interrupted() -> None:
+        calls.put("curves", draw)
+        begun.wait(HANG)
+        threading.Timer(0.3, go_on.set).start()
+        raise KeyboardInterrupt
+
+    calls = ApiCallQueue()
+    monkeypatch.setattr(ApiCallQueue, "INTERRUPTED_SECONDS", HANG)
+    run = flow_module.Run(execution, [plan_of("collect", PIPELINE["collect"].config_type())], calls)  # type: ignore[arg-type]
+    task = SimpleNamespace(
+        with_options=lambda **options: SimpleNamespace(submit=lambda *a, **k: SimpleNamespace(wait=interrupted))
+    )
+    monkeypatch.setattr(flow_module, "run_node", task)
+    assert flow_module.walk("test", run).is_cancelled()
+    assert drawn == [True]
