@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stages.core.artifacts import ArtifactManifest, Model, OptimizerState, Tokenizer, TokenShards
-from stages.core.config import Operational, StageConfig
+from stages.core.config import Operational
 from stages.core.errors import ConfigError
 from stages.core.renamed import Renamed
 from stages.core.resources import Processes, Resources, Work
@@ -16,15 +16,15 @@ from stages.core.shrinking import Rehearsal, Shrinks, small_batch
 from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 from stages.lib.modeling.shape import ModelShape
 from stages.lib.training import validation
+from stages.lib.training.config import TrainingLoopConfig
 from stages.lib.training.parallel_sizes import ParallelSizes
-from stages.lib.training.spikes import SpikePolicy
 
 MOMENTS_CHOSEN = ("carry_moments", "export_moments")
 PAPER_VOCABULARY = 32_000
 """Paper 3.1: what the estimate of work assumes before the tokenizer exists."""
 
 
-class PretrainConfig(StageConfig):
+class PretrainConfig(TrainingLoopConfig):
     """Architecture, budget, optimizer, schedule. Defaults: the paper (3.1, 3.4) and upstream's train/pretrain.py."""
 
     shape: ModelShape = Field(
@@ -80,10 +80,6 @@ class PretrainConfig(StageConfig):
         ),
     )
     seed: int = Field(default=0, description="fresh weights, data order, dropout")
-    spikes: SpikePolicy = Field(
-        default=SpikePolicy(),
-        description="losses and gradients that are no numbers, or spikes. Part of the key where it is not the default",
-    )
     micro_batch_size: Annotated[Operational[int], Renamed("micro_batch", until="0.3"), Shrinks(wiring=2)] = Field(
         default=1, gt=0, description="windows in one forward pass"
     )
@@ -113,36 +109,6 @@ class PretrainConfig(StageConfig):
     eval_every: Annotated[Operational[int], Shrinks(wiring=2, shape=5)] = Field(
         default=500, gt=0, description="steps between two measurements"
     )
-    checkpoint_every: Annotated[Operational[int], Shrinks(wiring=1, shape=3)] = Field(
-        default=500, gt=0, description="steps between two checkpoints"
-    )
-    keep_checkpoints: Operational[int] = Field(
-        default=2, gt=0, description="newest checkpoints that are kept, with those that `spikes` may go back to"
-    )
-    keep_every: Operational[int] = Field(
-        default=0,
-        ge=0,
-        description="beside them the first checkpoint of each so many steps, until the result is published; 0: none",
-    )
-    log_every: Annotated[Operational[int], Shrinks(wiring=1, shape=1)] = Field(
-        default=10, gt=0, description="steps between two metric rows"
-    )
-    compare_every: Annotated[Operational[int], Shrinks(wiring=1, shape=3)] = Field(
-        default=0,
-        ge=0,
-        description=(
-            "steps between two looks for silent corruption, which read weights and moments twice (docs/decisions/"
-            "spikes.md); each checkpoint is then looked at, too; 0: none"
-        ),
-    )
-    stall_seconds: Operational[float] = Field(
-        default=300.0,
-        ge=0,
-        description=(
-            "without a step, and without a checkpoint or measurement, after which a training that takes steps ends as"
-            " preempted, with the stacks of its processes; 20 steps at least; 0: never"
-        ),
-    )
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads")
     parallel: Annotated[Operational[ParallelSizes], *validation.FORMER_SIZES] = Field(
         default=ParallelSizes(), description="how both engines spread the training over the processes"
@@ -166,7 +132,7 @@ class PretrainConfig(StageConfig):
 
     def identity(self) -> dict[str, Any]:
         """Without the moments where none are carried: then a phase is what it was before there was a choice."""
-        fields = self.spikes.keyed(super().identity())
+        fields = super().identity()
         return {name: value for name, value in fields.items() if value or name not in MOMENTS_CHOSEN}
 
     @model_validator(mode="after")

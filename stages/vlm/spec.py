@@ -8,15 +8,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from stages.core.artifacts import ArtifactManifest, ImageConversations, ImageFeatures, Model, VisionTowers
-from stages.core.config import Operational, StageConfig
+from stages.core.config import Operational
 from stages.core.errors import ConfigError
 from stages.core.renamed import Renamed
 from stages.core.resources import Processes, Resources, Work
 from stages.core.shrinking import Rehearsal, Shrinks, small_batch
 from stages.core.stage import Facets, Input, Output, Reading, Stage, output
 from stages.lib.training import validation
+from stages.lib.training.config import TrainingLoopConfig
 from stages.lib.training.parallel_sizes import ParallelSizes
-from stages.lib.training.spikes import SpikePolicy
 
 ARCHITECTURE = "MoxinVLM"
 EMBEDDING_MULTIPLE = 64
@@ -33,7 +33,7 @@ def padded(entries: int) -> int:
     return -(-(entries + ADDED_TOKENS) // EMBEDDING_MULTIPLE) * EMBEDDING_MULTIPLE
 
 
-class VlmConfig(StageConfig):
+class VlmConfig(TrainingLoopConfig):
     """Optimizer, schedule, batches. Defaults: Moxin-VLM's `prism-moxin-dinosiglip-224px+7b` (paper 6)."""
 
     epochs: Annotated[int, Shrinks(wiring=1, shape=1)] = Field(
@@ -58,10 +58,6 @@ class VlmConfig(StageConfig):
         default="bf16", description="of matrix products; weights and optimizer are float32"
     )
     seed: int = Field(default=7, description="fresh weights of the projector, order of the rows")
-    spikes: SpikePolicy = Field(
-        default=SpikePolicy(),
-        description="losses and gradients that are no numbers, or spikes. Part of the key where it is not the default",
-    )
     micro_batch_size: Annotated[Operational[int], Renamed("micro_rows", until="0.3"), Shrinks(wiring=2)] = Field(
         default=16, gt=0, description="rows in one forward pass of one process"
     )
@@ -70,36 +66,6 @@ class VlmConfig(StageConfig):
         description=(
             "activation checkpointing. full: a block keeps its input alone, a third more work; selective: it keeps the"
             " results of matrix products and attention kernels, and computes what is cheap again"
-        ),
-    )
-    checkpoint_every: Annotated[Operational[int], Shrinks(wiring=1, shape=3)] = Field(
-        default=500, gt=0, description="steps between two checkpoints"
-    )
-    keep_checkpoints: Operational[int] = Field(
-        default=2, gt=0, description="newest checkpoints that are kept, with those that `spikes` may go back to"
-    )
-    keep_every: Operational[int] = Field(
-        default=0,
-        ge=0,
-        description="beside them the first checkpoint of each so many steps, until the result is published; 0: none",
-    )
-    log_every: Annotated[Operational[int], Shrinks(wiring=1, shape=1)] = Field(
-        default=10, gt=0, description="steps between two metric rows"
-    )
-    compare_every: Annotated[Operational[int], Shrinks(wiring=1, shape=3)] = Field(
-        default=0,
-        ge=0,
-        description=(
-            "steps between two looks for silent corruption, which read weights and moments twice (docs/decisions/"
-            "spikes.md); each checkpoint is then looked at, too; 0: none"
-        ),
-    )
-    stall_seconds: Operational[float] = Field(
-        default=300.0,
-        ge=0,
-        description=(
-            "without a step, and without a checkpoint or measurement, after which a training that takes steps ends as"
-            " preempted, with the stacks of its processes; 20 steps at least; 0: never"
         ),
     )
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads of a process")
@@ -114,10 +80,6 @@ class VlmConfig(StageConfig):
     def _spread(self) -> VlmConfig:
         validation.require_data_parallel(self)
         return self
-
-    def identity(self) -> dict[str, Any]:
-        """Without the policy for spikes where it is the default."""
-        return self.spikes.keyed(super().identity())
 
     def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
         """Whole batches for the processes that there are: how many follows from the images."""

@@ -42,15 +42,13 @@ NO_WORK: dict[str, list[str]] = {
         "EvaluateConfig.max_length",
     ],
     "when something is done, or kept, and no work by itself": [
-        "PretrainConfig.keep_checkpoints",
-        "PretrainConfig.keep_every",
+        "TrainingLoopConfig.keep_checkpoints",
+        "TrainingLoopConfig.keep_every",
         "SpikePolicy.after",
         "SpikePolicy.before",
         "SpikePolicy.skips",
         "SpikePolicy.tries",
         "SpikePolicy.window",
-        "VlmConfig.keep_checkpoints",
-        "VlmConfig.keep_every",
     ],
     "a limit of one program": [
         "ExecuteCodeConfig.disk_mib",
