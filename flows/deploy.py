@@ -155,9 +155,9 @@ def _form(row: Mapping[str, Any], schema: Mapping[str, Any], values: Sequence[pr
         return form
     typed = node_form.schema(PIPELINE.nodes[select], values)
     form["definitions"] = {**form.get("definitions", {}), **typed["definitions"]}
-    kept = {"title": "fields", "description": form["properties"]["fields"]["description"], "position": len(PIPELINE)}
     form["properties"]["fields"] = {
-        **kept, "type": "object", "properties": typed["properties"], "additionalProperties": False
+        "title": "fields", "description": form["properties"]["fields"]["description"], "position": len(PIPELINE),
+        "type": "object", "properties": typed["properties"], "additionalProperties": False,
     }  # fmt: skip
     return form
 

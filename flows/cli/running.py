@@ -159,7 +159,7 @@ def run_flow(
     from flows import flow as flow_module
     from flows import lost_runs, prefect_artifacts
     from flows.console import RunDisplay
-    from flows.experiments.naming import user
+    from flows.experiments.naming import BY, user
 
     logging.raiseExceptions = False  # a log line that does not get to the Prefect server is no news for this terminal
     recorder, server_knows = _Recorder(), True
@@ -167,7 +167,7 @@ def run_flow(
     with RunDisplay(console, nodes) as display:
         flow_module.EXTRA_OBSERVERS[:] = [display, recorder]
         try:
-            with tags(lost_runs.tag(), f"by:{user()}"):
+            with tags(lost_runs.tag(), f"{BY}{user()}"):
                 state = start()
         except Exception as error:  # Prefect's own trouble: how the run ended is known here
             if not flow_module.ENDED:

@@ -16,6 +16,7 @@ from flows.cli.common import (
     JsonOption,
     ProfileOption,
     SetOption,
+    find_node,
     open_ledger,
     out,
     print_json,
@@ -51,7 +52,6 @@ def tensorboard(
 
     Of the newest results, wherever they were made, and of what trains now on this machine.
     """
-    from flows.cli.common import find_node
     from flows.live import tensorboard_folder
     from flows.settings import home
 

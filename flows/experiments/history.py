@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from flows.experiments.naming import BY
 from stages.core.ledger import Ledger
 from stages.core.records import AttemptRecord, DamagedRecord, NodeRecord
 
 UUID_FORM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-BY = "by:"
-"""The tag of a flow run that says who started it (`moxin run`, `moxin sweep`)."""
 
 
 @dataclass(frozen=True)

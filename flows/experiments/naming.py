@@ -23,6 +23,8 @@ from stages.core.shrinking import Level
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 DEFAULT_PROFILE = "tiny"
 """Of every command that is given none."""
+BY = "by:"
+"""Of a flow run's tag that says who started it."""
 SHOWN = 4
 """Settings that differ, named one by one."""
 

@@ -109,7 +109,7 @@ class Watch:
             self._looked = time.monotonic()
             self.nodes = [plan.row() for plan in plans]
             keys = [plan.key for plan in plans if plan.state is State.LEASED and plan.key]
-            keys += [key for key in self._written_here() if key not in keys and self._at_work(key)]
+            keys += [key for key in self._written_here() if key not in keys and self._ledger.busy(key)]
             self.running = {key: one for key in keys if (one := self._watched(key))}
         for one in self.running.values():
             one.read()
@@ -119,10 +119,6 @@ class Watch:
         folders = [path for path in (self._home / "logs" / "stages").glob("*/") if path.is_dir()]
         ages = {path.name: time.time() - max(f.stat().st_mtime for f in [path, *path.iterdir()]) for path in folders}
         return sorted((key for key, age in ages.items() if age < RECENT_SECONDS), key=ages.__getitem__)[:MOST]
-
-    def _at_work(self, key: str) -> bool:
-        held = self._ledger.lease(key)
-        return held is not None and held[0].live
 
     def _watched(self, key: str) -> Watched | None:
         attempts = self._ledger.attempts(key)
