@@ -319,7 +319,7 @@ def _shards(node: NodeData) -> list[list[Any]]:
 
 
 def _mixture(node: NodeData) -> list[Markup]:
-    """What holding out and mixing did, in documents, bytes and tokens."""
+    """What the mixture held out, cut and repeated, in documents, bytes and tokens."""
     funnel = node["result"]["stats"].get("funnel")
     if not funnel:
         return []

@@ -145,8 +145,8 @@ class Connection:
             try:
                 where = {"Bucket": self.address.bucket, "Key": self._full(key)}
                 self._client.get_object(**where, Range="bytes=0-0")["Body"].close()
-            except ClientError as told:
-                if told.response["ResponseMetadata"].get("HTTPStatusCode") != 416:  # an empty object has no byte 0
+            except ClientError as refusal:
+                if refusal.response["ResponseMetadata"].get("HTTPStatusCode") != 416:  # an empty object has no byte 0
                     raise
             raise Unavailable(f"the object store refused to look at {self.where(key)}, and then gave it") from error
 

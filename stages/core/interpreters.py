@@ -43,7 +43,7 @@ def interpreter(node: str, engine: str, instead: str) -> str:
     name = variable(engine)
     path = os.environ.get(name, "")
     if not os.access(path, os.X_OK):
-        reason = f"{name} = '{path}' is no program" if path else f"{name} is not set"
+        reason = f"{name} = '{path}' is not an executable file" if path else f"{name} is not set"
         raise ConfigError(
             f"{node}.engine = '{engine}' is not installed where this runs ({reason}): use the image of"
             f" containers/{engine}, or set {node}.engine {instead}"

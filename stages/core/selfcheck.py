@@ -51,10 +51,8 @@ def lacking(engine: str, gpu: bool = False) -> list[str]:
     name, needs = variable(engine), ENGINES[engine]
     python = os.environ.get(name, "")
     if not os.access(python, os.X_OK):
-        return [
-            f"{name} {f'= {python!r} is no program' if python else 'is not set'}: {engine} is not installed here"
-            f" (containers/{engine})"
-        ]
+        state = f"= {python!r} is not an executable file" if python else "is not set"
+        return [f"{name} {state}: {engine} is not installed here (containers/{engine})"]
     missing: list[str] = []
     if needs.compiles:
         if not _compiler():

@@ -25,7 +25,7 @@ MOST_HASHES = 1 << 21
 def slot(slots, mask, value):
     """Where a value is among the slots, or the empty one (0) to put it into.
 
-    slots: [a power of two] uint64; mask: their number less one; value: uint64, not 0. Returns uint64.
+    slots: [a power of two] uint64; mask: len(slots) - 1; value: uint64, not 0. Returns uint64.
     """
     place = value & mask
     while slots[place] != 0 and slots[place] != value:
@@ -47,7 +47,7 @@ def slots_of(most):
 
 @njit
 def _emptied(slots, most):
-    """Empty the slots for so many values; their number less one."""
+    """Empty the slots for so many values. Returns their mask: the number of slots - 1."""
     size = slots_of(most)
     slots[:size] = 0
     return np.uint64(size - 1)

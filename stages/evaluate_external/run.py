@@ -73,7 +73,7 @@ def interpreter(node: str, harness: str) -> str:
     name = variable(harness)
     path = os.environ.get(name, "")
     if not os.access(path, os.X_OK):
-        state = f"{name} = '{path}' is no program" if path else f"{name} is not set"
+        state = f"{name} = '{path}' is not an executable file" if path else f"{name} is not set"
         raise ConfigError(
             f"{node}.suite: {harness} is not installed where this runs ({state}): install it as"
             f" containers/{harness}/README.md says, and name its Python there"
