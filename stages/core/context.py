@@ -198,8 +198,8 @@ class Context(typing.Protocol[C_co]):
         """The empty folder (`pathlib.Path`) to write an output's files into."""
         ...
 
-    def adopt(self, port: str, path: str, entry: FileEntry) -> None:
-        """Make a file that a task has stored part of an output, under a path of its own: nothing is copied or read."""
+    def link(self, port: str, path: str, entry: FileEntry) -> None:
+        """Give a file that the store has already (a task left it) a path in an output: nothing is copied or read."""
         ...
 
     def describe(

@@ -67,7 +67,7 @@ class RuntimeContext:
         self.stats: dict[str, Any] = {}
         self.facets: dict[str, dict[str, str | int]] = {port: {} for port in request.outputs}
         self.meta: dict[str, dict[str, Any]] = {port: {} for port in request.outputs}
-        self.adopted: dict[str, list[FileEntry]] = {port: [] for port in request.outputs}
+        self.linked: dict[str, list[FileEntry]] = {port: [] for port in request.outputs}
         self._inputs: dict[str, list[LocalArtifact]] = {}
         self.bytes_in = 0
 
@@ -197,13 +197,13 @@ class RuntimeContext:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def adopt(self, port: str, path: str, entry: FileEntry) -> None:
+    def link(self, port: str, path: str, entry: FileEntry) -> None:
         if entry.is_local:
             place = self.output(port) / path
             place.parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(Path(entry.object), place)
         else:
-            self.adopted[port].append(entry.model_copy(update={"path": path}))
+            self.linked[port].append(entry.model_copy(update={"path": path}))
 
     def describe(
         self, port: str, *, facets: Mapping[str, str | int] | None = None, meta: Mapping[str, Any] | None = None
@@ -240,10 +240,10 @@ class RuntimeContext:
         """Delete what tasks left that the result does not refer to, receipts first. What stays for a failure, or where
         a result is replaced that somebody may be reading, `moxin gc` finds.
         """
-        used = "tasks" in self.__dict__ or any(self.adopted.values())
+        used = "tasks" in self.__dict__ or any(self.linked.values())
         if self.request.replaces or not used:
             return
-        kept = {entry.object[len(self.tasks.prefix) :] for entries in self.adopted.values() for entry in entries}
+        kept = {entry.object[len(self.tasks.prefix) :] for entries in self.linked.values() for entry in entries}
         try:
             names = [row.key for row in self.tasks.list("") if row.key not in kept]
             receipts = [name for name in names if name.endswith(".json")]
@@ -257,7 +257,7 @@ class RuntimeContext:
         rows = self.metrics_path.read_text(encoding="utf-8")
         names = ("facets", "meta", "stats", "bytes_in")
         return {name: getattr(self, name) for name in names} | {
-            "adopted": {port: [entry.value() for entry in entries] for port, entries in self.adopted.items()},
+            "linked": {port: [entry.value() for entry in entries] for port, entries in self.linked.items()},
             "metrics": rows,
             "resumed_from": self.checkpoints.resumed_from,
         }
@@ -267,8 +267,8 @@ class RuntimeContext:
         self.facets, self.meta, self.stats, self.bytes_in = (
             state[name] for name in ("facets", "meta", "stats", "bytes_in")
         )
-        self.adopted = {
-            port: [FileEntry.model_validate(value) for value in entries] for port, entries in state["adopted"].items()
+        self.linked = {
+            port: [FileEntry.model_validate(value) for value in entries] for port, entries in state["linked"].items()
         }
         self.metrics_path.write_text(state["metrics"], encoding="utf-8")
         self.checkpoints.resumed_from = state["resumed_from"]
@@ -331,7 +331,7 @@ class RuntimeContext:
         files = upload_folder(self.ledger.store, f"{prefix}/{port}", folder, self.checkpoints.stored)
         for entry in files:  # what was just made is what the next stage on this machine reads
             cache.keep(entry, folder / entry.path)
-        files = tuple(sorted((*files, *self.adopted[port]), key=lambda entry: entry.path))
+        files = tuple(sorted((*files, *self.linked[port]), key=lambda entry: entry.path))
         if not files:
             raise TypeError(f"stage {self.request.stage} wrote no file to its output {port}")
         if twice := [a.path for a, b in itertools.pairwise(files) if a.path == b.path]:

@@ -143,7 +143,7 @@ class LocalContext(Generic[C]):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def adopt(self, port: str, path: str, entry: FileEntry) -> None:
+    def link(self, port: str, path: str, entry: FileEntry) -> None:
         place = self.output(port) / path
         place.parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(Path(entry.object), place)

@@ -22,7 +22,7 @@ from stages.dedup.limits import dealt, documents_problem
 from stages.dedup.spec import Dedup, DedupConfig, Recipe
 from stages.lib.data import stored_array
 from stages.lib.data.workers import Pool, Result
-from stages.lib.formats.corpus import Shard, adopt_parts, commonest, renumbered, shards_of
+from stages.lib.formats.corpus import Shard, commonest, link_parts, renumbered, shards_of
 
 EXAMPLE_CLUSTERS = 5
 
@@ -53,7 +53,7 @@ def run(ctx: Context[DedupConfig]) -> None:
             last = bloom_pass.filter_documents(pool, left, ctx.config.bloom_memory_gib, ctx.node, funnel, ctx.progress)
         else:
             last = [entry for part in left for kept in part for entry in kept.parts]
-        adopt_parts(ctx, "documents", last)
+        link_parts(ctx, "documents", last)
     _tell(ctx, funnel, linked)
 
 

@@ -79,12 +79,12 @@ def write_train(ctx: Context[ImageDataConfig], pool: Pool) -> Counts:
     for result in pool.map("keep", keep, tasks, ctx.progress):
         counts.add(result.value)
         for entry in result.files:
-            ctx.adopt("train", f"part-{parts:05d}.jsonl", entry)
+            ctx.link("train", f"part-{parts:05d}.jsonl", entry)
             parts += 1
     for result in looked:
         counts.add(result.value)
         for entry in _zips(result):
-            ctx.adopt("train", f"images-{images:05d}.zip", entry)
+            ctx.link("train", f"images-{images:05d}.zip", entry)
             images += 1
     return counts
 
@@ -224,9 +224,9 @@ def write_suite(ctx: Context[ImageDataConfig], pool: Pool) -> dict[str, tuple[in
         mine = [one for one, owner in zip(looked, owners, strict=True) if owner == name]
         for entry in result.files:
             if entry.path.startswith(f"{name}/"):
-                ctx.adopt("suite", entry.path, entry)
+                ctx.link("suite", entry.path, entry)
         for number, entry in enumerate(entry for one in mine for entry in _zips(one)):
-            ctx.adopt("suite", f"{name}-{number:05d}.zip", entry)
+            ctx.link("suite", f"{name}-{number:05d}.zip", entry)
         sums = _sums(result.value["sums"], [one.file(SUMS) for one in mine])
         suite[name] = (result.value["questions"], fingerprint(sums))
     return suite

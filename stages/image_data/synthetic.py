@@ -42,10 +42,10 @@ def write_train(ctx: Context[ImageDataConfig], pool: Pool) -> tuple[Counter[str]
         images += result.value["images"]
         for entry in result.files:
             if entry.path.endswith(".zip"):
-                ctx.adopt("train", f"images-{zips:05d}.zip", entry)
+                ctx.link("train", f"images-{zips:05d}.zip", entry)
                 zips += 1
             else:
-                ctx.adopt("train", f"part-{part:05d}.jsonl", entry)
+                ctx.link("train", f"part-{part:05d}.jsonl", entry)
     return kinds, images
 
 
@@ -110,7 +110,7 @@ def write_suite(ctx: Context[ImageDataConfig], pool: Pool) -> dict[str, tuple[in
     for name, result in zip(WRITERS, pool.map("draw-suite", draw_benchmark, tasks, ctx.progress), strict=True):
         suite[name] = (result.value["questions"], result.value["fingerprint"])
         for entry in result.files:
-            ctx.adopt("suite", entry.path, entry)
+            ctx.link("suite", entry.path, entry)
     return suite
 
 

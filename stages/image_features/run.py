@@ -48,7 +48,7 @@ def run(ctx: Context[ImageFeaturesConfig]) -> None:
     tasks = [{"node": ctx.node, "settings": settings, "names": part, "archives": where(part)} for part in parts]
     results = Steps(ctx.tasks).map("look", look, tasks, ctx.progress)
     for number, result in enumerate(results):
-        ctx.adopt("features", f"features-{number:05d}.safetensors", result.file(FILE))
+        ctx.link("features", f"features-{number:05d}.safetensors", result.file(FILE))
     write_index(Path(ctx.output("features")), names, [len(part) for part in parts], config.dtype, digest)
     parameters = sum(p.numel() for tower in (dino, siglip) for p in tower.parameters())
     shared = {"patches": count, "feature_width": width}

@@ -15,7 +15,7 @@ from stages.ingest import page_filters, read_task, work_units
 from stages.ingest.read_task import EXAMPLES, Numbers
 from stages.ingest.spec import Ingest, IngestConfig
 from stages.lib.data.workers import Pool, Result
-from stages.lib.formats.corpus import adopt_parts, commonest, parts_of
+from stages.lib.formats.corpus import commonest, link_parts, parts_of
 from stages.lib.formats.sources import LISTING, RawFile, parsed_listing
 from stages.lib.formats.uris import shown
 
@@ -30,7 +30,7 @@ def run(ctx: Context[IngestConfig]) -> None:
     files = work_units.expanded(_listing(raw))
     with Pool.of(ctx, Ingest.resources(ctx.config)) as pool:
         results = _sampled(ctx, pool, files, raw) if ctx.config.limit is not None else _whole(ctx, pool, files, raw)
-    adopt_parts(ctx, "documents", (part for result in results for part in parts_of(result.files)))
+    link_parts(ctx, "documents", (part for result in results for part in parts_of(result.files)))
     numbers = Numbers()
     for result in results:
         numbers.add(result.value)

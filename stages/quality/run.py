@@ -22,7 +22,7 @@ from stages.core.errors import InputError
 from stages.core.reading import local_file
 from stages.lib.data.group_sampling import Group, row_groups, spread
 from stages.lib.data.workers import Pool, Result
-from stages.lib.formats.corpus import Shard, adopt_parts, commonest, read_shard, shards_of
+from stages.lib.formats.corpus import Shard, commonest, link_parts, read_shard, shards_of
 from stages.quality import selection, training
 from stages.quality.fasttext_scorer import NEGATIVE, POSITIVE, TABLES
 from stages.quality.spec import Quality, QualityConfig
@@ -62,7 +62,7 @@ def run(ctx: Context[QualityConfig]) -> None:
         kept = pool.map("keep", selection.keep, tasks, ctx.progress)
         if not any(result.value["documents"] for result in kept):
             raise _keeps_none(ctx, total)
-        adopt_parts(ctx, "kept", (entry for result in kept if result.value["documents"] for entry in result.files))
+        link_parts(ctx, "kept", (entry for result in kept if result.value["documents"] for entry in result.files))
     number, size = (sum(result.value[name] for result in kept) for name in ("documents", "bytes"))
     histogram = np.sum([result.value for result in scored], axis=0)
     edges = np.linspace(0.0, 1.0, 11)

@@ -79,7 +79,7 @@ def fetch(folder: Path, label: str, groups: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def train(folder: Path, **arguments: Any) -> Any:
-    """A task: a classifier for `adopted`, trained (`fitted`)."""
+    """A task: train the classifier (`fitted`), and leave what scoring needs."""
     model, facts = fitted(folder, **arguments)
     return {**facts, **_save(folder, model)}
 

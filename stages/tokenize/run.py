@@ -189,7 +189,7 @@ def _write(
     windows = packing.Windows(length, dtype_for(size), size, config.seed + (name == "heldout"))
     shards = packing.shuffle(pool, name, streams, windows, ctx.progress)
     for number, (entry, _) in enumerate(shards):
-        ctx.adopt("shards", f"{under}{shard_name(number)}", entry)
+        ctx.link("shards", f"{under}{shard_name(number)}", entry)
     folder = Path(ctx.output("shards")) / under
     folder.mkdir(exist_ok=True)
     rows = [rows for _, rows in shards]

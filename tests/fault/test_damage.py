@@ -279,7 +279,7 @@ def test_what_a_task_finds_lost_is_reported_or_made_again(
                 ledger.store.delete([files[1].object])
                 lost.clear()
             second = pool.map("second", rewrite, [{"file": entry} for entry in files])
-        ctx.adopt("tokenizer", "copy", second[1].files[0])
+        ctx.link("tokenizer", "copy", second[1].files[0])
         ctx.describe("tokenizer", facets={"vocab_size": 9, "tokenizer_digest": "d"})
 
     monkeypatch.setattr("stages.probe_tokenizer.run.run", two_steps)

@@ -2,7 +2,7 @@
 
     with Pool.of(ctx, Dedup.resources(ctx.config)) as pool:
         results = pool.map("sign", sign_shard, [{"shard": ...}, ...])    # in the order of the tasks
-        results[0].file("pairs")     # FileEntry: for the arguments of the next step's tasks, or for ctx.adopt
+        results[0].file("pairs")     # FileEntry: for the arguments of the next step's tasks, or for ctx.link
 
 A task is a module-level function `function(folder, **arguments) -> value`: it writes files into `folder` and returns a
 JSON value. Its files become objects (`Context.tasks`) and leave the local disk while the next task is at work; then a

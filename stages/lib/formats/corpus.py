@@ -115,11 +115,11 @@ def stored_documents(entries: Iterable[FileEntry]) -> Iterator[dict[str, str]]:
         yield from batch.to_pylist()
 
 
-def adopt_parts(ctx: Context[Any], port: str, entries: Iterable[FileEntry]) -> None:
-    """Make the parts that tasks left an output, in order and under one numbering; one empty part when there is none."""
+def link_parts(ctx: Context[Any], port: str, entries: Iterable[FileEntry]) -> None:
+    """Link what tasks left into an output, in order and under one numbering; one empty part when there is nothing."""
     number = 0
     for number, entry in enumerate(entries, 1):
-        ctx.adopt(port, f"part-{number - 1:05d}.parquet", entry)
+        ctx.link(port, f"part-{number - 1:05d}.parquet", entry)
     if not number:
         write_documents(ctx.output(port), [])
 

@@ -2,7 +2,7 @@
 
 The files are those that one process would write, so the same model has the same bytes, however many trained it. Each
 file has a process that writes it; weights come one at a time, of each file one in turn, so that all write together. A
-process that does not publish stores its files itself, and the first one adopts them.
+process that does not publish stores its files itself, and the first one links them into the output.
 """
 
 from __future__ import annotations
@@ -67,5 +67,5 @@ def export(
     parts = dims.gather_to_first(entries)
     if dims.rank == 0:
         for entry in (FileEntry.model_validate(value) for part in parts[1:] for value in part):
-            ctx.adopt(port, entry.path, entry)
+            ctx.link(port, entry.path, entry)
         weight_files.write_index(files, weight_files.total_bytes(shapes), Path(ctx.output(port)), stem)

@@ -98,7 +98,7 @@ def test_of_what_tasks_left_the_result_keeps_what_it_refers_to(
             squares = pool.map("squares", square, tasks(tmp_path / "log", 3))
             copies = pool.map("copies", rewrite, [{"file": result.file("value")} for result in squares])
         for number, result in enumerate(copies):
-            ctx.adopt("documents", f"part-{number}", result.file("copy/value"))
+            ctx.link("documents", f"part-{number}", result.file("copy/value"))
 
     monkeypatch.setattr("stages.probe_source.run.run", work)
     settings: dict[str, Any] = {"text": "x", "parts": 3, "act": "", "sentinel": None}
@@ -133,7 +133,7 @@ def test_many_files_are_listed_by_an_index_and_a_consumer_is_told_no_more_than_i
     assert second.inputs["documents"][0].manifest == many
 
 
-def test_an_input_that_is_not_read_whole_is_listed_and_an_output_adopts_what_the_store_has(
+def test_an_input_that_is_not_read_whole_is_listed_and_an_output_links_what_the_store_has(
     ledger: Ledger, stream: Stream, monkeypatch: pytest.MonkeyPatch, folders: Path
 ) -> None:
     source = run(request_of(ledger.store.address, ledger, text="x", parts=2, act="", sentinel=None), stream)
@@ -148,7 +148,7 @@ def test_an_input_that_is_not_read_whole_is_listed_and_an_output_adopts_what_the
         for entry in given.entries(".txt"):
             with reading.open_file(entry) as stored:
                 assert stored.read() == f"x {entry.path[-5]}\n".encode()
-            ctx.adopt("tokenizer", f"copy/{entry.path}", entry)
+            ctx.link("tokenizer", f"copy/{entry.path}", entry)
         (ctx.output("tokenizer") / "a").write_text("b")
         ctx.describe("tokenizer", facets={"vocab_size": 9, "tokenizer_digest": "d"})
 

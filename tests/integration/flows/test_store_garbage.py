@@ -125,18 +125,18 @@ def test_the_objects_of_a_result_that_cannot_be_read_stay(ledger: Ledger) -> Non
     assert len(names(ledger)) == 2
 
 
-def test_tasks_files_that_a_result_adopted_stay(ledger: Ledger) -> None:
-    adopted = stored(ledger, f"work/probe_source/{A}/task-1/out.bin")
+def test_tasks_files_that_a_result_links_stay(ledger: Ledger) -> None:
+    linked = stored(ledger, f"work/probe_source/{A}/task-1/out.bin")
     stored(ledger, f"work/probe_source/{A}/task-1/receipt.json")
     stored(ledger, f"work/probe_source/{B}/task-1/receipt.json")
-    make(ledger, A, adopted)
+    make(ledger, A, linked)
     kinds = found(ledger)
     assert [(item.key, item.objects) for item in kinds[TASKS]] == [(A, 1)]
     assert [(item.key, bool(item.kept)) for item in kinds[UNFINISHED]] == [(B, True)]
     assert sweep(ledger) == (1, 4)
-    assert names(ledger, f"work/probe_source/{A}/") == [adopted.object]
+    assert names(ledger, f"work/probe_source/{A}/") == [linked.object]
     assert sweep(ledger, Limits(0.0, work_after=-10.0)) == (1, 4), "a day may be asked for"
-    assert names(ledger, "work/") == [adopted.object]
+    assert names(ledger, "work/") == [linked.object]
 
 
 def test_a_replaced_result_stays_while_somebody_may_read_it(ledger: Ledger) -> None:
@@ -247,7 +247,7 @@ def test_unfinished_uploads_probes_and_what_was_set_aside(ledger: Ledger) -> Non
 
 
 def test_results_go_when_asked_but_never_what_a_name_or_an_attempt_needs(ledger: Ledger) -> None:
-    """A is named, and was made from B; nobody needs C, whose file another result has adopted."""
+    """A is named, and was made from B; nobody needs C, whose file another result has linked."""
     shared = make(ledger, C)[0]
     make(ledger, B)
     ref = input_of(ledger, b"text", key=f"objects/up/{B}/000001/0").model_copy(update={"key": B})

@@ -80,7 +80,7 @@ def test_parts_of_tasks_become_an_output_and_nothing_becomes_one_empty_part(
     for name, inputs in (("some", [folders[0], folders[2]]), ("none", [])):
         ctx: LocalContext[Any] = LocalContext(tmp_path / name, None)
         entries = [e for folder in inputs for e in local_artifact(Documents, folder).entries()]
-        corpus.adopt_parts(ctx, "documents", entries)
+        corpus.link_parts(ctx, "documents", entries)
         found = [d["id"] for d in read_documents(ctx.output("documents"))]
         assert found == [d["id"] for folder in inputs for d in read_documents(folder)]
         assert (ctx.output("documents") / "part-00000.parquet").is_file()
