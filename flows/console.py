@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from flows.terminal_text import line, literal
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from flows.plan import NodePlan
 
 COLOURS = {
@@ -37,6 +38,8 @@ class RunDisplay:
     """An observer that shows every node's state, progress and last metrics. A context manager."""
 
     def __init__(self, console: Console, nodes: int) -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # a run's alone
+
         self.console, self._live = console, console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),

@@ -124,7 +124,8 @@ def estimate(
     declared of them. grown: tells what a node makes of its inputs, where its own sums do not.
     """
     prices = prices_of(profile)
-    history = ledger.nodes(profile.names, skip_damaged=True) if ledger else {}
+    asked = ledger and any(plan.will_run for plan in plans)  # what is answered costs nothing, whatever it did
+    history = ledger.nodes(profile.names, skip_damaged=True) if ledger and asked else {}
     out: dict[str, Estimate] = {}
     expected: dict[str, dict[str, Any]] = {}
     amounts: dict[str, Mapping[str, Amounts]] = {}

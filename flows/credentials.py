@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 
 from flows.cost import Estimate, duration
-from flows.launch.kubernetes_manifests import Site as KubernetesSite
-from flows.launch.slurm_scripts import Site as SlurmSite
 from flows.plan import NodePlan
 from flows.profiles import Profile
 
@@ -45,5 +43,11 @@ def _left(expiration: str) -> tuple[float, str]:
 def _has_an_identity(launcher: str) -> bool:
     """Whether jobs of a launcher know the store by credentials that are renewed where they run."""
     if launcher == "kubernetes":
-        return bool(KubernetesSite.load().service_account)
-    return launcher == "slurm" and SlurmSite.load().identity == "files"
+        from flows.launch import kubernetes_manifests
+
+        return bool(kubernetes_manifests.Site.load().service_account)
+    if launcher == "slurm":
+        from flows.launch import slurm_scripts
+
+        return slurm_scripts.Site.load().identity == "files"
+    return False

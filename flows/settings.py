@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from flows.data_files import IN_CHECKOUT
 from stages.core.errors import ConfigError
@@ -49,12 +48,10 @@ def default_home() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "moxin"
 
 
-class Environment(BaseSettings):
+class Environment(BaseModel):
     """The variables of the table above, as they are set now. A variable without text counts as unset."""
 
-    model_config = SettingsConfigDict(
-        case_sensitive=True, env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
     home: Path = Field(default_factory=default_home, validation_alias="MOXIN_HOME")
     s3_endpoint: str | None = Field(default=None, validation_alias="MOXIN_S3_ENDPOINT")
@@ -105,7 +102,7 @@ class Environment(BaseSettings):
 def environment() -> Environment:
     """Read the variables anew. Raises ConfigError naming the first one that holds no valid value."""
     try:
-        return Environment()
+        return Environment.model_validate({name: value for name, value in os.environ.items() if value})
     except ValidationError as error:
         variable = str(error.errors()[0]["loc"][0])
         field = next(f for f in Environment.model_fields.values() if f.validation_alias == variable)

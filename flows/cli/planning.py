@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +54,6 @@ def plan(
     not, or a budget that does not do.
     """
     from flows import cost, credentials, last_checkpoint, preflight, spending
-    from flows.console import rows_table
     from flows.rehearsal import planning as rehearsals
     from stages.pipeline import PIPELINE
 
@@ -91,8 +90,7 @@ def plan(
         }
         _print_plan(plans, estimates, texts, warnings, findings)
         if budget:
-            out.print(f"\nbudget {spending.money(budget)}:")
-            out.print(rows_table(spending.table(prices)))
+            _print_budget(budget, prices)
     if findings or limits:
         raise typer.Exit(1)
 
@@ -144,6 +142,14 @@ def _print_plan(
     for warning in warnings:
         out.print(f"warning: {warning}", markup=False, highlight=False)
     print_problems(findings, "will stop this run")
+
+
+def _print_budget(budget: float, prices: Sequence[Any]) -> None:
+    from flows import spending
+    from flows.console import rows_table
+
+    out.print(f"\nbudget {spending.money(budget)}:")
+    out.print(rows_table(spending.table(prices)))
 
 
 def why(

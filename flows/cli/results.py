@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ from flows.cli.common import (
 from flows.terminal_text import counted, line
 from stages.core.errors import ConfigError
 
+if TYPE_CHECKING:
+    from stages.core.messages import StageResult
+
 
 def ls(
     profile: ProfileOption = "tiny",
@@ -39,7 +42,6 @@ def ls(
 
     Its key, files and bytes, and when it was made. With --set: of these settings.
     """
-    from flows.console import rows_table
     from flows.experiments import results
 
     rows: list[dict[str, Any]] = []
@@ -61,12 +63,11 @@ def ls(
                 )
     if json_:
         print_json({"profile": values.name, "experiment": values.experiment or None, "artifacts": rows})
-    else:
-        out.print(
-            rows_table(rows)
-            if rows
-            else f"{results.place(values)} has no artifacts yet; make some with: {results.command(values)}"
-        )
+        return
+    from flows.console import rows_table
+
+    none = f"{results.place(values)} has no artifacts yet; make some with: {results.command(values)}"
+    out.print(rows_table(rows) if rows else none)
 
 
 def show(
@@ -88,7 +89,6 @@ def show(
     Its configuration, statistics, outputs and provenance. With --set: that of these settings; with --key: that of a
     key.
     """
-    from flows.console import rows_table
     from flows.log_lines import StoredLines
 
     if history:
@@ -103,6 +103,12 @@ def show(
     if json_:
         print_json(result.model_dump(mode="json"))
         return
+    _print_result(node, result)
+
+
+def _print_result(node: str, result: StageResult) -> None:
+    from flows.console import rows_table
+
     attempt = result.attempt
     say((node, "bold"), f" (stage {result.stage}, revision {result.revision})  key {result.key}")
     say(
@@ -222,8 +228,6 @@ def lineage(
 
     Up to the raw sources.
     """
-    from rich.tree import Tree
-
     from flows.plan import origin
 
     with open_ledger() as ledger:
@@ -245,6 +249,8 @@ def lineage(
     if json_:
         print_json(tree_root)
         return
+    from rich.tree import Tree
+
     seen: set[str] = set()
 
     def draw(value: dict[str, Any], tree: Tree | None = None) -> Tree:

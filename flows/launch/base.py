@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 from pydantic import BaseModel
 
-from flows import environments
 from flows.data_files import load_toml
 from flows.settings import directly, environment
 from stages.core.errors import ConfigError, ExitClass
@@ -251,6 +250,8 @@ def with_provenance(job: Job, *, image: str | None = None, image_digest: str | N
     """The job with what its result will say of the environment that ran it. image: what it runs in; None: this
     installation, or an engine's Python.
     """
+    from flows import environments  # not for who only plans: it reads the requirements of packages
+
     engine = environments.engine_lock_digest(str(job.request.config.get("engine", "")))
     if job.interpreter:
         lock, engine = environments.engine_lock_digest(job.interpreter), None

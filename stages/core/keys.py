@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -96,10 +97,23 @@ def _imported(source: bytes, root: Path) -> frozenset[Path]:
     files: set[Path] = set()
     for name in imported_modules(source):
         if name.startswith("stages.") and not name.startswith("stages.core"):
-            parts = name.split(".")
-            packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(2, len(parts) + 1)]
-            files.update(p for p in (root.joinpath(*parts).with_suffix(".py"), *packages) if p.is_file())
+            files |= _packages(name, root)
+            files.update(_there(os.path.join(root, *name.split(".")) + ".py"))
     return frozenset(files)
+
+
+@lru_cache(maxsize=4096)
+def _packages(name: str, root: Path) -> frozenset[Path]:
+    """The `__init__.py` of a package and of those that it lies in, `stages` left out, as far as there are any."""
+    above, _, _ = name.rpartition(".")
+    if not above:
+        return frozenset()
+    return _packages(above, root).union(_there(os.path.join(root, *name.split("."), "__init__.py")))
+
+
+def _there(path: str) -> list[Path]:
+    """A file, where there is one: by its name alone, since most are not there, and making a Path takes longer."""
+    return [Path(path)] if os.path.isfile(path) else []
 
 
 def imported_modules(source: bytes) -> frozenset[str]:
