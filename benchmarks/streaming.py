@@ -1,23 +1,26 @@
 """tokenize's shuffle of an artifact that lies nowhere: through a store on loopback that makes its bytes when asked.
 
-    python -m benchmarks.streaming [--gigabytes 8] [--workers 2]
+    python -m benchmarks.streaming [--gigabytes 8] [--workers 2] [--kill 600,1800]
 
 Prints the rate, the memory of the largest process, and the most that lay on the local disk when an object was complete.
 With `--gigabytes 300` it is the size that issue 16 names; the store makes and checks every byte in this process, so it
-takes a share of the machine that a real one would not.
+takes a share of the machine that a real one would not. --kill: seconds after which all processes of the stage are
+killed, and others go on; rate and requests then are of everything, CPU seconds and memory of the last ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +62,16 @@ def drive(address: str, files: list[Mapping[str, Any]], scratch: str, workers: i
 
 
 def command(store: GeneratedStore, scratch: Path, workers: int, **sizes: int) -> tuple[list[str], dict[str, Any]]:
-    """How `drive` is started in a process of its own: the arguments of `subprocess.Popen`."""
+    """How `drive` is started in a process of its own: the arguments of `subprocess.Popen`. What it is to do lies in a
+    file beside its scratch folder.
+    """
     given = [store.address.model_dump_json(), [e.value() for e in store.files()], str(scratch), workers, sizes]
+    request = scratch.with_name(f"{scratch.name}.json")
+    request.write_text(json.dumps(given), encoding="utf-8")
     environment = os.environ | {"AWS_ACCESS_KEY_ID": "generated", "AWS_SECRET_ACCESS_KEY": "generated"}
     root = Path(__file__).parents[1]
     options = {"env": environment, "cwd": root, "stdout": subprocess.PIPE, "text": True}
-    return [sys.executable, "-m", "benchmarks.streaming", "--drive", json.dumps(given)], options
+    return [sys.executable, "-m", "benchmarks.streaming", "--drive", str(request)], options
 
 
 def on_disk(folder: Path) -> int:
@@ -87,30 +94,65 @@ def complete(store: GeneratedStore, shards: list[str]) -> bool:
     return not store.broken and once and bool((keys[:-1] < keys[1:]).all())
 
 
+def driven(arguments: list[str], how: Mapping[str, Any], kills: list[float], look: Callable[[], None]) -> str:
+    """What `drive` prints at last, once it was killed at some points of the monotonic clock and begun again."""
+    while True:
+        running = subprocess.Popen(arguments, start_new_session=True, **how)
+        try:
+            while running.poll() is None and not (kills and time.monotonic() >= kills[0]):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.wait(10)
+                look()
+            if running.poll() is not None:
+                break
+            kills.pop(0)
+            print("killed", file=sys.stderr)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    output = running.communicate()[0]
+    if running.returncode:
+        raise SystemExit(f"the stage ended with {running.returncode}")
+    return output
+
+
+def say(store: GeneratedStore, began: float) -> None:
+    """How far it is, in a line that the next one replaces."""
+    moved = (store.bytes_in + store.bytes_out) / 1e9
+    print(
+        f"\r{time.monotonic() - began:,.0f} s, {moved:,.1f} GB moved, {len(store.numbers):,} objects",
+        end="",
+        file=sys.stderr,
+    )
+
+
 def main() -> None:
     """Measure, and print one row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=8.0)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kill", default="", help="seconds, by commas")
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.drive:
-        drive(*json.loads(options.drive))
+        drive(*json.loads(Path(options.drive).read_text(encoding="utf-8")))
         return
     windows = int(options.gigabytes * 1e9) // (2 * LENGTH)
     most = 0
-    with tempfile.TemporaryDirectory() as scratch, serving(GeneratedStore(windows, LENGTH, SEED)) as store:
+    with tempfile.TemporaryDirectory() as folder, serving(GeneratedStore(windows, LENGTH, SEED)) as store:
+        scratch = Path(folder) / "scratch"
 
         def look(key: str) -> None:
             nonlocal most
-            most = max(most, on_disk(Path(scratch)))
+            most = max(most, on_disk(scratch))
 
         store.stored = look
-        arguments, how = command(store, Path(scratch), options.workers)
+        arguments, how = command(store, scratch, options.workers)
         began = time.monotonic()
-        ended = subprocess.run(arguments, check=True, **how)
+        kills = [began + float(second) for second in options.kill.split(",") if second]
+        outcome = json.loads(driven(arguments, how, kills, lambda: say(store, began)))
         took = time.monotonic() - began
-        outcome = json.loads(ended.stdout)
         assert complete(store, outcome["shards"])
     size = windows * 2 * LENGTH
     row = [

@@ -23,6 +23,15 @@ def steps_of(config: Any, rows: int) -> int:
     return -(-rows // batch) * config.epochs if rows and batch else 0
 
 
+def responses_of(config: Any, step: int) -> int:
+    """Responses that are written for a step (from 1) of a reinforcement; 0: the phases have no such step."""
+    for phase in getattr(config, "context_phases", ()):
+        if step <= phase.steps:
+            return phase.num_generations * config.prompts_per_step
+        step -= phase.steps
+    return 0
+
+
 def rows_of(config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> int:
     """Rows that a training reads in one pass; 0: it reads none, or that is not known."""
     rows = sum(int(m.meta.get("rows", 0)) for port in ("conversations", "preferences") for m in inputs.get(port, ()))

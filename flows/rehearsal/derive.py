@@ -31,6 +31,8 @@ TRAINING_BYTES = 20
 """A parameter's float32 weights, gradient and moments, and some for the rest: what a layer has to find room for on a
 processor."""
 VOCABULARY = 32_000
+ON_ONE_MACHINE = ("process", "docker")
+"""Launchers whose nodes share a machine."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,9 @@ def derive(
         configs[node.name], resources[node.name] = config, small
         if notes:
             stand_ins[node.name] = tuple(notes)
-    settings = profile.settings.model_copy(update={"on_drift": "rerun", "retries": 1, "patience": 60.0})
+    alone = level == "shape" and set(profile.launchers.values()) <= set(ON_ONE_MACHINE)
+    changes = {"on_drift": "rerun", "retries": 1, "patience": 60.0} | ({"parallel": 1} if alone else {})
+    settings = profile.settings.model_copy(update=changes)
     rehearsal = replace(
         profile, name=name_of(profile.name, level), settings=settings, configs=configs, resources=resources
     )

@@ -30,6 +30,10 @@ REHEARSED = "rehearsal of"
 Clock = Literal["seconds", "cpu_seconds"]
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 CORE_SECONDS = "core-seconds by infra/rates.toml"
+RESPONSES = "tokens of responses"
+"""Half of the longest is taken for the mean length (as the stage's own sum of its work does), and the longest at most.
+Those of a rehearsal are counted, else as long as can be: its model ends no response.
+"""
 
 
 def units(config: Any, estimate: Estimate) -> tuple[str, float]:
@@ -38,7 +42,7 @@ def units(config: Any, estimate: Estimate) -> tuple[str, float]:
         return "tokens", float(config.steps * config.global_batch_size * config.sequence_length)
     if phases := getattr(config, "context_phases", ()):
         written = sum(one.steps * one.num_generations * one.max_response_length for one in phases)
-        return "tokens of responses at most", float(written * config.prompts_per_step)
+        return RESPONSES, written * config.prompts_per_step / 2
     if hasattr(config, "global_batch_size") and hasattr(config, "epochs"):
         return "rows", float(estimate.rows * config.epochs)
     if estimate.flops:
@@ -112,7 +116,8 @@ def forecast(
     more = ranks / max(1, large.ranks)
     if one.step_seconds and one.steps:
         work = amount + training_work.heldout_tokens(config) if name == "tokens" else amount
-        wall, processor = _trained(large, small, work / more, estimate.measuring)
+        most = 2 * work if name == RESPONSES else work
+        wall, processor = _trained(large, small, (work / more, most / more), estimate.measuring)
         rate = f"{large.units / one.steps / one.step_seconds[1]:,.3g} {name} a second"
         basis = f"{rate} of {large.ranks} process{'es' * (large.ranks > 1)}"
     elif small is not None and small.measured is not None and large.units > small.units:
@@ -159,8 +164,10 @@ def _rest(one: Measured, clock: Clock) -> float:
     return max(0.0, one.cpu_seconds - one.steps_here * (one.step_processor_seconds or 0.0))
 
 
-def _trained(large: NodeReport, small: NodeReport | None, amount: float, measuring: float) -> tuple[Times, Times]:
-    """Of a training that tells the time of its steps, by the wall and by the processors.
+def _trained(
+    large: NodeReport, small: NodeReport | None, amount: tuple[float, float], measuring: float
+) -> tuple[Times, Times]:
+    """Of a training that tells the time of its steps, by the wall and by the processors. amount: likely, and at most.
 
     What measuring its model takes grows with its operations; the rehearsal of tiny widths, if there is one, tells what
     is left without.
@@ -178,7 +185,9 @@ def _trained(large: NodeReport, small: NodeReport | None, amount: float, measuri
         start = min(rest, _rest(small.measured, clock)) if small and small.measured else rest
         grown = max(1.0, measuring / one.measuring) if one.measuring else 1.0
         beside = (rest, start + (rest - start) * grown, max(rest, rest * grown))
-        times.append(Times(*(value * factor * amount + more for value, more in zip(per_unit, beside, strict=True))))
+        amounts = (amount[0], *amount)
+        each = zip(per_unit, amounts, beside, strict=True)
+        times.append(Times(*(value * factor * work + more for value, work, more in each)))
     return times[0], times[1]
 
 

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows import training_work
 from flows.log_lines import StoredLines
 from flows.rehearsal.report import Checkpointing, Measured
 from stages.core.ledger import Ledger
@@ -15,7 +16,7 @@ from stages.core.messages import StageResult
 Range = tuple[float, float, float]
 
 
-def of(result: StageResult, ledger: Ledger, measuring: float = 0.0) -> Measured:
+def of(result: StageResult, ledger: Ledger, config: Any, measuring: float = 0.0) -> Measured:
     """What one attempt used. measuring: FLOPs of what it did beside its training."""
     lines = StoredLines(ledger.store, result.metrics_object) if result.metrics_object else ()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
@@ -36,7 +37,23 @@ def of(result: StageResult, ledger: Ledger, measuring: float = 0.0) -> Measured:
         loader_tokens_per_second=stats.get("loader_tokens_per_second"),
         checkpoints=_checkpoints(stats.get("checkpoints", {})),
         measuring=measuring,
+        response_tokens=_response_tokens(rows, config),
     )
+
+
+def _response_tokens(rows: Sequence[Mapping[str, Any]], config: Any) -> float:
+    """Of all responses that it learned from, by their mean length at each step; a step that says none was as the rest.
+    0: none says.
+    """
+    written = [
+        (training_work.responses_of(config, int(row["step"])), row["response_length"])
+        for row in rows
+        if row.get("response_length") is not None and row.get("step")
+    ]
+    if not (counted := sum(count for count, _ in written)):
+        return 0.0
+    everything = sum(phase.steps * phase.num_generations for phase in config.context_phases) * config.prompts_per_step
+    return sum(count * length for count, length in written) / counted * everything
 
 
 def _range(values: Sequence[float]) -> Range | None:

@@ -78,6 +78,8 @@ class Measured(_Record):
     checkpoints: Checkpointing | None = None
     measuring: float = 0.0
     """FLOPs that measuring the model took, beside the training."""
+    response_tokens: float = 0.0
+    """Of all responses that it learned from; 0: there were none, or nobody counted."""
 
 
 class Forecast(_Record):

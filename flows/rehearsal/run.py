@@ -28,7 +28,7 @@ from flows.plan import NodePlan, answered, make_plan
 from flows.rehearsal import growth, measures, page, planning, report
 from flows.rehearsal.derive import Machine, derive
 from flows.rehearsal.findings import Findings, add_lines, node_of, reachable, sorted_out
-from flows.rehearsal.forecast import units_of_inputs
+from flows.rehearsal.forecast import RESPONSES, units_of_inputs
 from flows.rehearsal.observers import NodeLogs, Stops
 from flows.rehearsal.report import REFUSED, Fault, NodeReport, RehearsalReport
 from flows.rehearsal.report import State as NodeState
@@ -225,7 +225,7 @@ class _Rehearsing:
         """What became of one node."""
         name, result = node.name, self.results.get(node.name)
         state, why, remedy = self._state(node, result)
-        unit, units, measuring = "", 0.0, 0.0
+        unit, units, measured = "", 0.0, None
         read_bytes, outputs = 0.0, dict[str, dict[str, float]]()
         values = self.derived.profile
         if result is not None:
@@ -233,6 +233,8 @@ class _Rehearsing:
             read_bytes = float(sum(one.size for many in inputs.values() for one in many))
             outputs = {port: growth.held(manifest) for port, manifest in result.outputs.items()}
             unit, units, measuring = units_of_inputs(node, values.configs[name], values.resources[name], inputs)
+            measured = measures.of(result, self.ledger, values.configs[name], measuring)
+            units = measured.response_tokens or (2 * units if unit == RESPONSES else units)
         return NodeReport(
             node=name,
             stage=node.stage,
@@ -251,7 +253,7 @@ class _Rehearsing:
             outputs=outputs,
             asked=growth.asked_more(self.given.configs[name], values.configs[name]),
             memory_bytes=int(self.given.resources[name].memory_gib * 2**30),
-            measured=measures.of(result, self.ledger, measuring) if result is not None else None,
+            measured=measured,
         )
 
     def _state(self, node: Node, result: StageResult | None) -> tuple[NodeState, str, str]:

@@ -27,3 +27,10 @@ def test_a_heldout_loss_is_a_third_of_training_on_its_windows() -> None:
     config = SimpleNamespace(eval_every=4, eval_windows=6, steps=10, sequence_length=50)
     assert training_work.heldout_tokens(config) == pytest.approx(3 * 6 * 50 / 3)
     assert training_work.heldout_tokens(SimpleNamespace(steps=10)) == 0
+
+
+def test_each_step_of_a_reinforcement_has_the_responses_of_its_phase() -> None:
+    phases = (SimpleNamespace(steps=2, num_generations=4), SimpleNamespace(steps=1, num_generations=8))
+    config = SimpleNamespace(context_phases=phases, prompts_per_step=3)
+    assert [training_work.responses_of(config, step) for step in (1, 2, 3, 4)] == [12, 12, 24, 0]
+    assert training_work.responses_of(SimpleNamespace(steps=3), 1) == 0

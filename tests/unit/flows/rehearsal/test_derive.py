@@ -57,6 +57,13 @@ def test_layers_that_find_room_are_kept_and_named_on_a_processor() -> None:
     assert "1 of 36 layers: more have no room" in rehearsal.stand_ins["pretrain_1"]
 
 
+def test_what_is_measured_on_one_machine_has_it_alone() -> None:
+    """Its times would else be those of two nodes that share processors."""
+    assert derived("tiny", level="shape").profile.settings.parallel == 1
+    assert derived("tiny").profile.settings.parallel == 2
+    assert derived(level="shape").profile.settings.parallel == 3, "Slurm's nodes have machines of their own"
+
+
 def test_as_many_gpus_as_the_machine_has_in_even_shares() -> None:
     few = derived("small", machine=Machine(cores=16, memory_gib=128, cards=3))
     for name, given in profiles.load("small", PIPELINE).resources.items():

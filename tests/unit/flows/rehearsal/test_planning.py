@@ -14,7 +14,7 @@ from flows.empty_ledger import EmptyLedger
 from flows.plan import make_plan
 from flows.rehearsal import planning
 from flows.rehearsal.derive import derive
-from flows.rehearsal.forecast import forecast, units, units_of_inputs
+from flows.rehearsal.forecast import RESPONSES, forecast, units, units_of_inputs
 from flows.rehearsal.report import Checkpointing, Measured, NodeReport, RehearsalReport, profile_digest
 from flows.scale import NodeScale
 from stages.core.keys import source_digest
@@ -85,6 +85,15 @@ def test_what_measures_the_model_grows_and_the_start_does_not() -> None:
     one = told(config, Estimate(rows=400, measuring=30.0), shape, wiring)
     assert one.seconds == pytest.approx((20 + 100, 8 + 12 * 3 + 100, 20 * 3 + 100))
     assert one.core_hours * 3600 == pytest.approx(8 + (15 - 8) * 3 + 200)
+
+
+def test_responses_are_half_of_the_longest_and_the_longest_at_most() -> None:
+    """The rehearsal's were counted: its steps took so long for what it wrote."""
+    phase = SimpleNamespace(steps=100, num_generations=4, max_response_length=50)
+    config = SimpleNamespace(context_phases=(phase,), prompts_per_step=2, checkpoint_every=1000)
+    written = 5 * 8 * 50.0
+    one = told(config, Estimate(), node(written, 15.0, RESPONSES, (0.8, 1.0, 1.25)))
+    assert one.seconds == pytest.approx((10 + 40, 10 + 50, 10 + 125))
 
 
 def test_two_rehearsals_tell_the_fixed_part_from_what_grows() -> None:
