@@ -32,7 +32,8 @@ CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 CORE_SECONDS = "core-seconds by infra/rates.toml"
 RESPONSES = "tokens of responses"
 """Half of the longest is taken for the mean length (as the stage's own sum of its work does), and the longest at most.
-Those of a rehearsal are counted, else as long as can be: its model ends no response.
+Those of a rehearsal are counted, else as long as can be: its model ends no response. Engine `trl` writes a batch until
+its longest response ends: there all are as long as can be.
 """
 
 
@@ -42,7 +43,8 @@ def units(config: Any, estimate: Estimate) -> tuple[str, float]:
         return "tokens", float(config.steps * config.global_batch_size * config.sequence_length)
     if phases := getattr(config, "context_phases", ()):
         written = sum(one.steps * one.num_generations * one.max_response_length for one in phases)
-        return RESPONSES, written * config.prompts_per_step / 2
+        shared = 1 if config.engine == "trl" else 2
+        return RESPONSES, written * config.prompts_per_step / shared
     if hasattr(config, "global_batch_size") and hasattr(config, "epochs"):
         return "rows", float(estimate.rows * config.epochs)
     if estimate.flops:
@@ -88,6 +90,13 @@ def units_of_inputs(
     return *units(config, one), training_work.measuring_of(node, config, inputs)
 
 
+def of_rehearsal(config: Any, name: str, amount: float, measured: Measured) -> float:
+    """How much work a rehearsal was, where its rows tell more than its configuration: of responses."""
+    if name != RESPONSES or config.engine == "trl":
+        return amount
+    return measured.response_tokens or 2 * amount
+
+
 @dataclass(frozen=True)
 class Times:
     """Seconds of a node, by a clock or summed over processors: from, likely, to."""
@@ -116,10 +125,13 @@ def forecast(
     more = ranks / max(1, large.ranks)
     if one.step_seconds and one.steps:
         work = amount + training_work.heldout_tokens(config) if name == "tokens" else amount
-        most = 2 * work if name == RESPONSES else work
+        most = 2 * work if name == RESPONSES and config.engine != "trl" else work
         wall, processor = _trained(large, small, (work / more, most / more), estimate.measuring)
         rate = f"{large.units / one.steps / one.step_seconds[1]:,.3g} {name} a second"
         basis = f"{rate} of {large.ranks} process{'es' * (large.ranks > 1)}"
+    elif one.measuring_seconds:
+        wall, processor = (_measured(one, amount / more / large.units, clock) for clock in CLOCKS)
+        basis = f"{large.units:,.3g} {name} in {one.measuring_seconds[0]:.1f} s, after its start"
     elif small is not None and small.measured is not None and large.units > small.units:
         wall, processor = (_between(small, large, amount / more, clock) for clock in CLOCKS)
         basis = f"two rehearsals of {small.units:,.3g} and {large.units:,.3g} {name}"
@@ -169,8 +181,8 @@ def _trained(
 ) -> tuple[Times, Times]:
     """Of a training that tells the time of its steps, by the wall and by the processors. amount: likely, and at most.
 
-    What measuring its model takes grows with its operations; the rehearsal of tiny widths, if there is one, tells what
-    is left without.
+    What measuring its model takes grows with its operations. Where the attempt did not tell how long that took, the
+    rehearsal of tiny widths, if there is one, tells what is left without.
     """
     one = large.measured
     assert one is not None
@@ -182,13 +194,31 @@ def _trained(
     times: list[Times] = []
     for clock in CLOCKS:
         rest, factor = _rest(one, clock), 1.0 if clock == "seconds" else share
-        start = min(rest, _rest(small.measured, clock)) if small and small.measured else rest
         grown = max(1.0, measuring / one.measuring) if one.measuring else 1.0
-        beside = (rest, start + (rest - start) * grown, max(rest, rest * grown))
+        if one.measuring_seconds:
+            likely = rest + _measuring(one, clock) * (grown - 1)
+            beside = (rest, likely, likely)
+        else:
+            start = min(rest, _rest(small.measured, clock)) if small and small.measured else rest
+            beside = (rest, start + (rest - start) * grown, max(rest, rest * grown))
         amounts = (amount[0], *amount)
         each = zip(per_unit, amounts, beside, strict=True)
         times.append(Times(*(value * factor * work + more for value, work, more in each)))
     return times[0], times[1]
+
+
+def _measuring(one: Measured, clock: Clock) -> float:
+    """Of an attempt, what measuring a model took."""
+    return one.measuring_seconds[CLOCKS.index(clock)] if one.measuring_seconds else 0.0
+
+
+def _measured(one: Measured, ratio: float, clock: Clock) -> Times:
+    """Of a node that does nothing but measure a model, so many times as much: as long if what it asks for fits beside
+    what it asked for then (from), else so much longer.
+    """
+    now = getattr(one, clock)
+    likely = max(0.0, now + _measuring(one, clock) * (ratio - 1))
+    return Times(min(now, likely), likely, max(now, likely))
 
 
 def _between(small: NodeReport, large: NodeReport, amount: float, clock: Clock) -> Times:

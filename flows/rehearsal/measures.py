@@ -37,6 +37,7 @@ def of(result: StageResult, ledger: Ledger, config: Any, measuring: float = 0.0)
         loader_tokens_per_second=stats.get("loader_tokens_per_second"),
         checkpoints=_checkpoints(stats.get("checkpoints", {})),
         measuring=measuring,
+        measuring_seconds=(part["seconds"], part["cpu_seconds"]) if (part := stats.get("measuring")) else None,
         response_tokens=_response_tokens(rows, config),
     )
 

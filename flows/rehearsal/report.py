@@ -78,6 +78,8 @@ class Measured(_Record):
     checkpoints: Checkpointing | None = None
     measuring: float = 0.0
     """FLOPs that measuring the model took, beside the training."""
+    measuring_seconds: tuple[float, float] | None = None
+    """Seconds and processor seconds that measuring a model took, without loading it (statistic `measuring`)."""
     response_tokens: float = 0.0
     """Of all responses that it learned from; 0: there were none, or nobody counted."""
 

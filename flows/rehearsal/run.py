@@ -25,10 +25,10 @@ from flows.execute import Execution
 from flows.flow import ProfileName
 from flows.launch import launcher
 from flows.plan import NodePlan, answered, make_plan
-from flows.rehearsal import growth, measures, page, planning, report
+from flows.rehearsal import forecast, growth, measures, page, planning, report
 from flows.rehearsal.derive import Machine, derive
 from flows.rehearsal.findings import Findings, add_lines, node_of, reachable, sorted_out
-from flows.rehearsal.forecast import RESPONSES, units_of_inputs
+from flows.rehearsal.forecast import units_of_inputs
 from flows.rehearsal.observers import NodeLogs, Stops
 from flows.rehearsal.report import REFUSED, Fault, NodeReport, RehearsalReport
 from flows.rehearsal.report import State as NodeState
@@ -234,7 +234,7 @@ class _Rehearsing:
             outputs = {port: growth.held(manifest) for port, manifest in result.outputs.items()}
             unit, units, measuring = units_of_inputs(node, values.configs[name], values.resources[name], inputs)
             measured = measures.of(result, self.ledger, values.configs[name], measuring)
-            units = measured.response_tokens or (2 * units if unit == RESPONSES else units)
+            units = forecast.of_rehearsal(values.configs[name], unit, units, measured)
         return NodeReport(
             node=name,
             stage=node.stage,

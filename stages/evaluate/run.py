@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.core.context import Context
 from stages.core.errors import ConfigError, InputError
+from stages.core.timed_part import TimedPart
 from stages.evaluate.comparing import Facts, reasons
 from stages.evaluate.mirrors import Mirrors, joint_fingerprint
 from stages.evaluate.spec import HARNESS, EvaluateConfig
@@ -44,9 +45,10 @@ def run(ctx: Context[EvaluateConfig]) -> None:
     model = harness.load(artifact.path, ctx.config)
     results: list[Score] = []
     programs: list[tuple[CodeTask, Any]] = []
+    part_time = TimedPart()
     for number, ((suite, entry), bound) in enumerate(zip(entries, bounds, strict=True)):
         ctx.progress(number, len(entries), "tasks")
-        with _named(ctx, suite):
+        with _named(ctx, suite), part_time:
             scored = harness.score(model, bound, entry, ctx.config)
             about = _about(ctx, suite, entry, bound, scored, model, tasks.version())
             if entry.execute:
@@ -69,6 +71,7 @@ def run(ctx: Context[EvaluateConfig]) -> None:
         aggregates=aggregates((suite.name for suite in ctx.config.suites), results),
     )
     write_report(ctx.output("report"), report)
+    ctx.stat(measuring=part_time.spent())
     listing = Completions(
         model=report.model, harness=report.harness, seed=report.seed, tasks=tuple(task for task, _ in programs)
     )

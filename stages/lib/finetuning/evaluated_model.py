@@ -13,6 +13,7 @@ import torch
 
 from stages.core.context import Context
 from stages.core.errors import Preempted
+from stages.core.timed_part import TimedPart
 from stages.lib.engines import generation as engine_generation
 from stages.lib.engines.generation import Sampling
 from stages.lib.engines.process import EngineError
@@ -28,10 +29,15 @@ T = TypeVar("T")
 
 
 class LazyModel:
-    """One model. Its weights are loaded when they are first needed, and let go when an engine needs the GPU."""
+    """One model. Its weights are loaded when they are first needed, and let go when an engine needs the GPU. part: does
+    not count the loading.
+    """
 
-    def __init__(self, ctx: Context[Any], folder: Path, device: torch.device, what: str) -> None:
+    def __init__(
+        self, ctx: Context[Any], folder: Path, device: torch.device, what: str, part: TimedPart | None = None
+    ) -> None:
         self._ctx, self.folder, self._device, self._what = ctx, folder, device, what
+        self._part = part or TimedPart()
         self._config: TuningConfig = ctx.config
         self._model: Any = None
         self._done = 0
@@ -83,7 +89,8 @@ class LazyModel:
 
     def _loaded(self) -> Any:
         if self._model is None:
-            self._model = model_loading.load_model(self.folder, self._device, DTYPES[self._config.precision])
+            with self._part.left_out():
+                self._model = model_loading.load_model(self.folder, self._device, DTYPES[self._config.precision])
         return self._model
 
     def _within_memory(self, action: Callable[[int], T]) -> T:

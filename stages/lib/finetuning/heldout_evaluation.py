@@ -23,6 +23,7 @@ import torch
 from stages.core.context import Context
 from stages.core.errors import Preempted
 from stages.core.keys import canonical_json, sha256, source_digest
+from stages.core.timed_part import TimedPart
 from stages.lib.finetuning.evaluated_model import LazyModel
 from stages.lib.formats.paired_eval import Effect
 
@@ -77,14 +78,17 @@ def measure(
     measured = Measurements()
     names = {part.name: memory_name(ctx, stage, part) for part in parts}
     missing = [part for part in parts if not _recall_parent(ctx, measured, part.name, names[part.name])]
-    if missing:
-        with LazyModel(ctx, Path(ctx.input("parent").path), device, "parent") as subject:
-            for part in missing:
-                if _measure_part(ctx, stage, measured, part, subject, "parent"):
-                    _remember(ctx, names[part.name], measured.before[part.name])
-    with LazyModel(ctx, child, device, "child") as subject:
-        for part in parts:
-            _measure_part(ctx, stage, measured, part, subject, "child")
+    part_time = TimedPart()
+    with part_time:
+        if missing:
+            with LazyModel(ctx, Path(ctx.input("parent").path), device, "parent", part_time) as subject:
+                for part in missing:
+                    if _measure_part(ctx, stage, measured, part, subject, "parent"):
+                        _remember(ctx, names[part.name], measured.before[part.name])
+        with LazyModel(ctx, child, device, "child", part_time) as subject:
+            for part in parts:
+                _measure_part(ctx, stage, measured, part, subject, "child")
+    ctx.stat(measuring=part_time.spent())
     for mark in [_mark_name(ctx, stage, part, model) for part in parts for model in ("parent", "child")]:
         if _recall(ctx, mark):
             _remember(ctx, mark, 0)  # not before the last part: none that kills is tried again; a forced run tries all

@@ -14,7 +14,7 @@ from flows.empty_ledger import EmptyLedger
 from flows.plan import make_plan
 from flows.rehearsal import planning
 from flows.rehearsal.derive import derive
-from flows.rehearsal.forecast import RESPONSES, forecast, units, units_of_inputs
+from flows.rehearsal.forecast import RESPONSES, forecast, of_rehearsal, units, units_of_inputs
 from flows.rehearsal.report import Checkpointing, Measured, NodeReport, RehearsalReport, profile_digest
 from flows.scale import NodeScale
 from stages.core.keys import source_digest
@@ -90,10 +90,29 @@ def test_what_measures_the_model_grows_and_the_start_does_not() -> None:
 def test_responses_are_half_of_the_longest_and_the_longest_at_most() -> None:
     """The rehearsal's were counted: its steps took so long for what it wrote."""
     phase = SimpleNamespace(steps=100, num_generations=4, max_response_length=50)
-    config = SimpleNamespace(context_phases=(phase,), prompts_per_step=2, checkpoint_every=1000)
-    written = 5 * 8 * 50.0
-    one = told(config, Estimate(), node(written, 15.0, RESPONSES, (0.8, 1.0, 1.25)))
-    assert one.seconds == pytest.approx((10 + 40, 10 + 50, 10 + 125))
+    config = SimpleNamespace(context_phases=(phase,), prompts_per_step=2, checkpoint_every=1000, engine="verl")
+    written, small = 5 * 8 * 50.0, node(1, 1).measured
+    assert small is not None
+    shape = node(written, 15.0, RESPONSES, (0.8, 1.0, 1.25))
+    assert told(config, Estimate(), shape).seconds == pytest.approx((10 + 40, 10 + 50, 10 + 125))
+    assert of_rehearsal(config, RESPONSES, 1000.0, small) == 2000.0, "nobody counted: none ends early"
+    assert of_rehearsal(config, RESPONSES, 1000.0, small.model_copy(update={"response_tokens": 1300.0})) == 1300.0
+    batches = SimpleNamespace(**{**vars(config), "engine": "trl"})
+    assert told(batches, Estimate(), shape).seconds == pytest.approx((10 + 80, 10 + 100, 10 + 125))
+    assert of_rehearsal(batches, RESPONSES, 1000.0, small.model_copy(update={"response_tokens": 1.0})) == 1000.0
+
+
+def test_what_measures_a_model_grows_by_the_time_that_it_told() -> None:
+    """The start of a node, and its own steps, do not."""
+    alone = node(40, 25.0, "answers", measuring_seconds=(6.0, 4.0))
+    task = SimpleNamespace(limit=100, repeats=1)
+    config = SimpleNamespace(suites=(SimpleNamespace(tasks=(task, task)),))
+    one = told(config, Estimate(), alone)
+    assert one.seconds == pytest.approx((25.0, 19 + 6 * 5, 19 + 6 * 5))
+    assert one.core_hours * 3600 == pytest.approx(21 + 4 * 5)
+    training = SimpleNamespace(global_batch_size=8, epochs=2, max_rows=None, checkpoint_every=1000)
+    shape = node(40, 25.0, "rows", (1.0, 1.0, 1.0), measuring=10.0, measuring_seconds=(4.0, 3.0))
+    assert told(training, Estimate(rows=400, measuring=30.0), shape).seconds[1] == pytest.approx(20 + 4 * 2 + 100)
 
 
 def test_two_rehearsals_tell_the_fixed_part_from_what_grows() -> None:

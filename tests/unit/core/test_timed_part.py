@@ -1,0 +1,19 @@
+"""Time of a part of a stage's work."""
+
+from __future__ import annotations
+
+import time
+
+from stages.core.timed_part import TimedPart
+
+
+def test_all_that_is_done_inside_is_summed_but_for_what_is_left_out() -> None:
+    part, began = TimedPart(), time.monotonic()
+    for _ in range(2):
+        with part:
+            time.sleep(0.01)
+            with part.left_out():
+                time.sleep(0.02)
+    whole, spent = time.monotonic() - began, part.spent()
+    assert 0.02 <= spent["seconds"] <= whole - 0.04
+    assert 0 <= spent["cpu_seconds"] <= spent["seconds"] + 0.02, "sleeping takes no processor"
