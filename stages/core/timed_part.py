@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -32,7 +32,7 @@ class TimedPart:
         self._add(self._begun, 1.0)
 
     @contextmanager
-    def left_out(self) -> Iterator[None]:
+    def left_out(self) -> Generator[None]:
         """What is done inside does not count."""
         begun = _clocks()
         try:
