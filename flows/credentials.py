@@ -23,7 +23,7 @@ def expiring(
     for plan in plans:
         name = plan.node.name
         seconds = estimates[name].seconds
-        if plan.will_run and seconds > left and not _has_an_identity(profile.launchers[name]):
+        if plan.will_run and seconds > left and not _is_renewed(profile.launchers[name], environ):
             yield (
                 f"{name} takes {duration(seconds)}, and it would be given a copy of a session token that lasts {until}"
                 " (AWS_SESSION_TOKEN): give its jobs an identity of their own (docs/how_to/train_for_weeks.md)"
@@ -40,8 +40,10 @@ def _left(expiration: str) -> tuple[float, str]:
     return left, f"until {expiration}"
 
 
-def _has_an_identity(launcher: str) -> bool:
-    """Whether jobs of a launcher know the store by credentials that are renewed where they run."""
+def _is_renewed(launcher: str, environ: Mapping[str, str]) -> bool:
+    """Whether jobs of a launcher know the store by credentials that are renewed: where they run, or by the launcher."""
+    if environ.get("MOXIN_STS_ROLE") and launcher != "process":
+        return True
     if launcher == "kubernetes":
         from flows.launch import kubernetes_manifests
 

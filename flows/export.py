@@ -16,11 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.release.lineage import safe_path
 from stages.core.artifacts import FileEntry
 from stages.core.disk import disk_full
 from stages.core.errors import ConfigError, InputError
-from stages.core.files import file_sha256, write_atomically
+from stages.core.files import file_sha256, is_inside, write_atomically
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.store import Store, in_threads
@@ -55,7 +54,7 @@ def write(
     manifest = result.outputs[port]
     entries = ledger.entries(manifest)
     for entry in entries:
-        if not safe_path(entry.path) or entry.path == PROVENANCE:
+        if not is_inside(entry.path) or entry.path == PROVENANCE:
             raise InputError(f"{result.node}.{port}: its manifest lists {entry.path}, which no folder may hold")
     try:
         with _place(target) as partial:

@@ -49,6 +49,7 @@ from stages.core.errors import StageError
 from stages.core.keys import canonical_json, sha256
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
+from stages.core.processes import no_core_files
 from stages.core.store import Store
 from stages.pipeline import PIPELINE
 
@@ -196,6 +197,7 @@ def moxin(
     restarts: form.Restarts = 0,
 ) -> State[Any]:
     """Run the Moxin pipeline, or a part of it. Finished nodes are answered from the ledger; a broken one resumes."""
+    no_core_files()  # a worker may have been started by other means than 'moxin up'
     log, api_calls = get_run_logger(), prefect_artifacts.ApiCallQueue()
     run_id = str(flow_run.get_id())
     overrides = node_form.given_overrides({"fields": fields, "set": set})

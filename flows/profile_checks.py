@@ -1,13 +1,18 @@
-"""What of a profile must fit together: configuration, resources and launcher tell the same of processes and GPUs."""
+"""What of a profile must fit together: configuration, resources and launcher tell the same of processes and GPUs. And
+what should not stand in one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 from stages.core.config import StageConfig
 from stages.core.errors import ConfigError
 from stages.core.graph import Node
 from stages.core.resources import Processes, Resources
+from stages.lib.formats.uris import shown
 
 ONE_MACHINE = ("process", "docker")
 """Launchers that cannot bring several nodes together."""
@@ -69,3 +74,25 @@ def check_arrays(node: Node, config: StageConfig, launcher: str, origin: Mapping
         f"{file}: {node.name}.workers = '{by}' needs the {by} launcher, but '{launcher}' runs it: set"
         f" launchers.{node.name} to {by}, or workers to a number"
     )
+
+
+def recorded_secrets(value: Any, place: str = "") -> Iterator[str]:
+    """A line for each address in a profile's tables that holds a password, a signature or a token: what a
+    configuration says is recorded for good.
+    """
+    if isinstance(value, Mapping):
+        for key, item in cast("Mapping[str, Any]", value).items():
+            yield from recorded_secrets(item, f"{place}.{key}" if place else key)
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(cast("list[Any]", value)):
+            yield from recorded_secrets(item, f"{place}.{number}")
+    elif isinstance(value, str) and value.startswith(("https://", "http://", "hf://")):
+        try:
+            secret = shown(value) != urllib.parse.urlsplit(value)._replace(fragment="").geturl()
+        except ValueError:  # no address after all: whoever reads it says so
+            return
+        if secret:
+            yield (
+                f"{place} = {shown(value)} holds a password, a signature or a token, which will be recorded with the"
+                " configuration, in the manifest and in Prefect: give keys in variables (infra/README.md, Credentials)"
+            )

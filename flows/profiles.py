@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.data_files import DATA
 from flows.override_values import value_of
-from flows.profile_checks import check_arrays, check_processes, origin_of
+from flows.profile_checks import check_arrays, check_processes, origin_of, recorded_secrets
 from stages.core.config import StageConfig
 from stages.core.errors import ConfigError
 from stages.core.graph import Node, Pipeline
@@ -134,6 +134,7 @@ def load(name: str, pipeline: Pipeline, overrides: Iterable[str] = (), folder: P
     for node in pipeline:
         check_processes(node, configs[node.name], resources[node.name], launchers[node.name], origin)
         check_arrays(node, configs[node.name], launchers[node.name], origin)
+    warnings += recorded_secrets(tables)
     return Profile(name, settings, configs, resources, launchers, overrides, tuple(dict.fromkeys(warnings)))
 
 

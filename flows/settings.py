@@ -6,6 +6,7 @@ services.
 | MOXIN_HOME | state folder: services, caches, logs, reports | `.moxin` in a checkout, else `~/.local/state/moxin` |
 | MOXIN_S3_ENDPOINT, _BUCKET, _REGION, _PREFIX | an object store of your own | the embedded SeaweedFS |
 | AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY | its credentials (the standard AWS ways work too) | generated |
+| MOXIN_STS_ROLE, _ENDPOINT, _SECONDS | credentials for each attempt alone (flows/launch/scoped.py) | copies |
 | HF_TOKEN, MOXIN_SOURCE_* | keys for raw sources (stages/lib/formats/source_credentials.py), not the store's | none |
 | MOXIN_EMBEDDED | 1: the embedded store, although one of your own is named | 0 |
 | MOXIN_STORE_PATIENCE | seconds for which a store that fails is asked again | 120 (5 for commands that only look) |
@@ -58,6 +59,11 @@ class Environment(BaseModel):
     s3_bucket: str | None = Field(default=None, validation_alias="MOXIN_S3_BUCKET")
     s3_region: str = Field(default="us-east-1", validation_alias="MOXIN_S3_REGION")
     s3_prefix: str = Field(default="", validation_alias="MOXIN_S3_PREFIX")
+    sts_role: str | None = Field(default=None, validation_alias="MOXIN_STS_ROLE")
+    sts_endpoint: str | None = Field(default=None, validation_alias="MOXIN_STS_ENDPOINT")
+    sts_seconds: int = Field(
+        default=3600, ge=900, le=43_200, validation_alias="MOXIN_STS_SECONDS", description="seconds, 900 to 43200"
+    )
     embedded: bool = Field(default=False, validation_alias="MOXIN_EMBEDDED", description="0 or 1")
     store_patience: float | None = Field(
         default=None, ge=0, validation_alias="MOXIN_STORE_PATIENCE", description="seconds, such as 120"
@@ -111,6 +117,8 @@ def environment() -> Environment:
 
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+FOREIGN = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
+"""Variables by which boto3 would send something else than the embedded store's keys, or nothing."""
 
 
 def directly(env: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -159,6 +167,8 @@ class Settings:
         else:
             if "s3_port" not in services:
                 raise NoStore("no object store: start the embedded services with 'moxin up', or set MOXIN_S3_ENDPOINT")
+            for name in FOREIGN:  # of the user's shell, for another store: the embedded one knows its two keys alone
+                os.environ.pop(name, None)
             store = StoreAddress(bucket=BUCKET, endpoint=f"http://127.0.0.1:{services['s3_port']}")
             if not {"s3_access_key", "s3_secret_key"} <= secrets.keys():
                 raise ConfigError(

@@ -35,6 +35,7 @@ from flows.cli.verify import verify
 from flows.cli.watching import tensorboard, watch
 from flows.terminal_text import line
 from stages.core.errors import ConfigError, StageError
+from stages.core.processes import no_core_files
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,6 +69,7 @@ app.add_typer(suite.app, name="suite")
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and status 2; other failures are status 1."""
+    no_core_files()  # what it starts inherits that: the services, the worker and its flows, stages
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
@@ -186,7 +186,7 @@ def _proxy_exceptions(endpoint: str | None) -> list[str]:
 
 
 def secrets_of(
-    job: Job, credentials: dict[str, str], identity: Literal["copied", "account", "files"] = "copied"
+    job: Job, credentials: Mapping[str, str], identity: Literal["copied", "account", "files"] = "copied"
 ) -> Secrets:
     """Credentials of the store, and those of sources, for a job that runs in another file system than this process.
 
@@ -210,7 +210,7 @@ def secrets_of(
         )
     else:
         credentials = {name: value for name, value in credentials.items() if name not in _AWS_HERE}
-    variables = credentials | source_environment(job)
+    variables = {**credentials, **source_environment(job)}
     if job.resources.network == "internet":
         variables |= {name: os.environ[name] for name in _CA_BUNDLES if name in os.environ}
     paths = {

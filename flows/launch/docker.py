@@ -16,7 +16,7 @@ import sysconfig
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -26,7 +26,7 @@ from docker.types import DeviceRequest, Mount
 from docker.utils import socket as docker_socket
 
 from flows import environments
-from flows.launch import reaper
+from flows.launch import reaper, scoped
 from flows.launch.base import Job, parse_event, public_environment, secrets_of, torchrun, with_provenance
 from flows.launch.reaper import DAEMON_SECONDS, remove, stop
 from flows.launch.relay import Relay, on_loopback
@@ -47,8 +47,11 @@ _DEAD = ("exited", "dead", "removing")
 class DockerHandle:
     """A running container."""
 
-    def __init__(self, client: Any, container: str, volume: str, stream: Any, job: Job) -> None:
+    def __init__(
+        self, client: Any, container: str, volume: str, stream: Any, job: Job, renewal: scoped.Renewal | None = None
+    ) -> None:
         self._client, self._container, self._volume, self._stream, self._job = client, container, volume, stream, job
+        self._renewal = renewal
         self._stopping = threading.Event()
         self._lost = False
         self._state: dict[str, Any] | None = None
@@ -77,6 +80,8 @@ class DockerHandle:
 
     def wait(self) -> int:
         state = self._final_state()
+        if self._renewal:
+            self._renewal.end()
         self._stream.close()
         remove(self._client, self._container, self._volume)
         code = int(state["ExitCode"])
@@ -192,6 +197,7 @@ class DockerLauncher:
         )
         name = f"moxin-{job.request.node}-{job.request.key[:12]}-{job.request.lease.epoch}"
         labels = job.labels | self._labels()
+        session = scoped.session(self._settings, job.request)
         try:
             remove(client, name, name)  # of an attempt that this one repeats after the daemon's restart
             client.volumes.create(name, labels=labels)
@@ -209,7 +215,7 @@ class DockerLauncher:
                 host_config=client.api.create_host_config(**limits),
                 networking_config=None,
             )["Id"]
-            client.api.put_archive(container, "/scratch", _archive(job, self._settings.store_environment()))
+            client.api.put_archive(container, "/scratch", _archive(job, session.environment))
             stream = client.api.attach_socket(container, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
             getattr(stream, "_sock", stream).settimeout(None)
             client.api.start(container)
@@ -217,7 +223,13 @@ class DockerLauncher:
             with contextlib.suppress(DockerException, OSError):
                 remove(client, name, name)
             raise InfraError(f"cannot start a container of {image}: {_first_line(error)}") from error
-        return DockerHandle(client, container, name, stream, job)
+        renewal = scoped.Renewal(
+            self._settings,
+            job.request,
+            session,
+            lambda new: client.api.put_archive(container, "/scratch", _archive(job, new.environment)),
+        )
+        return DockerHandle(client, container, name, stream, job, renewal)
 
     def _labels(self) -> dict[str, str]:
         """Whose a container is: this installation's, and this process's on this machine."""
@@ -281,7 +293,7 @@ def command(job: Job) -> list[str]:
     return ["python", *torchrun(job, "--standalone"), *runtime]
 
 
-def _archive(job: Job, credentials: dict[str, str]) -> bytes:
+def _archive(job: Job, credentials: Mapping[str, str]) -> bytes:
     """The request and the secrets as a tar file for the scratch volume, readable by the stage's user alone."""
     body = io.BytesIO()
     with tarfile.open(fileobj=body, mode="w") as archive:

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, ClassVar
 
 from flows import environments
+from flows.launch import scoped
 from flows.launch.base import Job, parse_event, secrets_of, stored_request, with_provenance
 from flows.launch.kubernetes_arrays import IndexedJobs
 from flows.launch.kubernetes_log import LogPosition
@@ -46,6 +47,7 @@ class KubernetesHandle:
     ) -> None:
         self._core, self._batch, self._namespace, self._name, self._node = core, batch, namespace, name, node
         self._arrays = arrays
+        self.renewal: scoped.Renewal | None = None
         self._end: tuple[int, dict[str, Any] | None] | None = None
         self._done_event: dict[str, Any] = {}
         self._log_position = LogPosition()
@@ -149,6 +151,8 @@ class KubernetesHandle:
         code, done_class = self._end[0], self._done_event.get("exit")
         if self._arrays:
             self._arrays.cancel()
+        if self.renewal:
+            self.renewal.end()
         delete(self._core, self._batch, self._namespace, self._name, 0)
         if code and done_class and done_class != ExitClass.OK:  # torchrun ends with 1 whatever its workers ended with
             return ExitClass(done_class).code
@@ -238,8 +242,8 @@ class KubernetesLauncher:
         job = with_provenance(job, image=environments.stage_image(job.request.stage, job.env).reference)
         place, body = stored_request(job)
         (self._store or Store(place.store)).put(place.object, body)
-        whose = "account" if self._site.service_account else "copied"
-        secrets = secret(job, secrets_of(job, self._settings.store_environment(), whose), self._installation)
+        session = self._session(job)
+        secrets = self._secret(job, session)
         with _errors(f"create job {name}"):
             delete(core, batch, namespace, name, 0)
             created = batch.create_namespaced_job(namespace, batch_job(job, self._site, self._installation))
@@ -254,8 +258,31 @@ class KubernetesLauncher:
             except BaseException:
                 delete(core, batch, namespace, name, 0)
                 raise
-        arrays = self._arrays(job, created.metadata.uid) if uses_arrays(job) else None
-        return KubernetesHandle(core, batch, namespace, name, job.request.node, arrays)
+        return self._handle(name, job, created.metadata.uid, session)
+
+    def _session(self, job: Job) -> scoped.Session:
+        """What a job is given to reach the store with, unless its account knows the way."""
+        if self._site.service_account:
+            return scoped.Session(self._settings.store_environment())
+        return scoped.session(self._settings, job.request)
+
+    def _secret(self, job: Job, session: scoped.Session) -> dict[str, Any]:
+        secrets = secrets_of(job, session.environment, "account" if self._site.service_account else "copied")
+        return secret(job, secrets, self._installation, session.ends)
+
+    def _handle(self, name: str, job: Job, owner: str, session: scoped.Session | None = None) -> KubernetesHandle:
+        core, batch = self._clients()
+        arrays = self._arrays(job, owner) if uses_arrays(job) else None
+        handle = KubernetesHandle(core, batch, self._site.namespace, name, job.request.node, arrays)
+        if not self._site.service_account:  # the kubelet brings what changes in a Secret into the pod's volume
+
+            def deliver(new: scoped.Session) -> None:
+                core.patch_namespaced_secret(
+                    name, self._site.namespace, {"stringData": self._secret(job, new)["stringData"]}
+                )
+
+            handle.renewal = scoped.Renewal(self._settings, job.request, session, deliver)
+        return handle
 
     def _arrays(self, job: Job, owner: str) -> IndexedJobs:
         core, batch = self._clients()
@@ -267,7 +294,7 @@ class KubernetesLauncher:
         """
         from kubernetes.client.exceptions import ApiException
 
-        core, batch = self._clients()
+        _, batch = self._clients()
         with _errors(f"look for job {id}"):
             try:
                 there = batch.read_namespaced_job_status(id, self._site.namespace)
@@ -277,8 +304,7 @@ class KubernetesLauncher:
                 return None
         if any(c.type in ("Complete", "Failed") and c.status == "True" for c in there.status.conditions or ()):
             return None
-        arrays = self._arrays(job, there.metadata.uid) if uses_arrays(job) else None
-        return KubernetesHandle(core, batch, self._site.namespace, id, job.request.node, arrays)
+        return self._handle(id, job, there.metadata.uid)
 
     def reap(self, run_id: str | None = None) -> list[str]:
         if run_id is None:  # what a dead control plane left is taken over, not killed

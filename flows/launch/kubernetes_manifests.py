@@ -72,8 +72,10 @@ def labels_of(job: Job, installation: str) -> dict[str, str]:
     }
 
 
-def secret(job: Job, secrets: Secrets, installation: str) -> dict[str, Any]:
-    """Credentials. Raises ConfigError when they are more than a Secret holds."""
+def secret(job: Job, secrets: Secrets, installation: str, renewed: bool = False) -> dict[str, Any]:
+    """Credentials. renewed: the launcher will change them. Raises ConfigError when they are more than a Secret
+    holds.
+    """
     data = {"secrets.json": secrets.model_dump_json()}
     if sum(len(text.encode()) for text in data.values()) > SECRET_BYTES:
         raise ConfigError(
@@ -84,7 +86,7 @@ def secret(job: Job, secrets: Secrets, installation: str) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "Opaque",
-        "immutable": True,
+        "immutable": not renewed,
         "stringData": data,
         "metadata": {"name": name_of(job), "labels": labels_of(job, installation)},
     }

@@ -13,9 +13,11 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from flows.launch import scoped
 from flows.launch.base import Job, parse_event, secrets_of, with_provenance
 from flows.launch.slurm_arrays import JobArrays, cancel_leftover_arrays, write
 from flows.launch.slurm_controller import FINISHED, GONE, TERMINATIONS, job_state, queued_jobs, run
@@ -32,6 +34,7 @@ class SlurmHandle:
 
     def __init__(self, number: str, base: Path, node: str, poll: float, arrays: JobArrays | None = None) -> None:
         self._number, self._base, self._node, self._poll, self._arrays = number, base, node, poll, arrays
+        self.renewal: scoped.Renewal | None = None
         self._state: tuple[str, int] | None = None
         self._done: dict[str, Any] = {}
         self._stopping = False
@@ -90,6 +93,8 @@ class SlurmHandle:
         state, code = self._state
         if self._arrays:
             self._arrays.cancel()
+        if self.renewal:
+            self.renewal.end()
         for suffix in _INPUTS:
             Path(f"{self._base}{suffix}").unlink(missing_ok=True)
         return self._status(state, code)
@@ -182,19 +187,35 @@ class SlurmLauncher:
             for suffix in (".out", ".err", ".exit"):
                 Path(f"{base}{suffix}").unlink(missing_ok=True)
             write(Path(f"{base}.json"), job.request.model_dump_json())
-            secrets = secrets_of(job, self._settings.store_environment(), self._site.identity)
-            write(Path(f"{base}.secrets.json"), secrets.model_dump_json())
+            session = self._session(job)
+            self._write_secrets(job, session)
             write(Path(f"{base}.sh"), script(job, self._site, base, self._installation, self._folder / "scratch"))
         except OSError as error:
             raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
         if uses_arrays(job):
             cancel_leftover_arrays(job, self._installation)
         number = run("sbatch", "--parsable", "--requeue", "--export=NONE", f"{base}.sh").strip().partition(";")[0]
-        return self._handle(number, job)
+        return self._handle(number, job, session)
 
-    def _handle(self, number: str, job: Job) -> SlurmHandle:
+    def _session(self, job: Job) -> scoped.Session:
+        """What a job is given to reach the store with; for one that has files of its own on its node, copies of what
+        names them.
+        """
+        if self._site.identity == "files":
+            return scoped.Session(self._settings.store_environment())
+        return scoped.session(self._settings, job.request)
+
+    def _write_secrets(self, job: Job, session: scoped.Session) -> None:
+        secrets = secrets_of(job, session.environment, self._site.identity)
+        write(Path(f"{self._base(job)}.secrets.json"), secrets.model_dump_json())
+
+    def _handle(self, number: str, job: Job, session: scoped.Session | None = None) -> SlurmHandle:
         arrays = JobArrays(job, self._site, self._folder, self._installation) if uses_arrays(job) else None
-        return SlurmHandle(number, self._base(job), job.request.node, self._site.poll_seconds, arrays)
+        handle = SlurmHandle(number, self._base(job), job.request.node, self._site.poll_seconds, arrays)
+        if self._site.identity == "copied":
+            deliver = partial(self._write_secrets, job)
+            handle.renewal = scoped.Renewal(self._settings, job.request, session, deliver)
+        return handle
 
     def take_over(self, id: str, job: Job) -> SlurmHandle | None:
         """Follow a job that another control plane started; None when it is over or unknown."""

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from flows.release import signing, weights
-from flows.release.lineage import Lineage, safe_path
+from flows.release.lineage import Lineage
 from stages.core.disk import disk_full
 from stages.core.errors import ConfigError, InputError
-from stages.core.files import file_sha256
+from stages.core.files import file_sha256, is_inside
 from stages.core.store import Store
 
 MANIFEST = "release.json"
@@ -122,7 +122,7 @@ def _fill(folder: Path, lineage: Lineage, store: Store, max_shard_bytes: int) ->
     fetched = folder / ".fetched"
     sources: list[Path] = []
     for entry in lineage.artifact.files:
-        if not safe_path(entry.path):
+        if not is_inside(entry.path):
             raise InputError(f"{lineage.model.node}: its manifest lists {entry.path}, which is no path inside a folder")
         if "/" not in entry.path and entry.path.endswith(weights.SUFFIX):
             sources.append(fetched / entry.path)

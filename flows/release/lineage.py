@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, cast
 
 from flows.family import Family, FamilyModel
@@ -178,9 +177,3 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from flat(table_of(item), f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
-
-
-def safe_path(path: str) -> bool:
-    """Whether a path of a manifest stays inside its folder."""
-    pure = PurePosixPath(path)
-    return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from stages.benchmarks.spec import PACKAGES, DataSetSource
 from stages.core.errors import ConfigError, InputError
-from stages.core.files import replacing
+from stages.core.files import inside, replacing
 from stages.lib.formats.raw_file import opened
 from stages.lib.formats.remote_s3 import object_uris
 from stages.lib.formats.sources import RawFile
@@ -76,9 +76,10 @@ def fetch_objects(prefix: str, folder: Path) -> None:
     """Every object under a prefix as a file of the folder. One that is there already is not fetched again."""
     root = prefix.rstrip("/") + "/"
     for uri in object_uris(prefix):
-        target = folder / uri.removeprefix(root)
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{uri} would lie outside its folder: its name has '..' in it")
+        try:
+            target = inside(folder, uri.removeprefix(root))
+        except InputError as error:
+            raise InputError(f"{uri} would lie outside its folder: {error}") from error
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             file = RawFile(uri=uri, format="jsonl", source="store")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.core.artifacts import FileEntry
+from stages.core.files import inside
 from stages.core.leases import LeaseStore
 from stages.core.messages import Lease
 from stages.core.range_file import BLOCK, RangeFile
@@ -124,9 +125,11 @@ class CheckpointStore(LeaseStore):
         return self._parse(CheckpointCommit, name, *stored)
 
     def load_checkpoint(self, files: Sequence[FileEntry], folder: Path) -> None:
-        """Fetch and verify files of a checkpoint into `folder`. Raises Damaged when one is not whole."""
+        """Fetch and verify files of a checkpoint into `folder`. Raises Damaged when one is not whole, InputError for a
+        path out of the folder.
+        """
         for entry in files:
-            self.store.get_file(entry, folder / entry.path)
+            self.store.get_file(entry, inside(folder, entry.path))
 
     def drop_checkpoints_after(self, lease: Lease, step: int) -> bool:
         """Remove the checkpoints of steps after this one, the newest first: what is then the newest leads there again.

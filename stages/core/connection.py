@@ -21,6 +21,7 @@ from botocore.exceptions import ClientError
 from stages.core.disk import nearly_full, no_space
 from stages.core.errors import ConfigError, InfraError
 from stages.core.messages import StoreAddress
+from stages.core.secrets_file import take_again
 from stages.core.store_errors import Expired, Unavailable, client_errors, object_name
 
 T = TypeVar("T")
@@ -118,6 +119,7 @@ class Connection:
                     return act()
             except Unavailable as error:
                 if isinstance(error, Expired) and not self._given:
+                    take_again()
                     self._client = client(self.address)  # a file that is written anew is read once by a session
                 if reached is not None and reached() > furthest:
                     pause, since, furthest = PAUSES[0], 0.0, reached()

@@ -1,5 +1,5 @@
 """Who a process is: this machine, this boot, this process, so that a dead one is told from a live one, and from another
-of its number.
+of its number. And that it leaves no core file.
 
 The only place that reads /proc: psutil would do it too, and every stage's image would then carry it for these few
 lines (stages/core needs pydantic and boto3 alone). The control plane, which has it anyway, uses it (flows/).
@@ -8,8 +8,20 @@ lines (stages/core needs pydantic and boto3 alone). The control plane, which has
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from pathlib import Path
+
+
+def no_core_files() -> None:
+    """Let neither this process nor what it starts leave a picture of its memory, which holds credentials.
+
+    A limit of one byte, since the kernel writes no file that short, and starts no program that core files are piped to
+    for a process with just this limit, while it does for one with none (core(5); `do_coredump` in fs/coredump.c).
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    most = 0 if hard == 0 else 1
+    resource.setrlimit(resource.RLIMIT_CORE, (most, most))
 
 
 def host_identity() -> str:

@@ -14,13 +14,11 @@ which only the stage's user can read.
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import importlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Generator, Sequence
@@ -35,17 +33,19 @@ from stages.core.failures import classify, disk_told
 from stages.core.interpreters import interpreter
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
-from stages.core.messages import SCHEMA, Secrets, StageRequest, StageResult, StoredRequest
+from stages.core.messages import SCHEMA, StageRequest, StageResult, StoredRequest
+from stages.core.processes import no_core_files
 from stages.core.reading import CACHE, share
 from stages.core.records import AttemptOutcome, now
 from stages.core.registry import find_stage, validated_config
 from stages.core.runtime_context import RuntimeContext
+from stages.core.secrets_file import take_secrets
 from stages.core.stage import Stage
 from stages.core.staging import Cache
 from stages.core.stopping import Stopper
 from stages.core.store import Store
 from stages.core.store_errors import Conflict
-from stages.core.workspace import claim, scratch, shared_folder, take_kept, workspace
+from stages.core.workspace import scratch, shared_folder, take_kept, workspace
 
 OUTCOME_PATIENCE, OUTCOME_CHARACTERS = 5.0, 20_000
 """Seconds for which a store that is away is asked to take an attempt's outcome, and how long its line may be."""
@@ -156,24 +156,6 @@ def read_request(given: str) -> StageRequest:
     return StageRequest.model_validate_json(answer[0])
 
 
-def take_secrets(path: Path) -> Path | None:
-    """Set the environment that a `Secrets` file holds; files in it get paths of their own, in variables of their
-    names, under the folder that is returned.
-    """
-    secrets = Secrets.model_validate_json(path.read_bytes())
-    os.environ.update(secrets.environment)
-    if secrets.files:
-        folder = Path(tempfile.mkdtemp(prefix="secrets-", dir=os.environ.get("MOXIN_SCRATCH")))
-        atexit.register(claim(folder).close)  # open until then: a folder of a killed process is swept up
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        for name, text in secrets.files.items():
-            (folder / name).touch(mode=0o600)
-            (folder / name).write_text(text, encoding="utf-8")
-            os.environ[name] = str(folder / name)
-        return folder
-    return None
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line of the container. Returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -182,6 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("request", help="the StageRequest: a JSON file, or JSON that says where in the store it lies")
     parser.add_argument("--secrets", type=Path, help="credentials of the store, a JSON file")
     options = parser.parse_args(arguments)
+    no_core_files()
     request: StageRequest | None = None
     descriptor = os.dup(1)
     os.dup2(2, 1)  # libraries that print must not disturb the event stream

@@ -20,6 +20,7 @@ from stages.core.config import StageConfig
 from stages.core.context import LocalArtifact
 from stages.core.errors import InfraError, InputError, Preempted, StageError
 from stages.core.events import Events, world_size
+from stages.core.files import inside, is_inside
 from stages.core.index import artifact_manifest
 from stages.core.interpreters import packages_digest
 from stages.core.leases import LeaseLost
@@ -131,7 +132,7 @@ class RuntimeContext:
         entries: list[FileEntry] = []
         try:
             entries = self.ledger.input_entries(ref, producers)
-            if odd := next((e.path for e in entries if e.path.startswith("/") or ".." in e.path.split("/")), None):
+            if odd := next((e.path for e in entries if not is_inside(e.path)), None):
                 raise InputError(f"artifact {ref.node}.{ref.port} lists a path outside itself: {odd!r}")
             if self.stage.reads.get(port, "whole") != "whole":
                 return LocalArtifact(None, ref.manifest.model_copy(update={"files": tuple(entries)}), ref.node)
@@ -199,7 +200,7 @@ class RuntimeContext:
 
     def link(self, port: str, path: str, entry: FileEntry) -> None:
         if entry.is_local:
-            place = self.output(port) / path
+            place = inside(self.output(port), path)
             place.parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(Path(entry.object), place)
         else:

@@ -13,6 +13,7 @@ from typing import Any
 
 from stages.core.context import Context
 from stages.core.errors import InputError, Preempted
+from stages.core.files import inside
 from stages.execute_code.sandbox import MODES, Limits, Outcome, Sandbox
 from stages.execute_code.spec import ExecuteCodeConfig
 from stages.lib.evaluation.statistics import aggregates, mean_and_error, pass_at_k
@@ -149,7 +150,7 @@ def _line(results: Sequence[Score], task: CodeTask) -> str:
 def _write_samples(folder: Path, task: CodeTask, tested: Sequence[Tested]) -> None:
     """A line for each program, in the fields that the harness's samples have, too."""
     (folder / "samples").mkdir(exist_ok=True)
-    with open(folder / "samples" / task.file, "w", encoding="utf-8") as stream:
+    with open(inside(folder / "samples", task.file), "w", encoding="utf-8") as stream:
         for t in tested:
             for number, (program, outcome) in enumerate(zip(t.candidate.programs, t.outcomes, strict=True)):
                 row = {

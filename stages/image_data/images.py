@@ -12,6 +12,7 @@ from typing import Any
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import ConfigError
+from stages.core.files import is_inside
 from stages.core.reading import open_file
 from stages.lib.vision.conversations import ZIP_BYTES, ImageReader, ImageWriter
 from stages.lib.vision.image_decoding import MAX_BYTES, ImageProblem, decode, read_image
@@ -37,8 +38,7 @@ class ImageSource:
 
     def _file(self, name: str) -> Path | None:
         """Where an image lies in a folder; None: not in one. Raises ImageProblem."""
-        parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts:
+        if not is_inside(str(PurePosixPath(name))):
             raise ImageProblem("name leads outside its folder")
         try:
             return next((folder / name for folder in self._folders if (folder / name).exists()), None)

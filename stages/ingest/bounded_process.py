@@ -43,7 +43,16 @@ PIPE = 1 << 20
 """Bytes of a pipe: a page goes through at once."""
 HEAD = struct.Struct("<I")
 """Bytes of a message's head, JSON, which says how long what follows is."""
-SECRETS = ("AWS_", "MOXIN_SOURCE_", "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+SECRETS = (
+    "AWS_",
+    "MOXIN_SOURCE_",
+    "MOXIN_SECRETS",
+    "HF_TOKEN",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "http_proxy",
+    "https_proxy",
+)
 """Beginnings of variables that the process has no use for: it works on whatever somebody put into a page."""
 SLOW, MEMORY_OUT, DIED = "took too long", "took too much memory", "ended its reader"
 

@@ -5,12 +5,14 @@ each.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,18 @@ import pytest
 
 from flows.environments import Image
 from flows.execute import NodeFailed
-from flows.launch.docker import DockerHandle, DockerLauncher
+from flows.launch import scoped
+from flows.launch.docker import PIDS, DockerHandle, DockerLauncher
 from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass
 from stages.core.files import ROOT
 from stages.core.ledger import Ledger
+from stages.core.messages import StageRequest
 from stages.core.resources import Resources
 from tests.support import probe_pipeline
 from tests.support.docker_containers import containers, job_of
 from tests.support.limits import HANG
+from tests.support.planted import CONTROL_PLANE, SOURCES, held, secrets_in
 from tests.support.probe_pipeline import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.container]
@@ -74,24 +79,94 @@ def test_a_stage_may_write_to_its_scratch_alone_and_reach_the_store_alone(
     code, events = finish(docker_launcher.start(job_of(ledger, act="reach")))
     assert code == 0, events
     seen = next(json.loads(e["message"]) for e in events if str(e.get("message", "")).startswith('{"Uid"'))
-    assert seen == {
-        "Uid": "65532", "CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1",
-        "/": False, "/app": False, "/scratch": True, "/tmp": True, "outside": False, "loopback": False,
+    forbidden = {
+        "/", "/app", "/etc", "/opt/venv/bin", "/usr/bin", "/dev", "/proc/sys/kernel", "outside", "loopback",
+        "become root", "give a file away", "make a device", "change the root", "name the machine", "run a file of /tmp",
     }  # fmt: skip
+    assert seen == {
+        "Uid": "65532", "CapEff": "0" * 16, "CapBnd": "0" * 16, "CapPrm": "0" * 16, "CapAmb": "0" * 16,
+        "NoNewPrivs": "1", "Seccomp": "2", "/scratch": True, "/tmp": True,
+    } | dict.fromkeys(forbidden, False)  # fmt: skip
 
 
+@pytest.mark.parametrize("network", ["store", "internet"])
 def test_no_secret_is_shown_by_the_engine(
-    docker_launcher: DockerLauncher, docker_client: Any, ledger: Ledger, settings: Settings
+    docker_launcher: DockerLauncher,
+    docker_client: Any,
+    ledger: Ledger,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    network: str,
+) -> None:
+    """A stage that may reach the internet has the sources' credentials too. Of the image its history and settings."""
+    for name, value in (SOURCES | CONTROL_PLANE).items():
+        monkeypatch.setenv(name, value)
+    resources = Resources.model_validate({"cpus": 1, "memory_gib": 0.25, "network": network})
+    handle = docker_launcher.start(job_of(ledger, resources=resources, act="wait"))
+    rest = until(handle, "waiting")
+    container = docker_client.containers.get(handle.id)
+    volume = docker_client.volumes.get(container.name)
+    image = docker_client.images.get(container.attrs["Image"])
+    shown = [container.attrs, container.top(), volume.attrs, image.attrs, image.history(), container.diff()]
+    shown += [container.logs().decode()]
+    environment = container.exec_run(["python", "-c", ENVIRONMENT]).output.decode()
+    handle.stop(HANG)
+    list(rest)
+    handle.wait()
+    secrets = dict(settings.credentials) | secrets_in(SOURCES | CONTROL_PLANE) | {"password": "not-for-stages"}
+    assert held(json.dumps(shown).encode(), secrets) == []
+    given = json.loads(environment)
+    assert given.keys() >= settings.credentials.keys()
+    assert held(json.dumps(given).encode(), secrets_in(CONTROL_PLANE)) == []
+    assert (given.keys() >= SOURCES.keys()) is (network == "internet")
+
+
+ENVIRONMENT = """
+import json, pathlib
+secrets = json.loads(pathlib.Path("/scratch/secrets.json").read_text())
+print(json.dumps(secrets["environment"]))
+"""
+"""What a stage was given, told from inside by the one user that may read it."""
+
+
+def test_credentials_that_end_are_written_anew_into_the_running_container(
+    docker_launcher: DockerLauncher,
+    docker_client: Any,
+    ledger: Ledger,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = itertools.count()
+
+    def session(of: Settings, request: StageRequest) -> scoped.Session:
+        return scoped.Session({**of.store_environment(), "AWS_NUMBER": str(next(numbers))}, time.time() + 6)
+
+    monkeypatch.setattr(scoped, "session", session)
+    monkeypatch.setenv("MOXIN_STS_ROLE", "arn:aws:iam::123456789012:role/stages")
+    handle = docker_launcher.start(job_of(ledger, act="wait"))
+    rest = until(handle, "waiting")
+    container = docker_client.containers.get(handle.id)
+
+    def number() -> int:
+        return int(json.loads(container.exec_run(["python", "-c", ENVIRONMENT]).output)["AWS_NUMBER"])
+
+    wait_for(lambda: number() >= 2, "a second renewal")
+    told = container.exec_run(["stat", "-c", "%a %u", "/scratch/secrets.json"]).output.decode().strip()
+    handle.stop(HANG)
+    list(rest)
+    assert handle.wait() == ExitClass.PREEMPTED.code
+    assert told == "400 65532"
+
+
+def test_how_a_container_is_told_from_others_and_what_it_may_reach(
+    docker_launcher: DockerLauncher, docker_client: Any, ledger: Ledger
 ) -> None:
     handle = docker_launcher.start(job_of(ledger, act="wait"))
     rest = until(handle, "waiting")
     container = docker_client.containers.get(handle.id)
-    shown = json.dumps(container.attrs) + json.dumps(container.top()) + container.logs().decode()
     handle.stop(HANG)
     list(rest)
     handle.wait()
-    for secret in (*settings.credentials.values(), "not-for-stages"):
-        assert secret not in shown
     assert container.labels["moxin.node"] == "source"
     assert container.labels["moxin.epoch"] == "1"
     assert container.attrs["HostConfig"]["NetworkMode"] == "moxin-store"
@@ -326,6 +401,17 @@ def test_a_stopped_run_leaves_no_container_and_the_next_one_resumes(
     assert containers(docker_client, docker_launcher) == []
     pipeline, again = training(docker_launcher, prepared, tmp_path, "train_1.step_seconds=0")
     assert probe_pipeline.run_nodes(again, pipeline, until="train_1")["train_1"].attempt.resumed_from
+
+
+def test_a_fork_bomb_ends_at_the_limit_and_leaves_nothing(
+    docker_launcher: DockerLauncher, docker_client: Any, ledger: Ledger
+) -> None:
+    resources = Resources(cpus=1, memory_gib=1)
+    code, events = finish(docker_launcher.start(job_of(ledger, resources=resources, act="fork")))
+    assert code == 0, events
+    (started,) = [int(e["message"].split()[0]) for e in events if str(e.get("message", "")).endswith(" processes")]
+    assert 64 < started < PIDS
+    assert containers(docker_client, docker_launcher) == []
 
 
 def test_a_container_never_gets_more_than_its_limit_of_processes(

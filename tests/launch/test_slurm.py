@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from flows.execute import NodeFailed
@@ -21,9 +23,11 @@ from flows.settings import Settings
 from stages.core.errors import ExitClass
 from stages.core.files import ROOT
 from stages.core.ledger import Ledger
+from stages.core.resources import Resources
 from tests.support import probe_pipeline
 from tests.support.docker_containers import job_of
 from tests.support.limits import HANG
+from tests.support.planted import CONTROL_PLANE, SOURCES, held, held_in_files, secrets_in
 from tests.support.probe_pipeline import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.container, pytest.mark.usefixtures("slurm_cluster")]
@@ -73,6 +77,30 @@ def test_a_job_runs_publishes_and_leaves_no_secret(
     assert ledger.manifest(f"{0:064x}") is not None
     for path in (settings.home / "slurm").rglob("*"):
         assert path.is_dir() or settings.credentials["AWS_SECRET_ACCESS_KEY"] not in path.read_text()
+
+
+def test_no_secret_is_shown_by_the_controller(
+    slurm_launcher: SlurmLauncher, ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What every user of a cluster may see of a job: its record, its script, the command lines on its node."""
+    for name, value in (SOURCES | CONTROL_PLANE).items():
+        monkeypatch.setenv(name, value)
+    resources = Resources(cpus=1, memory_gib=0.25, network="internet")
+    handle = slurm_launcher.start(job_of(ledger, resources=resources, act="wait"))
+    rest = until(handle, "waiting")
+    shown = [slurm.run("scontrol", "show", "--details", "job", handle.id)]
+    shown += [slurm.run("scontrol", "write", "batch_script", handle.id, "-"), slurm.run("squeue", "--format=%all")]
+    shown += ["\0".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+    (given,) = (settings.home / "slurm").glob("*.secrets.json")
+    mode, text = stat.S_IMODE(given.stat().st_mode), given.read_text()
+    handle.stop(HANG)
+    list(rest)
+    handle.wait()
+    secrets = dict(settings.credentials) | secrets_in(SOURCES)
+    assert held("\n".join(shown).encode(), secrets | secrets_in(CONTROL_PLANE)) == []
+    assert mode == 0o600
+    assert sorted(held(text.encode(), secrets | secrets_in(CONTROL_PLANE))) == sorted(secrets), "it was to be found"
+    assert list(held_in_files(settings.home / "slurm", secrets)) == [], "nor is it left when the job is over"
 
 
 def test_a_home_of_any_name_works(

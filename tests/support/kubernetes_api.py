@@ -70,6 +70,7 @@ class Cluster:
         self.status: list[dict[str, Any]] = [{}]
         self.log, self.rotated = b"", 0
         self.stored: dict[str, bytes] = {}
+        self.patched: list[tuple[str, dict[str, Any]]] = []
         self.fail: str = ""
 
     def put(self, key: str, data: bytes) -> None:
@@ -86,10 +87,14 @@ class Cluster:
 
     create_namespaced_job = create_namespaced_secret = create_namespaced_service = _make
 
+    def patch_namespaced_secret(self, name: str, namespace: str, body: dict[str, Any]) -> None:
+        self.patched.append((name, body))
+
     def read_namespaced_job_status(self, name: str, namespace: str) -> Any:
         if not self.status:
             raise ApiException(status=404, reason="Not Found")
-        return read("V1Job", status=self.status.pop(0) if len(self.status) > 1 else self.status[0])
+        status = self.status.pop(0) if len(self.status) > 1 else self.status[0]
+        return read("V1Job", metadata={"name": name, "uid": "uid-1"}, status=status)
 
     def list_namespaced_pod(self, namespace: str, label_selector: str) -> Any:
         return SimpleNamespace(items=[pod(0, "Completed")])

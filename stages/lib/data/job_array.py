@@ -25,6 +25,8 @@ from typing import Any
 
 from stages.core.context import TaskObjects
 from stages.core.errors import ConfigError, ExitClass, InfraError, InputError, StageError
+from stages.core.processes import no_core_files
+from stages.core.secrets_file import take_secrets
 from stages.core.store_errors import Damaged
 from stages.core.task_objects import ARRAYS, OVER, elsewhere, objects_at, state_of
 from stages.lib.data.task import ATTEMPTS, READERS, Job, Receipt, execute, receipt, receipts
@@ -183,10 +185,9 @@ def main(arguments: Sequence[str]) -> int:
     """Do the jobs of one element; the exit status. What follows `--secrets` names a file with the credentials of the
     store and of sources.
     """
+    no_core_files()
     place, array, element, elements = arguments[0], arguments[1], int(arguments[2]), int(arguments[3])
     if arguments[4:5] == ["--secrets"]:
-        from stages.core.runtime import take_secrets
-
         take_secrets(Path(arguments[5]))
     objects = objects_at(place)
     for job in read_jobs(objects, array, element, elements):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from stages.core.errors import ConfigError, InfraError
+from stages.core.processes import no_core_files
 from stages.core.task_objects import elsewhere
 from stages.lib.data.task import ATTEMPTS, Job, Receipt, execute
 
@@ -24,6 +25,7 @@ _CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN
 
 def execute_there(job: Job, credentials: dict[str, str]) -> tuple[int, Receipt]:
     """Do one task on a node of the cluster. Credentials that it has are not replaced."""
+    no_core_files()
     if not any(name in os.environ for name in _CREDENTIALS):
         os.environ.update(credentials)
     return job.number, execute(job)

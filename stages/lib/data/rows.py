@@ -29,12 +29,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.core.errors import InfraError, InputError
-from stages.core.files import replacing
+from stages.core.files import inside, replacing
 from stages.lib.formats import json_rows
 from stages.lib.formats.compression import CODECS, Damaged
 from stages.lib.formats.raw_file import opened
 from stages.lib.formats.sources import Format, RawFile
-from stages.lib.formats.uris import shown
+from stages.lib.formats.uris import named, shown
 
 KINDS: dict[str, Format] = {"jsonl": "jsonl", "json": "jsonl", "ndjson": "jsonl", "parquet": "parquet", "warc": "warc"}
 """Ending of a file, without that of its packing: its format."""
@@ -354,7 +354,7 @@ def _fetched(file: RawFile, folder: Path) -> RawFile:
     """A remote file on this machine: whole, or not there."""
     if file.uri.startswith("file://"):
         return file
-    target = folder / hashlib.sha256(file.uri.encode()).hexdigest()[:24] / file.uri.rpartition("/")[2]
+    target = inside(folder / hashlib.sha256(file.uri.encode()).hexdigest()[:24], named(file.uri))
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as partial, opened(file, HERE) as raw, partial.open("wb") as out:

@@ -30,7 +30,16 @@ TAIL = 400
 """Lines of log that are kept to explain a failure."""
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|cannot allocate memory", re.IGNORECASE)
 ERROR = re.compile(r"^\s*(?:\[rank\d+\]:\s*)?([\w.]*(?:Error|Exception|Interrupt)\b.*)")
-SECRETS = ("AWS_", "MOXIN_SOURCE_", "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+SECRETS = (
+    "AWS_",
+    "MOXIN_SOURCE_",
+    "MOXIN_SECRETS",
+    "HF_TOKEN",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "http_proxy",
+    "https_proxy",
+)
 """What an engine has no use for: it talks neither to the store nor to a source. Beginnings of environment variables."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.errors import InputError
+from stages.core.files import inside
 from stages.lib.formats.reports import EvaluatedModel, Harness
 
 FILE = "completions.json"
@@ -81,7 +82,7 @@ class Completions(_Part):
 def write_completions(folder: Path, listing: Completions, candidates: Iterable[Iterable[Candidate]]) -> None:
     """Write the listing, and the candidates of its tasks in their order. No tasks: a listing alone."""
     for task, rows in zip(listing.tasks, candidates, strict=True):
-        with open(folder / task.file, "w", encoding="utf-8") as stream:
+        with open(inside(folder, task.file), "w", encoding="utf-8") as stream:
             stream.writelines(row.model_dump_json() + "\n" for row in rows)
     (folder / FILE).write_text(listing.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -97,7 +98,7 @@ def read_completions(folder: Path) -> Completions:
 def read_candidates(folder: Path, task: CodeTask) -> Iterator[Candidate]:
     """The candidates of a task. Raises InputError naming file and line."""
     try:
-        with open(folder / task.file, encoding="utf-8") as stream:
+        with open(inside(folder, task.file), encoding="utf-8") as stream:
             for number, line in enumerate(stream, 1):
                 try:
                     yield Candidate.model_validate_json(line)

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InfraError, InputError, StageError
+from stages.core.files import inside
 from stages.core.reading import open_file
 from stages.lib.formats.compression import unpacked, utf8
 from stages.lib.formats.remote import RemoteFile
@@ -162,9 +163,10 @@ def _below(uri: str, folder: Path, format: str) -> Any:
     elif uri in (entries := stored.get(None) or {}):
         return open_file(entries[uri])
     else:
-        path = folder / uri
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"the listing names a path outside its artifact: {uri}")
+        try:
+            path = inside(folder, str(PurePosixPath(uri)))
+        except InputError as error:
+            raise InputError(f"the listing names a path outside its artifact: {error}") from error
     try:
         return open(path, "rb", buffering=0)
     except FileNotFoundError as error:

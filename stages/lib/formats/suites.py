@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.errors import InputError
+from stages.core.files import inside, is_inside
 
 LISTING = "suite.json"
 Origin = Literal["hub", "folder", "store", "package", "machine"]
@@ -76,12 +77,14 @@ class Suite(BaseModel):
 
 def write_data_set(folder: Path, id: str, configs: Mapping[str, Mapping[str, pa.Table]]) -> dict[str, dict[str, int]]:
     """Write one data set: configs is {configuration: {split: table}}; returns the row counts in the same shape."""
-    root = folder / id
+    root = inside(folder, id)
+    root.mkdir(parents=True, exist_ok=True)
     front = []
     for config, splits in configs.items():
-        (root / config).mkdir(parents=True, exist_ok=True)
-        for split, table in splits.items():
-            pq.write_table(table, root / config / f"{split}.parquet", compression="zstd")
+        for split, table in splits.items():  # the hub's names: whoever owns the data set chose them
+            path = inside(root, f"{config}/{split}.parquet")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, path, compression="zstd")
         files = [{"split": split, "path": f"{config}/{split}.parquet"} for split in splits]
         front.append({"config_name": config, "data_files": files} | ({"default": True} if config == "default" else {}))
     text = yaml.safe_dump({"configs": front}, sort_keys=False)
@@ -129,6 +132,9 @@ def write_suite(folder: Path, suite: Suite) -> None:
 def read_suite(folder: Path) -> Suite:
     """Read the listing. Raises InputError when there is none or it is damaged."""
     try:
-        return Suite.model_validate_json((folder / LISTING).read_bytes())
+        suite = Suite.model_validate_json((folder / LISTING).read_bytes())
     except (OSError, ValidationError) as error:
         raise InputError(f"{LISTING} of the evaluation suite cannot be read: {str(error).splitlines()[0]}") from error
+    if odd := [data_set.id for data_set in suite.data_sets if not is_inside(data_set.id)]:
+        raise InputError(f"{LISTING} of the evaluation suite names a folder outside of it: {odd[0]!r}")
+    return suite

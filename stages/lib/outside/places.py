@@ -10,11 +10,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from stages.core.disk import no_space
 from stages.core.errors import ConfigError, InputError
+from stages.core.files import inside
 from stages.lib.data.hub_requests import call_hub
 from stages.lib.formats.remote import RemoteFile
 from stages.lib.formats.remote_s3 import S3, object_uris
@@ -62,6 +63,7 @@ def _of_hub(place: str, work: Path, choose: Choose) -> Place:
     chosen = choose([file.rfilename for file in info.siblings or ()])
     folder = work / f"{name.replace('/', '--')}-{commit[:12]}"
     for file in chosen:
+        _within(place, folder, file)  # huggingface_hub refuses them too, by a ValueError
         call_hub(
             f"{place}, {file}",
             lambda file=file: hf_hub_download(name, file, repo_type=kind, revision=commit, local_dir=folder),
@@ -76,9 +78,7 @@ def _of_store(place: str, work: Path, choose: Choose) -> Place:
     folder = work / place.removeprefix("s3://").strip("/").replace("/", "--")
     shutil.rmtree(folder, ignore_errors=True)  # of objects no commit says that they are still the same
     for name in choose(names):
-        if ".." in PurePosixPath(name).parts:
-            raise InputError(f"{place} holds {name}, which no folder may hold")
-        path = folder / name
+        path = _within(place, folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with RemoteFile(S3(names[name]), names[name]) as remote, open(path, "wb") as stream:
             if (remote.promise.size or 0) > shutil.disk_usage(folder).free:
@@ -86,3 +86,11 @@ def _of_store(place: str, work: Path, choose: Choose) -> Place:
             shutil.copyfileobj(remote, stream, COPIED)
     folder.mkdir(parents=True, exist_ok=True)
     return Place(folder, place.rstrip("/"))
+
+
+def _within(place: str, folder: Path, name: str) -> Path:
+    """Where a file of a place goes. Raises InputError for a name that leads out of the folder."""
+    try:
+        return inside(folder, name)
+    except InputError as error:
+        raise InputError(f"{place} holds a file that no folder may hold: {error}") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import ConfigError, InputError, StageError
-from stages.core.files import file_sha256
+from stages.core.files import file_sha256, inside
 from stages.lib.outside import models, places, tables
 from stages.lib.outside.prepared import PROVENANCE, Prepared
 
@@ -70,8 +70,8 @@ def _exported(folder: Path, kind: str) -> Prepared:
     if of_type != kind:
         raise InputError(f"it holds {of_type}, not {kind}: {PROVENANCE} says so")
     for name, digest in files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
+        path = inside(folder, name)
+        if not path.is_file():
             raise InputError(f"there is no {name}, which {PROVENANCE} names")
         if file_sha256(path) != digest:
             raise InputError(f"{name} is not what was exported: its SHA-256 is another one")

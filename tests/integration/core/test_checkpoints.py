@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stages.core.artifacts import FileEntry
 from stages.core.checkpoints import ROWS, Retention
-from stages.core.errors import InfraError
+from stages.core.errors import InfraError, InputError
 from stages.core.events import Events
 from stages.core.leases import LeaseLost
 from stages.core.ledger import Ledger
@@ -100,6 +100,16 @@ def test_a_damaged_checkpoint_is_refused_by_name(ledger: Ledger, tmp_path: Path)
     with pytest.raises(Damaged, match=r"s3://.*/weights is damaged: SHA-256"):
         ledger.load_checkpoint(ledger.checkpoint(KEY, 7).files, tmp_path / "out")
     assert not (tmp_path / "out/weights").exists()
+
+
+@pytest.mark.parametrize("path", ["../weights", "/tmp/moxin-escaped", "a/../../weights"])
+def test_a_checkpoint_whose_files_lead_out_of_its_folder_is_refused(ledger: Ledger, tmp_path: Path, path: str) -> None:
+    save_checkpoint(ledger, ledger.acquire(KEY, "one"), 7, folder_with(tmp_path / "in", weights="12345"))
+    files = [entry.model_copy(update={"path": path}) for entry in ledger.checkpoint(KEY, 7).files]
+    with pytest.raises(InputError, match="is no path inside a folder"):
+        ledger.load_checkpoint(files, tmp_path / "deep" / "out")
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["weights"]
+    assert not Path("/tmp/moxin-escaped").exists()
 
 
 def test_a_checkpoint_that_vanished_is_said_so(ledger: Ledger, tmp_path: Path) -> None:

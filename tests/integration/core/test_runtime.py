@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from stages.probe_source.spec import SourceConfig
 
-from stages.core import downloads, reading, runtime
+from stages.core import downloads, reading, runtime, secrets_file
 from stages.core.artifacts import Artifact
 from stages.core.errors import ConfigError, ExitClass, InfraError, InputError, Preempted
 from stages.core.failures import classify
@@ -503,7 +503,7 @@ def test_secrets_become_environment_and_files_that_only_this_user_reads(
     monkeypatch.setenv("MOXIN_SCRATCH", str(tmp_path))
     secrets = Secrets(environment={"MOXIN_TEST_KEY": "k"}, files={"MOXIN_TEST_BUNDLE": "a certificate"})
     (tmp_path / "secrets.json").write_text(secrets.model_dump_json())
-    runtime.take_secrets(tmp_path / "secrets.json")
+    secrets_file.take_secrets(tmp_path / "secrets.json")
     assert os.environ["MOXIN_TEST_KEY"] == "k"
     path = Path(os.environ["MOXIN_TEST_BUNDLE"])
     assert path.read_text() == "a certificate"

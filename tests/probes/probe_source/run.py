@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from stages.probe_source.spec import SourceConfig
@@ -41,15 +43,60 @@ def _sleep() -> None:
         time.sleep(0.2)
 
 
+def _run_from_tmp() -> None:
+    path = Path("/tmp/program")
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    subprocess.run([path], check=True)
+
+
+_FORBIDDEN: dict[str, Callable[[], object]] = {
+    "become root": lambda: os.setuid(0),
+    "give a file away": lambda: os.chown("/scratch", 0, 0),
+    "make a device": lambda: os.mknod("/scratch/disk", stat.S_IFBLK | 0o600, os.makedev(8, 0)),
+    "change the root": lambda: os.chroot("/scratch"),
+    "name the machine": lambda: socket.sethostname("probe"),
+    "run a file of /tmp": _run_from_tmp,
+}
+"""What no stage has a use for."""
+
+
+def _happens(act: Callable[[], object]) -> bool:
+    """Whether something can be done."""
+    try:
+        act()
+    except OSError:
+        return False
+    return True
+
+
+def _fork_until_refused() -> int:
+    """How many processes this one can start."""
+    children: list[int] = []
+    try:
+        while len(children) < 5000:
+            children.append(os.posix_spawn("/bin/sleep", ["sleep", "600"], {}))
+    except OSError:
+        pass
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        for child in children:
+            os.waitpid(child, 0)
+    return len(children)
+
+
 def _reach() -> dict[str, object]:
     """What this process may write to and connect to."""
     status = Path("/proc/self/status").read_text()
     found: dict[str, object] = {
         row: status.partition(f"{row}:")[2].split("\n")[0].split()[0]
-        for row in ("Uid", "CapEff", "CapBnd", "NoNewPrivs")
+        for row in ("Uid", "CapEff", "CapBnd", "CapPrm", "CapAmb", "NoNewPrivs", "Seccomp")
     }
-    for folder in ("/", "/app", "/scratch", "/tmp"):
-        found[folder] = os.access(folder, os.W_OK)
+    for folder in ("/", "/app", "/etc", "/opt/venv/bin", "/usr/bin", "/dev", "/proc/sys/kernel", "/scratch", "/tmp"):
+        found[folder] = _happens(lambda folder=folder: Path(folder, "moxin-probe").write_text("x"))
+    for name, act in _FORBIDDEN.items():
+        found[name] = _happens(act)
     for name, address in (("outside", ("1.1.1.1", 53)), ("loopback", ("127.0.0.1", 8333))):
         with socket.socket() as probe:
             probe.settimeout(2)
@@ -77,6 +124,8 @@ def _act(ctx: Context[SourceConfig], act: str) -> None:
             held.append(bytearray(16 << 20))
     if act == "reach":  # what a container may do and see
         ctx.log(json.dumps(_reach()))
+    if act == "fork":
+        ctx.log(f"{_fork_until_refused()} processes")
     if act == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if act == "orphan":  # a child that holds the output pipes open, and a parent that dies

@@ -56,6 +56,9 @@ def test_jobs_with_an_identity_of_their_own_are_given_no_copy(tmp_path: Path, mo
     assert told(TOKEN, "slurm") == []
     assert told(TOKEN, "kubernetes") == []
     assert len(told(TOKEN, "docker")) == 1
+    role = {"MOXIN_STS_ROLE": "arn:aws:iam::123456789012:role/stages"}  # the launcher writes them anew
+    assert told(TOKEN | role, "docker") == []
+    assert len(told(TOKEN | role, "process")) == 1
     here = TOKEN | {"AWS_SHARED_CREDENTIALS_FILE": "/shared/credentials", "MOXIN_STORE_PATIENCE": "7"}
     files = base.secrets_of(job(), here, "files")
     assert files.environment == {"AWS_SHARED_CREDENTIALS_FILE": "/shared/credentials", "MOXIN_STORE_PATIENCE": "7"}

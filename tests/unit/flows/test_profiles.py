@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from flows import launch, profiles
 from flows.profiles import Profile, merge
+from stages.collect.spec import Collect
 from stages.core.errors import ConfigError
+from stages.core.graph import Pipeline
 from stages.pipeline import PIPELINE
 from tests.support.probe_pipeline import small_pipeline
 
@@ -386,3 +388,23 @@ def test_arrays_need_their_launcher() -> None:
         loaded("dedup_text.workers=kubernetes", "launcher=slurm")
     profile = loaded("dedup_text.workers=slurm", "launchers.dedup_text=slurm")
     assert value(profile, "dedup_text", "workers") == "slurm"
+
+
+def test_a_password_or_a_signature_in_an_address_is_told_without_showing_it(tmp_path: Path) -> None:
+    (tmp_path / "test.toml").write_text(
+        """
+        [[node.collect.text]]
+        uri = "https://me:the-password@example.org/a.jsonl?part=3"
+        format = "jsonl"
+        source = "s"
+        mirrors = ["https://example.org/b.jsonl?X-Amz-Signature=the-signature&part=3", "https://example.org/c.jsonl#top"]
+        """
+    )
+    warnings = profiles.load("test", Pipeline([Collect(name="collect")]), (), tmp_path).warnings
+    assert [line.partition(" holds ")[0] for line in warnings] == [
+        "node.collect.text.0.uri = https://example.org/a.jsonl?part=3",
+        "node.collect.text.0.mirrors.0 = https://example.org/b.jsonl?part=3",
+    ]
+    assert not [line for line in warnings if "the-password" in line or "the-signature" in line]
+    for name in profiles.names():
+        assert not [line for line in profiles.load(name, PIPELINE).warnings if "password" in line]

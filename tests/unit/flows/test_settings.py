@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from flows.local_services import lifecycle
-from flows.settings import Settings, environment, home, read_json
+from flows.settings import FOREIGN, Settings, environment, home, read_json
 from stages.core.errors import ConfigError
 
 SERVICES = {"s3_port": 8400, "prefect_port": 4300}
@@ -18,8 +19,6 @@ SECRETS = {"s3_access_key": "access-key-id", "s3_secret_key": "very-secret", "pr
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of the caller's shell."""
-    import os
-
     for name in list(os.environ):
         if name.startswith(("MOXIN_", "AWS_", "PREFECT_")):
             monkeypatch.delenv(name)
@@ -41,6 +40,18 @@ def test_the_embedded_services(folder: Path) -> None:
     assert found.prefect_ui_url == "http://127.0.0.1:4300"
     keys = {"AWS_ACCESS_KEY_ID": "access-key-id", "AWS_SECRET_ACCESS_KEY": "very-secret"}
     assert found.store_environment() == keys | {"MOXIN_STORE_FOLDER": str(folder / "store")}
+
+
+def test_what_a_shell_says_of_another_store_is_not_sent_to_the_embedded_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in FOREIGN:
+        monkeypatch.setenv(name, "of another store")
+    Settings.load(folder)
+    assert not set(FOREIGN) & os.environ.keys()
+    monkeypatch.setenv("MOXIN_S3_ENDPOINT", "https://store.example.org")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of this store")
+    assert Settings.load(folder).credentials["AWS_SESSION_TOKEN"] == "of this store"
 
 
 def test_a_store_of_the_users_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

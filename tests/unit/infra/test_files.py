@@ -86,14 +86,15 @@ def test_the_workers_role_allows_what_the_launcher_calls_and_no_more() -> None:
     (role,) = [body for _, body in DOCUMENTS if body["kind"] == "Role"]
     allowed = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
     source = (ROOT / "flows" / "launch" / "kubernetes.py").read_text()
-    calls = set(re.findall(r"\.((?:create|read|list|delete)_\w+)", source))
+    calls = set(re.findall(r"\.((?:create|read|list|delete|patch)_\w+)", source))
     needed = {
         "create_namespaced_job": ("jobs", "create"), "create_namespaced_secret": ("secrets", "create"),
         "create_namespaced_service": ("services", "create"), "read_namespaced_job_status": ("jobs/status", "get"),
         "list_namespaced_job": ("jobs", "list"), "delete_namespaced_job": ("jobs", "delete"),
         "list_namespaced_pod": ("pods", "list"), "delete_collection_namespaced_pod": ("pods", "deletecollection"),
-        "read_namespaced_pod_log": ("pods/log", "get"),
+        "read_namespaced_pod_log": ("pods/log", "get"), "patch_namespaced_secret": ("secrets", "patch"),
     }  # fmt: skip
     assert calls == needed.keys()
     assert set(needed.values()) <= allowed
-    assert not {verb for _, verb in allowed} & {"*", "update", "patch", "escalate", "bind", "impersonate"}
+    assert not {verb for _, verb in allowed} & {"*", "update", "escalate", "bind", "impersonate"}
+    assert {resource for resource, verb in allowed if verb == "patch"} == {"secrets"}, "to renew credentials, no more"

@@ -92,8 +92,3 @@ def test_what_is_gone_or_lost_is_refused(ledger: Ledger) -> None:
     ledger.store.delete([f"manifests/{made['ingest_text'].key}.json"])
     with pytest.raises(ConfigError, match="of ingest_text is gone from the store"):
         trace(ledger)
-
-
-def test_a_path_of_a_manifest_stays_in_its_folder() -> None:
-    assert lineage.safe_path("dino/config.json")
-    assert not any(map(lineage.safe_path, ("../x", "/etc/x", "a/../../x", "")))

@@ -119,6 +119,96 @@ os._exit(0)
     assert (outcome.reason, outcome.detail) == (EXITED, "before its end, with status 0")
 
 
+HOOKED = """
+import atexit, builtins, gc, operator, os, signal, sys, threading, weakref
+seen, hooked, busy = set(), [], []
+kind, size, make = isinstance, len, bytes
+def note(value):
+    if kind(value, (bytes, bytearray)) and size(value) == 32:
+        seen.add(make(value))
+    elif kind(value, (tuple, list)):
+        for one in value:
+            note(one)
+def send(*_):
+    for value in seen:
+        for number in range(3, 64):
+            try:
+                write(number, value)
+            except OSError:
+                pass
+write, leave, execute = os.write, os._exit, builtins.exec
+def hook(*arguments):
+    if busy:
+        return hook
+    busy.append(1)
+    hooked.append(1)
+    note(arguments)
+    for frame in sys._current_frames().values():
+        while frame:
+            note(list(frame.f_locals.values()))
+            frame = frame.f_back
+    busy.clear()
+    return hook
+class Finder:
+    def find_spec(self, *arguments):
+        hook(*arguments)
+class Late:
+    def __del__(self):
+        hook(); send(); leave(0)
+os.write = lambda number, value: (note(value), write(number, value))[1]
+os._exit = lambda code=0: (hook(), send(), leave(0))
+builtins.exec = operator.call = lambda *a, **k: hook(*a)
+for name in ("any", "map", "compile", "print", "len", "isinstance"):
+    setattr(builtins, name, lambda *a, of=getattr(builtins, name), **k: (hook(*a), of(*a, **k))[1])
+sys.meta_path.insert(0, Finder())
+sys.path_hooks.insert(0, hook)
+sys.addaudithook(lambda event, arguments: hook(event, arguments))
+sys.setprofile(hook); threading.setprofile(hook)
+sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *a: (hook(*a), send(), leave(0))
+signal.signal(signal.SIGALRM, lambda *a: (hook(*a), send()))
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+gc.callbacks.append(lambda *a: hook(*a))
+atexit.register(lambda: (hook(), send(), leave(0)))
+late = Late()
+class Output:
+    def write(self, text): hook(text)
+    def flush(self): hook(); send(); leave(0)
+sys.stdout = sys.stderr = Output()
+"""
+"""A program that hooks into all that an interpreter lets it, notes what might be the number, and sends it."""
+
+
+def test_hooks_of_the_interpreter_do_not_give_the_number_away(sandbox: Sandbox) -> None:
+    outcome = sandbox.run(f"{HOOKED}\nassert False, 'its test'")
+    assert not outcome.passed, outcome
+    assert outcome.reason in (EXITED, WRONG)
+    works = "import json\ncompile('1', 'x', 'eval')\nseen.add(b'x' * 32)\nsend()\nwrite(1, str(size(hooked)).encode())"
+    assert int(sandbox.run(f"{HOOKED}\n{works}\nleave(0)").output) > 10, "the hooks are called"
+    assert sandbox.run("pass").passed, "the next program has an interpreter of its own"
+
+
+def test_a_flood_of_verdicts_is_neither_kept_nor_believed(sandbox: Sandbox) -> None:
+    outcome = sandbox.run("""
+import os, threading
+line = (b"passed\\n" + bytes(range(256))) * 1000
+def flood(number):
+    for _ in range(50):
+        try:
+            os.write(number, line)
+        except OSError:
+            return
+threads = [threading.Thread(target=flood, args=(number,)) for number in (1, 2, 3, 4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+os._exit(0)
+""")
+    assert not outcome.passed
+    assert len(outcome.output.encode()) <= 4 * LIMITS.output_kib << 10
+    assert len(outcome.detail) <= 400
+
+
 def test_neither_environment_nor_files_are_seen(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,18 @@ from urllib3.exceptions import ProtocolError
 
 from flows.launch import kubernetes as module
 from flows.launch import kubernetes_manifests as manifests
+from flows.launch import scoped
 from flows.launch.base import Job, secrets_of
 from flows.launch.kubernetes import KubernetesHandle, outcome
 from flows.launch.kubernetes_manifests import Site
+from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
 from stages.core.messages import CodeRef, Lease, Secrets, StageRequest, StoreAddress, StoredRequest
 from stages.core.resources import Processes, Resources
 from tests.support.kubernetes_api import CREDENTIALS, Cluster, against, launcher, pod
+from tests.support.planted import CONTROL_PLANE, SOURCES, held, secrets_in
+from tests.support.probe_pipeline import wait_for
 
 
 def job(endpoint: str | None = "https://s3.example.org", **resources: Any) -> Job:
@@ -108,11 +114,24 @@ def test_a_pod_meets_the_restricted_pod_security_standard() -> None:
     assert pod["restartPolicy"] == "Never"
 
 
-def test_secrets_are_in_the_secret_alone() -> None:
+@pytest.mark.parametrize("network", ["store", "internet"])
+def test_secrets_are_in_the_secret_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, network: str) -> None:
+    """Of all that the launcher sends to the cluster, and of the request in the store."""
+    for name, value in (SOURCES | CONTROL_PLANE).items():
+        monkeypatch.setenv(name, value)
+    cluster, secrets = Cluster(), CREDENTIALS | secrets_in(SOURCES | CONTROL_PLANE)
+    launcher(cluster, tmp_path).start(job(nodes=2, network=network))
+    for body in cluster.made:
+        names = sorted(held(json.dumps(body).encode(), secrets))
+        given = CREDENTIALS | (SOURCES if network == "internet" else {})
+        assert names == (sorted(given) if body["kind"] == "Secret" else []), body["kind"]
+    assert {body["kind"] for body in cluster.made} == {"Job", "Secret", "Service"}
+    assert cluster.stored
+    assert not [name for name, body in cluster.stored.items() if held(body + name.encode(), secrets)]
+
+
+def test_secrets_are_in_a_file_of_the_secret() -> None:
     given = job(nodes=2)
-    shown = json.dumps([manifests.batch_job(given, Site(), "mark"), manifests.service(given, "mark")])
-    assert "the-secret" not in shown
-    assert "the-id" not in shown
     data = manifests.secret(given, secrets_of(given, CREDENTIALS), "mark")["stringData"]
     assert json.loads(data["secrets.json"])["environment"] == CREDENTIALS
     assert data.keys() == {"secrets.json"}, "credentials alone"
@@ -226,6 +245,36 @@ def test_a_job_owns_its_secret_and_service(tmp_path: Path) -> None:
         assert body["metadata"]["ownerReferences"] == [
             {"apiVersion": "batch/v1", "kind": "Job", "name": body["metadata"]["name"], "uid": "uid-1"}
         ]
+
+
+def test_a_secret_whose_credentials_end_can_be_written_anew_and_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a control plane that began the job, and by one that took it over."""
+    numbers = itertools.count()
+
+    def session(settings: Settings, request: StageRequest) -> scoped.Session:
+        return scoped.Session({"AWS_ACCESS_KEY_ID": f"id-{next(numbers)}"}, time.time() + 1)
+
+    monkeypatch.setenv("MOXIN_STS_ROLE", "arn:aws:iam::123456789012:role/stages")
+    monkeypatch.setattr(scoped, "session", session)
+    cluster = Cluster()
+    handle = launcher(cluster, tmp_path).start(job())
+    (made,) = [body for body in cluster.made if body["kind"] == "Secret"]
+    assert made["immutable"] is False
+    assert json.loads(made["stringData"]["secrets.json"])["environment"] == {"AWS_ACCESS_KEY_ID": "id-0"}
+    wait_for(lambda: cluster.patched, "a renewal")
+    handle.renewal.end()  # type: ignore[union-attr]
+    name, body = cluster.patched[0]
+    assert name == made["metadata"]["name"]
+    assert json.loads(body["stringData"]["secrets.json"])["environment"] == {"AWS_ACCESS_KEY_ID": "id-1"}
+    cluster.patched.clear()
+    later = launcher(cluster, tmp_path).take_over(name, job())
+    assert later is not None
+    wait_for(lambda: cluster.patched, "a renewal at once")
+    later.renewal.end()  # type: ignore[union-attr]
+    monkeypatch.delenv("MOXIN_STS_ROLE")
+    assert manifests.secret(job(), Secrets(), "mark")["immutable"] is True
 
 
 def test_a_job_whose_secret_is_refused_does_not_stay(tmp_path: Path) -> None:

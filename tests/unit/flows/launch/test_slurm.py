@@ -4,6 +4,7 @@ tests/launch/test_slurm.py.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from flows.launch import array_request, slurm, slurm_scripts
+from flows.launch import array_request, scoped, slurm, slurm_scripts
 from flows.launch.array_request import ArrayRequest
 from flows.launch.base import Job
 from flows.launch.slurm import Site, SlurmHandle, SlurmLauncher
@@ -26,6 +27,7 @@ from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
 from stages.core.resources import Processes, Resources
 from stages.core.task_objects import OVER, FolderObjects, first_part, state_of, work_prefix
 from stages.core.workspace import claim
+from tests.support.probe_pipeline import wait_for
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "the-id", "AWS_SECRET_ACCESS_KEY": "the-secret"}
 STORE = StoreAddress(bucket="b", endpoint="http://127.0.0.1:1")
@@ -344,6 +346,32 @@ def test_a_submission_hides_its_secrets(controller: Path, tmp_path: Path) -> Non
     list(found.events())
     found.wait()
     assert not list((tmp_path / "home" / "slurm").iterdir()), "removed at the end"
+
+
+def test_credentials_that_end_are_written_anew_until_the_job_does(
+    controller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count()
+
+    def session(settings: Settings, request: StageRequest) -> scoped.Session:
+        return scoped.Session({"AWS_ACCESS_KEY_ID": f"id-{next(numbers)}"}, time.time() + 0.5)
+
+    monkeypatch.setenv("MOXIN_STS_ROLE", "arn:aws:iam::123456789012:role/stages")
+    monkeypatch.setattr(scoped, "session", session)
+    (controller / "sbatch.out").write_text("7\n")
+    found = launcher(tmp_path).start(job())
+    (path,) = (tmp_path / "home" / "slurm").glob("*.secrets.json")
+
+    def number() -> int:
+        return int(json.loads(path.read_text())["environment"]["AWS_ACCESS_KEY_ID"].removeprefix("id-"))
+
+    wait_for(lambda: number() >= 2, "two renewals")
+    assert path.stat().st_mode & 0o777 == 0o600
+    state(controller, "COMPLETED")
+    list(found.events())
+    found.wait()
+    time.sleep(1)
+    assert not list((tmp_path / "home" / "slurm").iterdir()), "nothing is written after the end"
 
 
 def test_what_sbatch_refuses_is_one_line(controller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

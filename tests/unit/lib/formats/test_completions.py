@@ -16,6 +16,7 @@ from stages.lib.formats.completions import (
     write_completions,
 )
 from stages.lib.formats.reports import EvaluatedModel, Harness
+from tests.support.hostile_names import ABSOLUTE, PARENT
 
 TASK = CodeTask(
     suite="table_6", task="humaneval", k=(1,), headline="pass@1", n_total=2, num_fewshot=0, repeats=2,
@@ -50,3 +51,14 @@ def test_a_file_that_is_cut_names_file_and_line(tmp_path: Path) -> None:
 def test_a_missing_listing_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"completions\.json cannot be read"):
         read_completions(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*ABSOLUTE, *PARENT])
+def test_a_task_whose_name_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """Its file is named by suite and task; whoever made the artifact chose both."""
+    task = TASK.model_copy(update={"suite": f"{name}/x", "task": "y"})
+    with pytest.raises(InputError, match="is no path inside a folder"):
+        write_completions(tmp_path / "in", LISTING.model_copy(update={"tasks": (task,)}), [ROWS])
+    with pytest.raises(InputError, match="is no path inside a folder"):
+        list(read_candidates(tmp_path / "in", task))
+    assert list(tmp_path.iterdir()) == []

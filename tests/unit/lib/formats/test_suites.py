@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import io
@@ -13,6 +14,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
+from stages.core.errors import InputError
 from stages.lib.formats.suites import (
     DataSet,
     Suite,
@@ -23,6 +25,7 @@ from stages.lib.formats.suites import (
     write_data_set,
     write_suite,
 )
+from tests.support.hostile_names import ABSOLUTE, HOSTILE, PARENT
 
 ROWS = [{"question": f"Was {n}? é 数学", "choices": ["a", "b"], "answer": n % 2} for n in range(2500)]
 
@@ -86,3 +89,24 @@ def test_a_configuration_that_is_not_named_is_the_default_or_the_only_one() -> N
 
     assert (names("default", "x"), names("openai_humaneval"), names("x", "y")) == ("default", "openai_humaneval", None)
     assert DataSet(id="a/b", origin="hub", rows={"x": {"test": 1}}).config_name("y") is None
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_neither_a_data_set_nor_what_its_owner_calls_its_parts_leads_out(tmp_path: Path, name: str) -> None:
+    rows = pa.Table.from_pylist([{"a": 1}])
+    root = tmp_path / "suite"
+    with pytest.raises(InputError, match="is no path inside a folder"):
+        write_data_set(root, name, {"default": {"test": rows}})
+    with pytest.raises(InputError, match="is no path inside a folder"):
+        write_data_set(root, "owner/name", {name: {"test": rows}})
+    with contextlib.suppress(InputError):  # what ends in .parquet may be a name after all: '..' is '...parquet'
+        write_data_set(root, "owner/name", {"default": {name: rows}})
+    below = root / "owner" / "name"
+    assert all(path.is_relative_to(below) for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", [*ABSOLUTE, *PARENT])
+def test_a_listing_that_names_a_folder_outside_is_refused(tmp_path: Path, name: str) -> None:
+    write_suite(tmp_path, Suite(data_sets=(DataSet(id=name, origin="hub", rows={}),)))
+    with pytest.raises(InputError, match="names a folder outside of it"):
+        read_suite(tmp_path)

