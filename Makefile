@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 # Many images set it, and then every process here compiles each module that it imports anew: seconds of each start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-fast test-faults test-upstream protocol check docs setup lock benchmark clean
+.PHONY: help demo test test-fast test-faults test-upstream protocol check docs setup lock sbom audit licenses benchmark clean
 
 help:  ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -67,6 +67,15 @@ $(BIN)/uv:
 
 lock: $(BIN)/uv  ## make the locks anew from pyproject.toml; UPGRADE="name ..." or all takes newer versions
 	$(BIN)/python containers/lock.py $(UPGRADE)
+
+sbom: $(READY)  ## write a bill of materials (CycloneDX JSON) of every lock into sbom/; needs a package index
+	$(BIN)/python -m containers.sbom sbom sbom
+
+audit: $(READY)  ## look for known weaknesses of every locked package; says which database could not be reached
+	$(BIN)/python -m containers.sbom audit
+
+licenses: $(READY)  ## write docs/licenses.md anew from what is installed
+	$(BIN)/python -m containers.sbom licenses
 
 clean:  ## stop the services, remove the environment and everything that was made
 	@test ! -x $(BIN)/moxin || $(BIN)/moxin down
