@@ -16,10 +16,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-
 from flows.settings import Settings, environment
 from stages.core.errors import ConfigError, InfraError
 from stages.core.messages import StageRequest
@@ -122,6 +118,10 @@ def session(settings: Settings, request: StageRequest) -> Session:
 
 def _assume(settings: Settings, role: str, endpoint: str | None, seconds: int, request: StageRequest) -> Any:
     """The answer of AssumeRole, asked for with this process's own credentials."""
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
     where = endpoint or settings.store.endpoint
     client: Any = boto3.Session().client(  # pyright: ignore[reportUnknownMemberType]
         "sts",
