@@ -81,12 +81,24 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line(f"tests/{folder}: {folders.count(folder)} tests {OUT_OF_TIME}", red=True)
 
 
+#: Files that one worker runs, one after another: those of `e2e` share services and what the first run made, those of
+#: `kernels` compiled functions, which two workers would both compile where no cache of them is.
+TOGETHER = {
+    "e2e": ("tests/e2e/",),
+    "kernels": (
+        "tests/unit/stages/dedup/",
+        "tests/unit/stages/contamination/",
+        "tests/unit/lib/data/test_word_hashes.py",
+    ),
+}
+
+
 class _Schedule(LoadFileScheduling):
-    """A file at a time, and `e2e` as if it were one: its files share services, and what the first run made."""
+    """A file at a time, and files that belong together as if they were one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return "tests/e2e" if file.startswith("tests/e2e/") else file
+        return next((name for name, starts in TOGETHER.items() if file.startswith(starts)), file)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -148,7 +148,6 @@ def small_pairs(
 
 
 def joined(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as bytes and ends."""
-    return np.frombuffer(bytearray().join(texts), np.uint8), np.concatenate(
-        [[0], np.cumsum([len(t) for t in texts])]
-    ).astype(np.int64)
+    """Texts as bytes (read-only, see `documents.text_buffer`) and ends."""
+    ends = np.concatenate([[0], np.cumsum([len(t) for t in texts])]).astype(np.int64)
+    return np.frombuffer(b"".join(texts), np.uint8), ends

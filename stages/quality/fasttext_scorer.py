@@ -228,7 +228,10 @@ class Scorer:
         )
         keys, rows = _table(words, projected[: len(words)])
         buckets = projected[len(words) :] if arguments.wordNgrams > 1 else np.zeros(1)
-        return cls(keys, rows, np.ascontiguousarray(buckets.astype(np.float32)), int(arguments.wordNgrams))
+        tables = keys, rows, np.ascontiguousarray(buckets.astype(np.float32))
+        for table in tables:
+            table.flags.writeable = False  # as those that `load` maps: the kernels are compiled for one kind of array
+        return cls(*tables, int(arguments.wordNgrams))
 
     def save(self, folder: Path) -> None:
         """Write the tables, for the workers to map."""

@@ -109,13 +109,13 @@ def group(places, order, starts):
 
 
 def taken(source: np.ndarray, ends: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of bytes at these places, one after another, with their ends."""
+    """Runs of bytes at these places, one after another (read-only, see `documents.text_buffer`), with their ends."""
     runs = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(source)]
     ).take(pa.array(places))
     _, offsets, data = runs.buffers()
     new_ends = np.frombuffer(offsets, np.int64)[: len(places) + 1]
-    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), new_ends
+    return np.frombuffer(memoryview(b"" if data is None else data).toreadonly(), np.uint8), new_ends
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -65,12 +65,13 @@ class DocumentWriter(PartWriter):
 
 def text_buffer(column: Any) -> tuple[np.ndarray, np.ndarray]:
     """The UTF-8 bytes of a string column, uint8, and where each value begins and the last ends, int64: no copy of the
-    text.
+    text. Read-only, whatever Arrow's buffer is: to a compiled kernel a writable array is another type, to be compiled
+    for once more.
     """
     width = np.int64 if pa.types.is_large_string(column.type) else np.int32
     _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, width)[column.offset : column.offset + len(column) + 1].astype(np.int64)
-    return np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), ends
+    return np.frombuffer(memoryview(b"" if data is None else data).toreadonly(), np.uint8), ends
 
 
 def text_bytes(column: Any) -> int:
