@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer with its venv module, and nothing else.
+# Needs Python 3.11 to 3.13 with its venv module and a C compiler, and nothing else.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ UV_NAMES = {
     "cert": "SSL_CERT_FILE",
 }
 """Settings of pip, and the variables by which uv takes them."""
+SOURCE_ALONE = "pycosat is built from source, and fasttext for Python 3.13"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_SIZE = 200
 """MB of a CPU build of torch, about (2.13.0 for Linux: 191)."""
@@ -114,8 +116,14 @@ def torch_needs_cuda() -> bool:
     return any(row.startswith("nvidia-") for row in torch["metadata"].get("requires_dist", []))
 
 
+def compiler_is_missing() -> bool:
+    """Whether the compiler that this Python's extensions are built with is not here, nor any other C compiler."""
+    names = [*str(sysconfig.get_config_var("CC") or "").split()[:1], "cc", "gcc", "clang"]
+    return not any(shutil.which(name) for name in names)
+
+
 def announce(cuda: bool) -> None:
-    """Say what is downloaded unless it lies in a cache, and how it could be less."""
+    """Say what is downloaded unless it lies in a cache, and how it could be less; what is missing to build packages."""
     (count, size), (libraries, cuda_size) = size_of(LOCK), size_of(CUDA)
     total = size + (cuda_size if cuda else CPU_SIZE)
     build = f"a CUDA build of torch with {libraries} libraries" if cuda else "a CPU build of torch"
@@ -123,6 +131,8 @@ def announce(cuda: bool) -> None:
     if cuda:
         saved = (cuda_size - CPU_SIZE) / 1000
         print(f"no GPU here? PIP_EXTRA_INDEX_URL={CPU_INDEX} make setup   takes a CPU build and saves {saved:.1f} GB")
+    if compiler_is_missing():
+        print(f"no C compiler here: {SOURCE_ALONE}; on Debian: apt-get install gcc g++ python3-dev")
 
 
 def main() -> None:

@@ -47,6 +47,18 @@ def test_uv_is_told_what_pip_is_configured_to_use(installer: dict[str, Any]) -> 
     assert installer["uv_environment"]("", {"UV_INDEX": "mine"}) == {}
 
 
+def test_a_machine_without_a_compiler_is_told_what_is_built_from_source(
+    installer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: "x86_64-linux-gnu-gcc -pthread")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    installer["announce"](False)
+    assert "no C compiler here: pycosat is built from source" in capfd.readouterr().out
+    (tmp_path / "x86_64-linux-gnu-gcc").touch(0o755)
+    installer["announce"](False)
+    assert "compiler" not in capfd.readouterr().out
+
+
 def test_pip_installs_what_uv_could_not(
     installer: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
