@@ -24,7 +24,6 @@ from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import ConfigError
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
-from stages.core.records import DamagedRecord, NodeRecord
 from stages.core.resources import Resources
 from stages.core.scale import Amounts
 from stages.lib.modeling.shape import ModelShape
@@ -124,8 +123,7 @@ def estimate(
     declared of them. grown: tells what a node makes of its inputs, where its own sums do not.
     """
     prices = prices_of(profile)
-    asked = ledger and any(plan.will_run for plan in plans)  # what is answered costs nothing, whatever it did
-    history = ledger.nodes(profile.names, skip_damaged=True) if ledger and asked else {}
+    last = ledger.last_results(profile.names, [p.node.name for p in plans if p.will_run]) if ledger else {}
     out: dict[str, Estimate] = {}
     expected: dict[str, dict[str, Any]] = {}
     amounts: dict[str, Mapping[str, Amounts]] = {}
@@ -136,8 +134,7 @@ def estimate(
             amounts[plan.node.name] = {port: scale.held(manifest) for port, manifest in results.items()}
             out[plan.node.name] = Estimate(basis="ledger")
             continue
-        record = history.get(plan.node.name)
-        last_result = _last(ledger, record) if ledger else None
+        last_result = last.get(plan.node.name)
         inputs = _inputs(plan, expected, amounts)
         config, resources = profile.configs[plan.node.name], profile.resources[plan.node.name]
         sizes = scale.of_node(plan.node, config, resources, inputs, expected[plan.node.name])
@@ -147,9 +144,7 @@ def estimate(
             counts = grown(plan.node.name, inputs)
             amounts[plan.node.name] = {p: a or counts.get(p, {}) for p, a in amounts[plan.node.name].items()}
         one = (
-            measured(last_result[0], resources, prices)
-            if last_result
-            else _computed(plan, profile, prices, inputs, sizes)
+            measured(last_result, resources, prices) if last_result else _computed(plan, profile, prices, inputs, sizes)
         )
         held = _memory(plan, profile, prices, expected, inputs)
         lost = one.seconds * (1 / sizes.tasks if sizes.tasks > 1 else _lost(plan, profile, inputs))
@@ -164,14 +159,6 @@ def estimate(
             measuring=training_work.measuring_of(plan.node, config, inputs),
         )
     return out
-
-
-def _last(ledger: Ledger, record: NodeRecord | None) -> tuple[StageResult, str] | None:
-    """A node's last result. One that cannot be read is no reason not to plan: the node's row tells of it."""
-    try:
-        return ledger.manifest(record.key) if record else None
-    except DamagedRecord:
-        return None
 
 
 def prices_of(profile: Profile) -> dict[str, Any]:

@@ -21,7 +21,11 @@ class EmptyLedger(Ledger):
         """No record."""
         return None
 
-    def nodes(self, profile: str, skip_damaged: bool = False) -> dict[str, NodeRecord]:
+    def nodes(self, profile: str) -> dict[str, NodeRecord]:
+        """No records."""
+        return {}
+
+    def node_etags(self, profile: str) -> dict[str, str]:
         """No records."""
         return {}
 

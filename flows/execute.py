@@ -342,7 +342,7 @@ class Execution:
                 forced = self.force and node.name in self.selected
                 self.ledger.drop_checkpoints(resolved.key, before=None if forced else resolved.result.attempt.epoch + 1)
             self._clean.add(resolved.key)
-            self.ledger.record_attempt(record)
+            self.ledger.begin_attempt(record)
             self.tell(node.name, "state", state="running", message=reason)
             job = self._job(node, resolved, lease, config)
             handle = taken_over or launcher.start(job)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows.store_garbage import CHECKPOINTS, HOUR, Garbage, Limits, StoreGarbage
+from flows.store_garbage import CHECKPOINTS, DAY, HOUR, Garbage, Limits, StoreGarbage
 from stages.core import eviction
 from stages.core.errors import StageError
 from stages.core.ledger import Ledger
@@ -25,7 +25,7 @@ from stages.core.records import DamagedRecord
 from stages.core.workspace import KEPT, OWNER, STATE, attempt_folders, sweep
 
 FOLDERS, KEPT_OUTPUTS, DOWNLOADS, CACHE = "killed stages", "kept outputs", "broken downloads", "cache"
-LOCAL_REQUESTS = "local requests"
+LOCAL_REQUESTS, LOGS = "local requests", "local logs"
 
 
 def collect(home: Path, ledger: Ledger) -> Iterator[str]:
@@ -58,7 +58,7 @@ def local(home: Path, ledger: Ledger, cache_bytes: int | None = None, shared: Pa
 
     cache_bytes: what the cache may keep, instead of its budget. shared: the folder that a cluster's jobs share.
     """
-    for kind in (_workspaces, _kept, _requests, _downloads):
+    for kind in (_workspaces, _kept, _requests, _downloads, _logs):
         yield from kind(home, ledger)
     if shared is not None:  # folders of its stages are swept by the launcher, which knows whether jobs are in the queue
         yield from _kept(shared, ledger)
@@ -166,6 +166,19 @@ def _unlink_entry(path: Path) -> tuple[int, int]:
 def _lock_of(part: Path) -> AbstractContextManager[object]:
     """The lock of the entry that a part belongs to, if it can be had; nothing is removed by looking."""
     return eviction.entry_lock(part.with_name(part.name[1:].partition(".")[0]), wait=False, clean=False)
+
+
+def _logs(home: Path, ledger: Ledger) -> Iterator[Garbage]:
+    """Logs of attempts that the store has, too, where commands read them then. Those of the last day, and of keys that
+    somebody works on, stay.
+    """
+    for path in (home / "logs" / "stages").glob("*/*.jsonl"):
+        stat, key = path.stat(), path.parent.name
+        if time.time() - stat.st_mtime < DAY or not path.stem.isdigit():
+            continue
+        stored = ledger.store.stored(ledger.log_key(key, int(path.stem)))
+        if stored is not None and stored.size == stat.st_size and not ledger.busy(key):
+            yield Garbage(LOGS, str(path), 1, stat.st_size, key, remove=partial(_unlink, path))
 
 
 def _cache(home: Path, budget: int | None) -> Iterator[Garbage]:

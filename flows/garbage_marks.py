@@ -67,6 +67,10 @@ class Marks:
         self._leases: dict[str, tuple[str, LeaseRecord | None]] = {}
         self._requested: dict[str, frozenset[str]] = {}
         self._worked_on: list[str] = []
+        self._referring: dict[str, set[str]] = {}
+        """Keys of manifests that refer to objects in a folder that is not theirs, by the folder."""
+        self._made_from: dict[str, set[str]] = {}
+        """Keys of manifests that were made from what a key held before, by that key (`Published.replaced`)."""
 
     # --- asking -------------------------------------------------------------------------------------------------
 
@@ -74,12 +78,11 @@ class Marks:
         """Objects of a key's folder (`objects/<stage>/<key>/`, `work/<stage>/<key>/`) that something refers to from
         elsewhere.
         """
-        return set[str]().union(*(one.files.get(folder, ()) for one in self.published.values()))
+        return set[str]().union(*(self.published[key].files[folder] for key in self._referring.get(folder, ())))
 
     def reads(self, key: str) -> bool:
         """Whether an attempt at work reads a key, or a result was made from what the key held before."""
-        live = any(key in inputs for inputs in self._requested.values())
-        return live or any(key in one.replaced for one in self.published.values())
+        return bool(self._made_from.get(key)) or any(key in inputs for inputs in self._requested.values())
 
     def needed(self, keep: Iterable[str] = ()) -> set[str]:
         """Keys that names point to, that live attempts work on or read, and `keep`, with all that those came from."""
@@ -124,7 +127,7 @@ class Marks:
         gone = [key for key in (self._etags if keys is None else keys) if key not in rows]
         for key in [*gone, *changed]:
             self._etags.pop(key, None)
-            self.published.pop(key, None)
+            self._forget(key)
             self.unreadable.discard(key)
         results = dict(zip(changed, self._each(self._manifest, changed), strict=True))
         for key, result in results.items():
@@ -132,11 +135,24 @@ class Marks:
             one = self._read(result, rows[key]) if isinstance(result, StageResult) else None
             if one is not None:
                 self.published[key] = one
+                for folder in one.files:
+                    self._referring.setdefault(folder, set()).add(key)
             elif result is not None:
                 self.unreadable.add(key)
         for key, result in results.items():  # once all current results are known: are an input's bytes elsewhere?
             for refs in result.inputs.values() if isinstance(result, StageResult) and key in self.published else ():
-                self.published[key].replaced |= {ref.key for ref in refs if not self._held_elsewhere(ref)}
+                replaced = {ref.key for ref in refs if not self._held_elsewhere(ref)}
+                self.published[key].replaced |= replaced
+                for other in replaced:
+                    self._made_from.setdefault(other, set()).add(key)
+
+    def _forget(self, key: str) -> None:
+        """Take a manifest out of the marks."""
+        if one := self.published.pop(key, None):
+            for folder in one.files:
+                self._referring[folder].discard(key)
+            for other in one.replaced:
+                self._made_from[other].discard(key)
 
     def _manifest(self, key: str) -> StageResult | DamagedRecord | None:
         try:

@@ -169,7 +169,7 @@ def _attempt(ledger: Ledger, key: str, node: str) -> Generator[Any]:
     threading.Thread(target=renew, daemon=True).start()
     end = ExitClass.INFRA
     try:
-        ledger.record_attempt(record)
+        ledger.begin_attempt(record)
         yield lease
         end = ExitClass.OK
     finally:

@@ -181,7 +181,7 @@ def make_plan(
     """
     pipeline = profile.wire(pipeline)
     selected = {n.name for n in pipeline.select(selection)}
-    needed = set(selected).union(*(pipeline.ancestors(name) for name in selected))
+    needed = selected | pipeline.ancestors(*selected)
     planned: dict[str, Future[NodePlan]] = {}
 
     def plan(node: Node) -> NodePlan:

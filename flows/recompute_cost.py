@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from flows import cost
+from flows.garbage_marks import THREADS
 from flows.profiles import Profile
 from flows.store_garbage import ATTEMPTS, RESULTS, UNFINISHED, Garbage
 from stages.core.ledger import Ledger
@@ -42,26 +45,33 @@ class RecomputeCost:
         return f"{cost.duration(self.seconds)}, {hours}, ${self.dollars:,.2f}{more}"
 
 
-def of(ledger: Ledger, item: Garbage, profile: Profile) -> RecomputeCost:
-    """What it took to make one thing; nothing for what no result and no next attempt needs (its key is published).
+def of_all(ledger: Ledger, items: Iterable[Garbage], profile: Profile) -> dict[Garbage, RecomputeCost]:
+    """What it took to make each thing; nothing for what no result and no next attempt needs (its key is published).
 
     profile: whose resources a node has, and its prices.
     """
+    prices, all_of_them = cost.prices_of(profile), list(items)
+    with ThreadPoolExecutor(THREADS) as pool:
+        records = pool.map(partial(_attempts, ledger), all_of_them)
+        return {item: _sum(some, profile, prices) for item, some in zip(all_of_them, records, strict=True)}
+
+
+def _attempts(ledger: Ledger, item: Garbage) -> list[AttemptRecord | None]:
+    """The attempts that made a thing; None for one that cannot be told."""
     if item.kind not in (ATTEMPTS, UNFINISHED, RESULTS) or not item.key:
-        return RecomputeCost()
+        return []
     with contextlib.suppress(DamagedRecord):
-        records = ledger.attempts(item.key)
-        if item.kind != UNFINISHED:
-            records = [record for record in records if record.epoch == item.epoch]
-        return _sum(records, profile) if records else RecomputeCost(unknown=1)
-    return RecomputeCost(unknown=1)
+        if item.kind != UNFINISHED:  # by its name: a list costs a request for each key
+            return [ledger.attempt(item.key, item.epoch)]
+        return [*ledger.attempts(item.key)] or [None]
+    return [None]
 
 
-def _sum(records: Iterable[AttemptRecord], profile: Profile) -> RecomputeCost:
-    prices, total = cost.prices_of(profile), RecomputeCost()
+def _sum(records: Iterable[AttemptRecord | None], profile: Profile, prices: Mapping[str, Any]) -> RecomputeCost:
+    total = RecomputeCost()
     for record in records:
-        resources = profile.resources.get(record.node)
-        if resources is None or not record.ended_at:
+        resources = profile.resources.get(record.node) if record else None
+        if record is None or resources is None or not record.ended_at:
             total += RecomputeCost(unknown=1)
             continue
         ended, started = datetime.fromisoformat(record.ended_at), datetime.fromisoformat(record.started_at)

@@ -23,6 +23,10 @@ NO_MORE_OF_THIS_ATTEMPT = ("running", "done", "cached", "failed", "stopped", "sk
 `running` is told.
 """
 _NUMBERS = itertools.count()
+ROWS = 100_000
+"""Rows that a file gets all of; of the next twice as many every second, of the next four times as many every fourth:
+TensorBoard draws a thousand points, and reads all of the file for them. Those with a held-out value are all written.
+"""
 
 
 def _crc_table() -> list[int]:
@@ -106,6 +110,8 @@ class TensorBoardObserver:
         """folder: of the profile; TensorBoard shows each folder in it as one run."""
         self._folder = folder
         self._files: dict[str, RawIOBase] = {}
+        self._counts: dict[str, int] = {}
+        """Rows of the file that is open."""
 
     def event(self, node: str, event: Mapping[str, Any]) -> None:
         """Write a metric event. Raises OSError, which the dispatcher counts and tells of once."""
@@ -115,6 +121,10 @@ class TensorBoardObserver:
         elif event["event"] == "metric":
             values, at, step = scalars(event["values"]), time.time(), int(event["step"])
             file = self._files.get(node) or self._open(node, at, step)
+            self._counts[node] = count = self._counts[node] + 1
+            every = 1 << ((count + ROWS) // ROWS).bit_length() - 1
+            if count % every and not any(name.startswith("val_") for name in values):
+                return
             file.write(record(scalars_event(at, step, values)))
 
     def _open(self, node: str, at: float, step: int) -> RawIOBase:
@@ -122,6 +132,7 @@ class TensorBoardObserver:
         name = f"events.out.tfevents.{int(at):010d}.{socket.gethostname()}.{os.getpid()}.{next(_NUMBERS)}"
         path = self._folder / node / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._counts[node] = 0
         file = self._files[node] = open(path, "wb", buffering=0)  # noqa: SIM115 - closed with the attempt
         file.write(record(version_event(at)) + record(start_event(at, step)))
         return file

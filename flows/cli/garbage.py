@@ -60,7 +60,7 @@ def gc(
     stopped = False
     with open_ledger(settings) as ledger, progress(json_) as tell:
         items = _find(settings, ledger, limits, cache_gib, tell)
-        costs = {item: recompute_cost.of(ledger, item, values) for item in items}
+        costs = recompute_cost.of_all(ledger, items, values)
         goes = [item for item in items if not item.kept] if yes else []
         try:
             for number, item in enumerate(goes, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -133,8 +134,6 @@ def _print_result(node: str, result: StageResult) -> None:
 
 
 def _show_history(node: str, json_: bool) -> None:
-    import functools
-
     from flows.console import rows_table
     from flows.experiments import history
     from flows.local_services.prefect import call_api
@@ -233,35 +232,36 @@ def lineage(
     with open_ledger() as ledger:
         root = read_result(ledger, node, profile, experiment, set_, key)
 
+        shown: set[str] = set()
+
         def walk(result: Any) -> dict[str, Any]:
-            parents = {ref.key: ref for refs in result.inputs.values() for ref in refs}
-            parent_manifests = [ledger.manifest(key) for key in parents]
+            above = result.key in shown  # once: there are as many ways to a source as products of all that lies between
+            shown.add(result.key)
+            parents: dict[str, None] = dict.fromkeys(ref.key for refs in result.inputs.values() for ref in refs)
             return {
                 "node": result.node,
                 "stage": result.stage,
                 "key": result.key,
                 "commit": result.code.git_commit,
                 "adopted_from": origin(result),
-                "inputs": [walk(f[0]) for f in parent_manifests if f],
+                "above": above,
+                "inputs": [] if above else [walk(stored[0]) for key in parents if (stored := read(key))],
             }
 
+        read = functools.cache(ledger.manifest)
         tree_root = walk(root)
     if json_:
         print_json(tree_root)
         return
     from rich.tree import Tree
 
-    seen: set[str] = set()
-
     def draw(value: dict[str, Any], tree: Tree | None = None) -> Tree:
         place = f", adopted from {value['adopted_from']}" if value["adopted_from"] else ""
-        above = " (above)" if value["key"] in seen else ""
+        above = " (above)" if value["above"] else ""
         label = line(f"{value['node']} ", (value["key"][:12] + place + above, "dim"))
         branch = tree.add(label) if tree else Tree(label)
-        if value["key"] not in seen:
-            seen.add(value["key"])
-            for parent in value["inputs"]:
-                draw(parent, branch)
+        for parent in value["inputs"]:
+            draw(parent, branch)
         return branch
 
     out.print(draw(tree_root))

@@ -47,9 +47,9 @@ def of_node(
     """Oldest first. who: names of people by the runs that they started. Records that cannot be read are left out:
     `moxin repair` names them.
     """
-    rows = [row.key for row in ledger.store.list("attempts/") if row.key.endswith(".json")]
     with ThreadPoolExecutor(8) as pool:
-        records = [one for one in pool.map(partial(_attempt, ledger), rows) if one and one.node == node]
+        attempts = pool.map(partial(_attempt, ledger), ledger.attempts_of(node))
+        records = [one for one in attempts if one and one.node == node]
     names: dict[str, list[str]] = {}
     for row in ledger.store.list("nodes/"):
         folder, _, file = row.key.removeprefix("nodes/").rpartition("/")
@@ -65,11 +65,9 @@ def of_node(
     ]  # fmt: skip
 
 
-def _attempt(ledger: Ledger, row: str) -> AttemptRecord | None:
-    _, key, file = row.split("/", 2)
-    number = file.removesuffix(".json")
+def _attempt(ledger: Ledger, attempt: tuple[str, int]) -> AttemptRecord | None:
     try:
-        return ledger.attempt(key, int(number)) if number.isdigit() else None
+        return ledger.attempt(*attempt)
     except DamagedRecord:
         return None
 

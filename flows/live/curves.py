@@ -9,7 +9,9 @@ from typing import Any
 from flows.live.curve_alarms import Alarm, CurveAlarms
 
 MOST = 400
-"""Rows kept: when there are more, every second one goes. Rows with a held-out value stay."""
+"""Rows kept: when there are more, every second one goes. Rows with a held-out value are counted for themselves, and
+stay until there are so many of them.
+"""
 Row = dict[str, float]
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("loss", ("loss", "_loss")),
@@ -37,12 +39,32 @@ def panels_of(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     return panels
 
 
+class _Thinned:
+    """Every n-th row of many, n a power of two, `MOST` at most."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self._every = self._count = 0
+
+    def add(self, row: Row) -> None:
+        self._count += 1
+        if self._count % 2**self._every == 0:
+            self.rows.append(row)
+            if len(self.rows) > MOST:
+                self._every += 1
+                del self.rows[1::2]
+
+    def cut(self, step: float) -> None:
+        """Forget the rows from a step on."""
+        while self.rows and self.rows[-1]["step"] >= step:
+            self.rows.pop()
+
+
 class Curves:
     """The curves of one training; `add` takes its rows in order. Not safe for several threads at once."""
 
     def __init__(self) -> None:
-        self._rows: list[Row] = []
-        self._every = self._count = 0
+        self._plain, self._held_out = _Thinned(), _Thinned()
         self._alarms = CurveAlarms()
         self.last: Row = {}
         """The newest row."""
@@ -50,7 +72,8 @@ class Curves:
     @property
     def rows(self) -> list[Row]:
         """Those to draw, the newest among them."""
-        return self._rows + ([self.last] if self.last and self._rows[-1:] != [self.last] else [])
+        rows = sorted([*self._plain.rows, *self._held_out.rows], key=lambda row: row["step"])
+        return rows + ([self.last] if self.last and rows[-1:] != [self.last] else [])
 
     @property
     def alarms(self) -> list[Alarm]:
@@ -63,14 +86,10 @@ class Curves:
             name: float(v) for name, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)
         }
         if self.last and step <= self.last["step"]:
-            self._rows = [row for row in self._rows if row["step"] < step]
+            self._plain.cut(step)
+            self._held_out.cut(step)
         self.last = {"step": step, **{name: value for name, value in numbers.items() if math.isfinite(value)}}
-        self._count += 1
-        if self._count % 2**self._every == 0 or _held_out(self.last):
-            self._rows.append(self.last)
-            if len(self._rows) > MOST:
-                self._every += 1
-                self._rows = [row for at, row in enumerate(self._rows) if at % 2 == 0 or _held_out(row)]
+        (self._held_out if _held_out(self.last) else self._plain).add(self.last)
         return self._alarms.add(step, {name: value for name, value in numbers.items() if name != "tokens"})
 
 

@@ -23,14 +23,18 @@ class Pipeline:
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self.nodes: dict[str, Node] = {}
+        self._parents: dict[str, tuple[str, ...]] = {}
+        self._children: dict[str, list[str]] = {}
         for node in nodes:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", node.name):
                 raise ValueError(f"node name {node.name!r}: use lower-case letters, digits and underscores")
             if node.name in self.nodes or node.name == "full":
                 raise ValueError(f"node name {node.name!r} is used twice or reserved")
-            for parent in node.parents:
+            self._parents[node.name], self._children[node.name] = node.parents, []
+            for parent in self._parents[node.name]:
                 if parent not in self.nodes:
                     raise ValueError(f"node {node.name} reads from {parent}, which is not declared before it")
+                self._children[parent].append(node.name)
             self.nodes[node.name] = node
 
     def __iter__(self) -> Iterator[Node]:
@@ -61,42 +65,48 @@ class Pipeline:
                     )
         return pipeline
 
-    def ancestors(self, name: str) -> set[str]:
-        """Every node that `name` follows from."""
-        reached: set[str] = set()
-        queue = list(self.nodes[name].parents)
-        while queue:
-            if (parent := queue.pop()) not in reached:
-                reached.add(parent)
-                queue.extend(self.nodes[parent].parents)
-        return reached
+    def ancestors(self, *names: str) -> set[str]:
+        """Every node that one of `names` follows from. Each edge is gone along once, however many names there are."""
+        return _reached(self._parents, names)
 
-    def descendants(self, name: str) -> set[str]:
-        """Every node that follows from `name`."""
-        return {other for other in self.nodes if name in self.ancestors(other)}
+    def descendants(self, *names: str) -> set[str]:
+        """Every node that follows from one of `names`."""
+        return _reached(self._children, names)
 
     def select(self, selection: str | Iterable[str]) -> list[Node]:
         """Resolve a selection to nodes in pipeline order. Raises ConfigError for an unknown term or an empty list."""
         terms = re.split(r"[\s,]+", selection) if isinstance(selection, str) else list(selection)
-        chosen: set[str] = set()
+        chosen, upwards, downwards = set[str](), set[str](), set[str]()
         for term in filter(None, terms):
-            chosen |= self._resolve(term)
+            named = self._named(term)
+            chosen |= named
+            upwards |= named if term.startswith("+") else set()
+            downwards |= named if term.endswith("+") else set()
+        chosen |= self.ancestors(*upwards) | self.descendants(*downwards)
         if not chosen:
             raise ConfigError("select is empty: give 'full', or node names such as 'dedup_text' or 'pretrain_1+'")
         return [node for node in self if node.name in chosen]
 
-    def _resolve(self, term: str) -> set[str]:
+    def _named(self, term: str) -> set[str]:
+        """The nodes that a term names itself."""
         if term == "full":
             return set(self.nodes)
-        match = re.fullmatch(r"(\+?)([a-z][a-z0-9_]*)(\+?)", term)
-        name = match.group(2) if match else term
+        match = re.fullmatch(r"\+?([a-z][a-z0-9_]*)\+?", term)
+        name = match.group(1) if match else term
         named = {name} if name in self.nodes else {n.name for n in self if n.stage == name}
         if match is None or not named:
             close = difflib.get_close_matches(name, [*self.nodes, *{n.stage for n in self}, "full"], n=1)
             hint = f"; did you mean '{close[0]}'?" if close else f"; nodes: {', '.join(self.nodes)}"
             raise ConfigError(f"no node or stage '{term}'{hint}")
-        out = set(named)
-        for node in named:
-            out |= self.ancestors(node) if match.group(1) else set()
-            out |= self.descendants(node) if match.group(3) else set()
-        return out
+        return named
+
+
+def _reached(edges: Mapping[str, Iterable[str]], names: Iterable[str]) -> set[str]:
+    """What edges lead to from these names."""
+    reached: set[str] = set()
+    queue = [other for name in names for other in edges[name]]
+    while queue:
+        if (name := queue.pop()) not in reached:
+            reached.add(name)
+            queue.extend(edges[name])
+    return reached

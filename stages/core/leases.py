@@ -25,6 +25,9 @@ LEASE_ENDURANCE = 900.0
 """How long a holder goes on when it cannot renew its lease because the store does not answer (docs/decisions/lease.md).
 """
 
+NODE_MARK = ".node."
+"""Stands between the epoch and the node in the name of an attempt's mark: attempts/<key>/<epoch>.node.<node>."""
+
 
 class LeaseHeld(Exception):
     """Somebody else works on the key."""
@@ -181,6 +184,27 @@ class LeaseStore(RecordStore):
             return
 
     # --- attempts ---------------------------------------------------------------------------------------------
+
+    def begin_attempt(self, record: AttemptRecord) -> None:
+        """Write the first record of an attempt, with a mark in whose name its node stands: lists tell then whose
+        attempts there are, and none of another node has to be read.
+        """
+        self.store.put(f"attempts/{record.key}/{record.epoch:06d}{NODE_MARK}{record.node}", b"")
+        self.record_attempt(record)
+
+    def attempts_of(self, node: str) -> list[tuple[str, int]]:
+        """Key and epoch of each attempt that may be one of a node: those of other nodes have marks that say so. An
+        attempt of a version that made no marks is among them.
+        """
+        records, others = set[str](), set[str]()
+        for row in self.store.list("attempts/"):
+            name, mark, whose = row.key.partition(NODE_MARK)
+            if mark and whose != node:
+                others.add(name)
+            elif row.key.endswith(".json"):
+                records.add(row.key.removesuffix(".json"))
+        parts = [name.split("/") for name in sorted(records - others)]
+        return [(key, int(number)) for _, key, number in parts if number.isdigit()]
 
     def record_attempt(self, record: AttemptRecord) -> None:
         """Write or overwrite the record of an attempt."""

@@ -6,6 +6,7 @@
     work/<stage>/<key>/<step>/...             what tasks have made: files, some of them in manifests, and receipts
     objects/<stage>/<key>/<epoch>/DIGESTS.json  SHA-256 of the manifest itself and of the metric rows
     attempts/<key>/<epoch>.json               how each attempt went; .outcome: in its own words; .log.jsonl: its events
+    attempts/<key>/<epoch>.node.<node>        whose attempt it is, so that a list says it
     leases/<key>.json                         who works on a key now
     checkpoints/<key>/<step>/<epoch>/...      files of a mid-stage checkpoint; COMMIT.json makes it visible
     checkpoints/<key>/rows/<epoch>/<number>   metric rows that any later checkpoint of the key refers to
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from stages.core.artifacts import ArtifactManifest, FileEntry, IndexRef
@@ -254,21 +255,29 @@ class Ledger(CheckpointStore):
         stored = self.store.get(row)
         return self._parse(NodeRecord, row, *stored) if stored else None
 
-    def nodes(self, profile: str, skip_damaged: bool = False) -> dict[str, NodeRecord]:
-        """The last known key of every node of a profile. Raises DamagedRecord, unless those are to be left out."""
+    def nodes(self, profile: str) -> dict[str, NodeRecord]:
+        """The last known key of every node of a profile. Raises DamagedRecord."""
         rows = [o.key for o in self.store.list(f"nodes/{profile}/")]
         with ThreadPoolExecutor(8) as pool:
             bodies = [(row, body) for row, body in zip(rows, pool.map(self.store.get, rows), strict=True) if body]
-        records: dict[str, NodeRecord] = {}
-        for row, body in bodies:
-            try:
-                record = self._parse(NodeRecord, row, *body)
-            except DamagedRecord:
-                if not skip_damaged:
-                    raise
-                continue
-            records[record.node] = record
-        return records
+        records = [self._parse(NodeRecord, row, *body) for row, body in bodies]
+        return {record.node: record for record in records}
+
+    def last_results(self, profile: str, names: Iterable[str]) -> dict[str, StageResult]:
+        """The results that these nodes of a profile had last, where there are any whose records can be read."""
+        asked = list(names)
+        known = self.node_etags(profile) if asked else {}
+        chosen = [name for name in asked if name in known]
+
+        def last(name: str) -> StageResult | None:
+            with contextlib.suppress(DamagedRecord):
+                record = self.node(profile, name)
+                stored = self.manifest(record.key) if record else None
+                return stored[0] if stored else None
+            return None
+
+        with ThreadPoolExecutor(8) as pool:
+            return {name: one for name, one in zip(chosen, pool.map(last, chosen), strict=True) if one}
 
     def node_count(self, profile: str) -> int:
         """How many nodes of a profile have a last known key: what `nodes` has, without reading it."""

@@ -59,6 +59,26 @@ def test_the_folder_of_a_killed_stage_goes_and_that_of_a_live_one_stays(home: Pa
     assert not folder.exists()
 
 
+def test_an_old_log_that_the_store_has_whole_goes_from_this_machine(home: Path, ledger: Ledger) -> None:
+    """Only by `moxin gc`: a look at each would make every start dearer."""
+    folder = home / "logs" / "stages" / KEY
+    folder.mkdir(parents=True)
+    for epoch, stored in ((1, b"whole"), (2, b"who"), (3, None), (4, b"whole")):
+        (folder / f"{epoch:06d}.jsonl").write_bytes(b"whole")
+        if stored is not None:
+            ledger.store.put(ledger.log_key(KEY, epoch), stored)
+        if epoch != 4:
+            os.utime(folder / f"{epoch:06d}.jsonl", (0, time.time() - 2 * 86_400))
+    assert list(garbage_collection.collect(home, ledger)) == []
+    lease = ledger.acquire(KEY, "somebody")
+    assert [item for item in garbage_collection.local(home, ledger) if item.kind == "local logs"] == []
+    ledger.release(lease)
+    (item,) = garbage_collection.local(home, ledger)
+    assert (item.kind, item.where, item.bytes) == ("local logs", str(folder / "000001.jsonl"), 5)
+    assert item.remove() == (1, 5)
+    assert len(list(folder.iterdir())) == 3
+
+
 def test_a_folder_is_locked_before_a_sweep_can_see_its_mark(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs that start together: one sweeps while the other makes its folder."""
     lock, swept = workspace.fcntl.flock, []

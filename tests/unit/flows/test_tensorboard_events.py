@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flows import tensorboard_events
 from flows.tensorboard_events import (
     TensorBoardObserver,
     masked_crc32c,
@@ -81,6 +82,18 @@ def test_each_node_has_a_folder_and_each_attempt_a_file(tmp_path: Path) -> None:
     assert b"note" not in messages(first)[2]
     assert [len(messages(path)) for path in (first, second)] == [4, 3]
     assert messages(second)[1].endswith(b"\x10\x02\x3a\x02\x08\x01"), "SessionLog.START at step 2"
+
+
+def test_of_very_many_rows_fewer_and_fewer_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A month of rows, one a second, would be half a gigabyte that TensorBoard reads whole."""
+    monkeypatch.setattr(tensorboard_events, "ROWS", 100)
+    observer = TensorBoardObserver(tmp_path)
+    for step in range(1, 2001):
+        observer.event("a", metric(step, loss=1.0, **({"val_loss": 1.0} if step % 333 == 0 else {})))
+    (path,) = (tmp_path / "a").iterdir()
+    rows = [message for message in messages(path)[2:] if b"loss" in message]
+    assert sum(b"val_loss" in row for row in rows) == 6
+    assert 400 <= len(rows) <= 500, "each of 100, half of 200, a quarter of 400, an eighth of 800, ..."
 
 
 def test_tensorboards_own_reader_finds_the_newest_attempts_values(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from hypothesis import given
@@ -24,6 +25,17 @@ def test_few_rows_are_kept_the_first_the_last_and_what_was_held_out(count: int, 
     assert [s for s in range(1, count + 1) if s % (every * 10) == 0] == [
         r["step"] for r in curves.rows if "val_loss" in r
     ]
+
+
+def test_many_held_out_values_are_bounded_and_leave_the_others_their_place() -> None:
+    """Before, each one beyond `MOST` took half of the plain rows away: a month's curve had none left."""
+    curves = Curves()
+    for step in range(1, 20_001):
+        curves.add(step, {"loss": 1.0} | ({"val_loss": 1.0} if step % 10 == 0 else {}))
+    held_out = [row for row in curves.rows if "val_loss" in row]
+    assert MOST // 2 <= len(held_out) <= MOST + 1
+    assert MOST // 2 <= len(curves.rows) - len(held_out) <= MOST
+    assert max(b["step"] - a["step"] for a, b in itertools.pairwise(curves.rows)) < 20_000 / MOST * 4, "evenly"
 
 
 def test_a_training_that_resumed_draws_its_later_rows() -> None:
