@@ -4,26 +4,33 @@ asked to stop at a random point, once or twice, a second run, and all that must 
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 
 from flows import garbage_collection
+from stages.core.keys import sha256
 from stages.core.ledger import Ledger
 from stages.core.store import Store
-from tests.support import probe_pipeline
+from tests.support import probe_pipeline, s3_proxy
+from tests.support.campaign_prefect import MARK, FlowRun, OwnPrefect
+from tests.support.campaign_results import Hit, Trial
+from tests.support.campaign_run import IMAGE
 from tests.support.campaign_store import OwnStore
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
@@ -35,52 +42,62 @@ OVERRIDES = (
 )  # fmt: skip
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGSTOP": signal.SIGSTOP}
 POWER = "the power goes"
-WAYS = ("process", "ranks", POWER)
-"""How the trials differ, in turn: what runs, and what becomes of it."""
+WORKER, BAD_STORE = "worker", "bad store"
+WAYS = ("process", "ranks", POWER, WORKER, BAD_STORE)
+"""How the trials differ, in turn: what runs, and what becomes of it. "worker": as a run of a deployment, by Prefect's
+worker. "bad store": nothing is hit, but requests go wrong, each in a way of its own.
+"""
+CONTAINER = "container"
+"""One more, where there is an engine: tests/launch/test_campaign_containers.py."""
+WRONG = 0.05
+"""Share of the requests to a bad store that go wrong."""
+SERVICES = ("store", "Prefect server", "worker")
+"""Targets that are started again at once, as `moxin up` does it."""
 AGAIN = "repeat it: MOXIN_FAULT_SEED={seed} MOXIN_FAULT_TRIALS=1 .venv/bin/pytest -s tests/fault/test_campaign.py"
 
 
-@dataclass
-class Trial:
-    """What was done in one trial, and what came of it."""
+Process = subprocess.Popen[str] | FlowRun
 
-    seed: int
-    way: str
-    hits: list[str] = field(default_factory=list[str])
-    runs: int = 1
-    resumed: int = 0
-    recovery: float | None = None
-    """Seconds from the start of the rerun (where none was needed: from the last hit) to the end of the stage that was
-    interrupted, without the steps that it still had to do. None: nothing was interrupted.
-    """
 
-    def __str__(self) -> str:
-        took = "" if self.recovery is None else f", recovered in {self.recovery:.1f} s"
-        hits = ", ".join(self.hits) or "it was over before"
-        return f"trial {self.seed} ({self.way}): {hits}; {self.runs} runs, {self.resumed} resumed{took}"
+class BrokenPromise(AssertionError):
+    """An invariant does not hold."""
 
-    def fail(self, invariant: str, detail: object = "") -> NoReturn:
-        """An invariant does not hold."""
-        told = f"\n{detail}" if detail else ""
-        raise AssertionError(f"{invariant}: not so\n{self}{told}\n{AGAIN.format(seed=self.seed)}")
+    def __init__(self, invariant: str, detail: object = "") -> None:
+        super().__init__(f"{invariant}: not so" + (f"\n{detail}" if detail else ""))
 
 
 class Campaign:
     """Trials over one store."""
 
-    def __init__(self, store: OwnStore, folder: Path) -> None:
-        self.store, self.folder = store, folder
+    def __init__(
+        self, store: OwnStore, folder: Path, services: Callable[[], OwnPrefect], docker: Any = None, image: str = ""
+    ) -> None:
+        """services: gives the Prefect server and worker, when the first run needs them. docker: the client of an
+        engine, and the image of the probe stages there, for the way "container".
+        """
+        self.store, self.folder, self._docker, self._image = store, folder, docker, image
+        self._services, self._usual = functools.cache(services), dict[str, float]()
         home = self.home("undisturbed")
-        process, seconds, at = self.begin(home, "run-0", "process"), 0.0, dict[int, float]()
-        while process.poll() is None:
-            seconds = max(seconds, used(process.pid))
-            at.setdefault(len(list((home / "logs" / "stages").glob("*"))), seconds)
-            time.sleep(0.1)
-        self.expected = self.ended(process, home)
+        if not self.ended_well(self.begin(home, "run-0", "process")):
+            raise AssertionError(self.said(home))
+        self.expected = self.results(home)
         self.rows = self.curve(home)
-        data = min(since for begun, since in at.items() if begun > len(self.expected) - len(STEPS))
-        self.usual = seconds - data + min(since for begun, since in at.items() if begun)
-        """Processor seconds of a run that finds the data and trains."""
+
+    def usual(self, way: str) -> float:
+        """Processor seconds of a flow, and of what it has started, that finds the data and trains."""
+        if way in (POWER, BAD_STORE):
+            return self.usual("process")
+        if way not in self._usual:
+            home, seconds = self.prepared(f"usual-{way}"), 0.0
+            process = self.begin(home, "run-0", way)
+            while process.poll() is None:
+                seconds = max(seconds, used(process.pid))
+                time.sleep(0.05)
+            assert self.ended_well(process), self.said(home)
+            assert self.results(home) == self.expected
+            shutil.rmtree(home)
+            self._usual[way] = seconds
+        return self._usual[way]
 
     def home(self, name: str) -> Path:
         home = self.folder / name
@@ -114,12 +131,17 @@ class Campaign:
 
     # --- a run ------------------------------------------------------------------------------------------------
 
-    def begin(self, home: Path, run_id: str, way: str) -> subprocess.Popen[str]:
+    def begin(self, home: Path, run_id: str, way: str, endpoint: str = "") -> Process:
+        """endpoint: of the store, where it is not asked at its own."""
         store = self.store.settings.store.model_copy(update={"prefix": f"{home.name}/"})
+        store = store.model_copy(update={"endpoint": endpoint}) if endpoint else store
+        if way == WORKER:
+            return self._services().begin(home, store, self.store.settings.store_environment(), [*OVERRIDES])
         clean = {n: v for n, v in os.environ.items() if not n.startswith(("PREFECT_", "AWS_", "MOXIN_"))}
         environment = clean | self.store.settings.store_environment() | {
             "MOXIN_HOME": str(home), "MOXIN_SCRATCH": str(home / "scratch"), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
+        environment |= {IMAGE: self._image} if way == CONTAINER else {}
         arguments = [str(home), run_id, store.model_dump_json(exclude_defaults=True), way, *OVERRIDES]
         with open(home / f"{run_id}.err", "w") as errors:
             return subprocess.Popen(
@@ -127,43 +149,97 @@ class Campaign:
                 cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=errors, start_new_session=True,
             )  # fmt: skip
 
-    def ended(self, process: subprocess.Popen[str], home: Path) -> dict[str, Any]:
-        out, _ = process.communicate(timeout=HANG)
-        errors = "\n".join(path.read_text()[-3000:] for path in home.glob("*.err"))
-        assert process.returncode == 0, f"{home}: {process.returncode}\n{errors}"
-        return json.loads(out)
+    def ended_well(self, process: Process) -> bool:
+        """Wait for a run's end."""
+        if isinstance(process, FlowRun):
+            return process.wait() == 0
+        process.communicate(timeout=HANG)
+        return process.returncode == 0
+
+    def results(self, home: Path) -> dict[str, Any]:
+        """Key and digests of each node's result."""
+        ledger = self.ledger(home)
+        stored = {name: ledger.manifest(record.key) for name, record in ledger.nodes("test").items()}
+        return {
+            name: [one[0].key, [manifest.digest for manifest in one[0].outputs.values()]]
+            for name, one in stored.items()
+            if one
+        }
 
     # --- a trial ----------------------------------------------------------------------------------------------
 
-    def trial(self, seed: int) -> Trial:
-        """Break something once or twice, run again, and look."""
-        chance, trial = random.Random(seed), Trial(seed, WAYS[seed % len(WAYS)])
+    def trial(self, seed: int, way: str = "") -> Trial:
+        """Break something once or twice, run again, and look; what does not hold is the trial's problem."""
+        trial, began = Trial(seed, way or WAYS[seed % len(WAYS)]), time.monotonic()
         home = self.prepared(f"trial-{seed}")
+        try:
+            self.break_and_look(trial, home)
+            shutil.rmtree(home)
+        except Exception as error:  # the trials after it are made all the same
+            told = str(error) if isinstance(error, BrokenPromise) else traceback.format_exc()
+            trial.problem = f"{told}\n{AGAIN.format(seed=seed)}"
+            self.end_all(trial, home)
+        trial.seconds = time.monotonic() - began
+        return trial
+
+    def end_all(self, trial: Trial, home: Path) -> None:
+        """End what a trial that failed has left."""
+        self.store.revive()
+        if trial.way == WORKER:
+            self._services().revive()
+        for pid in (*of_home(home), *of_scratch(home)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def break_and_look(self, trial: Trial, home: Path) -> None:
+        """One trial. Raises BrokenPromise."""
+        chance, usual = random.Random(trial.seed), self.usual(trial.way)
+        if trial.way == BAD_STORE:
+            self.go_wrong(chance, trial, home)
+            return
         process = self.begin(home, "run-1", trial.way)
         power, since, open_nodes = trial.way == POWER, 0.0, list[str]()
-        moments = sorted(
-            chance.uniform(0.05, 0.9) * self.usual for _ in range(1 if power else chance.choice((1, 1, 2)))
-        )
+        moments = sorted(chance.uniform(0.05, 0.9) * usual for _ in range(1 if power else chance.choice((1, 1, 2))))
         for moment in moments:
             while process.poll() is None and used(process.pid) < moment:
                 time.sleep(0.05)
             if process.poll() is None:
                 open_nodes = self.unpublished(home)
-                trial.hits += self.power_off(chance, process, home) if power else self.hit(chance, process, home)
+                what = self.power_off(chance, process, home) if power else self.hit(chance, process, home)
+                trial.hits.append(Hit(*what, moment / usual, open_nodes[0] if open_nodes else ""))
                 since = time.time()
-                self.whole(home, trial)
-        out, _ = process.communicate(timeout=HANG)
+                self.whole(home)
+        well = self.ended_well(process)
         before = {row.key: row.etag for row in self.ledger(home).store.list("manifests/")}
-        if process.returncode:
+        if not well:
             trial.runs, since, open_nodes = 2, time.time(), self.unpublished(home)
             process = self.begin(home, "run-2", trial.way)
-            out, _ = process.communicate(timeout=HANG)
-            if process.returncode:
-                trial.fail("the next run ends well, and nothing has to be done by hand", self.said(home))
-        self.hold(home, json.loads(out), before, trial)
+            if not self.ended_well(process):
+                raise BrokenPromise("the next run ends well, and nothing has to be done by hand", self.said(home))
+        self.hold(home, before, trial)
         self.measure(home, trial, since, open_nodes)
-        shutil.rmtree(home)
-        return trial
+
+    def go_wrong(self, chance: random.Random, trial: Trial, home: Path) -> None:
+        """A run whose requests go wrong now and then; where it ends for it, another one with a store that is well."""
+        lock, ways = threading.Lock(), [way for way in s3_proxy.WAYS if way != "hang"]
+
+        def rule(method: str, path: str) -> str | None:
+            with lock:
+                return chance.choice(ways) if chance.random() < WRONG else None
+
+        with s3_proxy.proxied(str(self.store.settings.store.endpoint)) as proxy:
+            proxy.rule = rule
+            well = self.ended_well(self.begin(home, "run-1", "process", proxy.url))
+            wrong = Counter(what for _, _, what in proxy.log if what != "pass")
+            trial.hits = [Hit(f"{count} x {what}", "requests", 0.0, "") for what, count in sorted(wrong.items())]
+            self.whole(home)
+            before = {row.key: row.etag for row in self.ledger(home).store.list("manifests/")}
+            proxy.rule = lambda method, path: None
+            if not well:
+                trial.runs = 2
+                if not self.ended_well(self.begin(home, "run-2", "process", proxy.url)):
+                    raise BrokenPromise("the next run ends well, and nothing has to be done by hand", self.said(home))
+        self.hold(home, before, trial)
 
     def said(self, home: Path) -> str:
         return "\n".join(path.read_text()[-3000:] for path in home.glob("*.err"))
@@ -172,9 +248,14 @@ class Campaign:
         ledger = self.ledger(home)
         return [node for node in STEPS if ledger.manifest(self.expected[node][0]) is None]
 
-    def targets(self, process: subprocess.Popen[str], home: Path) -> dict[str, list[int]]:
+    def targets(self, process: Process, home: Path) -> dict[str, list[int]]:
         """What there is to hit: process numbers by kind."""
-        kinds: dict[str, list[int]] = {"flow": [process.pid], "store": [self.store.pid]}
+        kinds: dict[str, list[int]] = {"store": [self.store.pid]} | ({"flow": [process.pid]} if process.pid else {})
+        if isinstance(process, FlowRun):
+            services = self._services()
+            kinds |= {"worker": [services.pid("worker")], "Prefect server": [services.pid("prefect")]}
+        if pids := [pid for one in self.containers(home) if (pid := one.attrs["State"]["Pid"])]:
+            kinds["container"] = pids
         for pid in of_scratch(home):
             with suppress(psutil.Error):
                 one = psutil.Process(pid)
@@ -183,7 +264,14 @@ class Campaign:
                 kinds.setdefault("torchrun" if agent else f"rank {rank}" if rank else "stage", []).append(pid)
         return kinds
 
-    def hit(self, chance: random.Random, process: subprocess.Popen[str], home: Path) -> list[str]:
+    def containers(self, home: Path) -> list[Any]:
+        """Those of a home's stages, that run or ended."""
+        if self._docker is None:
+            return []
+        label = f"moxin.home={sha256(str(home).encode())[:16]}"  # as flows/launch/docker.py names it
+        return self._docker.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+
+    def hit(self, chance: random.Random, process: Process, home: Path) -> tuple[str, str]:
         """Send one signal to one process; what is stopped goes on a moment later, a store that is dead is started."""
         kinds = self.targets(process, home)
         target, name = chance.choice(sorted(kinds)), chance.choice(tuple(SIGNALS))
@@ -194,13 +282,13 @@ class Campaign:
             time.sleep(chance.uniform(0.1, 1.5))
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-        elif target == "store":
+        elif target in SERVICES:
             with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
                 psutil.Process(pid).wait(10)
-            self.store.revive()
-        return [f"{name} {target}"]
+            (self.store if target == "store" else self._services()).revive()
+        return name, target
 
-    def power_off(self, chance: random.Random, process: subprocess.Popen[str], home: Path) -> list[str]:
+    def power_off(self, chance: random.Random, process: Process, home: Path) -> tuple[str, str]:
         """All that was written after some moment is gone: the store's disk and the state folder are as they were."""
         store, folder = self.store.snapshot(), home.with_name(f"{home.name}-before")
         with suppress(shutil.Error):  # files come and go while they are copied
@@ -215,52 +303,66 @@ class Campaign:
         folder.rename(home)
         for name, text in errors.items():
             (home / name).write_text(text)
-        return [POWER]
+        return POWER, "store and flow"
 
-    def whole(self, home: Path, trial: Trial) -> None:
+    def whole(self, home: Path) -> None:
         """What can be seen is whole, at any time."""
         ledger = self.ledger(home)
         for row in ledger.store.list("manifests/"):
             result = ledger.manifest(row.key.removeprefix("manifests/").removesuffix(".json"))
             if result and (gone := ledger.missing_objects(result[0])):
-                trial.fail("nothing torn is ever visible", f"{row.key}: {gone}")
+                raise BrokenPromise("nothing torn is ever visible", f"{row.key}: {gone}")
 
-    def hold(self, home: Path, results: dict[str, Any], before: dict[str, str], trial: Trial) -> None:
+    def hold(self, home: Path, before: dict[str, str], trial: Trial) -> None:
         """What must hold after every trial."""
-        ledger = self.ledger(home)
+        ledger, results = self.ledger(home), self.results(home)
         if results != self.expected:
-            trial.fail("keys and digests are an undisturbed run's", f"{results}\n{self.expected}")
+            raise BrokenPromise("keys and digests are an undisturbed run's", f"{results}\n{self.expected}")
         list(garbage_collection.collect(home, ledger))  # as the next run does when it starts
         now = {row.key: row.etag for row in ledger.store.list("manifests/")}
         if not before.items() <= now.items():
-            trial.fail("no key is published twice with different bytes", f"{before}\n{now}")
-        self.whole(home, trial)
+            raise BrokenPromise("no key is published twice with different bytes", f"{before}\n{now}")
+        self.whole(home)
         if self.curve(home) != self.rows:
-            trial.fail("curves are an undisturbed run's", self.curve(home))
+            raise BrokenPromise("curves are an undisturbed run's", self.curve(home))
         for name, (key, _) in results.items():
             stored, held = ledger.manifest(key), ledger.lease(key)
             trial.resumed += bool(stored and stored[0].attempt.resumed_from is not None)
             if held is not None and held[0].live:
-                trial.fail("no lease outlives its holder", f"{name}: {held[0]}")
+                raise BrokenPromise("no lease outlives its holder", f"{name}: {held[0]}")
             if open_ones := [record.epoch for record in ledger.attempts(key) if not record.ended_at]:
-                trial.fail("every attempt's record is closed by the next run", f"{open_ones} of {name}")
+                raise BrokenPromise("every attempt's record is closed by the next run", f"{open_ones} of {name}")
             if left := ledger.checkpoint_steps(key):
-                trial.fail("no checkpoint of a result is left", f"{left} of {name}")
+                raise BrokenPromise("no checkpoint of a result is left", f"{left} of {name}")
+        if trial.way == WORKER:
+            self._services().revive()
+            if open_runs := self._services().open_runs():
+                raise BrokenPromise("no run of Prefect's stays as if somebody worked on it", open_runs)
         probe_pipeline.wait_for(lambda: not of_scratch(home), f"{trial}: the end of all processes")
+        probe_pipeline.wait_for(lambda: not self.containers(home), f"{trial}: the end of all containers")
         list(garbage_collection.collect(home, ledger))
         if left := [path.name for path in (home / "scratch").glob("stage-*")]:
-            trial.fail("no scratch folder is left", left)
+            raise BrokenPromise("no scratch folder is left", left)
 
     def measure(self, home: Path, trial: Trial, since: float, open_nodes: list[str]) -> None:
         """How long the stage that was interrupted took to end, beyond the work that was left to it."""
         if not trial.hits or not open_nodes:
             return
-        node = open_nodes[0]
-        stored = self.ledger(home).manifest(self.expected[node][0])
+        node, ledger = open_nodes[0], self.ledger(home)
+        stored = ledger.manifest(self.expected[node][0])
         assert stored
         attempt = stored[0].attempt
+        record = ledger.attempt(stored[0].key, attempt.epoch)
+        assert record
         left = (STEPS[node] - (attempt.resumed_from or 0)) * (STEP_SECONDS if node == "train_1" else 0.0)
-        trial.recovery = max(0.0, datetime.fromisoformat(attempt.ended_at).timestamp() - since - left)
+        leased, begun, ended = map(seconds_of, (record.started_at, attempt.started_at, attempt.ended_at))
+        trial.recovery = max(0.0, ended - since - left)
+        trial.parts = {"to its lease": leased - since, "to its start": begun - leased, "itself": ended - begun - left}
+
+
+def seconds_of(text: str) -> float:
+    """A time of a record, in seconds since 1970."""
+    return datetime.fromisoformat(text).timestamp()
 
 
 def used(pid: int) -> float:
@@ -273,6 +375,17 @@ def used(pid: int) -> float:
                 times = one.cpu_times()
                 total += times.user + times.system + times.children_user + times.children_system
     return total
+
+
+def of_home(home: Path) -> list[int]:
+    """Runs of a folder that live."""
+    pids = []
+    for one in psutil.process_iter():
+        with suppress(psutil.Error):
+            command, whose = one.cmdline(), one.environ().get(MARK)
+            if ("tests.support.campaign_run" in command and str(home) in command) or whose == str(home):
+                pids.append(one.pid)
+    return pids
 
 
 def of_scratch(home: Path) -> list[int]:
