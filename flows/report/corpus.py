@@ -27,6 +27,9 @@ from flows.report.markup import (
 PARTIAL = ("paragraphs", "repeated substrings")
 """A reason that begins so cut something out of documents that stay: its documents are not gone."""
 
+ENCODED = ("documents", "bytes", "tokens")
+"""What `tokenize` counts of each source."""
+
 
 def funnels(data: Data) -> Section | None:
     """Documents and bytes from raw source to corpus."""
@@ -276,8 +279,26 @@ def tokens(data: Data) -> Section | None:
         )
         rows = [row for node in shards for row in _shards(node)]
         parts.append(table(head, rows, numbers=range(2, 9)))
-        parts += [_phases(shards), *(part for node in shards for part in _mixture(node))]
+        parts += [_phases(shards), *_fertility(shards), *(part for node in shards for part in _mixture(node))]
     return Section("tokens", "Tokenizer and token shards", join(*parts))
+
+
+def _fertility(nodes: list[NodeData]) -> list[Markup]:
+    """Bytes a token of each source, over all shards: what the tokenizer is good at, and what it is not."""
+    counts: dict[str, list[int]] = {}
+    for node in nodes:
+        for row in node["result"]["stats"].get("encoded", ()):
+            one = counts.setdefault(row["node"], [0, 0, 0])
+            counts[row["node"]] = [have + row[what] for have, what in zip(one, ENCODED, strict=True)]
+    if not counts:
+        return []
+    rows = [
+        [name, number(documents), size(text), number(tokens), number(text / tokens, 3) if tokens else NONE]
+        for name, (documents, text, tokens) in counts.items()
+    ]
+    head = ("Source", "Documents", "Text", "Tokens, without ends", "Bytes a token")
+    about = "Fertility: what was encoded of each source, before the mixture cuts or repeats it."
+    return [paragraph(about, "note"), table(head, rows, numbers=range(1, 5))]
 
 
 def _phases(nodes: list[NodeData]) -> Markup:

@@ -16,7 +16,7 @@ Column = tuple[str, int, str]
 
 def decoding(row: Mapping[str, Any]) -> str:
     """How the answers of a score were made: by its report's settings of generation."""
-    options: Mapping[str, Any] | None = row["generation"]
+    options: Mapping[str, Any] | None = row.get("generation")
     if options is None:
         return "choice by likelihood" if str(row["metric"]).startswith(("acc", "mc")) else "not recorded"
     if not options.get("do_sample"):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from flows import paper
 from flows.report.data import Data, node_of, pictures_of, report_of
+from flows.report.family_table import decoding
 from flows.report.markup import NONE, Markup, Section, badge, heading, join, paragraph, table
 from flows.report.scores import shown
 from flows.tables import not_comparable
@@ -58,7 +59,7 @@ def _table(report: Mapping[str, Any]) -> Markup:
         known = printed.row(OURS).scores.get(COLUMNS.get(row["task"], "")) if id(row) in comparable else None
         rows.append(
             [
-                _column(row), f"{row['n']:,}", row["metric"], _score(row), *blind,
+                _column(row), f"{row['n']:,}", _metric(row), _score(row), *blind,
                 f"{known:.2f}" if known is not None else NONE, row["note"] or NONE,
             ]
         )  # fmt: skip
@@ -78,6 +79,11 @@ def _table(report: Mapping[str, Any]) -> Markup:
 def _column(row: Mapping[str, Any]) -> str:
     """The benchmark's name as Table 8 has it, or that of scenes that this run made in its format."""
     return shown(row) if row.get("toy") else COLUMNS.get(row["task"], row["task"])
+
+
+def _metric(row: Mapping[str, Any]) -> Markup:
+    """What was counted, and how the answers came about."""
+    return Markup("%s <small>%s</small>") % (row["metric"], decoding(row))
 
 
 def _score(value: Mapping[str, Any]) -> str:

@@ -71,7 +71,7 @@ def run(ctx: Context[EvaluateVlmConfig]) -> None:
     for number, name in enumerate(config.benchmarks):
         ctx.progress(number, len(config.benchmarks), "benchmarks")
         answered, truncated, images, whole = _answer(ctx, answerer, name, folder)
-        results.extend(_scores(BENCHMARKS[name], answered, truncated, suite, whole))
+        results.extend(_scores(BENCHMARKS[name], answered, truncated, suite, whole, config))
         shown = f"{TOY}{name}" if _made(suite, name) else name
         _write_samples(Path(ctx.output("report")), name, shown, answered)
         pictures.extend(_keep_pictures(Path(ctx.output("report")), shown, answered, images, config.pictures))
@@ -163,8 +163,16 @@ def scorer(name: str, images: Mapping[str, Image.Image] | Images) -> Callable[[Q
     return lambda q, answer: scorers.chosen(answer, q.truth)
 
 
-def _scores(benchmark: Benchmark, answered: list[Answered], truncated: int, suite: Suite, whole: int) -> list[Score]:
+def _scores(
+    benchmark: Benchmark,
+    answered: list[Answered],
+    truncated: int,
+    suite: Suite,
+    whole: int,
+    config: EvaluateVlmConfig,
+) -> list[Score]:
     """The benchmark's headline, then its groups."""
+    chosen = bool(answered[0].question.options)
     toy = _made(suite, benchmark.name)
     notes = [
         *(["scenes that this run rendered, in the data set's format"] if toy else []),
@@ -196,6 +204,7 @@ def _scores(benchmark: Benchmark, answered: list[Answered], truncated: int, suit
                 split=benchmark.split,
                 task_version=HARNESS_VERSION,
                 truncated=truncated if not suffix else 0,
+                generation=None if chosen else {"do_sample": False, "max_new_tokens": config.max_new_tokens},
                 in_domain=toy,
                 comparable_to_paper=not notes,
                 note="; ".join(notes),

@@ -58,7 +58,7 @@ class EvaluateVlmConfig(StageConfig):
     )
 
 
-class EvaluateVlm(Stage[EvaluateVlmConfig], env="vlm", revision=4, reproducible="same hardware"):
+class EvaluateVlm(Stage[EvaluateVlmConfig], env="vlm", revision=5, reproducible="same hardware"):
     """Score a vision-language model on the seven benchmarks of Table 8, with a blind control beside every score."""
 
     untimed: ClassVar[str] = "what its suite asks is known once it is there"

@@ -107,6 +107,7 @@ def run(ctx: Context[TokenizeConfig]) -> None:
         heldout_windows=heldout,
         dropped_tail_tokens=total - used,
         sources=rows,
+        encoded=[_encoded(source) for source in sources],
         funnel=_funnel(sources, takes),
     )
 
@@ -126,6 +127,15 @@ def _row(source: Source, take: int) -> dict[str, Any]:
         "epochs": round(epochs, 4),
         "of_the_whole": round(epochs * share, 4),
     }
+
+
+def _encoded(source: Source) -> dict[str, Any]:
+    """What the tokenizer made of a source: documents, their bytes, and their tokens without the </s> of each."""
+    count = {
+        what: sum(source.total(part, what) for part in ("train", "heldout"))
+        for what in ("documents", "bytes", "tokens")
+    }
+    return {"node": source.node} | count | {"tokens": count["tokens"] - count["documents"]}
 
 
 def _funnel(sources: list[Source], takes: list[int]) -> dict[str, dict[str, int]]:

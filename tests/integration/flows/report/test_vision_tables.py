@@ -60,7 +60,8 @@ def data(results: list[dict[str, Any]], pictures: list[dict[str, Any]]) -> Data:
     return {"nodes": [{"name": "evaluate_vlm", "reports": {"report": made} if results else {}, "pictures": pictures}]}
 
 
-RESULTS = [score("gqa", 0.75, 0.47, 0.04), score("vsr", 0.5, 0.02, 0.04), score("tally-qa", 0.6, 0.1, None)]
+WRITTEN = {"generation": {"do_sample": False, "max_new_tokens": 128}, "metric": "exact_match"}
+RESULTS = [score("gqa", 0.75, 0.47, 0.04) | WRITTEN, score("vsr", 0.5, 0.02, 0.04), score("tally-qa", 0.6, 0.1, None)]
 
 
 def test_scores_stand_beside_the_control_and_the_paper() -> None:
@@ -80,7 +81,8 @@ def test_no_number_of_the_paper_stands_beside_toy_data() -> None:
     section = vision_tables.section(data(toys, []))
     assert section is not None
     text = " ".join(re.sub("<[^>]*>", " ", section.body).split())
-    assert "toy-gqa 200 acc 75.0 ± 2.0 28.0 ± 3.0 +47.0 yes" in text
+    assert "toy-gqa 200 exact_match greedy 75.0 ± 2.0 28.0 ± 3.0 +47.0 yes" in text
+    assert "toy-vsr 200 acc choice by likelihood 50.0" in text
     assert not re.search(r"64\.\d\d|60\.80|LLaVa|Paper|\bGQA\b", text)
     assert vision_tables.summary(data(toys, [])) == [
         "vision and language: average 61.7; beyond its blind control by 3 standard errors on 1 of 3: toy-gqa"

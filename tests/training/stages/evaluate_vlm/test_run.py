@@ -173,6 +173,10 @@ def test_the_report_has_every_benchmark_with_its_control(done: LocalContext[Eval
     assert [score.table for score in heads] == ["table_8"] * 7
     assert [score.column for score in heads] == ["GQA", "VizWiz", "RefCOCO+", "OCID-Ref", "VSR", "POPE", "TallyQA"]
     assert {score.column for score in report.results if not score.headline} == {None}
+    greedy = {"do_sample": False, "max_new_tokens": done.config.max_new_tokens}
+    written = {score.task for score in heads if score.generation == greedy}
+    assert written == {"gqa", "vizwiz", "refcoco+", "ocid-ref"}
+    assert {score.metric for score in heads if score.generation is None} == {"acc"}, "the others choose an option"
     for score in heads:
         assert score.n == score.n_total == 12
         assert score.control is not None

@@ -123,6 +123,9 @@ def test_facets_meta_and_counts(tmp_path: Path, tokenizer: LocalArtifact) -> Non
     assert ctx.meta["shards"]["tokens"] == 16 * ctx.stats["windows"] == ctx.stats["tokens"]
     assert 0 <= ctx.stats["dropped_tail_tokens"] < 16
     assert [s["documents"] for s in ctx.stats["sources"]] == [60, 60]
+    for row, source, texts in zip(ctx.stats["encoded"], ctx.stats["sources"], (corpus(1), corpus(2)), strict=True):
+        text = {"documents": 60, "bytes": sum(len(one.encode()) for one in texts)}
+        assert row == {"node": source["node"], "tokens": source["tokens"] - 60} | text
     assert len(opened(ctx.output("shards"))) == ctx.stats["windows"]
 
 
