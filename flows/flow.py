@@ -18,6 +18,7 @@ from prefect import allow_failure, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.context import TagsContext
+from prefect.exceptions import Pause
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
@@ -311,7 +312,7 @@ def walk(run_id: str, run: Run) -> State[Any]:
             with TagsContext(current_tags=set()):  # a task with tags asks the server for each tag's limit
                 futures[name] = named.submit(name, run_id, return_state=False, wait_for=upstream)
         for name, future in futures.items():
-            future.wait()
+            _wait(future)
             if future.state.name not in (SKIPPED, OVER_BUDGET) and (
                 future.state.is_failed() or future.state.is_crashed()
             ):
@@ -321,6 +322,8 @@ def walk(run_id: str, run: Run) -> State[Any]:
         return Failed(message=str(error))
     except BaseException as error:
         run.interrupted = True
+        if isinstance(error, Pause):
+            get_run_logger().info("suspended: what runs saves a checkpoint and ends, Resume goes on from there")
         try:
             execution.stop()
         except Exception as trouble:  # one launcher is away: the others are waited for, and the run ends as what it is
@@ -351,6 +354,15 @@ def walk(run_id: str, run: Run) -> State[Any]:
     ran = sum(not outcome.cached for outcome in run.outcomes.values())
     money = f"; {spending.money(spent.spent)} of {spending.money(spent.budget)} spent" if spent else ""
     return Completed(message=f"{counted(ran, 'node')} ran, {len(run.outcomes) - ran} answered from the ledger{money}")
+
+
+def _wait(future: PrefectFuture[Any]) -> None:
+    """Wait for a task. Raises Pause when the run was suspended meanwhile: Prefect looks for that where a wait ends."""
+    ended = threading.Event()
+    future.add_done_callback(lambda _: ended.set())
+    while not ended.wait(1.0):
+        future.wait(0)
+    future.wait()
 
 
 def _tell_trouble(run: Run) -> None:

@@ -107,7 +107,7 @@ def heartbeat_automation() -> dict[str, Any]:
     with `prefect.`.
     """
     heartbeat = "prefect.flow-run.heartbeat"
-    ended = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")]
+    ended = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed", "Suspended")]
     return {
         "name": "moxin: crash runs that stopped sending heartbeats",
         "description": "A flow run whose process or machine died is marked Crashed, so that it can be retried.",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.browser import open_browser
 from tests.support.installation import SMALL, Installation, kill, sets, wait_for
 from tests.support.limits import DAG
+from tests.support.prefect_pages import logged_in, press
 
 pytestmark = pytest.mark.e2e
 STEPS = 600
@@ -134,6 +138,57 @@ def test_a_run_cancelled_in_the_ui_ends_cancelled(installation: Installation) ->
     wait_for(lambda: state_of(installation, run_id) == "CANCELLED", "the run was not cancelled")
     gone(installation)
     would_resume(installation, overrides)
+
+
+def test_a_suspended_run_ends_its_process_and_resumes(installation: Installation) -> None:
+    """As the page's buttons do it: what Suspend sends, and what Resume sends."""
+    overrides = training(8)
+    run_id = deploy(installation, overrides)
+    flow = parent_of(past_a_checkpoint(installation, overrides))
+    until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    details = {"pause_timeout": until, "pause_reschedule": True}
+    state = {"type": "PAUSED", "name": "Suspended", "state_details": details}
+    answer = installation.prefect("POST", f"/flow_runs/{run_id}/set_state", {"state": state})
+    assert answer["status"] == "ACCEPT"
+    gone(installation)
+    wait_for(lambda: not Path(f"/proc/{flow}").exists(), "the flow's process stayed")
+    assert installation.prefect("GET", f"/flow_runs/{run_id}")["state"]["name"] == "Suspended"
+    would_resume(installation, overrides)
+    installation.prefect("POST", f"/flow_runs/{run_id}/resume")
+    wait_for(lambda: state_of(installation, run_id) == "COMPLETED", "the run did not go on", DAG)
+    assert installation.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 40
+    query = {"task_runs": {"flow_run_id": {"any_": [run_id]}}}
+    states = [row["state"]["type"] for row in installation.prefect("POST", "/task_runs/filter", query)]
+    assert sorted(states) == ["CANCELLED", "COMPLETED"]
+
+
+def test_suspend_resume_cancel_and_retry_are_buttons_of_a_runs_page(installation: Installation, tmp_path: Path) -> None:
+    overrides = training(9)
+
+    def shown(state: str) -> None:
+        wait_for(lambda: installation.prefect("GET", f"/flow_runs/{run_id}")["state"]["name"] == state, state, DAG)
+
+    with open_browser(tmp_path / "profile") as browser:
+        address = logged_in(installation, browser)
+        run_id = deploy(installation, overrides)
+        past_a_checkpoint(installation, overrides)
+        browser.open(f"{address}/runs/flow-run/{run_id}")
+        press(browser, "Suspend")
+        press(browser, "Submit")
+        shown("Suspended")
+        gone(installation)
+        press(browser, "Resume")
+        press(browser, "Submit")
+        wait_for(installation.stages, "it did not go on")
+        press(browser, "Cancel")
+        press(browser, "Confirm")
+        shown("Cancelled")
+        gone(installation)
+        would_resume(installation, overrides)
+        press(browser, "Retry")
+        press(browser, "Retry", last=True)
+        shown("Completed")
+    assert installation.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 40
 
 
 def test_a_killed_flow_is_crashed_and_its_stage_stops(installation: Installation) -> None:

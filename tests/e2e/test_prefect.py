@@ -23,6 +23,7 @@ from stages.core.files import ROOT
 from tests.support.browser import Browser, open_browser
 from tests.support.installation import Installation, kill, wait_for
 from tests.support.limits import HANG
+from tests.support.prefect_pages import logged_in
 
 pytestmark = pytest.mark.e2e
 
@@ -58,31 +59,6 @@ def test_the_second_page_is_neither_offered_nor_there(installation: Installation
 def browser(tmp_path: Path) -> Iterator[Browser]:
     with open_browser(tmp_path / "profile") as opened:
         yield opened
-
-
-def logged_in(installation: Installation, browser: Browser) -> str:
-    """The address of the pages, which the browser may see from now on."""
-    from flows import local_services
-    from flows.settings import Settings
-
-    settings = Settings.load(installation.home)
-    browser.do("POST", "/url", {"url": settings.prefect_ui_url + "/"})
-    wait_for(lambda: browser.script("return document.querySelectorAll('a, button, input').length"), "the first page")
-    secret = json.dumps(local_services.password(installation.home))
-    login = f"""
-        const field = document.querySelector('input[type=password]');
-        if (!field) return false;
-        Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(field, {secret});
-        field.dispatchEvent(new Event('input', {{bubbles: true}}));
-        document.querySelector('form')?.requestSubmit();
-        return true;
-    """
-    wait_for(
-        lambda: browser.script(login) or browser.script("return !!document.querySelector('a[href*=deployments]')"),
-        "the login",
-    )
-    wait_for(lambda: browser.script("return !!document.querySelector('a[href*=deployments]')"), "the dashboard")
-    return settings.prefect_ui_url
 
 
 def test_a_browser_that_clicks_through_the_pages_asks_nobody_else(installation: Installation, browser: Browser) -> None:

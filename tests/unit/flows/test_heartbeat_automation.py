@@ -27,7 +27,7 @@ def test_prefects_own_trigger_takes_a_heartbeat_and_the_end_of_a_run() -> None:
 
     trigger = EventTrigger.model_validate(prefect.heartbeat_automation()["trigger"])
     assert trigger.starts_after("prefect.flow-run.heartbeat"), "the name that prefect/flow_engine.py sends"
-    for name in ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed"):
+    for name in ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed", "Suspended"):
         event = ReceivedEvent(
             occurred="2026-01-01T00:00:00Z",
             event=f"prefect.flow-run.{name}",
