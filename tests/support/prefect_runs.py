@@ -18,7 +18,7 @@ from tests.support.limits import HANG
 from tests.support.paths import ROOT
 
 PROGRAM = """
-import json, sys
+import importlib, json, sys
 from pathlib import Path
 import tests.conftest
 from flows.cli import running
@@ -37,7 +37,8 @@ class Display(console.RunDisplay):
 console.RunDisplay = Display
 sys.executable = probe_pipeline.python_with_probes(folder)
 try:
-    start = lambda: flow.moxin(flow.ProfileName("tiny"), set=overrides, **parameters, return_state=True)
+    begin = importlib.import_module("flows.sweep").sweep if "name" in parameters else flow.moxin
+    start = lambda: begin(profile=flow.ProfileName("tiny"), set=overrides, **parameters, return_state=True)
     state, outcomes, url, known = running.run_flow(start, Settings.load(), 6, True)
     end = {"type": state.type.value, "message": state.message, "url": url, "server_knows": known}
     print(json.dumps(["end", end]), flush=True)
@@ -79,7 +80,7 @@ class Run:
         api_port: int | None = None,
         **parameters: object,
     ) -> None:
-        """parameters: of the flow, beside the overrides."""
+        """parameters: of the flow, beside the overrides; with a `name` it is a sweep."""
         api = settings.prefect_api_url if api_port is None else f"http://127.0.0.1:{api_port}/api"
         clean = {
             name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AWS_", "MOXIN_"))
