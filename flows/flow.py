@@ -130,8 +130,7 @@ def run_node(name: str, run_id: str) -> State[Any]:
             run.failures[name] = str(error)
         return Failed(message=str(error))
     with run.lock:
-        run.results[name] = outcome.result
-        run.outcomes[name] = outcome
+        run.results[name], run.outcomes[name] = outcome.result, outcome
     if outcome.cached:
         return Completed(name="Cached", message=outcome.reason)
     ledger, picture = run.execution.ledger, observer.picture
@@ -342,8 +341,7 @@ def walk(run_id: str, run: Run) -> State[Any]:
         _report(run)
     _tell_trouble(run)
     why = list(dict.fromkeys(run.failures.values()))  # nodes that lack the same thing say so once
-    spent = execution.spending
-    if spent:
+    if spent := execution.spending:
         spent.finish()
     if spent and spent.stopped:
         return State(type=StateType.FAILED, name=OVER_BUDGET, message="; ".join([*why, spent.message()]))
