@@ -198,9 +198,9 @@ def stand_in(folder: Path) -> str:
     """An interpreter that also finds the probe stages: the launcher's own code stays as it is."""
     path = folder / "python"
     path.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport"
-        f" stages\nstages.__path__.append({str(PROBES)!r})\nfrom stages.core import"
-        " runtime\nsys.exit(runtime.main(sys.argv[3:]))\n",
+        f"#!{sys.executable}\nimport runpy\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\nimport"
+        f" stages\nstages.__path__.append({str(PROBES)!r})\nmodule, sys.argv = sys.argv[2], sys.argv[2:]\n"
+        "runpy.run_module(module, run_name='__main__', alter_sys=True)\n",
         encoding="utf-8",
     )
     path.chmod(0o755)
