@@ -1,4 +1,5 @@
-"""A hub of data sets on loopback: as much of the Hugging Face hub's API as huggingface_hub and datasets ask for.
+"""A hub of data sets and models on loopback: as much of the Hugging Face hub's API as huggingface_hub and datasets ask
+for.
 
     with Hub({"a/b": Repository("c" * 40, {"README.md": b"..", "data/train-00000-of-00001.parquet": parquet(rows)})}) as
     hub:
@@ -37,8 +38,8 @@ TOKEN = "hf_loopback"
 
 @dataclass
 class Repository:
-    """A data set at one commit. busy: how many answers are 429 first; broken: how many are 503 first; cut: how many
-    bodies of files break off in the middle first.
+    """A data set or a model at one commit. busy: how many answers are 429 first; broken: how many are 503 first; cut:
+    how many bodies of files break off in the middle first.
     """
 
     commit: str
@@ -142,9 +143,13 @@ class Hub:
         if path.startswith("/site/"):
             return self._of_site(ask, path.removeprefix("/site/"))
         parts = path.removeprefix("/api").strip("/").split("/")
-        if parts[0] != "datasets" or len(parts) < 3:
+        if parts[0] in ("datasets", "models"):
+            parts = parts[1:]
+        elif parts[2:3] != ["resolve"]:  # a model's files have no word before its name
             return self._strange(ask)
-        name, rest = "/".join(parts[1:3]), parts[3:]
+        if len(parts) < 2:
+            return self._strange(ask)
+        name, rest = "/".join(parts[:2]), parts[2:]
         repository = self.repositories.get(name)
         if repository is None:  # the hub tells nobody whether a name is unknown or private
             return _refuse(ask, 401, "RepoNotFound", "Repository not found. Invalid username or password.")

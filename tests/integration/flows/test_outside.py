@@ -127,6 +127,9 @@ def test_a_repository_of_the_hub_and_a_prefix_of_a_store(
             monkeypatch.setenv(name, value)
         of_hub = _adopt(ledger, "pretrain_3", "hf://datasets/owner/base@main", tmp_path).result
         asked = " ".join(hub.repositories["owner/base"].asked)
+        as_model = _adopt(ledger, "pretrain_3", "hf://owner/base", tmp_path).result
+    assert as_model.config["place"] == f"hf://owner/base@{'c' * 40}"
+    assert as_model.outputs["model"].digest == of_hub.outputs["model"].digest
     assert of_hub.config["place"] == f"hf://datasets/owner/base@{'c' * 40}"
     assert of_hub.config["source_revision"] == "c" * 40
     assert "model.safetensors" in asked
