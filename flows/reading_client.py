@@ -8,15 +8,17 @@ too, is left to botocore's client, which is loaded then and asks again. Errors, 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import hmac
 import http.client
 import io
 import os
+import re
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -32,6 +34,9 @@ EMPTY = hashlib.sha256(b"").hexdigest()
 SECONDS = 60
 """For which an answer is waited for, as botocore's client does here."""
 CHECKSUM = "x-amz-checksum-crc32"
+RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+LARGEST = connection.PART_BYTES
+"""Bytes of a range at most: an answer lies in memory, and what is larger is botocore's to stream."""
 
 
 def client(address: StoreAddress, environment: Mapping[str, str] = os.environ) -> Any:
@@ -48,7 +53,14 @@ def client(address: StoreAddress, environment: Mapping[str, str] = os.environ) -
 
 
 class _NotSimple(Exception):
-    """An answer that botocore's client should see."""
+    """What botocore's client should ask, or an answer that it should see."""
+
+
+class _Body(io.BytesIO):
+    """The body of an answer."""
+
+    def iter_chunks(self, size: int) -> Iterator[bytes]:
+        return iter(functools.partial(self.read, size), b"")
 
 
 class ReadingClient:
@@ -78,12 +90,13 @@ class ReadingClient:
             return self._loaded
 
     def get_object(self, **query: Any) -> Any:
-        """A whole object; a range is botocore's."""
+        """A whole object, as records are read; or a range of `LARGEST` bytes at most."""
         try:
             headers, body = self._object("GET", "GetObject", query)
+            span = {"ContentRange": headers["content-range"]} if "content-range" in headers else {}
+            return self._answer(headers) | {"Body": _Body(body), "ContentLength": len(body)} | span
         except _NotSimple:
             return self._botocore().get_object(**query)
-        return self._answer(headers) | {"Body": io.BytesIO(body), "ContentLength": len(body)}
 
     def head_object(self, **query: Any) -> Any:
         """What an object is."""
@@ -110,18 +123,19 @@ class ReadingClient:
 
     def _object(self, method: str, operation: str, query: Mapping[str, Any]) -> tuple[dict[str, str], bytes]:
         """Headers and body of an object. Raises ClientError where there is none, and _NotSimple."""
-        if set(query) != {"Bucket", "Key"}:
+        span = _small(query["Range"]) if "Range" in query else None
+        if set(query) - {"Range"} != {"Bucket", "Key"}:
             raise _NotSimple
-        status, headers, body = self._ask(method, f"/{query['Bucket']}/{query['Key']}", {})
+        status, headers, body = self._ask(method, f"/{query['Bucket']}/{query['Key']}", {}, span)
         if status == 404:
             code = "404" if method == "HEAD" else _code(body)
             if code in ("404", "NoSuchKey"):
                 about = {"HTTPStatusCode": 404, "HTTPHeaders": headers}
                 raise ClientError({"Error": {"Code": code}, "ResponseMetadata": about}, operation)
-        if status != 200:
+        if status != (206 if span else 200):
             raise _NotSimple
         given = headers.get(CHECKSUM, "")
-        whole = method == "GET" and given and "-" not in given  # one of parts has their number behind it
+        whole = method == "GET" and not span and given and "-" not in given  # one of parts has their number behind it
         if whole and base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode() != given:
             raise _NotSimple
         return headers, body
@@ -134,11 +148,13 @@ class ReadingClient:
         about = {"HTTPStatusCode": 200, "HTTPHeaders": headers}
         return {"ETag": headers.get("etag", ""), "LastModified": written, "ResponseMetadata": about}
 
-    def _ask(self, method: str, path: str, query: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
+    def _ask(
+        self, method: str, path: str, query: Mapping[str, str], span: str | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers (names in small letters) and body of one request. Raises _NotSimple."""
         path = quote(path, safe="/-_.~")
         text = "&".join(f"{quote(name, safe='-_.~')}={quote(query[name], safe='-_.~')}" for name in sorted(query))
-        headers = self._signed(method, path, text)
+        headers = self._signed(method, path, text) | ({"range": span} if span else {})
         connection_ = self._idle.pop() if self._idle else self._connection()
         try:
             connection_.request(method, f"{path}?{text}" if text else path, headers=headers)
@@ -178,6 +194,14 @@ class ReadingClient:
                 key = hmac.new(key, part.encode(), hashlib.sha256).digest()
             self._signing = scope, key
         return key
+
+
+def _small(span: str) -> str:
+    """A range that is read here. Raises _NotSimple for another one."""
+    match = RANGE.fullmatch(span)
+    if match is None or int(match[2]) - int(match[1]) >= LARGEST:
+        raise _NotSimple
+    return span
 
 
 def _code(body: bytes) -> str:

@@ -16,7 +16,7 @@ from stages.core import connection
 from stages.core.errors import ConfigError, InfraError
 from stages.core.messages import StoreAddress
 from stages.core.store import Store
-from stages.core.store_errors import Unavailable
+from stages.core.store_errors import Damaged, Unavailable
 from tests.support.paths import ROOT
 from tests.support.s3_proxy import proxied
 
@@ -82,12 +82,38 @@ def test_many_threads_read_at_once(store_server: Settings, store: Store, botocor
     assert botocore.made == 0
 
 
+def test_a_range_is_read_and_one_that_is_not_there_is_told(
+    store_server: Settings, store: Store, botocore: Botocore
+) -> None:
+    store.put("x", b"0123456789")
+    read = light(store_server, store.address, botocore)
+    assert [read.get_range("x", 2, 5), read.get_range("x", 0, 10), read.get_range("x", 9, 10)] == [
+        b"234", b"0123456789", b"9",
+    ]  # fmt: skip
+    with pytest.raises(Damaged, match="absent is not in the store"):
+        read.get_range("absent", 0, 1)
+    assert botocore.made == 0
+    for start, end in ((8, 12), (12, 14)):
+        with pytest.raises(Damaged, match="ends"):
+            read.get_range("x", start, end)
+
+
+def test_what_is_too_large_to_lie_in_memory_is_botocores(
+    store_server: Settings, store: Store, botocore: Botocore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading_client, "LARGEST", 4)
+    store.put("x", b"0123456789")
+    read = light(store_server, store.address, botocore)
+    assert (read.get_range("x", 0, 4), botocore.made) == (b"0123", 0)
+    assert (read.get_range("x", 0, 5), botocore.made) == (b"01234", 1)
+
+
 def test_whatever_else_is_asked_is_botocores(store_server: Settings, store: Store, botocore: Botocore) -> None:
     read = light(store_server, store.address, botocore)
     read.put("x", b"0123456789")
     assert store.get("x") == read.get("x")
     where = {"Bucket": store.address.bucket, "Key": f"{store.address.prefix}x"}
-    assert read._client.get_object(**where, Range="bytes=2-4")["Body"].read() == b"234"
+    assert read._client.get_object(**where, Range="bytes=-3")["Body"].read() == b"789"
     read.delete(["x"])
     assert store.get("x") is None
     assert botocore.made == 1
