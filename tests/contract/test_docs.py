@@ -1,8 +1,9 @@
-"""The documentation cites what is there: every path exists, and every test that a page names is one."""
+"""Documentation and code cite what is there: every path exists, and every test that a page names is one."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 
 import pytest
 
@@ -12,6 +13,12 @@ PAGES = sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *(RO
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)\s]*)?\)")
 TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(test_\w+))?`")
 PATH = re.compile(r"`((?:stages|flows|infra|tests|containers|benchmarks|docs)/[\w./-]+)`")
+
+CITED = re.compile(
+    r"(?<![\w/.<-])((?:stages|flows|infra|tests|containers|benchmarks|docs)/[\w./-]*\w\.(?:py|md|toml|sh|yaml|json|lock))\b"
+)
+FOREIGN = {"docs/tulu3.md"}
+"""Paths in the repositories of others: open-instruct's recipe."""
 
 
 def read(page: str) -> str:
@@ -26,6 +33,20 @@ def test_links_lead_somewhere(page: str) -> None:
     missing = [link for link in LINK.findall(text) if not ((ROOT / page).parent / link).exists()]
     missing += [path for path in PATH.findall(text) if not (ROOT / path).exists()]
     assert not missing
+
+
+def test_paths_that_code_and_readmes_cite_exist() -> None:
+    """In comments, messages and READMEs, without links. Guides and tests write files of their own."""
+    folders = ("benchmarks", "containers", "flows", "infra", "stages")
+    listed = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    missing = {
+        f"{name}: {path}"
+        for name in listed.split()
+        if name.endswith((".md", ".py", ".sh", ".toml", ".yaml", ".yml")) and (ROOT / name).is_file()
+        for path in CITED.findall((ROOT / name).read_text(encoding="utf-8"))
+        if path not in FOREIGN and not (ROOT / path).exists()
+    }
+    assert missing == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
