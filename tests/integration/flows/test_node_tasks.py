@@ -91,7 +91,9 @@ def test_a_run_that_left_a_node_without_a_result_never_ends_well(
 ) -> None:
     run = run_of(execution, [plan_of("collect", PIPELINE["collect"].config_type())])
     finished = SimpleNamespace(
-        wait=lambda: None, state=SimpleNamespace(name="Completed", is_failed=bool, is_crashed=bool)
+        wait=lambda: None,
+        add_done_callback=lambda act: act(None),
+        state=SimpleNamespace(name="Completed", is_failed=bool, is_crashed=bool),
     )
     task = SimpleNamespace(with_options=lambda **options: SimpleNamespace(submit=lambda *a, **k: finished))
     monkeypatch.setattr(flow_module, "run_node", task)
@@ -120,9 +122,8 @@ def test_an_interrupted_run_waits_for_the_picture_that_is_drawn(
     calls = ApiCallQueue()
     monkeypatch.setattr(ApiCallQueue, "INTERRUPTED_SECONDS", HANG)
     run = flow_module.Run(execution, [plan_of("collect", PIPELINE["collect"].config_type())], calls)  # type: ignore[arg-type]
-    task = SimpleNamespace(
-        with_options=lambda **options: SimpleNamespace(submit=lambda *a, **k: SimpleNamespace(wait=interrupted))
-    )
+    waited = SimpleNamespace(wait=interrupted, add_done_callback=lambda act: act(None))
+    task = SimpleNamespace(with_options=lambda **options: SimpleNamespace(submit=lambda *a, **k: waited))
     monkeypatch.setattr(flow_module, "run_node", task)
     assert flow_module.walk("test", run).is_cancelled()
     assert drawn == [True]
