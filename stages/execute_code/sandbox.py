@@ -27,9 +27,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from stages.core.errors import ConfigError, InfraError
+from stages.core.files import ROOT
 from stages.execute_code.supervisor import PASSED
 
-ROOT = Path(__file__).parents[2]
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/etc/ld.so.cache")
 """What the interpreter's extension modules need."""
 START = "from stages.execute_code.supervisor import main; main()"

@@ -23,11 +23,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from stages.core import errors
+from stages.core.files import ROOT
 from stages.core.processes import cpu_seconds
 
 SECONDS = 30.0
@@ -118,8 +118,7 @@ class BoundedProcess:
                 return False
 
     def _start(self) -> subprocess.Popen[bytes]:
-        root = str(Path(__file__).parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "stages.ingest.bounded_process", str(os.getpid()), str(self._memory)],
             stdin=subprocess.PIPE,
