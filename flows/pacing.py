@@ -12,6 +12,8 @@ between two pictures of the curves, each up to a second of a processor: at first
 """
 SHARE, LONGEST = 0.01, 300.0
 """Between two values that replace each other: this share of the time so far, and so many seconds at most."""
+PICTURE_SHARE, PICTURE_LONGEST = 0.05, 3600.0
+"""The same of pictures: the server keeps each, some 200 kB, for a week in an event that says that there was one."""
 LINES, SECONDS_A_LINE = 2_000, 60.0
 """Lines that a node may write at once, and how soon it may write one more."""
 
@@ -19,14 +21,14 @@ LINES, SECONDS_A_LINE = 2_000, 60.0
 class Spacing:
     """Lets a value that the next one replaces pass: every `least` seconds at first, and less and less often."""
 
-    def __init__(self, least: float) -> None:
-        self._least, self._begun = least, time.monotonic()
+    def __init__(self, least: float, share: float = SHARE, longest: float = LONGEST) -> None:
+        self._least, self._share, self._longest, self._begun = least, share, longest, time.monotonic()
         self._last: float | None = None
 
     def due(self) -> bool:
         """Whether a value may pass now."""
         now = time.monotonic()
-        gap = max(self._least, min(LONGEST, SHARE * (now - self._begun)))
+        gap = max(self._least, min(self._longest, self._share * (now - self._begun)))
         if self._last is not None and now - self._last < gap:
             return False
         self._last = now

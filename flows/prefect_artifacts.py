@@ -33,7 +33,15 @@ from flows.execute import Outcome
 from flows.live.curve_alarms import Alarm, alarms_of
 from flows.live.curves import Curves, panels_of
 from flows.log_lines import metric_rows
-from flows.pacing import METRIC_SECONDS, PICTURE_SECONDS, PROGRESS_SECONDS, Budget, Spacing
+from flows.pacing import (
+    METRIC_SECONDS,
+    PICTURE_LONGEST,
+    PICTURE_SECONDS,
+    PICTURE_SHARE,
+    PROGRESS_SECONDS,
+    Budget,
+    Spacing,
+)
 from flows.plan import NodePlan
 from flows.profiles import Profile
 from flows.report import ablation, paper_tables, scores, vision_tables
@@ -163,7 +171,7 @@ class TaskObserver:
         """former: reads the metric rows of the node's result before, over which the new curves are drawn."""
         self.node, self._api_calls = node, api_calls
         self.picture, self._curves = CurvePicture(node, api_calls, former), Curves()
-        self._pictures = Spacing(PICTURE_SECONDS)
+        self._pictures = Spacing(PICTURE_SECONDS, PICTURE_SHARE, PICTURE_LONGEST)
         self._log = get_run_logger()
         self._artifact: UUID | None = None
         self._lines, self._metrics, self._bars = Budget(), Spacing(METRIC_SECONDS), Spacing(PROGRESS_SECONDS)

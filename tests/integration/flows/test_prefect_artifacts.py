@@ -48,7 +48,7 @@ class Pages:
 
 @pytest.fixture
 def pages(monkeypatch: pytest.MonkeyPatch) -> Pages:
-    monkeypatch.setattr(prefect_artifacts, "Spacing", lambda seconds: SimpleNamespace(due=lambda: True))
+    monkeypatch.setattr(prefect_artifacts, "Spacing", lambda *limits: SimpleNamespace(due=lambda: True))
     return Pages(monkeypatch)
 
 
