@@ -16,7 +16,11 @@ ABORT = "import os; from stages.core.processes import no_core_files; {}os.abort(
 
 
 def aborted(what: str, limit: int) -> int:
-    """The status of a process that aborts, as the kernel gives it. limit: of core files, as it begins."""
+    """The status of a process that aborts, as the kernel gives it. limit: of core files, as it begins; at most what
+    this process may set, which is less where a test before it ran a command in it.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
 
     def begin() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
