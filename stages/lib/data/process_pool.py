@@ -50,8 +50,8 @@ class Background:
         self._threads.submit(act)
 
     def close(self) -> None:
-        """Wait for what is being stored; drop what has not begun."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Wait until all that was handed over is stored: what is done is kept, also where the next task failed."""
+        self._threads.shutdown(wait=True)
 
 
 @dataclass

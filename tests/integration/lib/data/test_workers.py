@@ -13,7 +13,8 @@ import pytest
 
 from stages.core.errors import ConfigError, InfraError, InputError
 from stages.core.task_objects import FolderObjects
-from stages.lib.data.task import Job, execute, receipt
+from stages.lib.data import process_pool
+from stages.lib.data.task import Job, Made, Receipt, execute, finish, receipt
 from stages.lib.data.workers import Pool
 from tests.support.deduplication import dedup
 from tests.support.limits import HANG
@@ -95,6 +96,21 @@ def test_a_task_that_kills_every_worker_ends(tmp_path: Path) -> None:
 def test_a_tasks_own_error_is_the_stages(tmp_path: Path, workers: int) -> None:
     with pytest.raises(InputError, match="shard 3 cannot be used"):
         Pool(tmp_path / "work", workers).map("squares", refuse, tasks(tmp_path / "log"))
+
+
+def test_what_was_done_before_a_task_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what had not begun to be stored."""
+
+    def slowly(made: Made) -> Receipt:
+        time.sleep(0.3)
+        return finish(made)
+
+    monkeypatch.setattr(process_pool, "finish", slowly)
+    log = tmp_path / "log"
+    with pytest.raises(InputError):
+        Pool(tmp_path / "work").map("squares", refuse, tasks(log))
+    receipts = [path.name for path in sorted((tmp_path / "work" / "squares").glob("*.json"))]
+    assert receipts == ["000000.json", "000001.json", "000002.json"]
 
 
 def test_who_was_taken_for_dead_does_no_harm(tmp_path: Path) -> None:
