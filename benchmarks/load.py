@@ -28,7 +28,7 @@ from typing import Any
 
 import benchmarks.probe_stages  # noqa: F401 - before what needs them
 from benchmarks.memory import peak_kib
-from flows import profiles, reading_client
+from flows import profiles
 from stages import pipeline as declared
 from stages.core import connection
 from stages.core.files import ROOT
@@ -40,7 +40,6 @@ from tests.support.generated_ledger import Filler, layered_pipeline, profile_tex
 
 PROFILE = "load"
 LEDGER_NODES = 50
-OPERATIONS = {"get_object": "GetObject", "head_object": "HeadObject", "list_objects_v2": "ListObjectsV2"}
 FAILED = 10
 """Each so many-th result had a failed attempt before."""
 PLANS = {
@@ -65,29 +64,19 @@ READS = {
 
 @contextlib.contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """The requests that every client which is made meanwhile makes, by operation: botocore's, and that of commands
-    that read.
-    """
-    counts, full = Counter[str](), connection.client
-    light = {name: getattr(reading_client.ReadingClient, name) for name in OPERATIONS}
+    """The requests that every client which is made meanwhile makes, by operation."""
+    counts, full = Counter[str](), connection._client
 
     def counting(address: Any) -> Any:
         client = full(address)
         client.meta.events.register("before-call.s3", lambda model, **_: counts.update([model.name]))
         return client
 
-    def counted_too(name: str) -> Any:
-        return lambda self, **query: counts.update([OPERATIONS[name]]) or light[name](self, **query)
-
-    connection.client = counting
-    for name in OPERATIONS:
-        setattr(reading_client.ReadingClient, name, counted_too(name))
+    connection._client = counting
     try:
         yield counts
     finally:
-        connection.client = full
-        for name, method in light.items():
-            setattr(reading_client.ReadingClient, name, method)
+        connection._client = full
 
 
 @contextlib.contextmanager

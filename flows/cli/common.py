@@ -90,14 +90,13 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def open_ledger(settings: Settings | None = None) -> Generator[Any]:
-    from flows import reading_client
     from flows.settings import Settings
     from stages.core.ledger import Ledger
     from stages.core.store import Store
 
     settings = settings or Settings.load()
     os.environ.update(settings.store_environment())
-    yield Ledger(Store(settings.store, reading_client.client(settings.store), patience=5))  # somebody sits before it
+    yield Ledger(Store(settings.store, patience=5))  # somebody sits before it
 
 
 def load_profile(profile: str, overrides: list[str]) -> tuple[Any, Any]:

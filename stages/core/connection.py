@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import boto3
+from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from stages.core.disk import nearly_full, no_space
@@ -57,13 +59,10 @@ def _patience() -> float:
         raise ConfigError(f"MOXIN_STORE_PATIENCE = {given!r}: set it to seconds, such as 120") from None
 
 
-def client(address: StoreAddress) -> Any:
-    """A client of boto3 with the credentials that are there now. Roles, profiles of a machine and processes that hand
-    out credentials are asked again by botocore itself, before they expire.
+def _client(address: StoreAddress) -> Any:
+    """A client with the credentials that are there now. Roles, profiles of a machine and processes that hand out
+    credentials are asked again by botocore itself, before they expire.
     """
-    import boto3  # here: half of what a command that reads would import, and it has another client
-    from botocore.config import Config
-
     return boto3.Session().client(  # the default session keeps the first credentials that it saw
         "s3",
         endpoint_url=address.endpoint,
@@ -83,18 +82,17 @@ def client(address: StoreAddress) -> Any:
 class Connection:
     """One bucket (and prefix) of an S3 store, as it is asked. Thread-safe.
 
-    given: its client, instead of one of boto3. patience: seconds for which a store that fails is asked again. tell:
-    gets a line when that takes a while.
+    patience: seconds for which a store that fails is asked again. tell: gets a line when that takes a while.
     """
 
-    def __init__(self, address: StoreAddress, given: Any = None, patience: float | None = None) -> None:
+    def __init__(self, address: StoreAddress, client: Any = None, patience: float | None = None) -> None:
         self.address = address
         self.patience = _patience() if patience is None else patience
         self.tell: Callable[[str], None] = logging.getLogger(__name__).warning
         self.interrupted = threading.Event()
         """Set while transfers in other threads are to end: whoever waits for them has been stopped."""
         self._clock_offset: float | None = None
-        self._given, self._client = given is not None, given or client(address)
+        self._given, self._client = client is not None, client or _client(address)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where('')})"
@@ -120,7 +118,7 @@ class Connection:
             except Unavailable as error:
                 if isinstance(error, Expired) and not self._given:
                     take_again()
-                    self._client = client(self.address)  # a file that is written anew is read once by a session
+                    self._client = _client(self.address)  # a file that is written anew is read once by a session
                 if reached is not None and reached() > furthest:
                     pause, since, furthest = PAUSES[0], 0.0, reached()
                 since = since or time.monotonic()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from boto3.exceptions import Boto3Error
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -14,6 +14,7 @@ from botocore.exceptions import (
     ParamValidationError,
     PartialCredentialsError,
 )
+from botocore.parsers import ResponseParserError
 
 from stages.core.errors import ConfigError, InfraError, InputError
 from stages.core.messages import StoreAddress
@@ -88,7 +89,7 @@ def client_errors(address: StoreAddress, key: str) -> Generator[None]:
         raise ConfigError(
             "no credentials for the object store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run 'moxin up'"
         ) from error
-    except (ClientError, BotoCoreError, *_loaded("boto3.exceptions", "Boto3Error")) as error:
+    except (ClientError, BotoCoreError, Boto3Error) as error:
         answer = error if isinstance(error, ClientError) else error.__context__  # an upload's error wraps the answer
         if isinstance(answer, ClientError):
             raise _answer_error(address, key, answer) from error
@@ -102,19 +103,13 @@ def client_errors(address: StoreAddress, key: str) -> Generator[None]:
             f"the object store at {_server(address)} cannot be reached ({type(error).__name__}): is it up? try"
             " 'moxin up'"
         ) from error
-    except (*_loaded("botocore.parsers", "ResponseParserError"), ValueError) as error:
+    except (ResponseParserError, ValueError) as error:
         if not _of_an_answer(error):
             raise
         raise Unavailable(
             f"the answer of the object store at {_server(address)} about {object_name(address, key)} cannot be read"
             f" ({type(error).__name__}): bytes of it changed on their way, or it is no S3 store"
         ) from error
-
-
-def _loaded(module: str, name: str) -> tuple[type[Exception], ...]:
-    """An exception of a module that is loaded: what is not loaded has raised nothing, and loading it takes long."""
-    loaded = sys.modules.get(module)
-    return () if loaded is None else (getattr(loaded, name),)
 
 
 def _of_an_answer(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from stages.core import connection
@@ -29,6 +30,7 @@ MOST_PARTS = 10_000
 """S3 takes no more parts of one object."""
 RESTARTS = 5
 """How often an upload begins anew when the store has forgotten what it had of it."""
+_COPY = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=THREADS)
 
 
 class Sums(NamedTuple):
@@ -76,11 +78,8 @@ class Uploads(Connection):
 
     def copy(self, key: str, to: str) -> None:
         """Copy an object inside the store, whatever its size. Raises Damaged when there is none."""
-        from boto3.s3.transfer import TransferConfig
-
         source = {"Bucket": self.address.bucket, "Key": self._full(key)}
-        parts = TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=THREADS)
-        self._patiently(key, lambda: self._client.copy(source, self.address.bucket, self._full(to), Config=parts))
+        self._patiently(key, lambda: self._client.copy(source, self.address.bucket, self._full(to), Config=_COPY))
 
     def _send_whole(self, key: str, path: Path, size: int) -> Sums:
         with self._buffers:
