@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.memory import peak_kib
+from benchmarks.memory import peak_kib, resident_kib
 from flows import pacing
 from flows.event_dispatch import EventDispatcher
 from flows.launch.base import parse_event
@@ -80,7 +80,7 @@ class Telling:
             if self.count % BATCH == 0:
                 self.dispatcher.flush()
             if second % (self.steps // 5) == 0 and '"metric"' in line:
-                cpu, resident = time.process_time() - begun, resident_mib()
+                cpu, resident = time.process_time() - begun, resident_kib() // 1024
                 say(f"| {second / DAY:.1f} | {self.count:,} | {cpu:.0f} | {resident} | {disk(self.folder)} |")
         yield {"event": "done", "exit": "ok", "message": ""}
 
@@ -94,11 +94,6 @@ class Telling:
 def say(text: str) -> None:
     sys.__stdout__.write(text + "\n")  # type: ignore[union-attr]
     sys.__stdout__.flush()  # type: ignore[union-attr]
-
-
-def resident_mib() -> int:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmRSS"].split()[0]) // 1024
 
 
 def mib(*paths: Path) -> float:

@@ -37,6 +37,7 @@ from benchmarks.step_pipeline import edges
 from flows import deploy, local_services
 from flows.local_services.processes import MARKS
 from stages.core.files import ROOT
+from stages.pipeline import PIPELINE
 
 JOBS = 2
 """Nodes at one time, where a tool can: DVC runs one after the other."""
@@ -132,7 +133,7 @@ def snakemake(peers: Path, folder: Path) -> Tool:
     folder.mkdir()
     (folder / "step.sh").write_text(SCRIPT, encoding="utf-8")
     parents_of = edges()
-    leaves = [name for name in parents_of if not any(name in parents for parents in parents_of.values())]
+    leaves = [name for name in parents_of if not PIPELINE.descendants(name)]
     rules = ['configfile: "config.json"', f"rule all:\n    input: {', '.join(repr(f'out/{leaf}') for leaf in leaves)}"]
     for name, parents in parents_of.items():
         inputs = [f"    input: {', '.join(repr(f'out/{parent}') for parent in parents)}"] if parents else []
@@ -270,12 +271,7 @@ def row(what: str, tool: Tool, wall: list[float], cpu: list[float] | None, servi
 
 def reached(node: str) -> set[str]:
     """A node and all that follow from it."""
-    return {name for name in edges() if name == node or node in ancestors(name)}
-
-
-def ancestors(name: str) -> set[str]:
-    parents = edges()[name]
-    return set(parents).union(*(ancestors(parent) for parent in parents))
+    return {node} | PIPELINE.descendants(node)
 
 
 def main() -> None:

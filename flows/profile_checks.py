@@ -15,7 +15,7 @@ from stages.core.resources import Processes, Resources
 from stages.lib.formats.uris import shown
 
 ONE_MACHINE = ("process", "docker")
-"""Launchers that cannot bring several nodes together."""
+"""Launchers that cannot bring several machines together: all their nodes share one."""
 
 
 def origin_of(origin: Mapping[str, str], *paths: str) -> str:

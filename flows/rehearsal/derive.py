@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flows import profiles
+from flows.profile_checks import ONE_MACHINE
 from flows.profiles import Profile
 from flows.rehearsal.report import name_of
 from flows.terminal_text import counted
@@ -31,8 +32,6 @@ TRAINING_BYTES = 20
 """A parameter's float32 weights, gradient and moments, and some for the rest: what a layer has to find room for on a
 processor."""
 VOCABULARY = 32_000
-ON_ONE_MACHINE = ("process", "docker")
-"""Launchers whose nodes share a machine."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def derive(
         configs[node.name], resources[node.name] = config, small
         if notes:
             stand_ins[node.name] = tuple(notes)
-    alone = level == "shape" and set(profile.launchers.values()) <= set(ON_ONE_MACHINE)
+    alone = level == "shape" and set(profile.launchers.values()) <= set(ONE_MACHINE)
     changes = {"on_drift": "rerun", "retries": 1, "patience": 60.0} | ({"parallel": 1} if alone else {})
     settings = profile.settings.model_copy(update=changes)
     rehearsal = replace(

@@ -43,8 +43,7 @@ def units(config: Any, estimate: Estimate) -> tuple[str, float]:
         return "tokens", float(config.steps * config.global_batch_size * config.sequence_length)
     if phases := getattr(config, "context_phases", ()):
         written = sum(one.steps * one.num_generations * one.max_response_length for one in phases)
-        shared = 1 if config.engine == "trl" else 2
-        return RESPONSES, written * config.prompts_per_step / shared
+        return RESPONSES, written * config.prompts_per_step / _longest(config)
     if hasattr(config, "global_batch_size") and hasattr(config, "epochs"):
         return "rows", float(estimate.rows * config.epochs)
     if estimate.flops:
@@ -90,11 +89,16 @@ def units_of_inputs(
     return *units(config, one), training_work.measuring_of(node, config, inputs)
 
 
+def _longest(config: Any) -> int:
+    """How many times its likely length the longest response of a reinforcement is (`RESPONSES`)."""
+    return 1 if config.engine == "trl" else 2
+
+
 def of_rehearsal(config: Any, name: str, amount: float, measured: Measured) -> float:
     """How much work a rehearsal was, where its rows tell more than its configuration: of responses."""
-    if name != RESPONSES or config.engine == "trl":
+    if name != RESPONSES or _longest(config) == 1:
         return amount
-    return measured.response_tokens or 2 * amount
+    return measured.response_tokens or _longest(config) * amount
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def forecast(
     more = ranks / max(1, large.ranks)
     if one.step_seconds and one.steps:
         work = amount + training_work.heldout_tokens(config) if name == "tokens" else amount
-        most = 2 * work if name == RESPONSES and config.engine != "trl" else work
+        most = work * _longest(config) if name == RESPONSES else work
         wall, processor = _trained(large, small, (work / more, most / more), estimate.measuring)
         rate = f"{large.units / one.steps / one.step_seconds[1]:,.3g} {name} a second"
         basis = f"{rate} of {large.ranks} process{'es' * (large.ranks > 1)}"

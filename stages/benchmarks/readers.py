@@ -76,10 +76,7 @@ def fetch_objects(prefix: str, folder: Path) -> None:
     """Every object under a prefix as a file of the folder. One that is there already is not fetched again."""
     root = prefix.rstrip("/") + "/"
     for uri in object_uris(prefix):
-        try:
-            target = inside(folder, uri.removeprefix(root))
-        except InputError as error:
-            raise InputError(f"{uri} would lie outside its folder: {error}") from error
+        target = inside(folder, uri.removeprefix(root), f"{uri} would lie outside its folder")
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             file = RawFile(uri=uri, format="jsonl", source="store")

@@ -43,15 +43,16 @@ def is_inside(name: str) -> bool:
     return len(data) <= PATH_BYTES and all(len(part) <= NAME_BYTES for part in data.split(b"/"))
 
 
-def inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str, who: str = "") -> Path:
     """The path of a name that somebody else chose below a folder. Raises InputError where it is none (`is_inside`), or
-    where a link in the folder leads out of it.
+    where a link in the folder leads out of it. who: what its message begins with.
     """
+    before = f"{who}: " if who else ""
     if not is_inside(name):
-        raise InputError(f"{name[:200]!r} is no path inside a folder")
+        raise InputError(f"{before}{name[:200]!r} is no path inside a folder")
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{name[:200]!r} leads out of its folder by a link")
+        raise InputError(f"{before}{name[:200]!r} leads out of its folder by a link")
     return path
 
 

@@ -1,5 +1,5 @@
 """Who a process is: this machine, this boot, this process, so that a dead one is told from a live one, and from another
-of its number. And that it leaves no core file.
+of its number. That it leaves no core file, and what it hands on of its secrets.
 
 The only place that reads /proc: psutil would do it too, and every stage's image would then carry it for these few
 lines (stages/core needs pydantic and boto3 alone). The control plane, which has it anyway, uses it (flows/).
@@ -11,6 +11,23 @@ import os
 import resource
 import socket
 from pathlib import Path
+
+SECRETS = (
+    "AWS_",
+    "MOXIN_SOURCE_",
+    "MOXIN_SECRETS",
+    "HF_TOKEN",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "http_proxy",
+    "https_proxy",
+)
+"""Beginnings of variables that a process has no use for which talks neither to the store nor to a source."""
+
+
+def without_secrets() -> dict[str, str]:
+    """This process's environment, for one that works on what others wrote, or that others wrote."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
 
 
 def no_core_files() -> None:

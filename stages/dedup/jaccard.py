@@ -148,6 +148,6 @@ def small_pairs(
 
 
 def joined(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Texts as bytes (read-only, see `documents.text_buffer`) and ends."""
+    """Texts as bytes (read-only, as those of `documents.read_only`) and ends."""
     ends = np.concatenate([[0], np.cumsum([len(t) for t in texts])]).astype(np.int64)
     return np.frombuffer(b"".join(texts), np.uint8), ends

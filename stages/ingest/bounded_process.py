@@ -28,7 +28,7 @@ from typing import IO, Any, Self
 
 from stages.core import errors
 from stages.core.files import ROOT
-from stages.core.processes import cpu_seconds
+from stages.core.processes import cpu_seconds, without_secrets
 
 SECONDS = 30.0
 """Processor time that one record may take: 10,000 times what a page takes, so that no load of the machine reaches it.
@@ -43,17 +43,6 @@ PIPE = 1 << 20
 """Bytes of a pipe: a page goes through at once."""
 HEAD = struct.Struct("<I")
 """Bytes of a message's head, JSON, which says how long what follows is."""
-SECRETS = (
-    "AWS_",
-    "MOXIN_SOURCE_",
-    "MOXIN_SECRETS",
-    "HF_TOKEN",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "http_proxy",
-    "https_proxy",
-)
-"""Beginnings of variables that the process has no use for: it works on whatever somebody put into a page."""
 SLOW, MEMORY_OUT, DIED = "took too long", "took too much memory", "ended its reader"
 
 
@@ -123,7 +112,7 @@ class BoundedProcess:
             [sys.executable, "-m", "stages.ingest.bounded_process", str(os.getpid()), str(self._memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={k: v for k, v in os.environ.items() if not k.startswith(SECRETS)} | {"PYTHONPATH": path},
+            env=without_secrets() | {"PYTHONPATH": path},
         )
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None

@@ -11,9 +11,7 @@ stages.__path__.append(str(PROBES))
 
 from flows import flow, profiles  # noqa: E402 - after the probes are to be found
 from tests.support import probe_pipeline  # noqa: E402
-
-MARK = "MOXIN_CAMPAIGN"
-"""Set in the process of the flow alone: the worker reads this file, too, for what it does after a crash."""
+from tests.support.campaign_prefect import MARK  # noqa: E402
 
 _folder, _load = Path(os.environ["MOXIN_HOME"]), profiles.load
 flow.PIPELINE = probe_pipeline.small_pipeline()

@@ -22,6 +22,7 @@ from tests.support.limits import HANG
 from tests.support.paths import ROOT
 
 MARK = "MOXIN_CAMPAIGN"
+"""Set in the process of the flow alone: the worker reads `campaign_flow`, too, for what it does after a crash."""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 from stages.core.artifacts import FileEntry
 from stages.core.reading import open_file, unreadable
 from stages.lib.data.numba_jit import njit
+from stages.lib.formats.documents import read_only
 
 FAN = 512
 """Files that one task reads, runs of partitions that one file is cut into."""
@@ -109,13 +110,13 @@ def group(places, order, starts):
 
 
 def taken(source: np.ndarray, ends: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Runs of bytes at these places, one after another (read-only, see `documents.text_buffer`), with their ends."""
+    """Runs of bytes at these places, one after another (`documents.read_only`), with their ends."""
     runs = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(), len(ends) - 1, [None, pa.py_buffer(ends), pa.py_buffer(source)]
     ).take(pa.array(places))
     _, offsets, data = runs.buffers()
     new_ends = np.frombuffer(offsets, np.int64)[: len(places) + 1]
-    return np.frombuffer(memoryview(b"" if data is None else data).toreadonly(), np.uint8), new_ends
+    return read_only(data), new_ends
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Any
 
 from stages.core.context import Context
 from stages.core.errors import ExitClass, Preempted, StageError
+from stages.core.processes import without_secrets
 
 GUARD = Path(__file__).parent / "programs" / "guard.py"
 GRACE_SECONDS = 10.0
@@ -30,17 +31,6 @@ TAIL = 400
 """Lines of log that are kept to explain a failure."""
 OUT_OF_MEMORY = re.compile(r"out of memory|OutOfMemoryError|cannot allocate memory", re.IGNORECASE)
 ERROR = re.compile(r"^\s*(?:\[rank\d+\]:\s*)?([\w.]*(?:Error|Exception|Interrupt)\b.*)")
-SECRETS = (
-    "AWS_",
-    "MOXIN_SOURCE_",
-    "MOXIN_SECRETS",
-    "HF_TOKEN",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "http_proxy",
-    "https_proxy",
-)
-"""What an engine has no use for: it talks neither to the store nor to a source. Beginnings of environment variables."""
 
 
 class StepClock:
@@ -65,11 +55,7 @@ def environment(scratch: Path, **values: str) -> dict[str, str]:
     """Environment of an engine: this one's, without secrets and Python path, offline, with its caches in the scratch
     folder.
     """
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(SECRETS) and k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    }
+    kept = {k: v for k, v in without_secrets().items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     fixed = {
         "HF_HOME": str(scratch / "huggingface"),
         "HF_HUB_OFFLINE": "1",

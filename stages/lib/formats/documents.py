@@ -65,13 +65,19 @@ class DocumentWriter(PartWriter):
 
 def text_buffer(column: Any) -> tuple[np.ndarray, np.ndarray]:
     """The UTF-8 bytes of a string column, uint8, and where each value begins and the last ends, int64: no copy of the
-    text. Read-only, whatever Arrow's buffer is: to a compiled kernel a writable array is another type, to be compiled
-    for once more.
+    text.
     """
     width = np.int64 if pa.types.is_large_string(column.type) else np.int32
     _, offsets, data = column.buffers()
     ends = np.frombuffer(offsets, width)[column.offset : column.offset + len(column) + 1].astype(np.int64)
-    return np.frombuffer(memoryview(b"" if data is None else data).toreadonly(), np.uint8), ends
+    return read_only(data), ends
+
+
+def read_only(data: Any) -> np.ndarray:
+    """The bytes of one of Arrow's buffers (None: there are none), read-only whatever it is: to a compiled kernel a
+    writable array is another type, to be compiled for once more.
+    """
+    return np.frombuffer(memoryview(b"" if data is None else data).toreadonly(), np.uint8)
 
 
 def text_bytes(column: Any) -> int:

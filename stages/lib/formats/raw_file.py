@@ -163,10 +163,7 @@ def _below(uri: str, folder: Path, format: str) -> Any:
     elif uri in (entries := stored.get(None) or {}):
         return open_file(entries[uri])
     else:
-        try:
-            path = inside(folder, str(PurePosixPath(uri)))
-        except InputError as error:
-            raise InputError(f"the listing names a path outside its artifact: {error}") from error
+        path = inside(folder, str(PurePosixPath(uri)), "the listing names a path outside its artifact")
     try:
         return open(path, "rb", buffering=0)
     except FileNotFoundError as error:

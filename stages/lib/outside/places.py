@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.disk import no_space
-from stages.core.errors import ConfigError, InputError
+from stages.core.errors import ConfigError
 from stages.core.files import inside
 from stages.lib.data.hub_requests import call_hub
 from stages.lib.formats.remote import RemoteFile
@@ -24,6 +24,7 @@ Choose = Callable[[Iterable[str]], Sequence[str]]
 """Which of the names of all files are fetched."""
 REPOSITORY = re.compile(r"hf://(datasets/)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 COPIED = 16 << 20
+HOLDS = "holds a file that no folder may hold"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _of_hub(place: str, work: Path, choose: Choose) -> Place:
     chosen = choose([file.rfilename for file in info.siblings or ()])
     folder = work / f"{name.replace('/', '--')}-{commit[:12]}"
     for file in chosen:
-        _within(place, folder, file)  # huggingface_hub refuses them too, by a ValueError
+        inside(folder, file, f"{place} {HOLDS}")  # huggingface_hub refuses them too, by a ValueError
         call_hub(
             f"{place}, {file}",
             lambda file=file: hf_hub_download(name, file, repo_type=kind, revision=commit, local_dir=folder),
@@ -78,7 +79,7 @@ def _of_store(place: str, work: Path, choose: Choose) -> Place:
     folder = work / place.removeprefix("s3://").strip("/").replace("/", "--")
     shutil.rmtree(folder, ignore_errors=True)  # of objects no commit says that they are still the same
     for name in choose(names):
-        path = _within(place, folder, name)
+        path = inside(folder, name, f"{place} {HOLDS}")
         path.parent.mkdir(parents=True, exist_ok=True)
         with RemoteFile(S3(names[name]), names[name]) as remote, open(path, "wb") as stream:
             if (remote.promise.size or 0) > shutil.disk_usage(folder).free:
@@ -86,11 +87,3 @@ def _of_store(place: str, work: Path, choose: Choose) -> Place:
             shutil.copyfileobj(remote, stream, COPIED)
     folder.mkdir(parents=True, exist_ok=True)
     return Place(folder, place.rstrip("/"))
-
-
-def _within(place: str, folder: Path, name: str) -> Path:
-    """Where a file of a place goes. Raises InputError for a name that leads out of the folder."""
-    try:
-        return inside(folder, name)
-    except InputError as error:
-        raise InputError(f"{place} holds a file that no folder may hold: {error}") from error
