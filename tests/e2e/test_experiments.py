@@ -21,8 +21,7 @@ def test_a_run_begins_with_a_model_of_the_hub(
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     adopt = ("--experiment", "from-hub", "--select", "pretrain_3", "--adopt", "pretrain_3=hf://owner/base@main")
     with Hub({"owner/base": Repository("c" * 40, files)}) as hub:
-        for name, value in hub.environment(tmp_path / "hf").items():
-            monkeypatch.setenv(name, value)
+        hub.enter(monkeypatch, tmp_path / "hf")
         found = installation.json("run", *adopt)
         assert found["ok"], found["message"]
         assert hub.strange == []

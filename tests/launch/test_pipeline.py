@@ -189,6 +189,6 @@ def test_a_training_on_two_nodes_survives_a_requeue(prepared: OnLaunchers) -> No
     assert (shown["attempt"]["epoch"], shown["attempt"]["resumed_from"] >= 20) == (
         1,
         True,
-    ), "the same attempt, the same job"
+    ), f"not the same attempt and job: {out}{err}"
     assert shown["stats"]["processes"] == 2
     assert [row["step"] for row in prepared.metrics("pretrain_1")] == list(range(1, 301))

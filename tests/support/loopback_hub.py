@@ -32,6 +32,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 TOKEN = "hf_loopback"
 
@@ -128,6 +129,16 @@ class Hub:
             "NO_PROXY": "127.0.0.1,localhost",
         }
         return kept | found | ({"HF_TOKEN": token} if token else {})
+
+    def enter(self, monkeypatch: pytest.MonkeyPatch, home: Path, token: str | None = None) -> None:
+        """Give this process that environment: also without what the libraries of an earlier test left in it (a trainer
+        that was imported has switched the hub off).
+        """
+        given = self.environment(home, token)
+        for name in os.environ.keys() - given.keys():
+            monkeypatch.delenv(name)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
 
     # --- answers --------------------------------------------------------------------------------------------------
 

@@ -120,11 +120,7 @@ def test_a_repository_of_the_hub_and_a_prefix_of_a_store(
 ) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     with Hub({"owner/base": Repository("c" * 40, files)}) as hub:
-        given = hub.environment(tmp_path / "hf")
-        for name in os.environ.keys() - given.keys():  # such as what an earlier test's libraries left
-            monkeypatch.delenv(name)
-        for name, value in given.items():
-            monkeypatch.setenv(name, value)
+        hub.enter(monkeypatch, tmp_path / "hf")
         of_hub = _adopt(ledger, "pretrain_3", "hf://datasets/owner/base@main", tmp_path).result
         asked = " ".join(hub.repositories["owner/base"].asked)
         as_model = _adopt(ledger, "pretrain_3", "hf://owner/base", tmp_path).result

@@ -5,7 +5,6 @@ a hub on loopback.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,13 +141,7 @@ def test_check_sources_opens_one_row_of_each_and_has_one_line_with_a_remedy_for_
     )
     values = profiles.load("small", PIPELINE, (web,))
     with Hub(made) as hub:
-        used = hub.environment(tmp_path / "home", TOKEN)
-        for name in (
-            os.environ.keys() - used.keys()
-        ):  # a trainer that was imported by an earlier test has switched the hub off
-            monkeypatch.delenv(name)
-        for name, value in used.items():
-            monkeypatch.setenv(name, value)
+        hub.enter(monkeypatch, tmp_path / "home", TOKEN)
         found, opened = source_checks.check(PIPELINE, values, None, deadline=HANG)
     lines = [one.line for one in found]
     answered = {one.what for one in opened}
