@@ -67,8 +67,8 @@ def counted() -> Iterator[Counter[str]]:
     """The requests that every client which is made meanwhile makes, by operation."""
     counts, full = Counter[str](), connection._client
 
-    def counting(address: Any) -> Any:
-        client = full(address)
+    def counting(*given: Any) -> Any:
+        client = full(*given)
         client.meta.events.register("before-call.s3", lambda model, **_: counts.update([model.name]))
         return client
 

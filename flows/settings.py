@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from flows.data_files import IN_CHECKOUT
 from stages.core.errors import ConfigError
 from stages.core.files import ROOT
-from stages.core.messages import StoreAddress
+from stages.core.messages import LOOPBACK, StoreAddress
 
 BUCKET = "moxin"
 QUIET = {
@@ -116,7 +116,6 @@ def environment() -> Environment:
         raise ConfigError(f"{variable} = {os.environ.get(variable)!r}: {expected}") from None
 
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 FOREIGN = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_PROFILE")
 """Variables by which boto3 would send something else than the embedded store's keys, or nothing."""
 

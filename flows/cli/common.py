@@ -96,7 +96,7 @@ def open_ledger(settings: Settings | None = None) -> Generator[Any]:
 
     settings = settings or Settings.load()
     os.environ.update(settings.store_environment())
-    yield Ledger(Store(settings.store, patience=5))  # somebody sits before it
+    yield Ledger(Store(settings.store, interactive=True))
 
 
 def load_profile(profile: str, overrides: list[str]) -> tuple[Any, Any]:

@@ -97,7 +97,7 @@ def _outcome(settings: Settings, profile: str, level: Level, message: str) -> Re
     from flows.rehearsal import report
     from stages.core.store import Store
 
-    outcome = report.read(Store(settings.store, patience=5), profile, level)
+    outcome = report.read(Store(settings.store, interactive=True), profile, level)
     if outcome is None or message != outcome.summary():
         raise InfraError(message)
     return outcome

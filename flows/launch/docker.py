@@ -29,11 +29,12 @@ from flows import environments
 from flows.launch import reaper, scoped
 from flows.launch.base import Job, parse_event, public_environment, secrets_of, torchrun, with_provenance
 from flows.launch.reaper import DAEMON_SECONDS, remove, stop
-from flows.launch.relay import Relay, on_loopback
+from flows.launch.relay import Relay
 from flows.log_lines import LineCutter
 from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
+from stages.core.messages import on_loopback
 from stages.core.processes import host_identity, process_alive
 
 UID = 65532

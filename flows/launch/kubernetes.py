@@ -18,11 +18,11 @@ from flows.launch.base import Job, parse_event, secrets_of, stored_request, with
 from flows.launch.kubernetes_arrays import IndexedJobs
 from flows.launch.kubernetes_log import LogPosition
 from flows.launch.kubernetes_manifests import Site, batch_job, name_of, secret, service, uses_arrays
-from flows.launch.relay import on_loopback
 from flows.log_lines import LineCutter
 from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
+from stages.core.messages import on_loopback
 from stages.core.store import Store
 
 POLL_SECONDS = 5.0

@@ -13,13 +13,7 @@ from urllib.parse import urlsplit
 
 from stages.core.errors import InfraError
 
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _CHUNK = 1 << 16
-
-
-def on_loopback(endpoint: str | None) -> bool:
-    """Whether only this machine reaches an endpoint."""
-    return endpoint is not None and urlsplit(endpoint).hostname in _LOOPBACK
 
 
 class Relay:

@@ -24,7 +24,7 @@ from stages.core.disk import nearly_full, no_space
 from stages.core.errors import ConfigError, InfraError
 from stages.core.messages import StoreAddress
 from stages.core.secrets_file import take_again
-from stages.core.store_errors import Expired, Unavailable, client_errors, object_name
+from stages.core.store_errors import Closed, Expired, Unavailable, client_errors, object_name
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,6 +43,10 @@ PATIENCE = 120.0
 """Seconds for which a store that fails is asked again, from the first failure on: it is being restarted, or has too
 much to do. MOXIN_STORE_PATIENCE overrides it.
 """
+INTERACTIVE_PATIENCE = 5.0
+"""The same for a command that somebody sits before."""
+RETRIES = 4
+"""Requests that the client makes again by itself, with up to 15 s of pauses, before patience begins to count."""
 PAUSES = (0.5, 15.0)
 """Seconds before the store is asked again: the first pause and the longest; each is up to twice the one before."""
 STORE_FOLDER = "MOXIN_STORE_FOLDER"
@@ -59,7 +63,7 @@ def _patience() -> float:
         raise ConfigError(f"MOXIN_STORE_PATIENCE = {given!r}: set it to seconds, such as 120") from None
 
 
-def _client(address: StoreAddress) -> Any:
+def _client(address: StoreAddress, retries: int = RETRIES) -> Any:
     """A client with the credentials that are there now. Roles, profiles of a machine and processes that hand out
     credentials are asked again by botocore itself, before they expire.
     """
@@ -71,7 +75,7 @@ def _client(address: StoreAddress) -> Any:
             # What is sent carries a CRC32, and the ledger SHA-256: to sign it too, as is done without TLS, costs as
             # much as all the rest.
             s3={"addressing_style": "path", "payload_signing_enabled": False},
-            retries={"max_attempts": 4, "mode": "standard"},
+            retries={"max_attempts": retries, "mode": "standard"},
             connect_timeout=5,
             read_timeout=60,
             max_pool_connections=THREADS * THREADS + 8,  # files at once, and ranges of each
@@ -82,17 +86,25 @@ def _client(address: StoreAddress) -> Any:
 class Connection:
     """One bucket (and prefix) of an S3 store, as it is asked. Thread-safe.
 
-    patience: seconds for which a store that fails is asked again. tell: gets a line when that takes a while.
+    patience: seconds for which a store that fails is asked again. interactive: for a command that somebody sits before:
+    less patience, none of the client's own, and a closed port of this machine, where nothing has answered yet, is an
+    answer. tell: gets a line when that takes a while.
     """
 
-    def __init__(self, address: StoreAddress, client: Any = None, patience: float | None = None) -> None:
+    def __init__(
+        self, address: StoreAddress, client: Any = None, patience: float | None = None, interactive: bool = False
+    ) -> None:
         self.address = address
-        self.patience = _patience() if patience is None else patience
+        if patience is None:
+            patience = INTERACTIVE_PATIENCE if interactive else _patience()
+        self.patience = patience
+        self._retries = 0 if interactive else RETRIES
+        self._closed_is_down = interactive
         self.tell: Callable[[str], None] = logging.getLogger(__name__).warning
         self.interrupted = threading.Event()
         """Set while transfers in other threads are to end: whoever waits for them has been stopped."""
         self._clock_offset: float | None = None
-        self._given, self._client = client is not None, client or _client(address)
+        self._given, self._client = client is not None, client or _client(address, self._retries)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.where('')})"
@@ -114,11 +126,16 @@ class Connection:
         while True:
             try:
                 with client_errors(self.address, key), self._reason_told(key):
-                    return act()
+                    done = act()
+                self._closed_is_down = False  # it was up: it is being restarted, or has died just now
+                return done
             except Unavailable as error:
+                if isinstance(error, Closed) and self._closed_is_down:
+                    raise
                 if isinstance(error, Expired) and not self._given:
                     take_again()
-                    self._client = _client(self.address)  # a file that is written anew is read once by a session
+                    # a new one: a file that is written anew is read once by a session
+                    self._client = _client(self.address, self._retries)
                 if reached is not None and reached() > furthest:
                     pause, since, furthest = PAUSES[0], 0.0, reached()
                 since = since or time.monotonic()

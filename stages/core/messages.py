@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +11,14 @@ from stages.core.artifacts import ArtifactManifest
 
 SCHEMA = 1
 """Version of the request, the manifest and the key. A change makes every key new."""
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine, which no other one reaches."""
+
+
+def on_loopback(endpoint: str | None) -> bool:
+    """Whether only this machine reaches an endpoint."""
+    return endpoint is not None and urlsplit(endpoint).hostname in LOOPBACK
 
 
 class _Document(BaseModel):

@@ -17,7 +17,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from stages.core.errors import ConfigError, InfraError, InputError
-from stages.core.messages import StoreAddress
+from stages.core.messages import StoreAddress, on_loopback
 
 TRANSIENT = frozenset(
     {
@@ -56,6 +56,10 @@ class Unavailable(InfraError):
 
     after = 0.0
     """Seconds that the store asked to be left alone for (Retry-After)."""
+
+
+class Closed(Unavailable):
+    """Nothing listens at the store's port of this machine: it is down, or about to come up."""
 
 
 class Expired(Unavailable):
@@ -99,6 +103,7 @@ def client_errors(address: StoreAddress, key: str) -> Generator[None]:
                 " of their checksum"
             ) from error
         kind = InfraError if isinstance(error, ParamValidationError | PartialCredentialsError) else Unavailable
+        kind = Closed if _closed(address, error) else kind
         raise kind(
             f"the object store at {_server(address)} cannot be reached ({type(error).__name__}): is it up? try"
             " 'moxin up'"
@@ -120,6 +125,14 @@ def _of_an_answer(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def _closed(address: StoreAddress, error: BaseException) -> bool:
+    """Whether a connection to this machine was refused. botocore's error has the reason in its chain alone."""
+    reason: BaseException | None = error
+    while reason is not None and not isinstance(reason, ConnectionRefusedError):
+        reason = reason.__cause__ or reason.__context__
+    return reason is not None and on_loopback(address.endpoint)
 
 
 def _server(address: StoreAddress) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,11 @@ from stages.core import connection, runtime
 from stages.core.errors import InfraError
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
+from stages.core.messages import StoreAddress
 from stages.core.store import PART_BYTES, Store
 from stages.core.workspace import kept_folder
 from tests.support.probe_pipeline import Stream, request_of, train_request
-from tests.support.s3_proxy import Proxy, store_behind
+from tests.support.s3_proxy import Proxy, proxied, store_behind
 
 KEY = "a" * 64
 
@@ -80,6 +82,55 @@ def test_patience_ends(proxy: Proxy, behind: Store) -> None:
     with pytest.raises(InfraError, match=r"failed on s3://.*/x: .*503"):
         behind.put("x", b"1")
     assert len(proxy.log) > 2
+
+
+class Waited(Exception):
+    """Raised in place of a pause."""
+
+
+def store_at(port: int, prefix: str, monkeypatch: pytest.MonkeyPatch, interactive: bool) -> tuple[Store, list[str]]:
+    """A store at a port of this machine with a client of its own that never pauses, and the requests that it sends."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.0)
+    address = StoreAddress(bucket="moxin", endpoint=f"http://127.0.0.1:{port}", prefix=prefix)
+    store, sent = Store(address, interactive=interactive), list[str]()
+    store._client.meta.events.register("before-send.s3", lambda request, **_: sent.append(request.method))
+    return store, sent
+
+
+def no_pause(*given: object) -> bool:
+    raise Waited
+
+
+def test_a_command_that_somebody_sits_before_takes_a_closed_port_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request, no pause. A flow waits: its store may be being restarted."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "a")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    store, sent = store_at(port, "", monkeypatch, interactive=True)
+    monkeypatch.setattr(store.interrupted, "wait", no_pause)
+    with pytest.raises(InfraError, match=rf"127.0.0.1:{port} cannot be reached .*: is it up\? try 'moxin up'"):
+        store.get("x")
+    assert sent == ["GET"]
+
+    store, sent = store_at(port, "", monkeypatch, interactive=False)
+    assert store.patience == connection.PATIENCE
+    monkeypatch.setattr(store.interrupted, "wait", no_pause)
+    with pytest.raises(Waited):
+        store.get("x")
+    assert len(sent) == 1 + connection.RETRIES
+
+
+def test_a_store_that_was_there_is_waited_for_by_such_a_command_too(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxied(str(ledger.store.address.endpoint)) as proxy:
+        store, _ = store_at(proxy.server_address[1], ledger.store.address.prefix, monkeypatch, interactive=True)
+        assert store.get("x") is None
+    store._client.meta.events.register("before-send.s3", lambda **_: store._client.close())  # no connection is kept
+    monkeypatch.setattr(store.interrupted, "wait", no_pause)
+    with pytest.raises(Waited):
+        store.get("x")
 
 
 def test_a_write_that_is_repeated_is_no_conflict_with_itself(proxy: Proxy, behind: Store) -> None:

@@ -11,6 +11,7 @@ import pytest
 from flows.local_services import lifecycle
 from flows.settings import FOREIGN, Settings, environment, home, read_json
 from stages.core.errors import ConfigError
+from stages.core.messages import LOOPBACK
 
 SERVICES = {"s3_port": 8400, "prefect_port": 4300}
 SECRETS = {"s3_access_key": "access-key-id", "s3_secret_key": "very-secret", "prefect_auth": "moxin:also-secret"}
@@ -185,7 +186,7 @@ def test_the_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_loopback_is_never_asked_for_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     from urllib.request import proxy_bypass_environment
 
-    from flows.settings import LOOPBACK, directly
+    from flows.settings import directly
 
     for given, kept in (
         ({}, []),

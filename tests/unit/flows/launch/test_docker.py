@@ -19,10 +19,10 @@ from flows.launch import docker as module
 from flows.launch import launcher, reaper
 from flows.launch.base import Job, secrets_of
 from flows.launch.docker import DockerHandle, DockerLauncher
-from flows.launch.relay import Relay, on_loopback
+from flows.launch.relay import Relay
 from flows.settings import Settings
 from stages.core.errors import ExitClass, InfraError
-from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
+from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress, on_loopback
 from stages.core.resources import Processes, Resources
 from tests.support.limits import HANG
 from tests.support.probe_pipeline import wait_for
