@@ -133,18 +133,16 @@ class CheckpointStore(LeaseStore):
 
     def drop_checkpoints_after(self, lease: Lease, step: int) -> bool:
         """Remove the checkpoints of steps after this one, the newest first: what is then the newest leads there again.
-        False: there is none at or before it, and nothing is removed.
+        False: none is left.
         """
         self.check(lease)
         steps = self.resumable_steps(lease.key)
         rest = [other for other in steps if other <= step]
-        if not rest:
-            return False
-        self.store.put(f"checkpoints/{lease.key}/{NEWEST}", str(rest[-1]).encode())
+        self.store.put(f"checkpoints/{lease.key}/{NEWEST}", str(rest[-1] if rest else 0).encode())
         for other in reversed(steps[len(rest) :]):
             self.store.delete([marker(lease.key, other)])  # by its name: a list may be late
             self.drop_checkpoints(lease.key, other)
-        return True
+        return bool(rest)
 
     def set_checkpoint_aside(self, key: str, step: int) -> None:
         """Make a checkpoint that is not whole one no more: its marker moves; its files stay until the key's checkpoints

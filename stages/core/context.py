@@ -86,7 +86,7 @@ class Checkpoints(typing.Protocol):
 
     def go_back(self, step: int) -> bool:
         """Make the checkpoints after `step` ones no more, so that `newest` is then one at or before it, with its rows.
-        False: there is none; then nothing is changed. For the first process of several alone.
+        False: there is none, and the rows of all steps are gone. For the first process of several alone.
         """
         ...
 

@@ -146,10 +146,12 @@ class RuntimeCheckpoints:
             self.most[name] = max(round(value, 6), self.most.get(name, 0.0))
 
     def go_back(self, step: int) -> bool:
-        if not self._ledger.drop_checkpoints_after(self._lease, step):
-            return False
+        left = self._ledger.drop_checkpoints_after(self._lease, step)
         self._at, self._back, self._fetched = None, True, None
-        return True
+        if not left:
+            self.stored = {}
+            self._rows.forget()
+        return left
 
     def set_aside(self, step: int, why: object) -> None:
         steps = self._ledger.checkpoint_steps(self._lease.key)

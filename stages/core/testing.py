@@ -89,12 +89,10 @@ class LocalCheckpoints:
 
     def go_back(self, step: int) -> bool:
         steps = [int(folder.name) for folder in self.root.glob("[0-9]*")]
-        if not any(other <= step for other in steps):
-            return False
         for other in steps:
             if other > step:
                 shutil.rmtree(self.root / f"{other:08d}")
-        return True
+        return any(other <= step for other in steps)
 
     def set_aside(self, step: int, why: object) -> None:
         (self.root / f"{step:08d}").rename(self.root / f"damaged-{step:08d}")

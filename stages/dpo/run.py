@@ -85,8 +85,8 @@ def run(ctx: Context[DpoConfig]) -> None:
         model = model_loading.load_model(
             parent, model_loading.parent_device(ctx, device), dropout=config.attention_dropout
         )
-        tune(ctx, model, tokenizer, pairs, device, checkpoint)
-        kept = trained_model.keep(ctx, model, template, steps)
+        trouble = tune(ctx, model, tokenizer, pairs, device, checkpoint)
+        kept = trained_model.keep(ctx, model, template, steps, **trouble)
         del model
     shown = _shown(ctx)
     measured = measure(ctx, "dpo", Path(ctx.output("model")), device, _parts(ctx, tokenizer, heldout, shown))
@@ -97,6 +97,7 @@ def run(ctx: Context[DpoConfig]) -> None:
         "truncation_rate": round(pairs.truncated / len(pairs.rows), 6),
         "removed": dict(sorted(pairs.removed.items())),
         "steps": steps,
+        **trained_model.trouble(kept),
         **measured.stats(),
     }
     folder = trained_model.describe(
@@ -143,14 +144,14 @@ def tune(
     pairs: Pairs,
     device: torch.device,
     checkpoint: tuple[int, Any] | None = None,
-) -> None:
-    """Train in place. checkpoint: the newest one."""
+) -> dict[str, Any]:
+    """Train in place. checkpoint: the newest one. Returns statistics of the steps that were left out."""
     config = ctx.config
     if config.engine == "open-instruct":
         kept = selected(read_preferences(ctx.input("preferences").path), pairs.kept)
         rows = ({side: [*p["prompt"], *p[side]] for side in SIDES} for p in map(tidy_pair, kept))
         open_instruct.train(ctx, model, open_instruct.dpo_recipe(config), rows, checkpoint)
-        return
+        return {}
     arguments = TrlConfig(
         **common_arguments(ctx, device),
         num_train_epochs=config.epochs,
@@ -174,7 +175,9 @@ def tune(
         processing_class=tokenizer,
         data_collator=PairCollator(int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
     )
-    train(ctx, trainer, ContextCallback(ctx, METRICS), checkpoint[1] if checkpoint else None)
+    bridge = ContextCallback(ctx, METRICS)
+    train(ctx, trainer, bridge, checkpoint[1] if checkpoint else None)
+    return bridge.guard.statistics()
 
 
 def reference(ctx: Context[DpoConfig], model: Any, pairs: Pairs, device: torch.device) -> list[list[float]]:

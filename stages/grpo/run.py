@@ -27,10 +27,11 @@ from stages.lib.engines import areal, verl
 from stages.lib.finetuning import model_loading, trained_model
 from stages.lib.finetuning.heldout_evaluation import compared, measure
 from stages.lib.finetuning.model_card import tuning_card, write_samples
-from stages.lib.finetuning.trl_trainer import ContextCallback, common_arguments, train
+from stages.lib.finetuning.trl_trainer import ContextCallback, common_arguments, keep_guard, restore_guard, train
 from stages.lib.formats.paired_eval import as_stats
 from stages.lib.modeling.config_file import read_shape
 from stages.lib.modeling.hf_checkpoint import save_child
+from stages.lib.training.spikes import SpikeGuard
 from stages.lib.verifier import Verifier
 
 ENGINES: dict[str, Any] = {"verl": verl, "areal": areal}
@@ -68,8 +69,8 @@ def run(ctx: Context[GrpoConfig]) -> None:
     )
     checkpoint = ctx.checkpoints.latest()
     if (kept := trained_model.restore(ctx, checkpoint)) is None:
-        model, outcomes = reinforce(ctx, tokenizer, questions, device, template, checkpoint)
-        kept = trained_model.keep(ctx, model, template, _steps(config, len(config.context_phases)), outcomes=outcomes)
+        model, statistics = reinforce(ctx, tokenizer, questions, device, template, checkpoint)
+        kept = trained_model.keep(ctx, model, template, _steps(config, len(config.context_phases)), **statistics)
         del model
     measured = measure(ctx, "grpo", Path(ctx.output("model")), device, [heldout.part()])
     before, after = (
@@ -82,6 +83,7 @@ def run(ctx: Context[GrpoConfig]) -> None:
         "steps": sum(s.steps for s in config.context_phases),
         "responses": responses,
         "outcomes": kept["outcomes"],
+        **trained_model.trouble(kept),
         **measured.stats(),
     }
     for name, one in (("before", before), ("after", after)):
@@ -119,19 +121,19 @@ def reinforce(
     device: torch.device,
     template: str,
     checkpoint: tuple[int, Any] | None,
-) -> tuple[Any, dict[str, int]]:
-    """Train through the phases that are left; checkpoint: the newest one. Returns the model, and how the
-    verifier's checks here ended.
+) -> tuple[Any, dict[str, Any]]:
+    """Train through the phases that are left; checkpoint: the newest one. Returns the model and statistics: how the
+    verifier's checks here ended, and which steps were left out.
     """
     config, parent = ctx.config, Path(ctx.input("parent").path)
     if config.engine != "trl":
         trained = model_loading.load_model(parent, model_loading.parent_device(ctx, device))
         ENGINES[config.engine].reinforce(ctx, trained, lambda number: schedule(questions, config, number), checkpoint)
-        return trained, {}  # its reward workers check by themselves
+        return trained, {"outcomes": {}}  # its reward workers check by themselves
     with Verifier(workers=config.verify_workers, rule=config.verifier_rule) as verifier:
-        phases = TrlPhases(ctx, tokenizer, questions, verifier)
+        phases = TrlPhases(ctx, tokenizer, questions, verifier, SpikeGuard(config.spikes))
         model = phases.train(device, template, checkpoint[1] if checkpoint else None)
-        return model, dict(sorted(verifier.counts.items()))
+        return model, {"outcomes": dict(sorted(verifier.counts.items())), **phases.guard.statistics()}
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,14 @@ class TrlPhases:
     tokenizer: Any
     questions: Questions
     verifier: Verifier
+    guard: SpikeGuard
+    """Of the steps of all phases."""
 
     def train(self, device: torch.device, template: str, folder: Path | None) -> Any:
         """Train through the phases that are left; return the model. folder: of the newest checkpoint."""
         ctx, config, parent = self.ctx, self.ctx.config, Path(self.ctx.input("parent").path)
         first = json.loads((folder / POSITION).read_text())["phase"] if folder else 0
+        restore_guard(self.guard, folder)
         start = folder / START if folder and first else parent
         resume = folder if folder and (folder / "trainer_state.json").is_file() else None
         model: Any = None
@@ -158,6 +163,7 @@ class TrlPhases:
                 start = Path(ctx.scratch) / f"next-{number + 1}" / START
                 start.mkdir(parents=True)
                 save_child(model.state_dict(), parent, start, "", template)
+                keep_guard(self.guard, start.parent)
                 _hand_over(ctx, start.parent, number + 1)
         return model
 
@@ -182,7 +188,15 @@ class TrlPhases:
                     (folder / START / path.name).write_bytes(path.read_bytes())
 
         total, offset = _steps(config, len(config.context_phases)), _steps(config, number)
-        bridge = ContextCallback(ctx, METRICS, offset=offset, total=total, period=config.num_mini_batches, on_save=mark)
+        bridge = ContextCallback(
+            ctx,
+            METRICS,
+            offset=offset,
+            total=total,
+            period=config.num_mini_batches,
+            on_save=mark,
+            guard=self.guard,
+        )
         train(ctx, trainer, bridge, resume)
 
 

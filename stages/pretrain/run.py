@@ -23,6 +23,7 @@ from stages.lib.training.backends.factory import make_backend
 from stages.lib.training.carried_moments import CarriedMoments, export_moments
 from stages.lib.training.evaluation import HeldOutEvaluation
 from stages.lib.training.export import export
+from stages.lib.training.first_state import FirstState
 from stages.lib.training.lr_scheduler import WarmupCosine
 from stages.lib.training.meeting import meeting
 from stages.lib.training.parallel_dims import ParallelDims, distributed, world_size
@@ -69,7 +70,7 @@ def _train(ctx: Context[PretrainConfig], dims: ParallelDims) -> None:
         HeldOutEvaluation(ctx, backend, dims, data.heldout_batches, config.eval_every) if data.heldout else None
     )
     carried = CarriedMoments(ctx.input("parent_moments").entries()) if config.carry_moments else None
-    trainer = Trainer(ctx, backend, data, dims, schedule(config), evaluation, carried)
+    trainer = Trainer(ctx, backend, data, dims, schedule(config), FirstState(first, shapes, carried), evaluation)
     with contextlib.closing(data):
         trainer.run()
     stats = {"parameters": parameters, "epochs": round(config.steps * config.global_batch_size / len(data.train), 4)}

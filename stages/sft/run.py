@@ -128,12 +128,12 @@ def run(ctx: Context[SftConfig]) -> None:
         model = model_loading.load_model(
             parent, model_loading.parent_device(ctx, device), dropout=ctx.config.attention_dropout
         )
-        fine_tune(ctx, model, tokenizer, data, device, checkpoint)
-        kept = trained_model.keep(ctx, model, template, data_stats(data, ctx.config)["steps"])
+        trouble = fine_tune(ctx, model, tokenizer, data, device, checkpoint)
+        kept = trained_model.keep(ctx, model, template, data_stats(data, ctx.config)["steps"], **trouble)
         del model
     measured = measure(ctx, "sft", Path(ctx.output("model")), device, heldout.parts())
     effects = compared(ctx, measured, lambda: compare(ctx, heldout, measured))
-    stats = {**data.stats(), **data_stats(data, ctx.config), **measured.stats()}
+    stats = {**data.stats(), **data_stats(data, ctx.config), **trained_model.trouble(kept), **measured.stats()}
     folder = trained_model.describe(
         ctx, template, tuning_card(ctx, "sft", stats, effects, ("conversations",)), kept["parameters"]
     )
@@ -155,8 +155,8 @@ def fine_tune(
     data: Encoded,
     device: torch.device,
     checkpoint: tuple[int, Any] | None = None,
-) -> None:
-    """Train in place. checkpoint: the newest one."""
+) -> dict[str, Any]:
+    """Train in place. checkpoint: the newest one. Returns statistics of the steps that were left out."""
     config = ctx.config
     if config.engine == "open-instruct":
         kept = selected(read_conversations(ctx.input("conversations").path), data.kept)
@@ -167,7 +167,7 @@ def fine_tune(
             ({"messages": tidy(row["messages"])} for row in kept),
             checkpoint,
         )
-        return
+        return {}
     arguments = TrlConfig(
         **common_arguments(ctx, device),
         num_train_epochs=config.epochs,
@@ -185,7 +185,9 @@ def fine_tune(
         processing_class=tokenizer,
         smoothing=config.label_smoothing,
     )
-    train(ctx, trainer, ContextCallback(ctx, METRICS), checkpoint[1] if checkpoint else None)
+    bridge = ContextCallback(ctx, METRICS)
+    train(ctx, trainer, bridge, checkpoint[1] if checkpoint else None)
+    return bridge.guard.statistics()
 
 
 def compare(ctx: Context[SftConfig], heldout: Heldout, measured: Measurements) -> list[Effect]:

@@ -25,6 +25,7 @@ from stages.lib.training import validation
 from stages.lib.training.backends.base import Backend, Trainable
 from stages.lib.training.backends.fsdp import TorchBackend
 from stages.lib.training.export import export
+from stages.lib.training.first_state import FirstState
 from stages.lib.training.lr_scheduler import WarmupCosine
 from stages.lib.training.meeting import meeting
 from stages.lib.training.parallel_dims import ParallelDims, distributed, world_size
@@ -77,8 +78,9 @@ def _train(ctx: Context[VlmConfig], dims: ParallelDims, rows: Rows, counts: Coun
     computed = None if stored is not None else TowerFeatures(towers, archives, dims.device)
     loss = AnswerLoss(model, rows, computed, dims.device)
     blocks = list(model.language_model.model.layers)
+    beginning = FirstState(first, {name: parameter.shape for name, parameter in model.named_parameters()})
     backend = TorchBackend(Trainable(model, first, blocks, loss), config, dims, cast_weights=True)
-    trainer = Trainer(ctx, backend, data, dims, schedule(config, data.steps))
+    trainer = Trainer(ctx, backend, data, dims, schedule(config, data.steps), beginning)
     with contextlib.closing(data):
         trainer.run()
     stats = {

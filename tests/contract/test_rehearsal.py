@@ -46,9 +46,9 @@ NO_WORK: dict[str, list[str]] = {
         "TrainingLoopConfig.keep_every",
         "SpikePolicy.after",
         "SpikePolicy.before",
-        "SpikePolicy.skips",
         "SpikePolicy.tries",
-        "SpikePolicy.window",
+        "SkipPolicy.skips",
+        "SkipPolicy.window",
     ],
     "a limit of one program": [
         "ExecuteCodeConfig.disk_mib",

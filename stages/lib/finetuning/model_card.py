@@ -10,6 +10,7 @@ from typing import Any
 from stages.core.context import Context
 from stages.lib.finetuning.heldout_evaluation import gaps_of
 from stages.lib.formats.paired_eval import Effect
+from stages.lib.training.spikes import card_lines
 
 LIMITS = {
     "sft": "It answers in the manner of its data, and repeats what that says, wrong or not.",
@@ -67,6 +68,7 @@ def tuning_card(
         *(f"| {name} | {value} |" for name, value in ctx.config.identity().items()),
         *(f"| {name} | {value} |" for name, value in stats.items() if not isinstance(value, dict)),
         "",
+        *card_lines(stats),
         "## Limits",
         "",
         LIMITS[stage],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from stages.lib.engines import validation
 from stages.lib.finetuning import inference_memory
 from stages.lib.formats import chat_template
 from stages.lib.modeling.shape import ModelShape
+from stages.lib.training.spikes import SkipPolicy
 
 PAPER_VOCABULARY = 32_000
 """The paper's (3.1): what the estimate of measuring assumes of a model that is not there yet."""
@@ -84,10 +85,27 @@ class TuningConfig(StageConfig):
             " them"
         ),
     )
+    spikes: SkipPolicy = Field(
+        default=SkipPolicy(),
+        description=(
+            "engine 'trl': losses and gradients that are no numbers, or spikes. Part of the key where it is not the"
+            " default"
+        ),
+    )
     threads: Operational[int] = Field(default=2, gt=0, description="CPU threads")
     device: Operational[Literal["auto", "cpu", "cuda"]] = Field(
         default="auto", description="auto: a GPU if there is one"
     )
+
+    @model_validator(mode="after")
+    def _skips(self) -> Self:
+        if self.engine != "trl" and self.spikes != SkipPolicy():
+            raise ValueError(f"engine '{self.engine}' leaves no step out: unset spikes, or set engine = 'trl'")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Without the policy for spikes where it is the default."""
+        return self.spikes.keyed(super().identity())
 
 
 PAPER_PROMPTS = (

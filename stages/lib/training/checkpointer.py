@@ -147,7 +147,7 @@ class AsyncCheckpointer:
     # --- resuming -------------------------------------------------------------------------------------------------
 
     def go_back(self, step: int) -> bool:
-        """Have `resume` load one at or before a step: those after it go. False: there is none."""
+        """Have `resume` load one at or before a step: those after it go. False: there is none, and all are gone."""
         return self._dims.from_first(lambda: self._ctx.checkpoints.go_back(step))
 
     def resume(self, load: Callable[[Mapping[str, Any], Read], None]) -> bool:

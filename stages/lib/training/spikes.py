@@ -27,8 +27,8 @@ MOST_EVENTS = 100
 """That are kept for the manifest, the newest; all are counted."""
 
 
-class SpikePolicy(BaseModel):
-    """What a loss or a gradient norm that is no number, or far above those before, leads to."""
+class SkipPolicy(BaseModel):
+    """Which steps are left out, because their loss or gradient norm is no number, or far above those before."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,12 +44,28 @@ class SpikePolicy(BaseModel):
         default=128, ge=8, description="steps that a spike is told from, half as many at least (OLMo-core: 128)"
     )
     skips: int = Field(
-        default=4, ge=0, description="batches in a row whose update is left out, before the training goes back"
+        default=4,
+        ge=0,
+        description="batches in a row whose update is left out, before the training goes back, or ends as diverged",
     )
+
+    def keyed(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of an identity, without the policy where it is the default: a training that met no number that is
+        not finite is what it was before there was a policy, and one that met any gave no result then.
+        """
+        return {name: value for name, value in identity.items() if name != "spikes" or self != type(self)()}
+
+
+class SpikePolicy(SkipPolicy):
+    """And when, and how far, a training goes back from them."""
+
     tries: int = Field(
         default=2,
         ge=0,
-        description="times in a row that it goes back to a checkpoint and takes other data, before it ends as diverged",
+        description=(
+            "times in a row that it goes back to a checkpoint, or to the beginning, and takes other data, before it"
+            " ends as diverged"
+        ),
     )
     before: int = Field(
         default=100, ge=0, description="steps before the trouble that it goes back to (PaLM: about 100)"
@@ -68,12 +84,6 @@ class SpikePolicy(BaseModel):
         """Steps that a training may go back from its newest checkpoint."""
         return self.tries * self.before
 
-    def keyed(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of an identity, without the policy where it is the default: a training that met no number that is
-        not finite is what it was before there was a policy, and one that met any gave no result then.
-        """
-        return {name: value for name, value in identity.items() if name != "spikes" or self != SpikePolicy()}
-
 
 class LeftOut(NamedTuple):
     """Batches that no step takes, because the training went back."""
@@ -90,8 +100,9 @@ class LeftOut(NamedTuple):
 class SpikeGuard:
     """Judges the steps of one training. Every process has one, and they agree."""
 
-    def __init__(self, policy: SpikePolicy) -> None:
-        self._policy = policy
+    def __init__(self, policy: SkipPolicy) -> None:
+        """One that has no way back is exhausted when its skips are."""
+        self._policy = policy if isinstance(policy, SpikePolicy) else SpikePolicy(**policy.model_dump(), tries=0)
         self._losses: deque[float] = deque(maxlen=policy.window)
         self._norms: deque[float] = deque(maxlen=policy.window)
         self.streak = 0
@@ -121,18 +132,27 @@ class SpikeGuard:
         self._norms.append(_log(norm))
         self.streak, self.finite = 0, True
 
-    def skip(self, step: int, what: Mapping[str, float]) -> None:
-        """Step `step`, counted from 1, changes nothing."""
+    def skip(self, step: int, what: Mapping[str, float], loss: float, norm: float) -> str:
+        """Step `step`, counted from 1, changes nothing. Returns the line that says so."""
         self.streak += 1
         self.finite = "not_finite" not in what
         for name in what:
             self.counts[name] += 1
         self._tell({"step": step, "event": "skipped", **what})
+        kind = "is a spike" if self.finite else "is no finite number"
+        return f"step {step}: loss {loss:.6g} or gradient norm {norm:.6g} {kind}: it changes nothing"
 
     @property
     def exhausted(self) -> bool:
         """Whether leaving out updates did not end the trouble."""
         return self.streak > self._policy.skips
+
+    @staticmethod
+    def wrong(loss: float, norm: float) -> str:
+        """What is wrong with the last of too many steps, in words."""
+        numbers = {"loss": loss, "gradient norm": norm}
+        name = next((name for name, value in numbers.items() if not math.isfinite(value)), None)
+        return "the loss spikes" if name is None else f"the {name} is {numbers[name]}"
 
     # --- going back -----------------------------------------------------------------------------------------------
 

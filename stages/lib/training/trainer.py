@@ -16,11 +16,11 @@ import torch
 from stages.core.context import Context
 from stages.core.errors import ConfigError, Preempted
 from stages.lib.training.backends.base import Backend, Batch, Update
-from stages.lib.training.carried_moments import CarriedMoments
 from stages.lib.training.checkpointer import AsyncCheckpointer, Read
 from stages.lib.training.config import TrainerConfig
 from stages.lib.training.corruption import CorruptionWatch
 from stages.lib.training.evaluation import HeldOutEvaluation
+from stages.lib.training.first_state import FirstState
 from stages.lib.training.lr_scheduler import WarmupCosine
 from stages.lib.training.metrics import MetricsLogger
 from stages.lib.training.parallel_dims import ParallelDims
@@ -59,20 +59,22 @@ class Trainer:
         data: TrainingData,
         dims: ParallelDims,
         schedule: WarmupCosine,
+        first: FirstState,
         evaluation: HeldOutEvaluation | None = None,
-        carried: CarriedMoments | None = None,
     ) -> None:
-        """ctx: its configuration has the fields of `TrainerConfig`. carried: moments to begin with; None: zeros."""
+        """ctx: its configuration has the fields of `TrainerConfig`. first: what the backend has begun with."""
         self._ctx, self._backend, self._data, self._dims = ctx, backend, data, dims
         self._config: TrainerConfig = ctx.config
         self._schedule, self._evaluation, self.steps = schedule, evaluation, schedule.steps
-        self._carried = carried
+        self._first = first
         self.guard = SpikeGuard(self._config.spikes)
         self._trouble: dict[str, float] = {}
         """What is wrong with the last step."""
         self.step = self.skipped = self.tokens = 0
         self.loss = self.grad_norm = math.nan
         self.seconds = self.tokens_per_second = self.step_processor_seconds = 0.0
+        self._beginning = {name: getattr(self, name) for name in CHECKPOINTED} | backend.extra_state()
+        """As a checkpoint of no step would have it."""
         self._checkpointer = AsyncCheckpointer(ctx, dims)
         config = self._config
         ctx.checkpoints.retain(config.keep_checkpoints, config.keep_every, config.spikes.reach)
@@ -90,8 +92,7 @@ class Trainer:
 
     def _run(self) -> None:
         if not self._resume():
-            if self._carried is not None:
-                self._carried.load(self._backend)
+            self._first.carry(self._backend)
         elif self._evaluates:
             self._report()  # the attempt before stopped, or was lost, between saving and measuring
         due = False
@@ -131,7 +132,7 @@ class Trainer:
     @property
     def updates(self) -> int:
         """Steps that the moments come from, those of the phases before included."""
-        return (self._carried.updates if self._carried is not None else 0) + self.step - self.skipped
+        return self._first.updates + self.step - self.skipped
 
     @property
     def _evaluates(self) -> bool:
@@ -186,10 +187,7 @@ class Trainer:
         if self._dims.all_reduce(float(bool(self._trouble)))[0]:
             self._trouble = self._trouble or {"not_finite": 1.0}  # another process saw it
             self.skipped += 1
-            self.guard.skip(self.step + 1, self._trouble)
-            what = "is a spike" if self.guard.finite else "is no finite number"
-            line = f"step {self.step + 1}: loss {self.loss:.6g} or gradient norm {norm:.6g} {what}"
-            self._ctx.log(f"{line}: it changes nothing", "warning")
+            self._ctx.log(self.guard.skip(self.step + 1, self._trouble, self.loss, norm), "warning")
             return False
         if overflow:
             self.skipped += 1  # the backend leaves this step out and makes its scale smaller
@@ -200,40 +198,39 @@ class Trainer:
     # --- going back -----------------------------------------------------------------------------------------------
 
     def _go_back(self) -> None:
-        """To a checkpoint from before the trouble, and around the data that led to it. Raises ConfigError when that was
-        tried often enough, or there is none.
+        """To a checkpoint from before the trouble, or to the beginning, and around the data that led to it. Raises
+        ConfigError when that was tried often enough.
         """
         left_out = self.guard.way_back(self.step)
         if left_out is None:
             raise self._diverged(", after going back and around its data," if self.guard.counts["rolled_back"] else "")
         self._checkpointer.wait()
-        if not self._checkpointer.go_back(left_out.step):
-            raise self._diverged(", and no checkpoint is from before,")
-        trouble = self.step
+        trouble, guard = self.step, self.guard.state()
         state: dict[str, Any] = {}
 
         def load(stored: Mapping[str, Any], read: Read) -> None:
             state.update(stored)
             self._load(stored, read)
 
-        guard = self.guard.state()
-        if not self._checkpointer.resume(load):
+        if not self._checkpointer.go_back(left_out.step):
+            self._load(self._beginning, self._first.read)
+            self._first.carry(self._backend)
+        elif not self._checkpointer.resume(load):
             raise Preempted(f"{self._ctx.node}: the checkpoint to go back to is gone: the next attempt looks for it")
         self.guard.restore(guard)
         self.guard.go_back(left_out, state.get("guard", {}))
         self._trouble = {}
-        if self._evaluates:
+        if self.step and self._evaluates:
             self._report()  # its row comes after its checkpoint
+        there = f"the checkpoint at step {self.step}" if self.step else "the beginning (no checkpoint is from before)"
         self._ctx.log(
-            f"went back from step {trouble} to the checkpoint at step {self.step}; from step {left_out.step + 1} on it"
-            f" goes around batches {left_out.first:,} to {left_out.last - 1:,}",
+            f"went back from step {trouble} to {there}; from step {left_out.step + 1} on it goes around batches"
+            f" {left_out.first:,} to {left_out.last - 1:,}",
             "warning",
         )
 
     def _diverged(self, tried: str) -> ConfigError:
-        numbers = {"loss": self.loss, "gradient norm": self.grad_norm}
-        name = next((name for name, value in numbers.items() if not math.isfinite(value)), None)
-        what = "the loss spikes" if name is None else f"the {name} is {numbers[name]}"
+        what = self.guard.wrong(self.loss, self.grad_norm)
         return ConfigError(
             f"{self._ctx.node}: {what}{tried} at step {self.step - self.guard.streak + 1}: training diverged; lower"
             f" learning_rate (now {self._config.learning_rate}) or lengthen the warmup (now"

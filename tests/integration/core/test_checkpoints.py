@@ -235,8 +235,6 @@ def test_the_last_and_every_nth_are_kept_and_going_back_drops_what_is_after(ledg
         (folder / "w").write_text(str(step))
         checkpoints.save(step, folder)
     assert ledger.checkpoint_steps(KEY) == [4, 8, 9, 10]
-    assert not checkpoints.go_back(3)
-    assert ledger.checkpoint_steps(KEY) == [4, 8, 9, 10]
     assert checkpoints.go_back(8)
     newest = checkpoints.newest()
     assert newest is not None
@@ -244,3 +242,14 @@ def test_the_last_and_every_nth_are_kept_and_going_back_drops_what_is_after(ledg
     assert [json.loads(line)["step"] for line in rows.read_text().splitlines()] == list(range(1, 9))
     assert checkpoints.resumed_from is None, "the attempt began with nothing"
     assert ledger.checkpoint_steps(KEY) == [4, 8]
+    assert not checkpoints.go_back(3)
+    assert checkpoints.newest() is None
+    assert ledger.resumable_steps(KEY) == []
+    assert rows.read_text() == ""
+    with open(rows, "a") as stream:
+        stream.write('{"step": 1}\n')
+    checkpoints.save(1, tmp_path / "1")
+    newest = checkpoints.newest()
+    assert newest is not None
+    assert newest[0] == 1
+    assert rows.read_text() == '{"step": 1}\n'

@@ -13,17 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from stages.core.errors import ConfigError, ExitClass, Preempted
 from stages.core.testing import LocalContext
+from stages.lib.modeling.hf_checkpoint import load_model
 from stages.lib.training import stalls
 from stages.lib.training.backends.fsdp import TorchBackend
 from stages.pretrain.data import WindowData
 from stages.pretrain.run import run
 from tests.support.distributed import run_in_process, run_processes
 from tests.support.limits import HANG
-from tests.support.pretraining import LENGTH, artifacts, config
+from tests.support.pretraining import LENGTH, artifacts, config, handed_on
 
 __all__ = ["artifacts"]  # a fixture: named here so that pytest finds it
 
@@ -120,6 +122,43 @@ def test_it_goes_back_around_the_data_the_same_in_two_processes_and_when_it_is_r
         told += ctx.metrics
     assert losses(told) == losses(whole.metrics)
     assert ctx.stats["trouble"] == whole.stats["trouble"]
+
+
+def test_with_no_checkpoint_from_before_it_begins_anew_and_goes_around_the_same_data(
+    tmp_path: Path, artifacts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one process and in two, lost on the way, and with moments of the phase before: the curve is the one of a
+    training that has a checkpoint to go back to.
+    """
+    parent = LocalContext(tmp_path / "parent", made(4, export_moments=True), artifacts)
+    run(parent)
+    given = artifacts | handed_on(parent.root)
+    poison(monkeypatch, dict.fromkeys((6, 7), np.nan))
+    chosen: dict[str, Any] = {"spikes": BACK, "carry_moments": True}
+    saved = LocalContext(tmp_path / "saved", made(**chosen), given)
+    run(saved)
+    none = LocalContext(tmp_path / "none", made(**chosen, checkpoint_every=100), given)
+    run(none)
+    assert losses(none.metrics) == losses(saved.metrics)
+    assert none.stats["trouble"] == saved.stats["trouble"]
+    assert [row["step"] for row in none.metrics] == [*range(1, 8), *range(1, 13)]  # the 8th is where it went back
+    assert any("went back from step 8 to the beginning (no checkpoint is from before)" in line for line in none.logs)
+    one, other = (load_model(ctx.output("model")).state_dict() for ctx in (none, saved))
+    assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+    late = LocalContext(tmp_path / "late", made(**chosen, checkpoint_every=5), given, stop_after=9)
+    with pytest.raises(Preempted):  # of step 5, which was too late to go back to; in the second step made anew
+        run(late)
+    assert [folder.name for folder in (tmp_path / "late" / "checkpoints").iterdir()] == ["00000002"]
+    later = LocalContext(tmp_path / "late", made(**chosen, checkpoint_every=5), given)
+    run(later)
+    assert losses([*late.metrics, *later.metrics]) == losses(saved.metrics)
+    assert later.stats["trouble"] == saved.stats["trouble"]
+
+    two = made(**chosen, checkpoint_every=100, micro_batch_size=1)
+    rows, outcome = run_processes(run, tmp_path / "two", 2, two, given)
+    assert outcome == "done"
+    assert np.allclose(list(losses(rows).values()), list(losses(saved.metrics).values()), atol=2e-5)
 
 
 def test_what_going_back_does_not_help_ends_with_what_to_do(

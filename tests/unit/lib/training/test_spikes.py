@@ -57,7 +57,7 @@ def walk(policy: SpikePolicy, bad: frozenset[int], steps: int, base: int = 1, cr
             taken = list(saved[done][1])
         batch = guard.batch(done)
         if batch in bad:
-            guard.skip(done + 1, {"not_finite": 1.0})
+            guard.skip(done + 1, {"not_finite": 1.0}, math.nan, 1.0)
         else:
             guard.accept(2.0, 1.0)
             taken.append(batch)
