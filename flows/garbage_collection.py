@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flows.store_garbage import CHECKPOINTS, DAY, HOUR, Garbage, Limits, StoreGarbage
+from flows.garbage_items import DAY, HOUR, Garbage, Limits, remove_all
+from flows.store_garbage import CHECKPOINTS, StoreGarbage
 from stages.core import eviction
 from stages.core.errors import StageError
 from stages.core.ledger import Ledger
@@ -35,7 +36,7 @@ def collect(home: Path, ledger: Ledger) -> Iterator[str]:
     for kind in (_workspaces, _kept, _requests, _downloads, _checkpoints):
         try:
             items = list(kind(home, ledger))
-            done = [item.remove() for item in items]
+            done = [gone for _, gone in remove_all(items)]
             count, size = sum(any(one) for one in done), sum(size for _, size in done)
             if count:
                 yield LINES[items[0].kind].format(count=count, size=size)
@@ -71,7 +72,7 @@ def _workspaces(home: Path, ledger: Ledger) -> Iterator[Garbage]:
         with contextlib.suppress(OSError), open(folder / OWNER) as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             count, size = _measure(folder)
-            yield Garbage(FOLDERS, str(folder), count, size, remove=partial(_sweep, folder))
+            yield Garbage(FOLDERS, str(folder), count, size, removal=partial(_sweep, folder))
 
 
 def _sweep(folder: Path) -> tuple[int, int]:
@@ -84,7 +85,7 @@ def _kept(home: Path, ledger: Ledger) -> Iterator[Garbage]:
         key = folder.name.removeprefix(KEPT)
         if _published(ledger, key) > _kept_by(folder):
             count, size = _measure(folder)
-            yield Garbage(KEPT_OUTPUTS, str(folder), count, size, key, remove=partial(_remove_folder, folder, size))
+            yield Garbage(KEPT_OUTPUTS, str(folder), count, size, key, removal=partial(_remove_folder, folder, size))
 
 
 def _remove_folder(folder: Path, size: int) -> tuple[int, int]:
@@ -131,8 +132,8 @@ def _requests(home: Path, ledger: Ledger) -> Iterator[Garbage]:
                 continue
         except FileNotFoundError:
             continue
-        remove = partial(_end_request, path, ledger, lease)
-        yield Garbage(LOCAL_REQUESTS, str(path), 1, path.stat().st_size, remove=remove)
+        removal = partial(_end_request, path, ledger, lease)
+        yield Garbage(LOCAL_REQUESTS, str(path), 1, path.stat().st_size, removal=removal)
 
 
 def _end_request(path: Path, ledger: Ledger, lease: Mapping[str, Any] | None) -> tuple[int, int]:
@@ -154,7 +155,7 @@ def _downloads(home: Path, ledger: Ledger) -> Iterator[Garbage]:
     for path in (home / "cache").glob("??/.*"):
         with _lock_of(path) as held:
             if held and path.exists():
-                yield Garbage(DOWNLOADS, str(path), 1, path.stat().st_size, remove=partial(_unlink_entry, path))
+                yield Garbage(DOWNLOADS, str(path), 1, path.stat().st_size, removal=partial(_unlink_entry, path))
 
 
 def _unlink_entry(path: Path) -> tuple[int, int]:
@@ -178,7 +179,7 @@ def _logs(home: Path, ledger: Ledger) -> Iterator[Garbage]:
             continue
         stored = ledger.store.stored(ledger.log_key(key, int(path.stem)))
         if stored is not None and stored.size == stat.st_size and not ledger.busy(key):
-            yield Garbage(LOGS, str(path), 1, stat.st_size, key, remove=partial(_unlink, path))
+            yield Garbage(LOGS, str(path), 1, stat.st_size, key, removal=partial(_unlink, path))
 
 
 def _cache(home: Path, budget: int | None) -> Iterator[Garbage]:
@@ -192,7 +193,7 @@ def _cache(home: Path, budget: int | None) -> Iterator[Garbage]:
         if over <= 0:
             return
         over -= entry.size
-        yield Garbage(CACHE, str(entry.path), 1, entry.size, remove=partial(_evict, entry))
+        yield Garbage(CACHE, str(entry.path), 1, entry.size, removal=partial(_evict, entry))
 
 
 def _evict(entry: eviction.Entry) -> tuple[int, int]:
@@ -207,9 +208,9 @@ def _checkpoints(home: Path, ledger: Ledger) -> Iterator[Garbage]:
         sizes.setdefault(item.key, []).append(item)
     for key, items in sizes.items():
         objects, size = sum(item.objects for item in items), sum(item.bytes for item in items)
-        yield Garbage(CHECKPOINTS, f"checkpoints/{key}/", objects, size, key, remove=partial(_all, items))
+        yield Garbage(CHECKPOINTS, f"checkpoints/{key}/", objects, size, key, removal=partial(_all, items))
 
 
 def _all(items: list[Garbage]) -> tuple[int, int]:
-    done = [item.remove() for item in items]
+    done = [gone for _, gone in remove_all(items)]
     return sum(count for count, _ in done), sum(size for _, size in done)

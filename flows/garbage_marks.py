@@ -8,7 +8,7 @@ only what changed: a manifest that appeared meanwhile counts from then on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from flows.idle_keys import at_work
 from stages.core.ledger import Ledger, attempt_prefix
-from stages.core.messages import InputRef, StageRequest, StageResult
+from stages.core.messages import InputRef, Lease, StageRequest, StageResult
 from stages.core.records import DamagedRecord, LeaseRecord
 from stages.core.store import Stored
 from stages.core.store_errors import Damaged
@@ -25,6 +25,7 @@ from stages.core.store_errors import Damaged
 THREADS = 16
 LATELY = 3600.0
 """Seconds in which a list has surely come to what was written: no store is known that takes longer than some."""
+NOTHING: Mapping[str, Lease] = {}
 T = TypeVar("T")
 
 
@@ -67,6 +68,7 @@ class Marks:
         self._leases: dict[str, tuple[str, LeaseRecord | None]] = {}
         self._requested: dict[str, frozenset[str]] = {}
         self._worked_on: list[str] = []
+        self._emptied: dict[str, int] = {}
         self._referring: dict[str, set[str]] = {}
         """Keys of manifests that refer to objects in a folder that is not theirs, by the folder."""
         self._made_from: dict[str, set[str]] = {}
@@ -97,20 +99,25 @@ class Marks:
 
     # --- reading ------------------------------------------------------------------------------------------------
 
-    def refresh(self, only: Iterable[str] | None = None) -> None:
-        """Read what has changed since the last time. only: leases and manifests of these keys, and nothing else.
+    def emptied(self, lease: Lease) -> None:
+        """Whoever holds this lease has removed its key's manifest: there is none until somebody takes the key."""
+        self._emptied[lease.key] = lease.epoch
+
+    def refresh(self, only: Iterable[str] | None = None, held: Mapping[str, Lease] = NOTHING) -> None:
+        """Read what has changed since the last time. only: leases and manifests of these keys, and nothing else. held:
+        leases that whoever asks has taken: nobody works on their keys, and what those have is asked for by name.
 
         Leases come before manifests: an attempt publishes, and then gives its lease back. Whoever is not at work here
         has its manifest among those that are read next.
         """
         keys = None if only is None else list(only)
-        self._read_leases(self._rows("leases/", keys), keys)
+        self._read_leases(self._rows("leases/", keys), keys, held)
         if keys is None:
             self._read_requests()
             self._read_names()
         manifests = self._rows("manifests/", keys)
         if keys is None:  # of keys that were worked on lately by their names: a list may be late
-            manifests |= self._rows("manifests/", self._worked_on)
+            manifests |= self._rows("manifests/", list({*self._worked_on, *held}))
         self._read_manifests(manifests, keys)
 
     def _rows(self, prefix: str, keys: list[str] | None) -> dict[str, Stored]:
@@ -203,15 +210,18 @@ class Marks:
             except (ValueError, KeyError, TypeError):
                 self.names_unreadable = True
 
-    def _read_leases(self, rows: dict[str, Stored], keys: list[str] | None) -> None:
+    def _read_leases(self, rows: dict[str, Stored], keys: list[str] | None, held: Mapping[str, Lease]) -> None:
         changed = [key for key, row in rows.items() if self._leases.get(key, ("",))[0] != row.etag]
         for key, record in zip(changed, self._each(self._lease, changed), strict=True):
             self._leases[key] = (rows[key].etag, record)
         now = self.ledger.store.now()
         self.live = {key: epoch for key, epoch in self.live.items() if key not in keys} if keys else {}
-        self._worked_on = [key for key, row in rows.items() if now - row.written < LATELY]
+        lately = [key for key, row in rows.items() if now - row.written < LATELY and key not in held]
+        self._worked_on = [key for key in lately if self._epoch(key) != self._emptied.get(key)]
         for key, row in rows.items():
             record = self._leases[key][1]
+            if key in held:
+                continue
             if record is not None:
                 record = record.model_copy(update={"age": now - row.written})
             if keys is None and record is not None and record.holder and not record.live:
@@ -220,6 +230,11 @@ class Marks:
                 self.live[key] = -1
             elif at_work(self.ledger, record):
                 self.live[key] = record.epoch
+
+    def _epoch(self, key: str) -> int:
+        """The last one that a lease was given for; -1: it cannot be read."""
+        record = self._leases[key][1]
+        return record.epoch if record else -1
 
     def _lease(self, key: str) -> LeaseRecord | None:
         try:

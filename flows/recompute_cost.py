@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any
 
 from flows import cost
+from flows.garbage_items import Garbage
 from flows.garbage_marks import THREADS
 from flows.profiles import Profile
-from flows.store_garbage import ATTEMPTS, RESULTS, UNFINISHED, Garbage
+from flows.store_garbage import ATTEMPTS, RESULTS, UNFINISHED
 from stages.core.ledger import Ledger
 from stages.core.records import AttemptRecord, DamagedRecord
 

@@ -2,18 +2,20 @@
 
 First everything is listed, then the marks are read (`flows.garbage_marks`): what is published while this looks is
 marked. Before anything of a key is removed, its lease is taken, which fences off every earlier attempt, and the marks
-are read again: a manifest that appeared in between wins. What is younger than `Limits.min_age` by the store's own clock
-stays. Nothing that a manifest which can be read refers to is removed, unless `Limits.results_after` says so.
+are read again, once for some keys whose leases are held together: a manifest that appeared in between wins. What is
+younger than `Limits.min_age` by the store's own clock stays. Nothing that a manifest which can be read refers to is
+removed, unless `Limits.results_after` says so.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
+from flows.garbage_items import Garbage, Gone, Group, Limits
 from flows.garbage_marks import Marks, Published, folder_of
 from flows.idle_keys import exclusive
 from stages.core import store_uploads
@@ -21,9 +23,7 @@ from stages.core.checkpoints import ROWS
 from stages.core.leases import LeaseLost
 from stages.core.ledger import DIGESTS, Ledger
 from stages.core.messages import Lease
-from stages.core.store import Stored
 
-HOUR, DAY = 3600.0, 86_400.0
 LEASE = 600.0
 """Seconds for which a key is held while its objects are removed; renewed with each batch."""
 BATCH = 1000
@@ -38,56 +38,7 @@ REHEARSALS = "rehearsals"
 """And the folder that they have, below the store's prefix."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What may go. The defaults remove nothing that anybody could miss."""
-
-    min_age: float = HOUR
-    """Seconds: what was written later stays."""
-    results_after: float | None = None
-    """Seconds after which a result goes that no name points to, and no such result was made from; None: never."""
-    work_after: float | None = None
-    """Seconds without a write after which what an unpublished key could go on from goes; None: never."""
-    uploads_after: float = HOUR
-    """Seconds after which an upload in parts that nobody completed goes."""
-    rehearsals_after: float | None = None
-    """Seconds without a write after which all of a rehearsal goes; None: never."""
-    damaged: bool = False
-    """Whether what `moxin repair` set aside goes."""
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """One thing that goes, or that stays although no result needs it."""
-
-    kind: str
-    where: str
-    objects: int
-    bytes: int
-    key: str = ""
-    epoch: int = 0
-    kept: str = ""
-    """Why it stays; "": it goes."""
-    remove: Callable[[], tuple[int, int]] = lambda: (0, 0)
-    """Remove it; how many objects and bytes went. None of a key on which somebody works by now."""
-
-
-Judge = Callable[..., "tuple[str, str] | None"]
-
-
-@dataclass
-class Group:
-    """The objects below one folder."""
-
-    objects: int = 0
-    bytes: int = 0
-    newest: float = 0.0
-    epoch: int = 0
-    committed: bool = False
-    """Whether the marker of a checkpoint, or the digests of a result, are there."""
-
-    def add(self, row: Stored) -> None:
-        self.objects, self.bytes, self.newest = self.objects + 1, self.bytes + row.size, max(self.newest, row.written)
+Judge = Callable[[str, Group], "tuple[str, str] | None"]
 
 
 class StoreGarbage:
@@ -121,7 +72,8 @@ class StoreGarbage:
                     continue
                 kept = "what was set aside stays; --also damaged removes it"
                 kept = kept if kind == DAMAGED and not self.limits.damaged else ""
-                yield Garbage(kind, folder, group.objects, group.bytes, kept=kept, remove=partial(self._below, folder))
+                below = partial(self._below, folder)
+                yield Garbage(kind, folder, group.objects, group.bytes, kept=kept, removal=below)
         yield from self._rehearsals()
         yield from self._uploads(uploads)
 
@@ -133,8 +85,8 @@ class StoreGarbage:
             if after is not None:
                 young = self._young(group.newest) or self._younger(group.newest, after)
                 kept = "it is younger than that, or somebody may be at work on it" if young else ""
-            remove = partial(self._below, folder)
-            yield Garbage(REHEARSALS, folder, group.objects, group.bytes, kept=kept, remove=remove)
+            below = partial(self._below, folder)
+            yield Garbage(REHEARSALS, folder, group.objects, group.bytes, kept=kept, removal=below)
 
     def checkpoints(self) -> list[Garbage]:
         """Checkpoints of published keys alone, without reading anything of other keys: cheap enough for every start."""
@@ -144,14 +96,13 @@ class StoreGarbage:
         items = (item for folder, group in groups.items() for item in self._item(folder, group, self._checkpoint))
         return [item for item in items if item.kind == CHECKPOINTS and not item.kept]
 
-    # --- judging: the kind, and why it stays ("": it goes); None: it is needed, or in use. held: a key whose lease this
-    # process has taken itself ---
+    # --- judging: the kind, and why it stays ("": it goes); None: it is needed, or in use ---
 
-    def _attempt(self, folder: str, group: Group, held: str = "") -> tuple[str, str] | None:
+    def _attempt(self, folder: str, group: Group) -> tuple[str, str] | None:
         """objects/<stage>/<key>/<epoch>/"""
         key = folder.split("/")[2]
         published = self.marks.published.get(key)
-        if (published and published.folder == folder) or (key in self.marks.live and key != held):
+        if (published and published.folder == folder) or key in self.marks.live:
             return None
         if key in self.marks.unreadable:
             return ATTEMPTS, UNREADABLE
@@ -161,21 +112,20 @@ class StoreGarbage:
             return None
         if self.marks.reads(key):
             return REPLACED, "an attempt at work may read it, or a result was made from it that has no newer input"
-        blind = self.marks.blind - {held}
         kind = REPLACED if group.committed else ATTEMPTS  # by its digests; results of before have none
-        return kind, "an attempt is at work whose inputs are not known" if blind else ""
+        return kind, "an attempt is at work whose inputs are not known" if self.marks.blind else ""
 
-    def _tasks(self, folder: str, group: Group, held: str = "") -> tuple[str, str] | None:
+    def _tasks(self, folder: str, group: Group) -> tuple[str, str] | None:
         """work/<stage>/<key>/"""
         key = folder.split("/")[2]
-        if key in self.marks.live and key != held:
+        if key in self.marks.live:
             return None
         return self._left(TASKS, key, group, self.marks.published.get(key), group.newest)
 
-    def _checkpoint(self, folder: str, group: Group, held: str = "") -> tuple[str, str] | None:
+    def _checkpoint(self, folder: str, group: Group) -> tuple[str, str] | None:
         """checkpoints/<key>/<step>/"""
         key = folder.split("/")[1]
-        if key in self.marks.live and key != held:
+        if key in self.marks.live:
             return None
         published = self.marks.published.get(key)
         if (
@@ -200,7 +150,7 @@ class StoreGarbage:
             return UNFINISHED, ""
         return UNFINISHED, "the next attempt goes on from it; --also unfinished=DAYS removes it"
 
-    def _request(self, folder: str, group: Group, held: str = "") -> tuple[str, str] | None:
+    def _request(self, folder: str, group: Group) -> tuple[str, str] | None:
         """requests/<key>/<epoch>.json"""
         _, key, name = folder.rstrip("/").split("/")
         live = self.marks.live.get(key)
@@ -256,10 +206,8 @@ class StoreGarbage:
                     group.add(row)
             if not group.objects:
                 return
-        remove = partial(self._sweep, folder, key, judge)
-        if judge == self._request:
-            remove = partial(self._unrequest, folder, group)
-        yield Garbage(verdict[0], folder, group.objects, group.bytes, key, epoch, verdict[1], remove)
+        together = self._unrequest if judge == self._request else self._sweep
+        yield Garbage(verdict[0], folder, group.objects, group.bytes, key, epoch, verdict[1], together=together)
 
     def _referred(self, folder: str) -> set[str]:
         """Objects below a folder that something refers to from elsewhere."""
@@ -283,7 +231,7 @@ class StoreGarbage:
             elif self.marks.names_unreadable or self.marks.blind:
                 kept = "a node record, or what an attempt at work reads, is not known"
             count, size = 1 + sum(group.objects for group in parts), sum(group.bytes for group in parts)
-            yield Garbage(RESULTS, one.folder, count, size, key, one.epoch, kept, partial(self._drop_result, key))
+            yield Garbage(RESULTS, one.folder, count, size, key, one.epoch, kept, together=self._drop_results)
 
     def _lists_are_late(self) -> bool:
         """Whether a list lacks what was written just now. Names cannot be asked for one by one: anybody gives them."""
@@ -309,54 +257,74 @@ class StoreGarbage:
             if self._younger(upload.started, after) or key in self.marks.live:
                 continue
             size = store_uploads.stored_bytes(self.ledger.store, upload)
-            yield Garbage(UPLOADS, upload.key, 1, size, key, remove=partial(self._abort, upload, key, size))
+            yield Garbage(UPLOADS, upload.key, 1, size, key, removal=partial(self._abort, upload, key, size))
 
     # --- removing -----------------------------------------------------------------------------------------------
 
-    def _sweep(self, folder: str, key: str, judge: Judge) -> tuple[int, int]:
-        """Remove a folder of a key, all but what is referred to, or younger than the limit."""
-        with exclusive(self.ledger, key, HOLDER, LEASE) as lease:
-            if lease is None:
-                return 0, 0
-            replaced = folder.startswith("objects/") and key in self.marks.published
-            self._refresh(None if replaced else [key])
-            group = self._groups(folder, 3 if folder.startswith(("checkpoints/", "work/")) else 4).get(folder)
-            if group is None or (verdict := judge(folder, group, key)) is None or verdict[1]:
-                return 0, 0
-            # since it was listed; its attempt may be about to publish it, and a list may be too late for its digests
-            digests = self.ledger.store.stored(folder + DIGESTS) if folder.startswith("objects/") else None
-            if self._young(max(group.newest, digests.written if digests else 0.0)):
-                return 0, 0
-            return self._delete(folder, self._referred(folder), lease)
+    @contextmanager
+    def _held(self, items: Sequence[Garbage]) -> Generator[dict[str, Lease]]:
+        """Hold the keys of some items, as far as nobody works on them."""
+        with ExitStack() as stack:
+            keys = dict.fromkeys(item.key for item in items)
+            leases = {key: stack.enter_context(exclusive(self.ledger, key, HOLDER, LEASE)) for key in keys}
+            yield {key: lease for key, lease in leases.items() if lease is not None}
 
-    def _drop_result(self, key: str) -> tuple[int, int]:
-        """Remove a result: its manifest first, so that nobody finds it any more."""
-        with exclusive(self.ledger, key, HOLDER, LEASE) as lease:
-            if lease is None:
-                return 0, 0
-            self._refresh()
-            if key not in self._unwanted_but(key) or self.marks.names_unreadable or self.marks.blind - {key}:
-                return 0, 0
-            one = self.marks.published[key]
-            self.ledger.store.delete([f"manifests/{key}.json"])
-            self.marks.refresh()
-            count = size = 0
-            for folder in (one.folder, f"work/{one.stage}/{key}/"):
-                more = self._delete(folder, self._referred(folder), lease)
-                count, size = count + more[0], size + more[1]
-            return count + 1, size
+    def _sweep(self, items: Sequence[Garbage]) -> Generator[Gone]:
+        """Remove folders of keys, all but what is referred to, or younger than the limit."""
+        with self._held(items) as leases:
+            held = [item for item in items if item.key in leases]
+            replaced = any(item.where.startswith("objects/") and item.key in self.marks.published for item in held)
+            self._refresh(leases, only=not replaced)
+            for item in items:
+                yield item, self._sweep_folder(item.where, leases[item.key]) if item.key in leases else (0, 0)
 
-    def _unwanted_but(self, key: str) -> list[str]:
-        """As `_unwanted`, where this process holds the lease of a key itself."""
-        self.marks.live.pop(key, None)
-        return self._unwanted()
+    def _sweep_folder(self, folder: str, lease: Lease) -> tuple[int, int]:
+        judges = {"objects": (self._attempt, 4), "work": (self._tasks, 3), "checkpoints": (self._checkpoint, 3)}
+        judge, depth = judges[folder.partition("/")[0]]
+        group = self._groups(folder, depth).get(folder)
+        if group is None or (verdict := judge(folder, group)) is None or verdict[1]:
+            return 0, 0
+        # since it was listed; its attempt may be about to publish it, and a list may be too late for its digests
+        digests = self.ledger.store.stored(folder + DIGESTS) if folder.startswith("objects/") else None
+        if self._young(max(group.newest, digests.written if digests else 0.0)):
+            return 0, 0
+        return self._delete(folder, self._referred(folder), lease)
 
-    def _refresh(self, only: list[str] | None = None) -> None:
-        """Marks as of now. only: where nothing but a key's own manifest can refer to what goes: what an attempt left
-        that was never published, no other attempt was ever given to read.
+    def _drop_results(self, items: Sequence[Garbage]) -> Generator[Gone]:
+        """Remove results: their manifests first, so that nobody finds them any more."""
+        with self._held(items) as leases:
+            self._refresh(leases)
+            known = not (self.marks.names_unreadable or self.marks.blind)
+            unwanted = [key for key in self._unwanted() if key in leases] if known else []
+            dropped = {key: self.marks.published[key] for key in unwanted if self._unpublish(leases[key])}
+            if dropped:
+                self.marks.refresh(held=leases)
+            for item in items:
+                count = size = 0
+                if one := dropped.get(item.key):
+                    for folder in (one.folder, f"work/{one.stage}/{item.key}/"):
+                        more = self._delete(folder, self._referred(folder), leases[item.key])
+                        count, size = count + more[0], size + more[1]
+                    count += 1
+                yield item, (count, size)
+
+    def _unpublish(self, lease: Lease) -> bool:
+        """Take a key's manifest away, if its lease is still held: others were taken since."""
+        try:
+            self.ledger.renew(lease, LEASE)
+        except LeaseLost:
+            return False
+        self.ledger.store.delete([f"manifests/{lease.key}.json"])
+        self.marks.emptied(lease)
+        return True
+
+    def _refresh(self, leases: Mapping[str, Lease], only: bool = False) -> None:
+        """Marks as of now. only: where nothing but a key's own manifest can
+        refer to what goes: what an attempt left that was never published, no other attempt was ever given to read.
         """
-        self._now = self.ledger.store.now()
-        self.marks.refresh(only)
+        if leases:
+            self._now = self.ledger.store.now()
+            self.marks.refresh(leases if only else None, leases)
 
     def _delete(self, folder: str, kept: set[str], lease: Lease) -> tuple[int, int]:
         """Markers go first, in a call of their own: what is half removed must not look whole."""
@@ -375,11 +343,11 @@ class StoreGarbage:
             count, size = count + len(batch), size + sum(row.size for row in batch)
         return count, size
 
-    def _unrequest(self, folder: str, group: Group) -> tuple[int, int]:
-        self.marks.refresh([folder.split("/")[1]])
-        if self._request(folder, group) is None:
-            return 0, 0
-        return self.ledger.store.delete([folder.rstrip("/")]), group.bytes
+    def _unrequest(self, items: Sequence[Garbage]) -> Generator[Gone]:
+        self.marks.refresh({item.key for item in items})
+        for item in items:
+            goes = self._request(item.where, Group()) is not None
+            yield item, (self.ledger.store.delete([item.where.rstrip("/")]), item.bytes) if goes else (0, 0)
 
     def _below(self, prefix: str) -> tuple[int, int]:
         self._now = self.ledger.store.now()

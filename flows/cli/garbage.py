@@ -52,6 +52,7 @@ def gc(
     would go on from, unless --also says so. The profile is the one whose resources price the attempts.
     """
     from flows import recompute_cost
+    from flows.garbage_items import remove_all
     from flows.settings import Settings
 
     limits, settings = _limits(also, min_age), Settings.load()
@@ -63,9 +64,9 @@ def gc(
         costs = recompute_cost.of_all(ledger, items, values)
         goes = [item for item in items if not item.kept] if yes else []
         try:
-            for number, item in enumerate(goes, 1):
-                tell(f"removing {number:,} of {len(goes):,}: {item.where}")
-                removed[item] = item.remove()
+            for item, gone in remove_all(goes):
+                removed[item] = gone
+                tell(f"removed {len(removed):,} of {len(goes):,}: {item.where}")
         except KeyboardInterrupt:
             stopped = True
     rows = _rows(items, costs, removed, recompute_cost.RecomputeCost())
@@ -91,7 +92,7 @@ def _find(
 
 def _limits(also: list[str], hours: float) -> Any:
     """What may go, from the options. Raises ConfigError."""
-    from flows.store_garbage import DAY, HOUR, Limits
+    from flows.garbage_items import DAY, HOUR, Limits
 
     fields: dict[str, Any] = {}
     for word in also:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from flows.garbage_items import Limits
 from flows.repair import _drop, _torn
-from flows.store_garbage import RESULTS, UNCOMMITTED, Limits, StoreGarbage
+from flows.store_garbage import RESULTS, UNCOMMITTED, StoreGarbage
 from stages.core.artifacts import FileEntry
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from flows.garbage_items import HOUR, Limits, remove_all
 from flows.idle_keys import at_work
-from flows.store_garbage import HOUR, LEASE, Limits, StoreGarbage
+from flows.store_garbage import LEASE, StoreGarbage
 from stages.core.artifacts import FileEntry
 from stages.core.errors import ExitClass, StageError
 from stages.core.keys import sha256
@@ -181,9 +182,9 @@ class Protocol(RuleBasedStateMachine):
         return FileEntry(path=name.rsplit("/", 1)[1], size=4, sha256=sha256(b"text"), object=name)
 
     def collect(self, actor: Actor) -> None:
-        for item in list(StoreGarbage(Ledger(self.world.store()), Limits()).find()):
-            if not item.kept:
-                item.remove()
+        items = list(StoreGarbage(Ledger(self.world.store()), Limits()).find())
+        for _ in remove_all([item for item in items if not item.kept]):
+            pass
 
     # --- rules ------------------------------------------------------------------------------------------------
 

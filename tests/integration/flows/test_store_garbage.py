@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows.garbage_items import TOGETHER, Garbage, Limits, remove_all
 from flows.store_garbage import (
     ATTEMPTS,
     CHECKPOINTS,
@@ -20,15 +21,13 @@ from flows.store_garbage import (
     UNCOMMITTED,
     UNFINISHED,
     UPLOADS,
-    Garbage,
-    Limits,
     StoreGarbage,
 )
 from stages.core import store_uploads
 from stages.core.artifacts import FileEntry
 from stages.core.errors import ExitClass
 from stages.core.keys import sha256
-from stages.core.leases import LeaseLost
+from stages.core.leases import LeaseHeld, LeaseLost
 from stages.core.ledger import Ledger
 from stages.core.messages import CodeRef, Lease, StageRequest
 from stages.core.records import AttemptOutcome, AttemptRecord, NodeRecord, TagRecord
@@ -84,7 +83,8 @@ def found(ledger: Ledger, limits: Limits = NOW) -> dict[str, list[Garbage]]:
 
 def sweep(ledger: Ledger, limits: Limits = NOW) -> tuple[int, int]:
     """Find, remove; how many objects and bytes went."""
-    done = [item.remove() for item in list(StoreGarbage(ledger, limits).find()) if not item.kept]
+    items = [item for item in StoreGarbage(ledger, limits).find() if not item.kept]
+    done = [gone for _, gone in remove_all(items)]
     return sum(count for count, _ in done), sum(size for _, size in done)
 
 
@@ -272,6 +272,72 @@ def test_results_go_when_asked_but_never_what_a_name_or_an_attempt_needs(ledger:
     assert ledger.manifest(C) is None
     assert names(ledger, f"objects/probe_source/{C}/") == [shared.object]
     assert ledger.missing_objects(ledger.manifest(A)[0]) == []  # type: ignore[index]
+
+
+def test_what_is_removed_together_costs_no_look_at_all_that_stays_for_each(ledger: Ledger) -> None:
+    """Requests for results that nobody needs, and for replaced ones, beside names and results that stay."""
+    asked = list[str]()
+    ledger.store._client.meta.events.register("before-call.s3", lambda model, **_: asked.append(model.name))
+    cost = dict[tuple[str, int], float]()
+    for stay in (4, 24):
+        for number in range(stay):
+            key = sha256(f"stays {number}".encode())
+            if ledger.manifest(key) is None:
+                make(ledger, key)
+                ledger.set_node("tiny", NodeRecord(node=f"n{number}", key=key, run_id="r", at=""))
+        for number in range(10):
+            make(ledger, sha256(f"{stay} goes {number}".encode()))
+            key = sha256(f"{stay} replaced {number}".encode())
+            make(ledger, key)
+            lease, files = attempt(ledger, key)
+            publish(ledger, lease, files, ledger.manifest(key)[1])  # type: ignore[index]
+            ledger.release(lease)
+            ledger.set_node("tiny", NodeRecord(node=f"replaced{number}", key=key, run_id="r", at=""))
+        items = [item for item in StoreGarbage(ledger, Limits(0.0, results_after=0.0)).find() if not item.kept]
+        for kind in (REPLACED, RESULTS):
+            some = [item for item in items if item.kind == kind]
+            assert len(some) >= 10
+            asked.clear()
+            done = [gone for _, gone in remove_all(some)]
+            assert all(count for count, _ in done)
+            cost[kind, stay] = len(asked) / len(some)
+            print(f"{kind}, {stay} results that stay: {cost[kind, stay]:.1f} requests for each that goes")
+    for kind in (REPLACED, RESULTS):
+        assert cost[kind, 24] - cost[kind, 4] < 20, "one look for all: not one for each"
+        assert cost[kind, 24] < 40
+
+
+def test_results_are_removed_while_the_leases_of_the_others_are_held(ledger: Ledger) -> None:
+    """Who takes a key in between finds it held, or published no more; a key that somebody works on stays."""
+    for key in (A, B, C):
+        make(ledger, key)
+    items = found(ledger, Limits(0.0, results_after=0.0))[RESULTS]
+    work = ledger.acquire(B, "tester")
+    ask(ledger, work)
+    assert len(items) == 3 < TOGETHER
+    gone = {}
+    for item, (count, _) in remove_all(items):
+        gone[item.key] = count
+        with pytest.raises(LeaseHeld):
+            ledger.acquire(item.key, "somebody")
+    assert (gone[A], gone[B], gone[C]) == (4, 0, 4)
+    assert [ledger.manifest(key) is not None for key in (A, B, C)] == [False, True, False]
+    ledger.release(ledger.acquire(A, "somebody"))
+    ledger.release(work)
+
+
+def test_who_stops_in_the_middle_gives_all_leases_back(ledger: Ledger) -> None:
+    for key in (A, B):
+        make(ledger, key)
+    removal = remove_all(found(ledger, Limits(0.0, results_after=0.0))[RESULTS])
+    next(removal)
+    removal.close()
+    for key in (A, B):
+        ledger.release(ledger.acquire(key, "somebody"))
+    assert [ledger.manifest(key) for key in (A, B)] == [None, None]
+    assert len([name for name in names(ledger) if "/documents/" in name]) == 2, "an attempt that failed, from now on"
+    assert sweep(ledger)[0] == 3
+    assert names(ledger) == []
 
 
 # --- races ------------------------------------------------------------------------------------------------------------
