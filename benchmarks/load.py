@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -96,8 +97,9 @@ def generated(nodes: int, folder: Path) -> Iterator[Pipeline]:
 
 def command(given: dict[str, Any]) -> dict[str, Any]:
     """Run a command of `moxin` here, and say what it took."""
-    from flows.cli import app
+    from flows.cli import COLLECTED_AFTER, app
 
+    gc.set_threshold(*COLLECTED_AFTER)
     with generated(given["nodes"], Path(given["folder"])) as pipeline, counted() as requests:
         words = [word.format(last=[*pipeline.nodes][-1]) for word in given["words"]]
         out = io.StringIO()

@@ -13,12 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from botocore.session import Session
+from botocore.utils import parse_timestamp
 
 from stages.core.disk import nearly_full, no_space
 from stages.core.errors import ConfigError, InfraError
@@ -67,7 +71,9 @@ def _client(address: StoreAddress, retries: int = RETRIES) -> Any:
     """A client with the credentials that are there now. Roles, profiles of a machine and processes that hand out
     credentials are asked again by botocore itself, before they expire.
     """
-    return boto3.Session().client(  # the default session keeps the first credentials that it saw
+    session = Session()  # a new one: the default session keeps the first credentials that it saw
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
+    return boto3.Session(botocore_session=session).client(
         "s3",
         endpoint_url=address.endpoint,
         region_name=address.region,
@@ -76,11 +82,22 @@ def _client(address: StoreAddress, retries: int = RETRIES) -> Any:
             # much as all the rest.
             s3={"addressing_style": "path", "payload_signing_enabled": False},
             retries={"max_attempts": retries, "mode": "standard"},
+            # botocore's own names the machine and its software, and makes it anew, letter by letter, for each request
+            user_agent="moxin",
             connect_timeout=5,
             read_timeout=60,
             max_pool_connections=THREADS * THREADS + 8,  # files at once, and ranges of each
         ),
     )
+
+
+def _time(text: Any) -> datetime:
+    """A time of an answer, in its two usual forms; botocore's own way takes either ten times as long."""
+    with suppress(ValueError, TypeError):
+        at = datetime.fromisoformat(text) if text[:1].isdigit() else parsedate_to_datetime(text)
+        if at.tzinfo is not None:
+            return at
+    return parse_timestamp(text)
 
 
 class Connection:
