@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 from stages.core.artifacts import FileEntry
 from stages.core.errors import ConfigError, InputError
 from stages.core.reading import open_file
+from stages.lib.data import process_pool
+from stages.lib.data.task import Made, Receipt, finish
 
 
 def square(folder: Path, number: int, log: str) -> int:
@@ -42,6 +45,17 @@ def refuse(folder: Path, number: int, log: str) -> int:
     if number == 3:
         raise InputError("shard 3 cannot be used")
     return square(folder, number, log)
+
+
+def refuse_while_others_store(folder: Path, number: int, log: str) -> int:
+    """As `refuse`, in a worker that takes its time to store."""
+
+    def slowly(made: Made) -> Receipt:
+        time.sleep(0.5)
+        return finish(made)
+
+    process_pool.finish = slowly
+    return refuse(folder, number, log)
 
 
 def stumble(folder: Path, kind: str) -> None:

@@ -60,6 +60,16 @@ class _Worker:
     connection: Connection
     held: set[int] = field(default_factory=set)
     """Tasks in its hands: one that it does, others whose files it stores."""
+    storing: set[int] = field(default_factory=set)
+    """Of these, the others."""
+
+    def take(self, number: int, outcome: Any) -> None:
+        """Note what it says: how a task ended, or (None) that it has done it and is free."""
+        if outcome is not None:
+            self.held.discard(number)
+            self.storing.discard(number)
+        elif number in self.held:  # else it was stored before it said so
+            self.storing.add(number)
 
 
 class ProcessPool:
@@ -99,17 +109,28 @@ class ProcessPool:
                             queue.appendleft(lost)
                         self._require_progress(deaths, len(left))
                         continue
+                    worker.take(number, outcome)
                     if outcome is None:
                         idle.append(worker)
                         continue
-                    worker.held.discard(number)
                     if isinstance(outcome, BaseException):
+                        self._wait_stored()
                         raise outcome
                     left.discard(number)
                     yield number, outcome
         except BaseException:
             self.stop()
             raise
+
+    def _wait_stored(self) -> None:
+        """Wait until what workers have done is stored: it is kept, also where another task failed."""
+        while storing := {worker.connection: worker for worker in self._workers if worker.storing}:
+            for ready in wait(list(storing)):
+                worker = storing[ready]  # type: ignore[index]
+                try:
+                    worker.take(*worker.connection.recv())
+                except (EOFError, OSError):  # it has died
+                    worker.storing.clear()
 
     def _require_progress(self, deaths: dict[int, int], left: int) -> None:
         if max(deaths.values()) >= ATTEMPTS:

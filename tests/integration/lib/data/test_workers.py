@@ -20,7 +20,7 @@ from tests.support.deduplication import dedup
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
 from tests.support.pool_tasks import corpus, parts, runs, tasks
-from tests.support.worker_tasks import always_die, die_once, refuse, square
+from tests.support.worker_tasks import always_die, die_once, refuse, refuse_while_others_store, square
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -111,6 +111,15 @@ def test_what_was_done_before_a_task_failed_is_kept(tmp_path: Path, monkeypatch:
         Pool(tmp_path / "work").map("squares", refuse, tasks(log))
     receipts = [path.name for path in sorted((tmp_path / "work" / "squares").glob("*.json"))]
     assert receipts == ["000000.json", "000001.json", "000002.json"]
+
+
+def test_what_other_workers_have_done_is_kept_where_a_task_fails(tmp_path: Path) -> None:
+    """They were killed while they stored it."""
+    log = tmp_path / "log"
+    with pytest.raises(InputError), Pool(tmp_path / "work", 2) as pool:
+        pool.map("squares", refuse_while_others_store, tasks(log))
+    receipts = {path.name for path in (tmp_path / "work" / "squares").glob("*.json")}
+    assert receipts >= {"000000.json", "000001.json"}
 
 
 def test_who_was_taken_for_dead_does_no_harm(tmp_path: Path) -> None:
