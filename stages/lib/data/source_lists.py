@@ -40,7 +40,12 @@ def expanded(source: RawSource, where: str) -> list[RawFile]:
             " set the digest anew"
         )
     try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+        if data[:2] == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+                data = packed.read(LARGEST + 1)
+            if len(data) > LARGEST:
+                raise InputError(f"{where}: {shown(source.uri)} unpacks to more than {LARGEST} bytes, which is no list")
+        text = data.decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{where}: {shown(source.uri)} is no list of addresses: {error}") from error
     lines = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]

@@ -24,6 +24,7 @@ from stages.core.errors import ConfigError, InfraError, InputError
 from stages.core.testing import LocalContext, local_artifact
 from stages.ingest.run import run as ingest
 from stages.ingest.spec import IngestConfig
+from stages.lib.data import source_lists
 from stages.lib.data.raw_source import RawSource
 from stages.lib.data.source_lists import expanded
 from stages.lib.formats import remote
@@ -337,6 +338,21 @@ def test_a_list_that_is_not_there_is_the_users_to_mend_and_no_signature_is_shown
             "w",
         )
     assert "the-secret" not in str(told.value)
+
+
+def test_a_list_that_unpacks_to_more_than_any_list_has_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes were bounded, what they unpack to was not: a gigabyte of zeros becomes a terabyte of memory."""
+    monkeypatch.setattr(source_lists, "LARGEST", 10_000)
+    for size, fits in ((300, True), (3000, False)):
+        (tmp_path / "list.gz").write_bytes(gzip.compress(b"s3://bucket/name\n" * size))
+        source = RawSource(uri=(tmp_path / "list.gz").as_uri(), listed=True, format="jsonl", source="s")
+        if fits:
+            assert len(expanded(source, "w")) == size
+        else:
+            with pytest.raises(InputError, match=r"list\.gz unpacks to more than 10000 bytes, which is no list"):
+                expanded(source, "w")
 
 
 def test_what_goes_with_a_list_alone_is_refused_of_a_file() -> None:
