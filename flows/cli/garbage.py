@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,8 @@ def gc(
     from flows.garbage_items import remove_all
     from flows.settings import Settings
 
+    if cache_gib is not None and not math.isfinite(cache_gib):
+        raise ConfigError(f"--cache-gib {cache_gib:g}: give GiB, 0 or more")
     limits, settings = _limits(also, min_age), Settings.load()
     _, values = load_profile(profile, [])
     removed: dict[Any, tuple[int, int]] = {}
@@ -101,11 +104,19 @@ def _limits(also: list[str], hours: float) -> Any:
             if kind == "damaged" and not days:
                 fields["damaged"] = True
             else:
-                fields[AGES[kind]] = abs(float(days)) * DAY
+                fields[AGES[kind]] = _age(days) * DAY
         except (KeyError, ValueError):
             kinds = ", ".join(f"'{kind}=DAYS'" for kind in AGES)
             raise ConfigError(f"--also {word}: give {kinds} or 'damaged'") from None
     return Limits(min_age=hours * HOUR, **fields)
+
+
+def _age(text: str) -> float:
+    """Days. Raises ValueError for what no age can be compared with: nothing is younger than NaN."""
+    days = float(text)
+    if not 0 <= days < math.inf:
+        raise ValueError
+    return days
 
 
 def _shared(settings: Settings) -> Path | None:

@@ -184,13 +184,17 @@ def logs(
     with open_ledger(settings) as ledger:
         pipeline, values = read_profile(ledger, profile, experiment, set_)
         for text in _log_lines(ledger, settings.home, pipeline, values, find_node(node).name, key):
-            _say_event(text.decode("utf-8", "replace"), all_, json_)
+            _say_event(text, all_, json_)
 
 
-def _say_event(row: str, all_: bool, json_: bool) -> None:
-    event = json.loads(row)
+def _say_event(row: bytes, all_: bool, json_: bool) -> None:
+    from flows.live.attempt_events import parsed
+
+    event = parsed(row)
+    if not {"event", "time"} <= event.keys():  # a piece of a line that was too long for one
+        event = {"time": "", "event": "log", "level": "debug", "message": row.decode("utf-8", "replace")}
     if json_:
-        sys.stdout.write(row + "\n")
+        sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
     elif event["event"] == "log" and (all_ or event.get("level") != "debug"):
         say((event["time"][11:19], "dim"), f" {event['level']:<7} {event['message']}")
     elif event["event"] == "metric":
