@@ -190,9 +190,9 @@ def logs(
 def _say_event(row: bytes, all_: bool, json_: bool) -> None:
     from flows.live.attempt_events import parsed
 
-    event = parsed(row)
+    event: dict[str, Any] = parsed(row)
     if not {"event", "time"} <= event.keys():  # a piece of a line that was too long for one
-        event = {"time": "", "event": "log", "level": "debug", "message": row.decode("utf-8", "replace")}
+        event = dict[str, Any](time="", event="log", level="debug", message=row.decode("utf-8", "replace"))
     if json_:
         sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
     elif event["event"] == "log" and (all_ or event.get("level") != "debug"):

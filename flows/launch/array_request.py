@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any, Self
@@ -61,3 +62,15 @@ class ArrayRequest(BaseModel):
         """Tell the stage that no element is left (`stages.core.task_objects.answer_array`)."""
         if self.objects.get(first_part(self.name)) is not None:
             answer_array(self.objects, self.name, states, error)
+
+    def refuse(self, error: InfraError) -> dict[str, Any]:
+        """Tell the stage that there is no array now; the event for people. Where the store is away, the stage hears
+        nothing, and asks again by itself.
+        """
+        with contextlib.suppress(InfraError):
+            self.answer({}, str(error))
+        return self.warning(error)
+
+    def warning(self, error: InfraError) -> dict[str, Any]:
+        """The event for people of an array that could not be made."""
+        return {"event": "log", "level": "warning", "message": f"no array for {self.tasks} shards: {error}"}

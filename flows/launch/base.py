@@ -38,6 +38,11 @@ _CA_BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 CUT_OFF = 5
 """Seconds before its launcher would kill it at which a stage that did not stop ends itself, and what it started."""
 
+GATHERING = 86_400
+"""Seconds for which the nodes of an attempt wait for each other before their processes begin (torchrun has 600): one
+pulls an image longer, or waits for a machine. Who ends while it waits is the launcher's to see.
+"""
+
 SiteType = TypeVar("SiteType", bound=BaseModel)
 
 
@@ -240,6 +245,7 @@ def torchrun(job: Job, *rendezvous: str) -> list[str]:
         "-m",
         "torch.distributed.run",
         *rendezvous,
+        *([f"--rdzv-conf=timeout={GATHERING}"] if job.resources.nodes > 1 else []),
         f"--nnodes={job.resources.nodes}",
         f"--nproc-per-node={job.ranks}",
         "--max-restarts=0",

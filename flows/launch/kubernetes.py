@@ -16,8 +16,9 @@ from flows import environments
 from flows.launch import scoped
 from flows.launch.base import Job, parse_event, secrets_of, stored_request, with_provenance
 from flows.launch.kubernetes_arrays import IndexedJobs
+from flows.launch.kubernetes_client import clients
 from flows.launch.kubernetes_log import LogPosition
-from flows.launch.kubernetes_manifests import Site, batch_job, name_of, secret, service, uses_arrays
+from flows.launch.kubernetes_manifests import Site, batch_job, labels_of, name_of, secret, service, uses_arrays
 from flows.log_lines import LineCutter
 from flows.settings import Settings
 from stages.core.errors import ConfigError, ExitClass, InfraError
@@ -61,14 +62,15 @@ class KubernetesHandle:
         reported = image_id = ""
         while self._end is None:
             try:
-                pod = self._first_pod()
+                pods = self._pods()
             except InfraError:  # a server that is away for a moment ends nothing
                 time.sleep(POLL_SECONDS)
                 continue
+            pod = _first(pods)
             phase = pod.status.phase if pod else "Pending"
-            if phase == "Pending" and (reason := _waiting(pod)) != reported:
-                reported = reason
+            if (reason := _waiting(pods)) and reason != reported:
                 yield {"event": "log", "level": "info", "message": f"Kubernetes job {self._name} waits: {reason}"}
+            reported = reason
             if phase not in ("Pending", None):
                 if not image_id and (
                     image_id := _image_id(pod)
@@ -103,16 +105,6 @@ class KubernetesHandle:
                 for line in cutter.lines(data):
                     if (text := self._log_position.unread(line)) is not None:
                         yield parse_event(text.decode("utf-8", "replace"))
-
-    def _first_pod(self) -> Any:
-        """The pod of rank 0, which alone speaks; None before there is one."""
-        pods = self._pods()
-        first = [
-            p
-            for p in pods
-            if dict[str, str](p.metadata.annotations or ()).get("batch.kubernetes.io/job-completion-index", "0") == "0"
-        ]
-        return first[0] if first else None
 
     def _pods(self) -> list[Any]:
         with _errors("list pods"):
@@ -211,19 +203,7 @@ class KubernetesLauncher:
 
     def _clients(self) -> tuple[Any, Any]:
         """The core and the batch API. Raises InfraError when no cluster is configured."""
-        if self._pair is None:
-            from kubernetes import client, config
-
-            try:
-                config.load_kube_config(context=self._site.context or None)
-            except config.ConfigException:
-                try:
-                    config.load_incluster_config()
-                except config.ConfigException as error:
-                    raise InfraError(
-                        "no Kubernetes cluster: set KUBECONFIG, or run the worker inside the cluster"
-                    ) from error
-            self._pair = client.CoreV1Api(), client.BatchV1Api()
+        self._pair = self._pair or clients(self._site.context)
         return self._pair
 
     def start(self, job: Job) -> KubernetesHandle:
@@ -245,20 +225,36 @@ class KubernetesLauncher:
         session = self._session(job)
         secrets = self._secret(job, session)
         with _errors(f"create job {name}"):
-            delete(core, batch, namespace, name, 0)
-            created = batch.create_namespaced_job(namespace, batch_job(job, self._site, self._installation))
-            owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": created.metadata.uid}
-            try:  # owned by the Job: the cluster removes them with it, whatever becomes of this process
-                for owned in (secrets, service(job, self._installation)):
-                    if owned is not None:
-                        owned["metadata"]["ownerReferences"] = [owner]
-                        is_secret = owned["kind"] == "Secret"
-                        create = core.create_namespaced_secret if is_secret else core.create_namespaced_service
-                        create(namespace, owned)
-            except BaseException:
+            for earlier in self._jobs(f"moxin.key={labels_of(job, self._installation)['moxin.key']}"):
+                delete(core, batch, namespace, earlier, 0)  # of attempts that ended: this one has the lease
+            try:
+                created = batch.create_namespaced_job(namespace, batch_job(job, self._site, self._installation))
+                self._create_owned(job, secrets, created.metadata.uid)
+            except (
+                BaseException
+            ):  # also where no answer came: the cluster may have it, and it would wait for its Secret
                 delete(core, batch, namespace, name, 0)
                 raise
         return self._handle(name, job, created.metadata.uid, session)
+
+    def _create_owned(self, job: Job, secrets: dict[str, Any], uid: str) -> None:
+        """What belongs to a Job: the cluster removes it with the Job, whatever becomes of this process."""
+        core, _ = self._clients()
+        owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name_of(job), "uid": uid}
+        for owned in (secrets, service(job, self._installation)):
+            if owned is not None:
+                owned["metadata"]["ownerReferences"] = [owner]
+                is_secret = owned["kind"] == "Secret"
+                create = core.create_namespaced_secret if is_secret else core.create_namespaced_service
+                create(self._site.namespace, owned)
+
+    def _jobs(self, label: str) -> list[str]:
+        """The names of this installation's Jobs with a label."""
+        _, batch = self._clients()
+        selector = f"moxin.home={self._installation},{label}"
+        return [
+            job.metadata.name for job in batch.list_namespaced_job(self._site.namespace, label_selector=selector).items
+        ]
 
     def _session(self, job: Job) -> scoped.Session:
         """What a job is given to reach the store with, unless its account knows the way."""
@@ -311,12 +307,10 @@ class KubernetesLauncher:
             return []
         core, batch = self._clients()
         with _errors("list jobs"):
-            jobs = batch.list_namespaced_job(
-                self._site.namespace, label_selector=f"moxin.home={self._installation},moxin.run={run_id[:63]}"
-            ).items
-        for job in jobs:
-            delete(core, batch, self._site.namespace, job.metadata.name, 0)  # its pods get the template's grace
-        return [job.metadata.name for job in jobs]
+            names = self._jobs(f"moxin.run={run_id[:63]}")
+        for name in names:
+            delete(core, batch, self._site.namespace, name, 0)  # its pods get the template's grace
+        return names
 
 
 def delete(core: Any, batch: Any, namespace: str, name: str, grace: int) -> None:
@@ -340,10 +334,22 @@ def _image_id(pod: Any) -> str:
     )
 
 
-def _waiting(pod: Any) -> str:
-    """Why a pod does not run yet."""
-    if pod is None:
-        return "no pod yet"
+def _first(pods: list[Any]) -> Any:
+    """The pod of rank 0, which alone speaks; None before there is one."""
+    index = "batch.kubernetes.io/job-completion-index"
+    return next((pod for pod in pods if dict[str, str](pod.metadata.annotations or ()).get(index, "0") == "0"), None)
+
+
+def _waiting(pods: list[Any]) -> str:
+    """Why a Job does not work yet: what the first of its pods waits for that does not run; empty where all run."""
+    pending = [pod for pod in pods if pod.status.phase in ("Pending", None)]
+    if pods and not pending:
+        return ""
+    reason = _waits_for(pending[0]) if pending else "no pod yet"
+    return f"{len(pending)} of {len(pods)} pods do not run yet: {reason}" if len(pods) > 1 else reason
+
+
+def _waits_for(pod: Any) -> str:
     for container in pod.status.container_statuses or ():
         if container.state.waiting and container.state.waiting.reason:
             return str(container.state.waiting.reason)

@@ -35,18 +35,20 @@ class IndexedJobs:
         one array at a time: those before it end.
         """
         request = ArrayRequest.checked(event, self._job)
-        if not request.awaited():  # read again by one that came back
+        try:
+            awaited = request.awaited()
+        except InfraError as error:  # the store is away: the stage asks again
+            yield request.warning(error)
             return
         name = array_name(self._job, request)
-        if self._current is not None and self._current[0] == name:
+        if not awaited or (self._current is not None and self._current[0] == name):  # read by one that came back
             return
         self.cancel()
         body = array_job(self._job, self._site, request, self._installation, self._owner)
         try:
             self._create(body)
         except InfraError as error:
-            request.answer({}, str(error))
-            yield {"event": "log", "level": "warning", "message": f"no array for {request.tasks} shards: {error}"}
+            yield request.refuse(error)
             return
         stop = threading.Event()
         self._current = name, stop

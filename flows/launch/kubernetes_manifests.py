@@ -13,7 +13,7 @@ from flows.launch.array_request import ArrayRequest
 from flows.launch.base import Job, load_site, public_environment, stored_request, torchrun
 from stages.core.errors import ConfigError
 from stages.core.messages import Secrets
-from stages.core.resources import Processes
+from stages.core.resources import Processes, Resources
 
 UID = 65532
 PORT = 29500
@@ -194,7 +194,14 @@ def array_job(job: Job, site: Site, request: ArrayRequest, installation: str, ow
     """The Indexed Job of an array that a stage asked for: its image, its secret, its scratch, and for each pod what one
     task needs. owner: uid of the stage's Job.
     """
-    needs = {"cpus": request.cpus, "memory_gib": request.memory_gib, "gpus": 0, "nodes": 1, "nproc_per_node": 1}
+    needs = {
+        "cpus": request.cpus,
+        "memory_gib": request.memory_gib,
+        "scratch_gib": _share_of_scratch(job.resources, request.cpus),
+        "gpus": 0,
+        "nodes": 1,
+        "nproc_per_node": 1,
+    }
     element = replace(job, resources=job.resources.model_copy(update=needs), processes=Processes.SINGLE)
     count = min(request.tasks, site.array_size)
     body = batch_job(element, site, installation)
@@ -224,6 +231,14 @@ def array_job(job: Job, site: Site, request: ArrayRequest, installation: str, ow
         *("$(JOB_COMPLETION_INDEX)", str(count), "--secrets", "/secrets/secrets.json"),
     ]
     return body
+
+
+def _share_of_scratch(resources: Resources, cpus: float) -> float:
+    """GiB of local disk for a pod of an array: of the stage's, which is for all tasks of a machine, as its part of the
+    cores; a stage's default at least.
+    """
+    least = min(resources.scratch_gib, Resources().scratch_gib)
+    return max(least, round(resources.scratch_gib * min(1.0, cpus / resources.cpus), 3))
 
 
 def _container(job: Job, site: Site) -> dict[str, Any]:

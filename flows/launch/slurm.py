@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from flows.launch import scoped
 from flows.launch.base import Job, parse_event, secrets_of, with_provenance
-from flows.launch.slurm_arrays import JobArrays, cancel_leftover_arrays, write
+from flows.launch.slurm_arrays import JobArrays, cancel_leftovers, write
 from flows.launch.slurm_controller import FINISHED, GONE, TERMINATIONS, job_state, queued_jobs, run
 from flows.launch.slurm_scripts import Site, base_of, image_of, script, uses_arrays
 from flows.log_lines import PIECE, LineCutter
@@ -192,8 +192,7 @@ class SlurmLauncher:
             write(Path(f"{base}.sh"), script(job, self._site, base, self._installation, self._folder / "scratch"))
         except OSError as error:
             raise InfraError(f"cannot write {error.filename}: {error.strerror}") from error
-        if uses_arrays(job):
-            cancel_leftover_arrays(job, self._installation)
+        cancel_leftovers(job, self._installation)
         number = run("sbatch", "--parsable", "--requeue", "--export=NONE", f"{base}.sh").strip().partition(";")[0]
         return self._handle(number, job, session)
 

@@ -34,14 +34,18 @@ class JobArrays:
     def submit(self, event: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Submit the array that an event asks for, or follow it where that was done; events for people."""
         request = ArrayRequest.checked(event, self._job)
+        try:
+            awaited = request.awaited()
+        except InfraError as error:  # the store is away: the stage asks again
+            yield request.warning(error)
+            return
         before, self._current = self._current, None
-        if not request.awaited():  # read again by one that came back
+        if not awaited:  # read again by one that came back
             return
         try:
             number = self._submit_or_find(request)
         except InfraError as error:
-            request.answer({}, str(error))
-            yield {"event": "log", "level": "warning", "message": f"no array for {request.tasks} shards: {error}"}
+            yield request.refuse(error)
             return
         self._current = number, request
         if before == self._current:  # asked again, lest its event was lost
@@ -81,10 +85,11 @@ class JobArrays:
             return
         states, reason = polled
         if states.keys() <= FINISHED:
-            self._current = None
-            for suffix in (".job", ".sh"):
-                Path(f"{array_base(self._job, self._folder, request)}{suffix}").unlink(missing_ok=True)
-            request.answer(states)
+            with contextlib.suppress(InfraError):  # the store is away: told at the next look
+                request.answer(states)
+                self._current = None
+                for suffix in (".job", ".sh"):
+                    Path(f"{array_base(self._job, self._folder, request)}{suffix}").unlink(missing_ok=True)
         elif states.keys() <= {*FINISHED, "PENDING"} and reason != self._reported_reason:
             self._reported_reason = reason
             yield {"event": "log", "level": "info", "message": f"Slurm array {number} is pending ({reason})"}
@@ -97,9 +102,13 @@ class JobArrays:
                 run("scancel", *jobs)
 
 
-def cancel_leftover_arrays(job: Job, installation: str) -> None:
-    """Cancel arrays of earlier attempts at a job's key: whoever asked for them is gone."""
-    pattern = re.compile(rf"moxin:{installation}:.*:{job.request.key[:16]}:\d+:[^:]+")
+def cancel_leftovers(job: Job, installation: str) -> None:
+    """Cancel jobs of earlier attempts at a job's key, and their arrays: whoever followed them is gone, and nothing that
+    they save counts any more. `sbatch` may have submitted one and not said so.
+    """
+    if job.request.lease.epoch == 1:
+        return
+    pattern = re.compile(rf"moxin:{installation}:.*:{job.request.key[:16]}:\d+(:[^:]+)?")
     if leftovers := [
         number for number, name in queued_jobs(f"moxin:{installation}:").items() if pattern.fullmatch(name)
     ]:

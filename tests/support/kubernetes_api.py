@@ -10,6 +10,7 @@ from typing import Any
 
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import ReadTimeoutError
 
 from flows.launch.kubernetes import KubernetesLauncher
 from flows.launch.kubernetes_manifests import Site
@@ -49,6 +50,17 @@ def read(kind: str, **value: Any) -> Any:
     return client.ApiClient().deserialize(SimpleNamespace(data=json.dumps(value)), kind)
 
 
+def waiting_pod(index: int, why: str = "") -> Any:
+    """One of several that does not run, with the scheduler's word where there is one."""
+    unmet = [{"type": "PodScheduled", "status": "False", "message": why}] if why else []
+    annotations = {"batch.kubernetes.io/job-completion-index": str(index)}
+    return read(
+        "V1Pod",
+        metadata={"name": f"p-{index}", "annotations": annotations},
+        status={"phase": "Pending", "conditions": unmet},
+    )
+
+
 def pod(code: int = 1, reason: str = "Error", **status: Any) -> Any:
     ended = {
         "name": "stage",
@@ -72,6 +84,11 @@ class Cluster:
         self.stored: dict[str, bytes] = {}
         self.patched: list[tuple[str, dict[str, Any]]] = []
         self.fail: str = ""
+        self.unanswered = False
+        """Whether the answer to a Job's creation does not come."""
+        self.pods = [pod(0, "Completed")]
+        self.leftover: list[str] = []
+        """Jobs of earlier attempts at the key."""
 
     def put(self, key: str, data: bytes) -> None:
         """As the store does that pods read their requests from."""
@@ -83,6 +100,8 @@ class Cluster:
         if body["kind"] == "Job" and any(body["metadata"]["name"] == made["metadata"]["name"] for made in self.made):
             raise ApiException(status=409, reason="AlreadyExists")
         self.made.append(body)
+        if body["kind"] == "Job" and self.unanswered:
+            raise ReadTimeoutError(None, None, "no answer")  # type: ignore[arg-type]
         return read("V1Job", metadata={"name": body["metadata"]["name"], "uid": "uid-1"})
 
     create_namespaced_job = create_namespaced_secret = create_namespaced_service = _make
@@ -97,12 +116,12 @@ class Cluster:
         return read("V1Job", metadata={"name": name, "uid": "uid-1"}, status=status)
 
     def list_namespaced_pod(self, namespace: str, label_selector: str) -> Any:
-        return SimpleNamespace(items=[pod(0, "Completed")])
+        return SimpleNamespace(items=self.pods)
 
     def list_namespaced_job(self, namespace: str, label_selector: str) -> Any:
-        return SimpleNamespace(
-            items=[read("V1Job", metadata={"name": "j"})] if "moxin.run=run-1" in label_selector else []
-        )
+        names = ["j"] if "moxin.run=run-1" in label_selector else []
+        names += self.leftover if f"moxin.key={'a' * 63}" in label_selector else []
+        return SimpleNamespace(items=[read("V1Job", metadata={"name": name}) for name in names])
 
     def read_namespaced_pod_log(self, name: str, namespace: str, *, timestamps: bool, **_: Any) -> Any:
         """With the time before each line, one a second; without those that were rotated away."""

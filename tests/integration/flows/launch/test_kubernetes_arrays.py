@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from kubernetes.client.exceptions import ApiException
 
-from flows.launch import kubernetes_arrays, kubernetes_manifests
+from flows.launch import array_request, kubernetes_arrays, kubernetes_manifests
 from flows.launch.array_request import ArrayRequest
 from flows.launch.base import Job
 from flows.launch.kubernetes_arrays import IndexedJobs, index_count
@@ -90,14 +90,28 @@ def test_a_pod_of_an_array_has_the_stages_image_and_secret_and_what_one_task_nee
     body, stage = array(Site()), kubernetes_manifests.batch_job(job(), Site(), "mark")
     pod, own = (found["spec"]["template"]["spec"] for found in (body, stage))
     (container,), (main,) = pod["containers"], own["containers"]
-    assert pod["volumes"][:3] == own["volumes"][:3], "secret, scratch and /tmp"
+    assert [pod["volumes"][n] for n in (0, 2)] == [own["volumes"][n] for n in (0, 2)], "secret and /tmp"
+    assert pod["volumes"][1] == {"name": "scratch", "emptyDir": {"sizeLimit": "12.5Gi"}}
     assert (pod["securityContext"], container["image"]) == (own["securityContext"], main["image"])
-    assert container["resources"]["requests"] == {"cpu": "2", "memory": "1536Mi", "ephemeral-storage": "50Gi"}
+    assert container["resources"]["requests"] == {"cpu": "2", "memory": "1536Mi", "ephemeral-storage": "12.5Gi"}
     command = container["command"]
     assert command[:3] == ["python", "-m", "stages.lib.data.job_array"]
     assert json.loads(command[3].replace("$$(", "$(")) == json.loads(event()["place"])
     assert command[4:] == ["sign-1a2b3c4d", "$(JOB_COMPLETION_INDEX)", "20", "--secrets", "/secrets/secrets.json"]
     assert {"name": "MOXIN_ARRAYS", "value": "1"} in main["env"]
+
+
+@pytest.mark.parametrize(
+    ("scratch", "cpus", "share"),
+    [(8000, 2, "2000Gi"), (8000, 0.5, "500Gi"), (12, 1, "10Gi"), (4, 1, "4Gi"), (50, 32, "50Gi")],
+)
+def test_a_pod_of_an_array_asks_for_its_part_of_the_stages_disk(scratch: float, cpus: float, share: str) -> None:
+    """Each pod of a thousand asked for all of it: no node had so much twice."""
+    stage = replace(job(), resources=job().resources.model_copy(update={"scratch_gib": scratch}))
+    request = ArrayRequest.checked(event() | {"cpus": cpus}, stage)
+    body = kubernetes_manifests.array_job(stage, Site(), request, "mark", "uid-1")
+    (container,) = body["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["ephemeral-storage"] == share
 
 
 @pytest.mark.parametrize(("text", "count"), [("", 0), ("3", 1), ("1,3-5,7", 5), ("0-99", 100)])
@@ -266,6 +280,29 @@ def test_an_array_that_cannot_be_made_the_stage_hears(ledger: Ledger) -> None:
     assert warning["message"] == "no array for 20 shards: Kubernetes cannot create an array: 403 Forbidden"
     assert not request.awaited()
     assert list(arrays.submit(asked)) == [], "answered before"
+
+
+def test_a_store_that_is_away_ends_no_stage_that_asks_for_an_array(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks again by itself."""
+    cluster, address = Cluster(), ledger.store.address
+    asked = event(address)
+    request = ArrayRequest.checked(asked, job(address))
+    request.objects.put(first_part(request.name), b"{}")
+    arrays = IndexedJobs(job(address), Site(), "mark", cluster, cluster, "uid-1")
+
+    def away(place: str) -> StoreObjects:
+        raise InfraError("the store does not answer")
+
+    there = array_request.objects_at
+    monkeypatch.setattr(array_request, "objects_at", away)
+    (warning,) = arrays.submit(asked)
+    assert warning["message"] == "no array for 20 shards: the store does not answer"
+    cluster.fail = "Job"
+    monkeypatch.setattr(array_request, "objects_at", there)
+    (warning,) = arrays.submit(asked)
+    assert warning["message"].endswith("403 Forbidden")
 
 
 def test_an_array_goes_with_its_stage_and_one_that_is_there_is_followed(ledger: Ledger) -> None:

@@ -25,7 +25,7 @@ from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
 from stages.core.messages import CodeRef, Lease, Secrets, StageRequest, StoreAddress, StoredRequest
 from stages.core.resources import Processes, Resources
-from tests.support.kubernetes_api import CREDENTIALS, Cluster, against, launcher, pod
+from tests.support.kubernetes_api import CREDENTIALS, Cluster, against, launcher, pod, waiting_pod
 from tests.support.planted import CONTROL_PLANE, SOURCES, held, secrets_in
 from tests.support.probe_pipeline import wait_for
 
@@ -185,6 +185,7 @@ def test_several_nodes_are_an_indexed_job_whose_pods_find_the_first_by_name() ->
         "--nproc-per-node=8",
         "--node-rank=$(JOB_COMPLETION_INDEX)",
         f"--master-addr={name}-0.{name}",
+        "--rdzv-conf=timeout=86400",
     } <= set(line)
     line = manifests.command(job())
     assert [line[:3], line[4:]] == [["python", "-m", "stages.core.runtime"], ["--secrets", "/secrets/secrets.json"]]
@@ -285,6 +286,43 @@ def test_a_job_whose_secret_is_refused_does_not_stay(tmp_path: Path) -> None:
     ):
         launcher(cluster, tmp_path).start(job())
     assert cluster.deleted[-1] == (manifests.name_of(job()), "Background")
+
+
+def test_a_job_whose_answer_was_lost_does_not_stay(tmp_path: Path) -> None:
+    """The cluster may have made it: its pods waited for a Secret that nobody made, on eight machines, for good."""
+    cluster = Cluster()
+    cluster.unanswered = True
+    with pytest.raises(InfraError, match="the API server does not answer"):
+        launcher(cluster, tmp_path).start(job())
+    assert cluster.deleted == [(manifests.name_of(job()), "Background")]
+
+
+def test_what_earlier_attempts_at_the_key_left_is_removed(tmp_path: Path) -> None:
+    cluster = Cluster()
+    cluster.leftover = ["moxin-earlier-11", "moxin-earlier-10"]
+    launcher(cluster, tmp_path).start(job())
+    assert cluster.deleted == [("moxin-earlier-11", "Background"), ("moxin-earlier-10", "Background")]
+
+
+def test_a_job_of_several_pods_says_how_many_do_not_run_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that run hold their GPUs and wait for the others: only the first pod's reason was told."""
+    cluster = Cluster()
+    full = "0/7 nodes are available: 7 Insufficient nvidia.com/gpu."
+    cluster.pods = [pod(0), waiting_pod(1, full), waiting_pod(2)]
+    cluster.status = [{}, {}, {}, COMPLETE]
+
+    later = iter([[pod(0), pod(0), waiting_pod(2)], [pod(0)] * 3])
+
+    def begin(seconds: float) -> None:
+        cluster.pods = next(later, cluster.pods)
+
+    monkeypatch.setattr(module.time, "sleep", begin)
+    lines = [e["message"] for e in launcher(cluster, tmp_path).start(job(nodes=3)).events()]
+    name = manifests.name_of(job())
+    assert [line for line in lines if "waits" in line] == [
+        f"Kubernetes job {name} waits: 2 of 3 pods do not run yet: {full}",
+        f"Kubernetes job {name} waits: 1 of 3 pods do not run yet: to be scheduled",
+    ]
 
 
 def test_events_are_read_once_although_the_log_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -379,7 +379,7 @@ def test_what_sbatch_refuses_is_one_line(controller: Path, tmp_path: Path, monke
     with pytest.raises(InfraError, match=r"^sbatch: sbatch: error: invalid partition specified: gpu$"):
         launcher(tmp_path).start(job())
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(InfraError, match="no command 'sbatch': the slurm launcher runs on a login node"):
+    with pytest.raises(InfraError, match="no command 'squeue': the slurm launcher runs on a login node"):
         launcher(tmp_path).start(job())
 
 
@@ -601,6 +601,29 @@ def test_the_stage_is_told_when_all_elements_are_over(controller: Path, tmp_path
     assert answered(event) == {"states": {"COMPLETED": 1, "OUT_OF_MEMORY": 1}}
 
 
+def test_a_store_that_is_away_ends_no_array_and_no_stage(
+    controller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage was stopped when its array's end could not be told at once."""
+    (controller / "sbatch.out").write_text("12\n")
+    found, event = arrays(tmp_path / "work"), ask(tmp_path / "work")
+    list(found.submit(event))
+    (controller / "scontrol.err").write_text("slurm_load_jobs error: Invalid job id specified\n")
+
+    def away(place: str) -> FolderObjects:
+        raise InfraError("the store does not answer")
+
+    there = array_request.objects_at
+    monkeypatch.setattr(array_request, "objects_at", away)
+    assert list(found.poll()) == []
+    (said,) = found.submit(event)
+    assert said["message"] == "no array for 20 shards: the store does not answer"
+    monkeypatch.setattr(array_request, "objects_at", there)
+    assert answered(event) is None
+    list(found.poll())
+    assert answered(event) == {"states": {}}
+
+
 def test_an_array_that_the_controller_forgot_is_over(controller: Path, tmp_path: Path) -> None:
     (controller / "sbatch.out").write_text("12\n")
     found, event = arrays(tmp_path / "work"), ask(tmp_path / "work")
@@ -659,6 +682,7 @@ def test_a_stages_end_is_its_arrays_end(controller: Path, tmp_path: Path) -> Non
 
 
 def test_an_attempt_ends_what_earlier_ones_left(controller: Path, tmp_path: Path) -> None:
+    """A job that sbatch submitted without saying so held its machines until its first checkpoint was refused."""
     (controller / "sbatch.out").write_text("20\n")
     found = launcher(tmp_path)
     rows = [
@@ -668,5 +692,5 @@ def test_an_attempt_ends_what_earlier_ones_left(controller: Path, tmp_path: Path
     ]
     (controller / "squeue.out").write_text("\n".join(rows) + "\n")
     found.start(array_job())
-    assert calls(controller, "scancel") == ["scancel 12"]
+    assert calls(controller, "scancel") == ["scancel 12 13"]
     assert "export MOXIN_ARRAYS=1\n" in next((tmp_path / "home" / "slurm").glob("*.sh")).read_text()

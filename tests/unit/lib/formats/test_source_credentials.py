@@ -234,7 +234,7 @@ def test_elements_of_an_array_get_those_of_sources_and_the_stores_where_nobody_s
         Settings(tmp_path, given.request.store, "http://127.0.0.1:1/api", True, False, STORE_KEYS), Site()
     )
     monkeypatch.setattr("flows.launch.slurm.run", lambda *words: "7")
-    monkeypatch.setattr("flows.launch.slurm.cancel_leftover_arrays", lambda *words: None)
+    monkeypatch.setattr("flows.launch.slurm.cancel_leftovers", lambda *words: None)
     launcher.start(given)
     objects = FolderObjects(tmp_path / "work")
     objects.put(first_part("read-00000000"), b'{"parts": 1, "jobs": []}')
