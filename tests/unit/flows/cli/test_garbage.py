@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.cli import app, garbage
-from flows.store_garbage import DAY, HOUR
+from flows.garbage_items import DAY, HOUR
 from stages.core.errors import ConfigError
 
 
