@@ -33,19 +33,19 @@ from flows import (
     prefect_artifacts,
     preflight,
     profiles,
+    run_page,
     spending,
 )
 from flows.event_dispatch import Observer
 from flows.execute import Execution, Outcome
-from flows.launch import Launcher, launcher
+from flows.launch import launcher
 from flows.log_lines import metric_rows
 from flows.lost_runs import RESTARTS
 from flows.plan import NodePlan, answered, make_plan
 from flows.rehearsal import planning as rehearsals
+from flows.run_setup import execution_of
 from flows.settings import Settings
 from flows.spending import OverBudget, Spending
-from flows.tensorboard_events import TensorBoardObserver
-from flows.terminal_text import counted
 from stages.core.errors import StageError
 from stages.core.keys import canonical_json, sha256
 from stages.core.ledger import Ledger
@@ -67,6 +67,8 @@ ProfileField = Annotated[ProfileName, form.Help("The values of the run: a file o
 
 #: Observers that whoever calls the flow in this process adds (the command line's progress display).
 EXTRA_OBSERVERS: list[Observer] = []
+PLANNED: list[NodePlan] = []
+"""The plan of the run that begins next, where whoever calls the flow in this process has made it a moment ago."""
 
 
 class Run:
@@ -90,8 +92,6 @@ class Run:
         self.lock = threading.Lock()
 
 
-RUN_NAME = 120
-"""Characters of a run's name at most."""
 SKIPPED = "Skipped"
 """Name of the state of a node whose parents have no results."""
 OVER_BUDGET = "Over budget"
@@ -166,11 +166,7 @@ def reap_run(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 def _run_name() -> str:
-    """What a run is called in Prefect's pages: its profile and experiment, what it selects, what it changes."""
-    given = cast("dict[str, Any]", flow_run.parameters or {})
-    whose = profiles.names_in(str(given.get("profile", "tiny")), given.get("experiment", ""))
-    name = " ".join([whose, str(given.get("select", "full")), *node_form.given_overrides(given)])
-    return name if len(name) <= RUN_NAME else f"{name[: RUN_NAME - 1]}…"
+    return run_page.run_name(cast("dict[str, Any]", flow_run.parameters or {}))
 
 
 @flow(
@@ -210,10 +206,11 @@ def moxin(
             values = experiments.begun(ledger, experiment, profile.value, PIPELINE, overrides, why)
         for warning in _warnings(values, restarts):
             log.warning("%s", warning)
-        plans = make_plan(PIPELINE, values, ledger, select, force)
+        plans = [*PLANNED] or make_plan(PIPELINE, values, ledger, select, force)
+        PLANNED.clear()
         api_calls.put("plan", lambda: prefect_artifacts.plan_table(plans))
         for plan in plans:
-            log.info("%-20s %-8s %s", plan.node.name, plan.state.value, plan.reason)
+            log.info("%s", run_page.plan_line(plan))
         spent = (
             spending_of(plans, values, ledger, budget, approve, settings.home, (select, *overrides)) if budget else None
         )
@@ -245,16 +242,9 @@ def prepare(
     api_calls: prefect_artifacts.ApiCallQueue,
 ) -> Run:
     """What is to be walked: a plan with its launchers, after the garbage of runs before it is gone."""
-    launchers = launchers_of(values, plans, settings)
+    execution = execution_of(run_id, values, ledger, settings, plans, force, EXTRA_OBSERVERS)
     for line in garbage_collection.collect(settings.home, ledger):
         get_run_logger().info("%s", line)
-    default = launcher(values.settings.launcher, settings)
-    selected = frozenset(p.node.name for p in plans)
-    observers = [*EXTRA_OBSERVERS, TensorBoardObserver(settings.home / "tensorboard" / values.names)]
-    execution = Execution(
-        run_id, values, ledger, default, settings.home, selected, force, observers, answered(plans), launchers
-    )
-    execution.names = ledger.node_etags(values.names)
     return Run(execution, plans, api_calls)
 
 
@@ -286,15 +276,6 @@ def problems(plans: list[NodePlan], values: profiles.Profile) -> list[preflight.
         return []
     scales = {name: one.scale for name, one in cost.estimate(plans, values, None).items()}
     return [*preflight.problems(PIPELINE, values, names), *preflight.too_large(scales)]
-
-
-def launchers_of(values: profiles.Profile, plans: list[NodePlan], settings: Settings) -> dict[str, Launcher]:
-    """The launcher of each planned node, one for each name; what dead control planes left to them is removed."""
-    names = {plan.node.name: values.launchers[plan.node.name] for plan in plans}
-    launchers = {name: launcher(name, settings) for name in sorted(set(names.values()))}
-    for stage_launcher in launchers.values():
-        stage_launcher.reap()
-    return {node: launchers[name] for node, name in names.items()}
 
 
 def walk(run_id: str, run: Run) -> State[Any]:
@@ -349,9 +330,8 @@ def walk(run_id: str, run: Run) -> State[Any]:
         return Failed(message="; ".join(why))
     if missing := [name for name in run.nodes if name not in run.results]:  # no failure explains it: never "done"
         return Failed(message=f"no result of {', '.join(missing)}: run again")
-    ran = sum(not outcome.cached for outcome in run.outcomes.values())
     money = f"; {spending.money(spent.spent)} of {spending.money(spent.budget)} spent" if spent else ""
-    return Completed(message=f"{counted(ran, 'node')} ran, {len(run.outcomes) - ran} answered from the ledger{money}")
+    return Completed(message=f"{run_page.completed(run.outcomes)}{money}")
 
 
 def _wait(future: PrefectFuture[Any]) -> None:

@@ -27,7 +27,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 
-from flows import report, spending, table_formats
+from flows import report, run_page, spending, table_formats
 from flows.charts import panels_svg
 from flows.execute import Outcome
 from flows.live.curve_alarms import Alarm, alarms_of
@@ -236,8 +236,7 @@ class TaskObserver:
 
 def plan_table(plans: Iterable[NodePlan]) -> None:
     """The plan as a table artifact."""
-    rows = [{"node": p.node.name, "state": p.state.value, "reason": p.reason, "key": (p.key or "")[:12]} for p in plans]
-    create_table_artifact(table=rows, key="plan", description="What this run does with each node, and why")
+    create_table_artifact(table=run_page.plan_rows(plans), key="plan", description=run_page.PLAN_ABOUT)
 
 
 def budget_table(rows: Sequence[NodeCost]) -> None:
@@ -325,12 +324,8 @@ def _show_report(data: dict[str, Any], path: Path, profile: Profile) -> None:
 
 def run_summary(outcomes: Mapping[str, Outcome], failures: Mapping[str, str]) -> None:
     """The end of a run as a Markdown artifact."""
-    lines = ["| node | | seconds |", "| --- | --- | ---: |"]
-    lines += [f"| {name} | {'cached' if o.cached else 'ran'} | {o.seconds:.1f} |" for name, o in outcomes.items()]
-    lines += [f"| {name} | failed | |" for name in failures]
-    if failures:  # what a stage says is text, not Markdown
-        lines += ["", "```text", *(message.replace("`", "'") for message in failures.values()), "```"]
-    create_markdown_artifact(markdown="\n".join(lines), key="run-summary", description="How the run ended")
+    text = run_page.summary(outcomes, failures)
+    create_markdown_artifact(markdown=text, key="run-summary", description=run_page.SUMMARY_ABOUT)
 
 
 def _text(value: Any) -> str:

@@ -32,7 +32,9 @@ from flows.cli.services import start_services
 from stages.core.errors import ConfigError, InfraError
 
 if TYPE_CHECKING:
+    from flows.console import RunDisplay
     from flows.settings import Settings
+    from flows.unchanged_run import Ended, UnchangedRun
 
 
 AdoptOption = Annotated[
@@ -68,7 +70,7 @@ def run(
 
     Starts the services that are not up.
     """
-    from flows import spending
+    from flows import spending, unchanged_run
     from flows.experiments import split
 
     spending.check_amount(budget)
@@ -85,20 +87,48 @@ def run(
     chosen = values.wire(pipeline).select(select)
     parameters = {"select": select, "force": force, "set": overrides, "experiment": experiment, "why": why}
     parameters |= {"budget": budget, "approve": approve}
+    unchanged, plans = unchanged_run.planned(settings, pipeline, {"profile": profile, **parameters})
+    if unchanged:
+        ended, outcomes = answer(unchanged, len(chosen), json_)
+        tell(ended.ok, "failed", ended.message, ended.url, outcomes, json_)
+        raise typer.Exit(0 if ended.ok else 1)
 
     def start() -> Any:
-        from flows.flow import ProfileName, moxin
+        from flows import flow as flow_module
 
-        return moxin(profile=ProfileName(profile), **parameters, return_state=True)
+        flow_module.PLANNED[:] = plans
+        return flow_module.moxin(profile=flow_module.ProfileName(profile), **parameters, return_state=True)
 
     state, outcomes, url, server_knows = run_flow(start, settings, len(chosen), json_)
-    ok = state.is_completed()
+    tell(state.is_completed(), state.name.lower(), state.message, url, outcomes, json_)
+    end(0 if state.is_completed() else 1, server_knows)
+
+
+def tell(ok: bool, state: str, message: str, url: str, outcomes: list[dict[str, Any]], json_: bool) -> None:
+    """Say how a run ended. state: what it is called where it did not end well."""
     if json_:
-        print_json({"ok": ok, "message": state.message, "url": url, "nodes": outcomes})
+        print_json({"ok": ok, "message": message, "url": url, "nodes": outcomes})
     else:
-        say(("done" if ok else state.name.lower(), "green" if ok else "red"), f": {state.message}")
+        say(("done" if ok else state, "green" if ok else "red"), f": {message}")
         say((url, "dim"))
-    end(0 if ok else 1, server_knows)
+
+
+def answer(unchanged: UnchangedRun, nodes: int, quiet: bool) -> tuple[Ended, list[dict[str, Any]]]:
+    """Carry out a run that has nothing to do, with a display; how it ended, and the nodes' outcomes."""
+    recorder = _Recorder()
+    with _display(nodes, quiet) as display:
+        ended = unchanged.carry_out([display, recorder])
+        if ended.trouble:
+            display.event("moxin", {"event": "log", "level": "warning", "message": ended.trouble})
+    return ended, list(recorder.rows.values())
+
+
+def _display(nodes: int, quiet: bool) -> RunDisplay:
+    from rich.console import Console
+
+    from flows.console import RunDisplay
+
+    return RunDisplay(Console(quiet=True) if quiet else out.console, nodes)
 
 
 def adoption(text: str) -> tuple[str, str]:
@@ -154,17 +184,14 @@ def run_flow(
     Prefect server knows how it ended.
     """
     from prefect import tags
-    from rich.console import Console
 
     from flows import flow as flow_module
     from flows import lost_runs, prefect_artifacts
-    from flows.console import RunDisplay
     from flows.experiments.naming import BY, user
 
     logging.raiseExceptions = False  # a log line that does not get to the Prefect server is no news for this terminal
     recorder, server_knows = _Recorder(), True
-    console = Console(quiet=True) if quiet else out.console
-    with RunDisplay(console, nodes) as display:
+    with _display(nodes, quiet) as display:
         flow_module.EXTRA_OBSERVERS[:] = [display, recorder]
         try:
             with tags(lost_runs.tag(), f"{BY}{user()}"):

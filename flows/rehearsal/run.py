@@ -32,6 +32,7 @@ from flows.rehearsal.forecast import units_of_inputs
 from flows.rehearsal.observers import NodeLogs, Stops
 from flows.rehearsal.report import REFUSED, Fault, NodeReport, RehearsalReport
 from flows.rehearsal.report import State as NodeState
+from flows.run_setup import launchers_of
 from flows.settings import Settings
 from flows.spending import Spending
 from stages.core.errors import ConfigError, StageError
@@ -194,7 +195,7 @@ class _Rehearsing:
             self.failures = {node_of(line, names) or names[0]: line}
             return
         spent = self._spending(plans, select, allowance)
-        launchers = run_flow.launchers_of(values, plans, self.apart)
+        launchers = launchers_of(values, plans, self.apart)
         will_run = {plan.node.name for plan in plans if plan.will_run}
         self.stops.left = {plan.node.name for plan in plans if plan.node.checkpoints} & will_run
         execution = Execution(

@@ -40,7 +40,7 @@ def begun(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]
 
     monkeypatch.setattr(rehearsing.Settings, "load", lambda: settings)
     monkeypatch.setattr(rehearsing.source_checks, "check", lambda *given: ([], []))
-    monkeypatch.setattr(rehearsing.run_flow, "launchers_of", lambda *given: {})
+    monkeypatch.setattr(rehearsing, "launchers_of", lambda *given: {})
     monkeypatch.setattr(rehearsing, "launcher", lambda *given: SimpleNamespace(queues=False))
     monkeypatch.setattr(rehearsing.run_flow, "walk", walk)
     with disable_run_logger():
