@@ -149,7 +149,7 @@ def _read(
     path = folder / f"{name}.toml"
     if name in chain:
         raise ConfigError(f"{path.name}: profiles extend each other in a circle: {' -> '.join((*chain, name))}")
-    if not path.is_file():
+    if Path(name).name != name or not path.is_file():  # a name, under which results are found: no path
         known = sorted(p.stem for p in folder.glob("*.toml"))
         close = difflib.get_close_matches(name, known, n=1)
         raise ConfigError(
@@ -229,6 +229,8 @@ def _apply_override(
         )
     value = text.strip() if parts[0] == "adopt" else value_of(text)  # a key may read like a number
     stages = {n.stage for n in pipeline}
+    if len(parts) == 1 and (parts[0] in pipeline or parts[0] in stages):
+        raise ConfigError(f"--set {override!r}: {parts[0]} has many fields: write {parts[0]}.field=value")
     if len(parts) > 1:
         if parts[0] in pipeline:
             parts.insert(0, "node")

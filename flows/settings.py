@@ -31,6 +31,7 @@ from stages.core.files import ROOT
 from stages.core.messages import LOOPBACK, StoreAddress
 
 BUCKET = "moxin"
+URL = r"^https?://[^/]"
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -55,12 +56,16 @@ class Environment(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
     home: Path = Field(default_factory=default_home, validation_alias="MOXIN_HOME")
-    s3_endpoint: str | None = Field(default=None, validation_alias="MOXIN_S3_ENDPOINT")
+    s3_endpoint: str | None = Field(
+        default=None, pattern=URL, validation_alias="MOXIN_S3_ENDPOINT", description="a URL: http://.. or https://.."
+    )
     s3_bucket: str | None = Field(default=None, validation_alias="MOXIN_S3_BUCKET")
     s3_region: str = Field(default="us-east-1", validation_alias="MOXIN_S3_REGION")
     s3_prefix: str = Field(default="", validation_alias="MOXIN_S3_PREFIX")
     sts_role: str | None = Field(default=None, validation_alias="MOXIN_STS_ROLE")
-    sts_endpoint: str | None = Field(default=None, validation_alias="MOXIN_STS_ENDPOINT")
+    sts_endpoint: str | None = Field(
+        default=None, pattern=URL, validation_alias="MOXIN_STS_ENDPOINT", description="a URL: http://.. or https://.."
+    )
     sts_seconds: int = Field(
         default=3600, ge=900, le=43_200, validation_alias="MOXIN_STS_SECONDS", description="seconds, 900 to 43200"
     )
@@ -71,7 +76,9 @@ class Environment(BaseModel):
     cache_bytes: int | None = Field(
         default=None, ge=0, validation_alias="MOXIN_CACHE_BYTES", description="bytes, such as 500000000000"
     )
-    prefect_api_url: str | None = Field(default=None, validation_alias="PREFECT_API_URL")
+    prefect_api_url: str | None = Field(
+        default=None, pattern=URL, validation_alias="PREFECT_API_URL", description="a URL: http://../api"
+    )
     prefect_auth: SecretStr | None = Field(default=None, validation_alias="PREFECT_API_AUTH_STRING")
     aws_access_key_id: SecretStr | None = Field(default=None, validation_alias="AWS_ACCESS_KEY_ID")
     aws_secret_access_key: SecretStr | None = Field(default=None, validation_alias="AWS_SECRET_ACCESS_KEY")

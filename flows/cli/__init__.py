@@ -7,6 +7,7 @@ moxin why pretrain_2                which field, input or code changed
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -42,6 +43,9 @@ COLLECTED_AFTER = (50_000, 20, 100)
 """Python's thresholds of garbage collection (`gc.set_threshold`): by its own, 700 objects, a fifth of the time in which
 Prefect is imported goes by looking for garbage among classes that stay.
 """
+
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENOSPC, errno.ENAMETOOLONG)
+"""What the system says of a path that a user has named."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,7 +95,8 @@ def main() -> None:
         if not sys.argv[1:]:
             cast(Any, error).show()  # typer's NoArgsIsHelpError, a class that it does not export
             sys.exit(0)
-        _fail(f"{error.format_message()} (see 'moxin --help')", 2)
+        command = getattr(getattr(error, "ctx", None), "command_path", "moxin")
+        _fail(f"{error.format_message()} (see '{command} --help')", 2)
     except ConfigError as error:
         _fail(str(error), 2)
     except StageError as error:
@@ -102,6 +107,14 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
+    except OSError as error:  # of a path that a user has named: others are faults of the code
+        home, path = os.environ.get("MOXIN_HOME"), str(error.filename or "")
+        named = (
+            f"; MOXIN_HOME = {home}: set it to a folder that you may write" if home and path.startswith(home) else ""
+        )
+        if not path or not (named or error.errno in UNUSABLE):
+            raise
+        _fail(f"{path} cannot be used: {error.strerror}{named}", 2)
 
 
 def _fail(message: str, code: int) -> None:

@@ -59,7 +59,10 @@ SetOption = Annotated[list[str], typer.Option("--set", help="override: node.fiel
 ForceOption = Annotated[
     bool, typer.Option("--force", help="run the selected nodes even if the ledger has their results")
 ]
-LauncherOption = Annotated[str | None, typer.Option(help="who runs the stages, instead of the profile's choice")]
+LauncherOption = Annotated[
+    str | None,
+    typer.Option(help="who runs the stages, instead of the profile's choice: process, docker, slurm, kubernetes"),
+]
 BudgetOption = Annotated[
     float | None,
     typer.Option(

@@ -245,6 +245,15 @@ def test_an_unknown_profile_gets_the_nearest_or_all_names(tmp_path: Path) -> Non
         profiles.load("smal", PIPE, folder=tmp_path)
     with pytest.raises(ConfigError, match="no profile 'zzz'; there are: small, test"):
         profiles.load("zzz", PIPE, folder=tmp_path)
+    for path in (str(tmp_path / "small"), f"../{tmp_path.name}/small"):
+        with pytest.raises(ConfigError, match=f"no profile '{path}'"):  # names of results would lie under it
+            profiles.load(path, PIPE, folder=tmp_path)
+
+
+def test_a_setting_that_names_a_node_alone_is_told_to_name_a_field() -> None:
+    """It listed the settings of the profile."""
+    with pytest.raises(ConfigError, match=r"--set 'dpo_tulu=3': dpo_tulu has many fields: write dpo_tulu.field=value$"):
+        profiles.load("tiny", PIPELINE, ["dpo_tulu=3"])
 
 
 def test_a_row_of_a_list_gets_the_names_of_its_own_table(tmp_path: Path) -> None:

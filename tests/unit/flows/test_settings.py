@@ -102,6 +102,8 @@ def test_moxin_embedded_starts_a_store_although_one_of_the_users_own_is_named(mo
         ("MOXIN_CACHE_BYTES", "half", "^MOXIN_CACHE_BYTES = 'half': set it to bytes, such as 500000000000$"),
         ("MOXIN_STORE_PATIENCE", "-1", "^MOXIN_STORE_PATIENCE = '-1': set it to seconds, such as 120$"),
         ("MOXIN_EMBEDDED", "perhaps", "^MOXIN_EMBEDDED = 'perhaps': set it to 0 or 1$"),
+        ("MOXIN_S3_ENDPOINT", "s3.example.org", "^MOXIN_S3_ENDPOINT = 's3.example.org': set it to a URL: http://"),
+        ("PREFECT_API_URL", "localhost:4200", "^PREFECT_API_URL = 'localhost:4200': set it to a URL: http://../api$"),
     ],
 )
 def test_a_wrong_value_is_one_line_naming_the_variable(
