@@ -291,7 +291,7 @@ def run_report(ledger: Ledger, profile: Profile, pipeline: Pipeline, home: Path,
     """Write the report's page, and queue the artifacts that summarise it; returns its path."""
     data = report.collect(ledger, profile.names, pipeline, profile)
     path = home / "report" / f"{profile.names}.html"
-    report.write(data, path)
+    report.write(data, path, home / "pictures")
     api_calls.put("report", lambda: _show_report(data, path, profile))
     return path
 

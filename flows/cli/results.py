@@ -297,7 +297,7 @@ def report(
         print_json(data)
         return
     path = output or settings.home / "report" / f"{values.names}.html"
-    reports.write(data, path)
+    reports.write(data, path, settings.home / "pictures")
     for text in reports.summary(data):
         say(text)
     say(f"report: {path}")

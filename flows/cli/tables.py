@@ -38,7 +38,7 @@ def tables(
     from flows import tables as paper_tables
     from flows.console import rows_table
     from flows.experiments import results
-    from flows.report.data import collect
+    from flows.report.data import collect_scores
 
     if markdown + csv + json_ > 1:
         raise ConfigError("--json, --csv and --markdown are three forms: choose one")
@@ -47,8 +47,10 @@ def tables(
         raise ConfigError(f"--table {table}: the paper's tables of scores are 2 to 8")
     with open_ledger() as ledger:
         pipeline, values = read_profile(ledger, profile, experiment, set_)
-        data = collect(ledger, values.names, pipeline, records=results.records(ledger, pipeline, values))
-    built = [paper_tables.build(data, family.load(), name) for name in names]
+        models = family.load()
+        evaluating = {node for model in models for node in model.evaluations}
+        data = collect_scores(ledger, pipeline, results.records(ledger, pipeline, values, evaluating))
+    built = [paper_tables.build(data, models, name) for name in names]
     if json_:
         print_json(table_formats.json_value(built, values.names))
     elif csv:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from flows.experiments import tags
@@ -30,13 +30,18 @@ def of_nodes(ledger: Ledger, pipeline: Pipeline, values: Profile) -> dict[str, S
     return {name: manifest[0] for name, manifest in zip(names, manifests, strict=True) if manifest}
 
 
-def records(ledger: Ledger, pipeline: Pipeline, values: Profile) -> dict[str, NodeRecord]:
-    """Which result each node has: where settings are given, the one that they have; else the newest."""
+def records(
+    ledger: Ledger, pipeline: Pipeline, values: Profile, names: Collection[str] | None = None
+) -> dict[str, NodeRecord]:
+    """Which result each node has: where settings are given, the one that they have; else the newest. names: of nodes
+    that alone are asked for.
+    """
     if not _by_settings(values):
-        return ledger.nodes(values.names)
+        return ledger.nodes(values.names, names)
     return {
         name: NodeRecord(node=name, key=result.key, run_id=result.attempt.run_id, at=result.attempt.ended_at)
         for name, result in of_nodes(ledger, pipeline, values).items()
+        if names is None or name in names
     }
 
 

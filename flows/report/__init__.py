@@ -15,6 +15,7 @@ from flows.report import (
     ablation,
     contamination,
     corpus,
+    drawings,
     family_table,
     licenses,
     openness,
@@ -71,9 +72,13 @@ def render(data: Data) -> str:
     return page.document(f"Moxin: run report, profile {data['profile']}", overview.header(data, short), sections)
 
 
-def write(data: Data, path: Path) -> None:
-    """Write the page; whoever reads `path` meanwhile sees the old page or the new one. Raises InfraError."""
-    page.write(render(data), path)
+def write(data: Data, path: Path, pictures: Path | None = None) -> None:
+    """Write the page; whoever reads `path` meanwhile sees the old page or the new one. Raises InfraError. pictures: the
+    folder in which pictures are kept from one time to the next.
+    """
+    with drawings.kept_in(pictures):
+        text = render(data)
+    page.write(text, path)
 
 
 def summary(data: Data) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from flows import paper
 from flows.charts import intervals_svg
+from flows.report import drawings
 from flows.report.data import Data, node_of, report_of
 from flows.report.markup import NONE, Markup, Section, badge, heading, items, join, paragraph, table
 from flows.report.page import inline_svg
@@ -157,7 +158,8 @@ def _picture(rows: Sequence[Pair], sides: Sequence[Side]) -> Markup:
         [(100 * s["value"], 100 * SIGMAS * (s["stderr"] or 0.0)) if s else None for s in each]
         for each in zip(*((p.left, p.right) for p in rows), strict=True)
     ]
-    svg = intervals_svg(
+    svg = drawings.svg(
+        intervals_svg,
         [shown(pair.any) for pair in rows],
         dict(zip((side.title for side in sides), points, strict=True)),
         f"score in per cent, ± {SIGMAS:.0f} standard errors",

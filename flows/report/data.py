@@ -7,9 +7,12 @@ None`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from flows import contamination, cost
@@ -36,6 +39,8 @@ SAMPLES = 3
 """Documents of each task of an evaluation that are read, the first ones: the same for every model."""
 SAMPLES_BYTES = 64_000_000
 """A larger file of samples is not read."""
+READERS = 8
+"""Nodes that are read at the same time: most of it is waiting for the store."""
 OLD = ("changed", "stale")
 """States of a result that a run would make anew: whatever was made from it is stale."""
 SETTINGS = 4
@@ -70,11 +75,13 @@ def collect(
     prices = cost.prices_of(values) if values is not None else None
     results: dict[str, StageResult] = {}
     nodes: list[NodeData] = []
-    for node in pipeline:
+    with ThreadPoolExecutor(READERS) as threads:
+        stored = list(threads.map(partial(_read, ledger, records), pipeline))
+    for node, parts in zip(pipeline, stored, strict=True):
         given = values is not None and node.name in values.settings.adopt
         node = node.given() if given else node
         configured = values.configs[node.name].identity() if values and not given else None
-        row = _node(ledger, node, records.get(node.name), results, configured)
+        row = _node(node, records.get(node.name), parts, results, configured)
         if values is not None and prices is not None and node.name in results and not given:
             row["use"] = asdict(energy.use(results[node.name], values.resources[node.name], prices))
         parents = [each for each in nodes if each["name"] in node.parents and each["state"] in OLD]
@@ -86,10 +93,75 @@ def collect(
     return about | {"nodes": nodes, "contamination": overlaps}
 
 
+def collect_scores(ledger: Ledger, pipeline: Pipeline, records: Mapping[str, NodeRecord]) -> Data:
+    """Of what `collect` returns that from which tables of scores are made: `{nodes: [{name, reports, problems,
+    result}]}`. records: of the nodes that evaluate; the others have no result then.
+    """
+
+    def read(node: Node) -> NodeData:
+        row: NodeData = {"name": node.name, "reports": {}, "problems": [], "result": None}
+        record, manifest = records.get(node.name), None
+        with contextlib.suppress(Damaged):
+            manifest = ledger.manifest(record.key, listed=True) if record else None
+        if manifest is None:
+            return row
+        reports, problems = _reports(ledger, node.name, manifest[0])
+        return row | {"reports": reports, "problems": problems, "result": manifest[0].model_dump(mode="json")}
+
+    with ThreadPoolExecutor(READERS) as threads:
+        return {"nodes": list(threads.map(read, pipeline))}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What the store has of a node. why: why its result cannot be read; fields: those of its row that are read."""
+
+    result: StageResult | None = None
+    why: str = ""
+    metrics: Sequence[Mapping[str, float]] = ()
+    lost: Sequence[str] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def _read(ledger: Ledger, records: Mapping[str, NodeRecord], node: Node) -> _Stored:
+    """Read the newest result of a node, with all that a report shows of it."""
+    record = records.get(node.name)
+    try:
+        manifest = ledger.manifest(record.key, listed=True) if record else None
+    except Damaged as error:
+        return _Stored(why=str(error))
+    if manifest is None:
+        return _Stored()
+    result = manifest[0]
+    reports, problems = _reports(ledger, node.name, result)
+    row: NodeData = {"pictures": [], "samples": [], "samples_left_out": []}
+    for port, artifact in result.outputs.items():
+        if artifact.type == "EvalReport":
+            row["pictures"] += read_pictures(ledger, artifact)
+            samples, left_out, damaged = read_samples(ledger, f"{node.name}.{port}", artifact)
+            row["samples"] += samples
+            row["samples_left_out"] += left_out
+            problems += damaged
+    metrics, lost = metric_rows(ledger.store, result.metrics_object), ledger.missing_objects(result)
+    return _Stored(result, "", metrics, lost, row | {"reports": reports, "problems": problems})
+
+
+def _reports(ledger: Ledger, name: str, result: StageResult) -> tuple[dict[str, Any], list[str]]:
+    """The evaluation reports of a result by port, and what is wrong with others."""
+    reports: dict[str, Any] = {}
+    problems: list[str] = []
+    for port, artifact in result.outputs.items():
+        if artifact.type == "EvalReport":
+            evaluation, problem = read_evaluation(ledger, f"{name}.{port}", artifact)
+            problems += [problem] if problem else []
+            reports |= {port: evaluation} if evaluation else {}
+    return reports, problems
+
+
 def _node(
-    ledger: Ledger,
     node: Node,
     record: NodeRecord | None,
+    stored: _Stored,
     results: dict[str, StageResult],
     configured: dict[str, Any] | None,
 ) -> NodeData:
@@ -112,39 +184,28 @@ def _node(
         "samples_left_out": [],
         "problems": [],
     }
-    try:
-        manifest = ledger.manifest(record.key, listed=True) if record else None
-    except Damaged as error:
-        return row | {"state": "damaged", "why": str(error)}
-    if manifest is None:
+    if stored.why:
+        return row | {"state": "damaged", "why": stored.why}
+    if stored.result is None:
         why = "never ran in this profile" if record is None else "its last result is gone from the store"
         return row | {"state": "missing", "why": why}
-    result = results[node.name] = manifest[0]
-    for port, artifact in result.outputs.items():
-        if artifact.type == "EvalReport":
-            evaluation, problem = read_evaluation(ledger, f"{node.name}.{port}", artifact)
-            row["problems"] += [problem] if problem else []
-            row["reports"] |= {port: evaluation} if evaluation else {}
-            row["pictures"] += read_pictures(ledger, artifact)
-            samples, left_out, problems = read_samples(ledger, f"{node.name}.{port}", artifact)
-            row["samples"] += samples
-            row["samples_left_out"] += left_out
-            row["problems"] += problems
+    result = results[node.name] = stored.result
+    row |= stored.fields
     row["stage"] = result.stage if origin(result) else node.stage
-    row["result"] = result.model_dump(mode="json") | {"metrics": metric_rows(ledger.store, result.metrics_object)}
-    state, why = _state(ledger, node, result, results, configured)
+    row["result"] = result.model_dump(mode="json") | {"metrics": list(stored.metrics)}
+    state, why = _state(node, stored, result, results, configured)
     return row | {"state": state, "why": why}
 
 
 def _state(
-    ledger: Ledger,
     node: Node,
+    stored: _Stored,
     result: StageResult,
     results: Mapping[str, StageResult],
     configured: dict[str, Any] | None,
 ) -> tuple[str, str]:
     """Whether a result is what a run would make now: ok, drift, changed, stale or damaged, and in words why."""
-    if lost := ledger.missing_objects(result):
+    if lost := stored.lost:
         return "damaged", f"{len(lost)} of its objects are gone from the store (first: {lost[0]})"
     for port, refs in result.inputs.items():
         for ref in refs:

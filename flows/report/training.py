@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.charts import SMOOTHING, Phase, phases_svg
-from flows.report import plots
+from flows.report import drawings, plots
 from flows.report.data import Data, NodeData, nodes_of
 from flows.report.markup import NONE, Markup, Section, join, number, paragraph, percent, short, table
 from flows.report.page import inline_svg
@@ -47,7 +47,9 @@ def losses(data: Data) -> Section | None:
         " colour."
     )
     stretches = phases(nodes)
-    chart = plots.figure(inline_svg(phases_svg(stretches)), caption, "training tokens", plots.phases(stretches))
+    chart = plots.figure(
+        inline_svg(drawings.svg(phases_svg, stretches)), caption, "training tokens", plots.phases(stretches)
+    )
     rows = [_row(node) for node in nodes]
     head = (
         "Phase",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flows.charts import lines_svg
-from flows.report import plots
+from flows.report import drawings, plots
 from flows.report.data import Data, NodeData, nodes_of
 from flows.report.markup import NONE, Markup, Section, badge, details, join, number, paragraph, table
 from flows.report.page import inline_svg
@@ -107,7 +107,7 @@ def _charts(stage: str, nodes: Sequence[NodeData]) -> list[Markup]:
             n["name"]: n["result"]["metrics"] for n in nodes if any(metric in row for row in n["result"]["metrics"])
         }
         if series:
-            drawing = inline_svg(lines_svg(series, "step", metric, "optimizer steps", label, 2.4))
+            drawing = inline_svg(drawings.svg(lines_svg, series, "step", metric, "optimizer steps", label, 2.4))
             numbers = plots.lines(series, "step", metric, label)
             charts.append(plots.figure(drawing, f"{ABOUT[stage]}: {label}.", "optimizer steps", numbers))
     return charts

@@ -255,9 +255,12 @@ class Ledger(CheckpointStore):
         stored = self.store.get(row)
         return self._parse(NodeRecord, row, *stored) if stored else None
 
-    def nodes(self, profile: str) -> dict[str, NodeRecord]:
-        """The last known key of every node of a profile. Raises DamagedRecord."""
-        rows = [o.key for o in self.store.list(f"nodes/{profile}/")]
+    def nodes(self, profile: str, names: Collection[str] | None = None) -> dict[str, NodeRecord]:
+        """The last known key of every node of a profile, or of these. Raises DamagedRecord."""
+        folder = f"nodes/{profile}/"
+        rows = [o.key for o in self.store.list(folder)]
+        if names is not None:
+            rows = [row for row in rows if row.removeprefix(folder).removesuffix(".json") in names]
         with ThreadPoolExecutor(8) as pool:
             bodies = [(row, body) for row, body in zip(rows, pool.map(self.store.get, rows), strict=True) if body]
         records = [self._parse(NodeRecord, row, *body) for row, body in bodies]

@@ -12,7 +12,8 @@ from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize(
-    "words", [["ls"], ["plan"], ["why", "pretrain_1"], ["experiments"], ["show", "collect"], ["lineage", "collect"]]
+    "words",
+    [["ls"], ["plan"], ["why", "pretrain_1"], ["experiments"], ["show", "collect"], ["lineage", "collect"], ["tables"]],
 )
 def test_a_command_that_reads_loads_neither_prefect_nor_what_draws(
     store_server: Settings, settings: Settings, words: list[str], monkeypatch: pytest.MonkeyPatch

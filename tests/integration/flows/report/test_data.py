@@ -112,6 +112,29 @@ def test_a_result_of_other_settings_than_the_profiles_is_told(ledger: Ledger) ->
     )
 
 
+def test_scores_alone_are_those_of_the_report(ledger: Ledger) -> None:
+    """For tables: without what else a report reads, and with the same problems."""
+    publish(ledger, "tokenizer")
+    publish_report(ledger, "evaluate_original", evaluation("pretrain_2", score("piqa", 0.5, 0.1)))
+    ledger.store.put(
+        publish_report(ledger, "evaluate_enhanced", evaluation("pretrain_3", score("piqa", 0.6, 0.1))), b"{}"
+    )
+    whole = {node["name"]: node for node in report.collect(ledger, "tiny")["nodes"]}
+    records = ledger.nodes("tiny", ("evaluate_original", "evaluate_enhanced", "math_sft_reason"))
+    assert records.keys() == {"evaluate_original", "evaluate_enhanced"}
+    nodes = collected.collect_scores(ledger, PIPELINE, records)["nodes"]
+    assert [node["name"] for node in nodes] == [node.name for node in PIPELINE]
+    for node in nodes:
+        name, of_report = node["name"], whole[node["name"]]
+        assert (node["reports"], node["problems"]) == (of_report["reports"], of_report["problems"])
+        if name in records:
+            assert node["result"]["outputs"] == of_report["result"]["outputs"]
+        else:
+            assert node["result"] is None
+    assert whole["evaluate_original"]["reports"]
+    assert "is not what was published" in whole["evaluate_enhanced"]["problems"][0]
+
+
 @pytest.mark.parametrize(
     ("body", "after", "problem"),
     [

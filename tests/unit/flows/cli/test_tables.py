@@ -33,7 +33,7 @@ def _results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(module, "open_ledger", ledger)
     monkeypatch.setitem(module, "read_profile", lambda ledger, name, *_: (PIPELINE, profiles.load(name, PIPELINE)))
     monkeypatch.setattr("flows.experiments.results.records", lambda *_: {})
-    monkeypatch.setattr(data, "collect", lambda *_, **__: results)
+    monkeypatch.setattr(data, "collect_scores", lambda *_, **__: results)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *options: str) -> str:
