@@ -39,7 +39,10 @@ from stages.core.processes import host_identity, process_alive
 
 UID = 65532
 """The user "nonroot" of the distroless images; the images of containers/ are made for it."""
-PIDS = 1024
+PIDS, PIDS_A_CORE = 1024, 128
+"""Processes and threads of a container: so many, and where it has more than 8 cores, so many for each. Ray has a worker
+of 23 threads for each core (measured on 8), beside those that compute.
+"""
 NETWORKS = {"store": "moxin-store", "internet": "moxin-internet"}
 _STDERR = 2
 _DEAD = ("exited", "dead", "removing")
@@ -259,7 +262,7 @@ class DockerLauncher:
             "mem_limit": memory,
             "memswap_limit": memory,
             "shm_size": memory // 2,  # as Linux gives a machine: half of its memory
-            "pids_limit": PIDS,
+            "pids_limit": max(PIDS, int(PIDS_A_CORE * job.resources.cpus)),
             "read_only": True,
             "tmpfs": {"/tmp": f"size={min(memory // 4, 2**30)},mode=1777"},
             "cap_drop": ["ALL"],

@@ -65,6 +65,9 @@ def test_a_container_may_do_nothing_but_compute(docker_launcher: DockerLauncher)
     assert limits["read_only"] is True
     assert limits["init"] is True
     assert limits["pids_limit"] == 1024
+    assert docker_launcher._limits(ENGINE, job(cpus=64))["pids_limit"] == 8192, (
+        "Ray's processes alone are 1,472 threads"
+    )
     assert limits["mem_limit"] == limits["memswap_limit"] == 3 * 2**30
     assert limits["nano_cpus"] == 1_500_000_000
     assert "device_requests" not in limits
