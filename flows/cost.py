@@ -69,8 +69,8 @@ class Estimate:
     """That a training reads in one pass; 0: it reads none, or that is not known."""
     questions: int = 0
     """That each data set of its suites asks; 0: not known."""
-    measuring: float = 0.0
-    """FLOPs of measuring the model beside its training."""
+    measuring: tuple[float, float] = (0.0, 0.0)
+    """FLOPs of reading and of writing to measure the model beside its training."""
     step: float = 0.0
     """Seconds of one step, where a rehearsal measured them."""
     last_checkpoint: tuple[float, float, float] | None = None

@@ -29,6 +29,8 @@ DISK = 1e9
 """Bytes a second that a machine writes to its local disk: NVMe. Declared."""
 TASK_REQUESTS = 6
 """Of a task beside its data: its receipt looked for and written, its inputs' index, its output's end. Declared."""
+ROWS_ALONE = ("rows",)
+"""The rates of a stage that says nothing of its work, where its rows are known."""
 MOST_TASKS = 1_000_000
 """Tasks beyond which a plan warns: a receipt and a result of each are listed. Declared."""
 GIB = 2**30
@@ -53,6 +55,8 @@ class NodeScale:
     rates: tuple[str, ...] = ()
     unknown: str = ""
     """What the sums would need and is not known; "": they are whole."""
+    unmeasured: str = ""
+    """The input whose bytes are not known; "": those of all are."""
     notes: tuple[str, ...] = ()
     refusals: tuple[Problem, ...] = ()
     outputs: Mapping[str, Amounts] = field(default_factory=dict[str, Amounts])
@@ -102,9 +106,9 @@ def expected(amounts: Mapping[str, Any]) -> ArtifactManifest:
 
 
 def held(manifest: ArtifactManifest) -> dict[str, Any]:
-    """What an artifact holds: numbers of its statistics, and its size."""
+    """What an artifact holds: numbers of its statistics, and its size, also where its files stand elsewhere."""
     numbers = {name: value for name, value in manifest.meta.items() if isinstance(value, int | float)}
-    return {"bytes": manifest.size, "files": len(manifest.files)} | numbers if manifest.files else dict(manifest.meta)
+    return {"bytes": manifest.size, "files": manifest.count} | numbers if manifest.count else dict(manifest.meta)
 
 
 def of_node(
@@ -126,8 +130,9 @@ def of_node(
             outputs[port] = _fixed(type_name, config, port, known)
     reads = [(port, held(one)) for port, many in inputs.items() for one in many]
     staged = [amounts for port, amounts in reads if node.reads.get(port, "whole") == "whole"]
-    if missing := sorted({port for port, amounts in reads if "bytes" not in amounts}):
-        unknown = unknown or f"the bytes of its input {missing[0]} are not known"
+    unmeasured = min((port for port, amounts in reads if "bytes" not in amounts), default="")
+    if unmeasured:
+        unknown = unknown or f"the bytes of its input {unmeasured} are not known"
     if not scale.work and any("rows" in amounts for amounts in outputs.values()):
         read = sum(float(amounts.get("bytes", 0)) for amounts in outputs.values())
         scale = replace(scale, work={"rows": read}, outside=read)
@@ -156,6 +161,7 @@ def of_node(
         seconds=max(seconds / (resources.cpus * resources.nodes), moved / NETWORK) if scale.work else 0.0,
         rates=tuple(scale.work),
         unknown=unknown,
+        unmeasured=unmeasured,
         notes=scale.notes,
         refusals=scale.refusals,
         outputs=outputs,

@@ -32,16 +32,25 @@ def responses_of(config: Any, step: int) -> int:
     return 0
 
 
+def longest_of(config: Any, step: int) -> float:
+    """Tokens of the responses of a step (from 1) of a reinforcement, each as long as can be; 0: there is none such."""
+    for phase in getattr(config, "context_phases", ()):
+        if step <= phase.steps:
+            return float(phase.num_generations * config.prompts_per_step * phase.max_response_length)
+        step -= phase.steps
+    return 0.0
+
+
 def rows_of(config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> int:
     """Rows that a training reads in one pass; 0: it reads none, or that is not known."""
     rows = sum(int(m.meta.get("rows", 0)) for port in ("conversations", "preferences") for m in inputs.get(port, ()))
     return min(rows, getattr(config, "max_rows", None) or rows)
 
 
-def measuring_of(node: Node, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> float:
-    """FLOPs of measuring what a training made; 0: none, or not known."""
+def measuring_of(node: Node, config: Any, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> tuple[float, float]:
+    """FLOPs of reading and of writing to measure what a training made; 0: none, or not known."""
     one = node.measuring(config, inputs)
-    return one.flops + one.written_flops if one else 0.0
+    return (one.flops, one.written_flops) if one else (0.0, 0.0)
 
 
 def heldout_tokens(config: Any) -> float:
@@ -68,5 +77,13 @@ def source_rows(source: Any) -> int | None:
 
 def questions_of(plan: NodePlan, profile: Profile) -> int:
     """That a data set of a node's suites asks, where they are made here; 0: not known."""
-    suites: list[Any] = [profile.configs[source.node.name] for source in plan.node.wires.get("suites", ())]
-    return max([one.test_questions for one in suites if getattr(one, "origin", "") == "machine"], default=0)
+    sources = [source for port in ("suites", "suite") for source in plan.node.wires.get(port, ())]
+    suites: list[Any] = [profile.configs[source.node.name] for source in sources]
+    return max([_made_questions(one) for one in suites], default=0)
+
+
+def _made_questions(suite: Any) -> int:
+    if getattr(suite, "origin", "") == "machine":
+        return int(suite.test_questions)
+    sets: Mapping[str, Any] = getattr(suite, "data_sets", None) or {}
+    return int(suite.questions) if any(one.origin == "machine" for one in sets.values()) else 0

@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 from flows import scale, training_work
 from flows.cost import Estimate
-from flows.rehearsal import growth
+from flows.rehearsal import evaluation, growth
 from flows.rehearsal.report import Checkpointing, Forecast, Measured, NodeReport
 from stages.core.artifacts import ArtifactManifest
 from stages.core.errors import StageError
@@ -30,6 +30,10 @@ REHEARSED = "rehearsal of"
 Clock = Literal["seconds", "cpu_seconds"]
 CLOCKS: tuple[Clock, ...] = ("seconds", "cpu_seconds")
 CORE_SECONDS = "core-seconds by infra/rates.toml"
+TASKS = "tasks"
+"""Of an evaluation: as many as in its rehearsal. What each asks stands in the report."""
+OUTSIDE = frozenset({"hub", "listing", "folder", "store", "package"})
+"""Origins of what no other node made: what is read of nodes tells nothing of how much that is."""
 RESPONSES = "tokens of responses"
 """Half of the longest is taken for the mean length (as the stage's own sum of its work does), and the longest at most.
 Those of a rehearsal are counted, else as long as can be: its model ends no response. Engine `trl` writes a batch until
@@ -48,24 +52,29 @@ def units(config: Any, estimate: Estimate) -> tuple[str, float]:
         return "rows", float(estimate.rows * config.epochs)
     if estimate.flops:
         return "FLOPs", estimate.flops
-    if suites := getattr(config, "suites", ()):
-        limits = [(task.limit or estimate.questions) * task.repeats for suite in suites for task in suite.tasks]
-        return ("answers", float(sum(limits))) if all(limits) else ("", 0.0)
-    if estimate.scale and estimate.scale.core_seconds:
-        return CORE_SECONDS, estimate.scale.core_seconds
-    if estimate.scale and estimate.scale.bytes_in and not estimate.scale.unknown:
-        return "bytes read", estimate.scale.bytes_in
-    if estimate.scale and not estimate.scale.bytes_in and not estimate.scale.unknown:
-        return _made(config)
-    return "", 0.0
-
-
-def _made(config: Any) -> tuple[str, float]:
-    """Of a node that reads no artifact: what it is asked to make on this machine, or the sources that it lists."""
-    sets: Mapping[str, Any] = getattr(config, "data_sets", None) or {}
-    origins = {one.origin for one in sets.values()} or {getattr(config, "origin", "")}
+    if tasks := evaluation.asked(config):
+        return TASKS, float(len(tasks))
+    if (size := estimate.scale) is None:
+        return "", 0.0
+    origins = _origins(config)
     if "machine" in origins:  # what is taken over beside is as much in each rehearsal
         return "that its settings ask for", growth.asked(config)
+    if size.core_seconds and size.rates != scale.ROWS_ALONE:
+        return CORE_SECONDS, size.core_seconds
+    if not origins & OUTSIDE and size.bytes_in and not size.unmeasured:
+        return "bytes read", size.bytes_in
+    return ("", 0.0) if size.bytes_in or size.unknown else _taken(config)
+
+
+def _origins(config: Any) -> set[str]:
+    """Where a node takes what no other node made."""
+    sets: Mapping[str, Any] = getattr(config, "data_sets", None) or {}
+    return {one.origin for one in sets.values()} or {getattr(config, "origin", "")}
+
+
+def _taken(config: Any) -> tuple[str, float]:
+    """Of a node that reads no artifact: the data sets, or the sources that it lists."""
+    sets: Mapping[str, Any] = getattr(config, "data_sets", None) or {}
     if sets:
         return "data sets", float(len(sets))
     values = list(cast("dict[str, Any]", vars(config)).values())
@@ -77,13 +86,13 @@ def _made(config: Any) -> tuple[str, float]:
 
 def units_of_inputs(
     node: Node, config: Any, resources: Resources, inputs: Mapping[str, Sequence[ArtifactManifest]]
-) -> tuple[str, float, float]:
-    """How much work a node was, by what it read, and FLOPs of measuring beside it."""
+) -> tuple[str, float, tuple[float, float]]:
+    """How much work a node was, by what it read, and FLOPs of reading and writing to measure beside it."""
     try:
         work = node.work(config, inputs)
         sizes = scale.of_node(node, config, resources, {port: list(many) for port, many in inputs.items()}, {})
     except StageError:
-        return "", 0.0, 0.0
+        return "", 0.0, (0.0, 0.0)
     rows = training_work.rows_of(config, inputs)
     one = Estimate(flops=work.flops + work.written_flops, scale=sizes, rows=rows)
     return *units(config, one), training_work.measuring_of(node, config, inputs)
@@ -131,11 +140,12 @@ def forecast(
         work = amount + training_work.heldout_tokens(config) if name == "tokens" else amount
         most = work * _longest(config) if name == RESPONSES else work
         wall, processor = _trained(large, small, (work / more, most / more), estimate.measuring)
-        rate = f"{large.units / one.steps / one.step_seconds[1]:,.3g} {name} a second"
+        rate = f"{large.units / one.steps / _step(one)[0]:,.3g} {name} a second"
         basis = f"{rate} of {large.ranks} process{'es' * (large.ranks > 1)}"
-    elif one.measuring_seconds:
-        wall, processor = (_measured(one, amount / more / large.units, clock) for clock in CLOCKS)
-        basis = f"{large.units:,.3g} {name} in {one.measuring_seconds[0]:.1f} s, after its start"
+    elif name == TASKS:
+        if (both := _evaluated(config, estimate.questions, one)) is None:
+            return None
+        (wall, processor), basis = both, f"what each of {large.units:.0f} tasks took"
     elif small is not None and small.measured is not None and large.units > small.units:
         wall, processor = (_between(small, large, amount / more, clock) for clock in CLOCKS)
         basis = f"two rehearsals of {small.units:,.3g} and {large.units:,.3g} {name}"
@@ -163,9 +173,7 @@ def forecast(
         basis=basis + (f", taken to grow with their number to {ranks}" if more > 1 else ""),
         pauses=pauses,
         resume=_rest(one, "seconds") + kept.read / more if kept.read else 0.0,
-        step=amount / large.units * one.steps * one.step_seconds[1] / more / steps
-        if steps and one.step_seconds
-        else 0.0,
+        step=amount / large.units * one.steps * _step(one)[0] / more / steps if steps else 0.0,
         last_checkpoint=machine if steps and kept.bytes else None,
     )
 
@@ -175,13 +183,21 @@ def _rest(one: Measured, clock: Clock) -> float:
     if not one.step_seconds:
         return one.seconds if clock == "seconds" else one.cpu_seconds
     read = one.checkpoints.read if one.checkpoints else 0.0
+    wall, processor = _step(one)
     if clock == "seconds":
-        return max(0.0, one.seconds - one.steps_here * one.step_seconds[1] - read)
-    return max(0.0, one.cpu_seconds - one.steps_here * (one.step_processor_seconds or 0.0))
+        return max(0.0, one.seconds - one.steps_here * wall - read)
+    return max(0.0, one.cpu_seconds - one.steps_here * processor)
+
+
+def _step(one: Measured) -> tuple[float, float]:
+    """Seconds and processor seconds (0: not told) of a step of a training."""
+    if one.mean_step:
+        return one.mean_step
+    return one.step_seconds[1] if one.step_seconds else 0.0, one.step_processor_seconds or 0.0
 
 
 def _trained(
-    large: NodeReport, small: NodeReport | None, amount: tuple[float, float], measuring: float
+    large: NodeReport, small: NodeReport | None, amount: tuple[float, float], measuring: tuple[float, float]
 ) -> tuple[Times, Times]:
     """Of a training that tells the time of its steps, by the wall and by the processors. amount: likely, and at most.
 
@@ -191,16 +207,18 @@ def _trained(
     one = large.measured
     assert one is not None
     assert one.step_seconds is not None
-    per_unit = [value * one.steps / large.units for value in one.step_seconds]
-    share = (one.step_processor_seconds or 0.0) / one.step_seconds[1]
-    if not one.step_processor_seconds:
+    mean, processor = _step(one)
+    each_step = min(one.step_seconds[0], mean), mean, max(one.step_seconds[2], mean)
+    per_unit = [value * one.steps / large.units for value in each_step]
+    share = processor / mean
+    if not processor:
         share = one.cpu_seconds / one.seconds if one.seconds else 0.0
     times: list[Times] = []
     for clock in CLOCKS:
         rest, factor = _rest(one, clock), 1.0 if clock == "seconds" else share
-        grown = max(1.0, measuring / one.measuring) if one.measuring else 1.0
+        grown = _ratio(sum(measuring), one.measuring)
         if one.measuring_seconds:
-            likely = rest + _measuring(one, clock) * (grown - 1)
+            likely = rest + _more_measuring(one, clock, measuring)
             beside = (rest, likely, likely)
         else:
             start = min(rest, _rest(small.measured, clock)) if small and small.measured else rest
@@ -211,25 +229,36 @@ def _trained(
     return times[0], times[1]
 
 
-def _measuring(one: Measured, clock: Clock) -> float:
-    """Of an attempt, what measuring a model took."""
-    return one.measuring_seconds[CLOCKS.index(clock)] if one.measuring_seconds else 0.0
+def _ratio(real: float, small: float) -> float:
+    """How many times as much: no less than as much."""
+    return max(1.0, real / small) if small else 1.0
 
 
-def _measured(one: Measured, ratio: float, clock: Clock) -> Times:
-    """Of a node that does nothing but measure a model, so many times as much: as long if what it asks for fits beside
-    what it asked for then (from), else so much longer.
+def _more_measuring(one: Measured, clock: Clock, flops: tuple[float, float]) -> float:
+    """What measuring a model takes beyond what it took: reading and writing each grow with their operations, and what
+    has none is as it was (answers that are checked, where nothing is read).
     """
-    now = getattr(one, clock)
-    likely = max(0.0, now + _measuring(one, clock) * (ratio - 1))
-    return Times(min(now, likely), likely, max(now, likely))
+    number, (read, written) = CLOCKS.index(clock), flops
+    whole, writing = (pair[number] if pair else 0.0 for pair in (one.measuring_seconds, one.writing_seconds))
+    return (whole - writing) * (_ratio(read, one.measuring - one.measuring_written) - 1) + writing * (
+        _ratio(written, one.measuring_written) - 1
+    )
+
+
+def _evaluated(config: Any, questions: int, one: Measured) -> tuple[Times, Times] | None:
+    """Of an evaluation, by the wall and by the processors; None: its attempt does not tell of each task."""
+    both = [evaluation.seconds(config, questions, one, processor) for processor in (False, True)]
+    wall, processor = both
+    return (Times(*wall), Times(*processor)) if wall and processor else None
 
 
 def _between(small: NodeReport, large: NodeReport, amount: float, clock: Clock) -> Times:
     """Of a node whose time is a fixed part and one that grows with its work: a line through two rehearsals. It may all
     be fixed (from), or all grow (to).
     """
-    first, second = getattr(small.measured, clock), getattr(large.measured, clock)
+    assert small.measured is not None
+    assert large.measured is not None
+    first, second = _again(small.measured, clock), _again(large.measured, clock)
     slope = max(0.0, second - first) / (large.units - small.units)
     likely = max(0.0, second - slope * large.units) + slope * amount
     grown = second * amount / large.units
@@ -238,8 +267,13 @@ def _between(small: NodeReport, large: NodeReport, amount: float, clock: Clock) 
 
 def _as_measured(first: Measured, second: Measured, clock: Clock) -> Times:
     """Of a node whose rehearsals were as much work as it is."""
-    one, other = getattr(first, clock), getattr(second, clock)
+    one, other = _again(first, clock), _again(second, clock)
     return Times(min(one, other), other, max(one, other))
+
+
+def _again(one: Measured, clock: Clock) -> float:
+    """What an attempt would take where it ran before: without what is done once a machine."""
+    return max(0.0, getattr(one, clock) - one.once[CLOCKS.index(clock)])
 
 
 def _usable(node: NodeReport | None, name: str) -> NodeReport | None:

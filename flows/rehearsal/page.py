@@ -116,10 +116,7 @@ def _checkpoints(report: RehearsalReport) -> Section | None:
     rows = [
         (
             node.node,
-            size(one.bytes),
-            time(one.pause),
-            time(one.disk),
-            time(one.store),
+            *((size(one.bytes), time(one.pause), time(one.disk), time(one.store)) if one.bytes else [markup.NONE] * 4),
             size(one.read_bytes) if one.read else markup.NONE,
             time(one.read) if one.read else markup.NONE,
         )
@@ -131,7 +128,8 @@ def _checkpoints(report: RehearsalReport) -> Section | None:
     head = ("node", "bytes", "pause", "to disk", "to the store", "read", "in")
     note = (
         "The most of each, of the first process. Pause: no step is taken; what else a pre-training's takes goes on"
-        " beside its steps. Read: by the attempt after the forced stop, until it is loaded."
+        " beside its steps. Read: by the attempt after the forced stop, until it is loaded. An attempt that was stopped"
+        " after its last step saves none after it."
     )
     body = markup.join(markup.paragraph(note, "note"), _table(head, rows, numbers=range(1, 7)))
     return Section("checkpoints", "Checkpoints", body)

@@ -54,6 +54,22 @@ class Checkpointing(_Record):
     """Until one was read and loaded; 0: none was."""
 
 
+class TaskTime(_Record):
+    """What one task of an evaluation took, and how much it asked (statistic `parts`)."""
+
+    seconds: float
+    cpu_seconds: float
+    documents: int = Field(gt=0)
+    of: int
+    """Documents of its data sets."""
+    limit: int | None
+    """Documents of each data set at most."""
+    answers: int
+    """That were written; 0: it reads only."""
+    new_tokens: int | None
+    """Of an answer at most; None: as the harness says, or none is written."""
+
+
 class Measured(_Record):
     """What an attempt used, of its manifest."""
 
@@ -69,6 +85,8 @@ class Measured(_Record):
     """Least, middle and most of the training's steps but the first."""
     step_seconds: tuple[float, float, float] | None = None
     """Least, middle and most, of the same steps."""
+    mean_step: tuple[float, float] | None = None
+    """Seconds, and processor seconds of its first process (0: not told), of the mean of all its steps, by the same."""
     step_processor_seconds: float | None = None
     """Of its first process: the middle one."""
     steps_here: int = 0
@@ -78,8 +96,16 @@ class Measured(_Record):
     checkpoints: Checkpointing | None = None
     measuring: float = 0.0
     """FLOPs that measuring the model took, beside the training."""
+    measuring_written: float = 0.0
+    """Of these, of what was written."""
     measuring_seconds: tuple[float, float] | None = None
     """Seconds and processor seconds that measuring a model took, without loading it (statistic `measuring`)."""
+    writing_seconds: tuple[float, float] | None = None
+    """Of these, of what was written."""
+    once: tuple[float, float] = (0.0, 0.0)
+    """Seconds and processor seconds of what is done once a machine: kernels that were compiled."""
+    parts: Mapping[str, TaskTime] = {}
+    """Of an evaluation."""
     response_tokens: float = 0.0
     """Of all responses that it learned from; 0: there were none, or nobody counted."""
 

@@ -35,6 +35,7 @@ from stages.core.stage import Stage
 from stages.core.staging import Cache, link_or_copy
 from stages.core.store_errors import Damaged
 from stages.core.task_objects import StoreObjects, work_prefix
+from stages.core.timed_part import ONCE
 from stages.core.workspace import keep
 
 PUBLISH_PATIENCE = 15
@@ -310,7 +311,9 @@ class RuntimeContext:
             identity=self.config.identity(),
             inputs=request.inputs,
             outputs=outputs,
-            stats=self.stats | ({"checkpoints": most} if (most := self.checkpoints.most) else {}),
+            stats=self.stats
+            | ({"checkpoints": most} if (most := self.checkpoints.most) else {})
+            | ({"once": once_a_machine} if (once_a_machine := ONCE.spent())["seconds"] else {}),
             metrics_object=metrics,
             code=request.code.model_copy(update={"packages_digest": packages_digest()}),
             attempt=attempt,

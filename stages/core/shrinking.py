@@ -1,6 +1,6 @@
 """How a configuration becomes a rehearsal's: beside each field that counts work stands how much of it is enough there.
 
-    steps: Annotated[int, Shrinks(wiring=4, shape=5)] = Field(1000, gt=0, description="...")
+    steps: Annotated[int, Shrinks(wiring=4, shape=12)] = Field(1000, gt=0, description="...")
 
 Level `wiring` is the smallest that still takes every step of the way; `shape` keeps widths, lengths and micro-batches,
 so that memory and rates can be measured. What several fields have to agree on is settled by the model's `rehearsed`.
@@ -16,8 +16,10 @@ from pydantic import BaseModel
 
 Level = Literal["wiring", "shape"]
 LEVELS: tuple[Level, ...] = ("wiring", "shape")
-STEPS: Mapping[Level, int] = {"wiring": 4, "shape": 5}
-"""Optimizer steps of a training that is counted in rows or tokens."""
+STEPS: Mapping[Level, int] = {"wiring": 4, "shape": 12}
+"""Optimizer steps of a training that is counted in rows or tokens. The first ones of a process take longer than those
+of a long run: level `shape` has some beyond them.
+"""
 M = TypeVar("M", bound=BaseModel)
 
 

@@ -50,6 +50,12 @@ class TimedPart:
             self._sums[number] += sign * (now - then)
 
 
+ONCE = TimedPart()
+"""What this process does once a machine, however much there is to do: it compiles kernels, whose code is kept on disk.
+A result says it (statistic `once`).
+"""
+
+
 def _clocks() -> tuple[float, float]:
     """Seconds and processor seconds, each from a beginning of its own."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

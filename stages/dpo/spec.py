@@ -17,6 +17,7 @@ from stages.lib.finetuning.tuning_config import (
     SupervisedConfig,
     check_parent,
     child_facets,
+    heldout_count,
     measuring,
     smaller_tuning,
     tuning_processes,
@@ -116,10 +117,11 @@ class Dpo(Stage[DpoConfig], env="post", revision=3, checkpoints=True, reproducib
 
     @classmethod
     def measuring(cls, config: DpoConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Measuring:
+        rows = heldout_count(config.eval_rows, inputs, "heldout")
         return measuring(
             config,
             inputs,
-            read=(config.eval_rows * config.max_length, config.max_length),
+            read=(rows * config.max_length, config.max_length),
             written=[(config.samples, config.max_new_tokens)],
             prompt=config.max_length - config.max_new_tokens,
         )

@@ -45,16 +45,17 @@ def run(ctx: Context[EvaluateConfig]) -> None:
     model = harness.load(artifact.path, ctx.config)
     results: list[Score] = []
     programs: list[tuple[CodeTask, Any]] = []
-    part_time = TimedPart()
+    parts: dict[str, dict[str, Any]] = {}
     for number, ((suite, entry), bound) in enumerate(zip(entries, bounds, strict=True)):
         ctx.progress(number, len(entries), "tasks")
-        with _named(ctx, suite), part_time:
+        with _named(ctx, suite), TimedPart() as part:
             scored = harness.score(model, bound, entry, ctx.config)
             about = _about(ctx, suite, entry, bound, scored, model, tasks.version())
             if entry.execute:
                 programs.append((_code_task(entry, about), scored.programs))
             else:
                 results.extend(_scores(entry, about, scored))
+        parts[f"{suite.name}/{entry.task}"] = {**part.spent(), **_asked(entry, scored)}
         _write_samples(ctx, suite, entry, scored)
         ctx.log(f"{suite.name}/{entry.task}, {entry.num_fewshot}-shot: {_said(entry, scored, results)}")
     report = Report(
@@ -71,7 +72,7 @@ def run(ctx: Context[EvaluateConfig]) -> None:
         aggregates=aggregates((suite.name for suite in ctx.config.suites), results),
     )
     write_report(ctx.output("report"), report)
-    ctx.stat(measuring=part_time.spent())
+    ctx.stat(parts=parts)
     listing = Completions(
         model=report.model, harness=report.harness, seed=report.seed, tasks=tuple(task for task, _ in programs)
     )
@@ -176,6 +177,18 @@ def _scores(entry: TaskEntry, about: dict[str, Any], scored: Any) -> list[Score]
 def _code_task(entry: TaskEntry, about: dict[str, Any]) -> CodeTask:
     k = entry.k or (1,)
     return CodeTask(k=k, headline=entry.metric or f"pass@{k[0]}", **about)
+
+
+def _asked(entry: TaskEntry, scored: Any) -> dict[str, Any]:
+    """How much an entry asked: what a forecast of a larger run makes larger."""
+    written = scored.generation is not None
+    return {
+        "documents": scored.n,
+        "of": scored.n_total,
+        "limit": entry.limit,
+        "answers": scored.n * scored.repeats if written else 0,
+        "new_tokens": entry.max_new_tokens,
+    }
 
 
 def _said(entry: TaskEntry, scored: Any, results: list[Score]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from math import ceil
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,9 +13,9 @@ from stages.core.artifacts import ArtifactManifest, Completions, EvalReport, Eva
 from stages.core.config import Operational, StageConfig
 from stages.core.preflight import PreflightContext, Problem
 from stages.core.resources import Resources, Work
-from stages.core.shrinking import Shrinks
+from stages.core.shrinking import Rehearsal, Shrinks
 from stages.core.stage import Input, Output, Stage, output
-from stages.lib.evaluation.suite_file import Suite, load
+from stages.lib.evaluation.suite_file import Suite, TaskEntry, load
 
 HARNESS = "lm-evaluation-harness"
 
@@ -46,6 +47,31 @@ class EvaluateConfig(StageConfig):
     device: Operational[Literal["auto", "cpu", "cuda"]] = Field(
         default="auto", description="auto: a GPU if there is one"
     )
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """At level `shape`, tasks whose answers are said to be written fill a batch: one that is not full takes nearly
+        as long.
+        """
+        if rehearsal.level != "shape":
+            return values
+        suites = [
+            small.model_copy(
+                update={
+                    "tasks": tuple(
+                        less.model_copy(update={"limit": self._a_batch(task, less)})
+                        for task, less in zip(suite.tasks, small.tasks, strict=True)
+                    )
+                }
+            )
+            for suite, small in zip(self.suites, values["suites"], strict=True)
+        ]
+        return values | {"suites": tuple(suites)}
+
+    def _a_batch(self, task: TaskEntry, less: TaskEntry) -> int | None:
+        if task.max_new_tokens is None or less.limit is None:
+            return less.limit
+        full = max(less.limit, ceil(self.batch_size / less.repeats))
+        return min(full, task.limit or full)
 
     @model_validator(mode="after")
     def _suites_of_this_harness(self) -> EvaluateConfig:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from stages.core.context import Context
 from stages.core.errors import InputError
+from stages.core.timed_part import TimedPart
 from stages.evaluate_vlm import scorers
 from stages.evaluate_vlm.answering import Answerer
 from stages.evaluate_vlm.spec import COLUMNS, TABLE, EvaluateVlmConfig
@@ -68,16 +69,32 @@ def run(ctx: Context[EvaluateVlmConfig]) -> None:
     answerer = Answerer(model, tokenizer, config.batch_size, device)
     results: list[Score] = []
     pictures: list[dict[str, Any]] = []
+    parts: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(config.benchmarks):
         ctx.progress(number, len(config.benchmarks), "benchmarks")
-        answered, truncated, images, whole = _answer(ctx, answerer, name, folder)
+        with TimedPart() as part:
+            answered, truncated, images, whole = _answer(ctx, answerer, name, folder)
+        parts[name] = {**part.spent(), **_asked(config, answered, whole)}
         results.extend(_scores(BENCHMARKS[name], answered, truncated, suite, whole, config))
         shown = f"{TOY}{name}" if _made(suite, name) else name
         _write_samples(Path(ctx.output("report")), name, shown, answered)
         pictures.extend(_keep_pictures(Path(ctx.output("report")), shown, answered, images, config.pictures))
         ctx.log(_line(next(s for s in results[::-1] if s.headline)))
     (Path(ctx.output("report")) / "pictures.json").write_text(json.dumps(pictures, indent=1) + "\n", encoding="utf-8")
+    ctx.stat(parts=parts)
     _finish(ctx, results, parameters)
+
+
+def _asked(config: EvaluateVlmConfig, answered: Sequence[Answered], whole: int) -> dict[str, Any]:
+    """How much a benchmark asked: what a forecast of a larger run makes larger."""
+    written = not answered[0].question.options
+    return {
+        "documents": len(answered),
+        "of": whole,
+        "limit": config.limit,
+        "answers": len(answered) if written else 0,
+        "new_tokens": config.max_new_tokens if written else None,
+    }
 
 
 def _answer(

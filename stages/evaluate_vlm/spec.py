@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from stages.core.artifacts import ArtifactManifest, EvalReport, ImageSuite, Mode
 from stages.core.config import Operational, StageConfig
 from stages.core.errors import ConfigError
 from stages.core.resources import Resources, Work
-from stages.core.shrinking import Shrinks
+from stages.core.shrinking import Rehearsal, Shrinks
 from stages.core.stage import Facets, Input, Output, Stage, output
 
 BenchmarkName = Literal["gqa", "vizwiz", "refcoco+", "ocid-ref", "vsr", "pope", "tally-qa"]
@@ -56,6 +56,13 @@ class EvaluateVlmConfig(StageConfig):
     device: Operational[Literal["auto", "cpu", "cuda"]] = Field(
         default="auto", description="auto: a GPU if there is one"
     )
+
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """At level `shape` a batch is full: one that is not takes nearly as long."""
+        if rehearsal.level != "shape":
+            return values
+        full = max(values["limit"], self.batch_size)
+        return values | {"limit": min(full, self.limit or full)}
 
 
 class EvaluateVlm(Stage[EvaluateVlmConfig], env="vlm", revision=5, reproducible="same hardware"):

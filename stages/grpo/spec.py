@@ -18,8 +18,10 @@ from stages.lib.engines import validation
 from stages.lib.finetuning import inference_memory
 from stages.lib.finetuning.tuning_config import (
     TuningConfig,
+    batch_of_measurement,
     check_parent,
     child_facets,
+    heldout_count,
     measuring,
     parent_parameters,
     smaller_tuning,
@@ -34,7 +36,7 @@ class ContextPhase(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: Annotated[int, Shrinks(wiring=3, shape=2)] = Field(
+    steps: Annotated[int, Shrinks(wiring=3, shape=3)] = Field(
         gt=0, description="batches of prompts that are answered and learned from"
     )
     max_response_length: Annotated[int, Renamed("max_response", until="0.3"), Shrinks(wiring=32)] = Field(
@@ -188,6 +190,9 @@ class GrpoConfig(TuningConfig):
         mini = values["num_mini_batches"]
         prompts = whole(values["prompts_per_step"], mini if self.engine == "trl" else lcm(mini, rehearsal.ranks))
         responses = [prompts // mini * phase.num_generations for phase in values["context_phases"]]
+        if rehearsal.level == "shape":
+            length = self.max_prompt_length * values["eval_samples"]
+            values["eval_problems"] = batch_of_measurement(self, self.eval_problems, values["eval_problems"], length)
         return values | {
             "prompts_per_step": prompts,
             "micro_batch_size": gcd(values["micro_batch_size"], *responses),
@@ -269,7 +274,8 @@ class Grpo(Stage[GrpoConfig], env="post", revision=2, checkpoints=True, reproduc
 
     @classmethod
     def measuring(cls, config: GrpoConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Measuring:
-        answers = (config.eval_problems * config.eval_samples, config.context_phases[-1].max_response_length)
+        problems = heldout_count(config.eval_problems, inputs, "heldout")
+        answers = (problems * config.eval_samples, config.context_phases[-1].max_response_length)
         return measuring(config, inputs, read=(0, 0), written=[answers], prompt=config.max_prompt_length)
 
     @classmethod

@@ -82,10 +82,10 @@ class ImageDataConfig(StageConfig):
     text_share: float = Field(
         default=0.05, ge=0, lt=1, description="machine: rows without an image, as a share of those with one"
     )
-    test_scenes: Annotated[int, Shrinks(wiring=16, shape=16)] = Field(
+    test_scenes: Annotated[int, Shrinks(wiring=16, shape=64)] = Field(
         default=400, gt=0, description="machine: scenes of the suite; no layout of theirs is trained on"
     )
-    test_questions: Annotated[int, Shrinks(wiring=8, shape=8)] = Field(
+    test_questions: Annotated[int, Shrinks(wiring=8, shape=64)] = Field(
         default=200, gt=0, description="machine: questions of each benchmark"
     )
     grid: int = Field(default=2, ge=1, le=4, description="machine: cells on each side of a scene")

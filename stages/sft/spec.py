@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,13 +11,15 @@ from stages.core.artifacts import ArtifactManifest, Conversations, Model, Proble
 from stages.core.config import Operational
 from stages.core.renamed import Renamed
 from stages.core.resources import Measuring, Processes, Resources, Work
-from stages.core.shrinking import Shrinks
+from stages.core.shrinking import Rehearsal, Shrinks
 from stages.core.stage import Facets, Input, Output, Stage, output
 from stages.lib.engines import validation
 from stages.lib.finetuning.tuning_config import (
     SupervisedConfig,
+    batch_of_measurement,
     check_parent,
     child_facets,
+    heldout_count,
     measuring,
     smaller_tuning,
     tuning_processes,
@@ -68,6 +70,14 @@ class SftConfig(SupervisedConfig):
             validation.require(self, {"label_smoothing": (0.0, "has no label smoothing in SFT")})
         return self
 
+    def rehearsed(self, values: dict[str, Any], rehearsal: Rehearsal) -> dict[str, Any]:
+        """As of each supervised training, and problems that are answered side by side."""
+        values = super().rehearsed(values, rehearsal)
+        if rehearsal.level == "shape":
+            length = self.max_length - self.max_new_tokens
+            values["eval_problems"] = batch_of_measurement(self, self.eval_problems, values["eval_problems"], length)
+        return values
+
 
 class Sft(Stage[SftConfig], env="post", revision=3, checkpoints=True, reproducible="same hardware"):
     """Fine-tune a model on conversations: loss on the assistant's turns only."""
@@ -106,11 +116,12 @@ class Sft(Stage[SftConfig], env="post", revision=3, checkpoints=True, reproducib
 
     @classmethod
     def measuring(cls, config: SftConfig, inputs: Mapping[str, Sequence[ArtifactManifest]]) -> Measuring:
-        asked = config.eval_problems if inputs.get("problems") else 0
+        asked = heldout_count(config.eval_problems, inputs, "problems") if inputs.get("problems") else 0
+        rows = heldout_count(config.eval_rows, inputs, "heldout")
         return measuring(
             config,
             inputs,
-            read=(config.eval_rows * config.max_length / 2, config.max_length),
+            read=(rows * config.max_length / 2, config.max_length),
             written=[(config.samples, config.max_new_tokens), (asked, config.max_new_tokens)],
             prompt=config.max_length - config.max_new_tokens,
         )

@@ -167,20 +167,23 @@ def _bounded(node: str, config: Any, level: Level) -> None:
     """That the work of a node is small, by sums of its own."""
     wiring = level == "wiring"
     if hasattr(config, "steps"):
-        assert 1 <= config.steps <= 5
+        assert 1 <= config.steps <= (5 if wiring else 12)
         assert config.checkpoint_every < max(2, config.steps)
         assert not wiring or config.shape.parameters(32_000) < 5_000_000
     if hasattr(config, "context_phases"):
         assert sum(phase.steps for phase in config.context_phases) <= 3 * len(config.context_phases)
         assert not wiring or config.longest <= 544
     if hasattr(config, "max_rows"):
-        assert config.epochs * config.max_rows / config.global_batch_size <= 5
+        assert config.epochs * config.max_rows / config.global_batch_size <= (5 if wiring else 12)
     for source in getattr(config, "sources", ()):
         assert getattr(source, "cap", 1) <= 400
         assert getattr(source, "first", 1) <= 400
         assert getattr(source, "every", 1000) >= 1000
     for suite in getattr(config, "suites", ()):
-        assert all(task.limit <= 4 and task.repeats <= max((2, *task.k)) for task in suite.tasks), node
+        assert all(task.repeats <= max((2, *task.k)) for task in suite.tasks), node
+        for task in suite.tasks:
+            batch = 0 if wiring or task.max_new_tokens is None else config.batch_size
+            assert task.limit <= max(4, batch), node
     if hasattr(config, "limit"):
         assert config.limit <= 2000
     if hasattr(config, "max_tokens") and hasattr(config, "sequence_length"):

@@ -1,7 +1,8 @@
 """`@njit`: a function compiled by numba, without the GIL, its machine code kept on disk between runs.
 
 The code is kept beside the source, or, where that is read-only (an image), under the temporary folder: numba alone
-would refuse to compile there. Nothing is compiled before the first call.
+would refuse to compile there. Nothing is compiled before the first call. How long that takes is told apart from a
+stage's work (`stages.core.timed_part.ONCE`); of worker processes it is not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 import hashlib
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import binding
+from numba.core import event
+
+from stages.core.timed_part import ONCE
 
 MARK = b"stages.lib.data.numba_jit import"
 """What files with compiled functions say (and this one)."""
@@ -28,6 +33,29 @@ def njit(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, cache=True)(function)
 
 
+class _Compiling(event.Listener):
+    """Times what is compiled, not what is read from disk. Functions that one calls are compiled within it, and other
+    threads' beside it.
+    """
+
+    def __init__(self) -> None:
+        self._under_way, self._lock = 0, threading.Lock()
+
+    def on_start(self, event: Any) -> None:
+        """One more."""
+        with self._lock:
+            self._under_way += 1
+            if self._under_way == 1:
+                ONCE.__enter__()
+
+    def on_end(self, event: Any) -> None:
+        """One less."""
+        with self._lock:
+            self._under_way -= 1
+            if not self._under_way:
+                ONCE.__exit__()
+
+
 @functools.cache
 def _configure() -> None:
     """Where machine code is kept, and for which processor it is made.
@@ -37,6 +65,7 @@ def _configure() -> None:
     functions that it calls: the folder's name is a digest of all files with compiled functions. On processors with
     AVX-512 LLVM uses half of each register unless told otherwise, for the sake of the clock of the first of them.
     """
+    event.register("numba:compile", _Compiling())
     config: Any = numba.config  # type: ignore[attr-defined]
     home = Path(__file__).resolve().parents[2]
     sources = [path.read_bytes() for path in sorted([*home.glob("*/*.py"), *home.glob("lib/*/*.py")])]

@@ -29,15 +29,20 @@ T = TypeVar("T")
 
 
 class LazyModel:
-    """One model. Its weights are loaded when they are first needed, and let go when an engine needs the GPU. part: does
-    not count the loading.
+    """One model. Its weights are loaded when they are first needed, and let go when an engine needs the GPU. times: of
+    all, which do not count the loading, and of what is written.
     """
 
     def __init__(
-        self, ctx: Context[Any], folder: Path, device: torch.device, what: str, part: TimedPart | None = None
+        self,
+        ctx: Context[Any],
+        folder: Path,
+        device: torch.device,
+        what: str,
+        times: tuple[TimedPart, TimedPart] | None = None,
     ) -> None:
         self._ctx, self.folder, self._device, self._what = ctx, folder, device, what
-        self._part = part or TimedPart()
+        self._time, self._writing = times or (TimedPart(), TimedPart())
         self._config: TuningConfig = ctx.config
         self._model: Any = None
         self._done = 0
@@ -69,7 +74,8 @@ class LazyModel:
         if self._config.engine in engine_generation.GENERATORS and self._device.type == "cuda":
             self.release()
             try:
-                return engine_generation.generate(self._ctx, self.folder, prompts, sampling, on_answers)
+                with self._writing:
+                    return engine_generation.generate(self._ctx, self.folder, prompts, sampling, on_answers)
             except EngineError as error:
                 if "No module named" not in str(error):
                     raise
@@ -85,11 +91,13 @@ class LazyModel:
             fewer = max(1, rows * tokens // self._config.eval_tokens)
             return generate(self._loaded(), prompts, sampling, rows=fewer, tokens=tokens, on_answers=on_answers)
 
-        return self._within_memory(write)
+        self._loaded()  # before the clock of what is written starts
+        with self._writing:
+            return self._within_memory(write)
 
     def _loaded(self) -> Any:
         if self._model is None:
-            with self._part.left_out():
+            with self._time.left_out():
                 self._model = model_loading.load_model(self.folder, self._device, DTYPES[self._config.precision])
         return self._model
 

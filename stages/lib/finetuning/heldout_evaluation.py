@@ -78,17 +78,17 @@ def measure(
     measured = Measurements()
     names = {part.name: memory_name(ctx, stage, part) for part in parts}
     missing = [part for part in parts if not _recall_parent(ctx, measured, part.name, names[part.name])]
-    part_time = TimedPart()
-    with part_time:
+    times = all_time, writing = TimedPart(), TimedPart()
+    with all_time:
         if missing:
-            with LazyModel(ctx, Path(ctx.input("parent").path), device, "parent", part_time) as subject:
+            with LazyModel(ctx, Path(ctx.input("parent").path), device, "parent", times) as subject:
                 for part in missing:
                     if _measure_part(ctx, stage, measured, part, subject, "parent"):
                         _remember(ctx, names[part.name], measured.before[part.name])
-        with LazyModel(ctx, child, device, "child", part_time) as subject:
+        with LazyModel(ctx, child, device, "child", times) as subject:
             for part in parts:
                 _measure_part(ctx, stage, measured, part, subject, "child")
-    ctx.stat(measuring=part_time.spent())
+    ctx.stat(measuring={**all_time.spent(), "writing": writing.spent()})
     for mark in [_mark_name(ctx, stage, part, model) for part in parts for model in ("parent", "child")]:
         if _recall(ctx, mark):
             _remember(ctx, mark, 0)  # not before the last part: none that kills is tried again; a forced run tries all

@@ -194,7 +194,9 @@ class ContextCallback(TrainerCallback):
         control.should_training_stop = control.should_training_stop or self.stopped
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Publish the trainer's checkpoint as the stage's."""
+        """Publish the trainer's checkpoint as the stage's. Asked to stop by then, no step follows: what a stop would
+        save is saved.
+        """
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         for name in NOT_KEPT:
             (folder / name).unlink(missing_ok=True)
@@ -205,6 +207,8 @@ class ContextCallback(TrainerCallback):
         self._ctx.checkpoints.save(self._offset + state.global_step, folder)
         self._ctx.checkpoints.note(pause_seconds=time.perf_counter() - self._ended)
         shutil.rmtree(folder)
+        if self._ctx.stopping:
+            self.stopped = control.should_training_stop = True
 
 
 def check(ctx: Context[Any], step: int, row: Mapping[str, float]) -> None:

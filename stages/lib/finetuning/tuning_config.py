@@ -51,7 +51,7 @@ class TuningConfig(StageConfig):
         default="bf16", description="of matrix products; weights are float32 (Tülu 3: bf16)"
     )
     seed: int = Field(default=123, description="data order and sampling (Tülu 3's docs: 123; its 8B script: 8)")
-    samples: Annotated[int, Shrinks(wiring=2, shape=2)] = Field(
+    samples: Annotated[int, Shrinks(wiring=2, shape=8)] = Field(
         default=8, ge=0, description="held-out prompts whose answers, before and after, are kept with the model"
     )
     micro_batch_size: Annotated[Operational[int], Renamed("micro_batch", until="0.3"), Shrinks(wiring=2)] = Field(
@@ -155,7 +155,17 @@ class SupervisedConfig(TuningConfig):
         """Whole batches for the GPUs that there are, and rows for a few of them."""
         batch = small_batch(values, rehearsal, 1 if self.engine == "trl" else rehearsal.ranks)
         rows = rehearsal.steps * batch
-        return values | {"global_batch_size": batch, "max_rows": min(self.max_rows or rows, rows)}
+        values |= {"global_batch_size": batch, "max_rows": min(self.max_rows or rows, rows)}
+        if rehearsal.level == "shape":
+            values["eval_rows"] = batch_of_measurement(self, self.eval_rows, values["eval_rows"], self.max_length)
+        return values
+
+
+def batch_of_measurement(config: TuningConfig, asked: int, least: int, length: int) -> int:
+    """How many of the rows or prompts of at most `length` tokens that a profile measures a model on a rehearsal of real
+    shapes does: those of one forward pass, of which each takes as long as in the real run.
+    """
+    return min(asked, max(least, config.eval_tokens // length))
 
 
 C = TypeVar("C", bound=TuningConfig)
@@ -240,6 +250,12 @@ def tuning_work(
 def parent_parameters(inputs: Mapping[str, Sequence[ArtifactManifest]]) -> int:
     """Of the model that is tuned; 0: not known yet."""
     return max([int(m.meta.get("parameters", 0)) for m in inputs.get("parent", ())], default=0)
+
+
+def heldout_count(asked: int, inputs: Mapping[str, Sequence[ArtifactManifest]], port: str) -> int:
+    """Held-out rows that a model is measured on: no more than there are, where that is known."""
+    rows = sum(int(m.meta.get("rows", 0)) for m in inputs.get(port, ()))
+    return min(asked, rows) if rows else asked
 
 
 def measuring(

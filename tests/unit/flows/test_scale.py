@@ -26,6 +26,7 @@ def test_what_an_artifact_that_is_there_holds() -> None:
     entry = FileEntry(path="a", size=7, sha256="0" * 64, object="o")
     real = ArtifactManifest(type="Documents", digest="0" * 64, facets={}, meta={"documents": 3}, files=(entry,))
     assert scale.held(real) == {"bytes": 7, "files": 1, "documents": 3}
+    assert scale.held(real.reference()) == scale.held(real), "as a result says of what it read"
     assert amount([real, *corpus()], "documents") == 1e6 + 3
     assert amount([real], "bytes") == 7
     with pytest.raises(Unknown, match="text_bytes of its input"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,23 @@ def test_each_step_of_a_reinforcement_has_the_responses_of_its_phase() -> None:
     config = SimpleNamespace(context_phases=phases, prompts_per_step=3)
     assert [training_work.responses_of(config, step) for step in (1, 2, 3, 4)] == [12, 12, 24, 0]
     assert training_work.responses_of(SimpleNamespace(steps=3), 1) == 0
+
+
+def test_a_suite_that_is_made_here_asks_what_its_settings_say() -> None:
+    made, hub = SimpleNamespace(origin="machine", test_questions=50), SimpleNamespace(origin="hub", test_questions=50)
+    one = SimpleNamespace(origin="machine")
+    mirror = SimpleNamespace(data_sets={"a/b": one, "c/d": SimpleNamespace(origin="hub")}, questions=80)
+    configs = {"made": made, "hub": hub, "mirror": mirror}
+
+    def asked(**wires: tuple[str, ...]) -> int:
+        sources = {
+            port: [SimpleNamespace(node=SimpleNamespace(name=name)) for name in names] for port, names in wires.items()
+        }
+        plan: Any = SimpleNamespace(node=SimpleNamespace(wires=sources))
+        profile: Any = SimpleNamespace(configs=configs)
+        return training_work.questions_of(plan, profile)
+
+    assert asked(suites=("made", "mirror")) == 80
+    assert asked(suites=("hub",)) == 0
+    assert asked(suite=("made",)) == 50
+    assert asked() == 0

@@ -82,6 +82,9 @@ def test_a_plan_knows_what_measuring_takes() -> None:
     assert found.flops == 2.0 * 8_114_180_096 * found.read_tokens
     assert found.weights_bytes == 2 * 8_114_180_096
     assert found.memory_bytes < 25e9
+    few = [manifest.model_copy(update={"meta": {"rows": 100}})]
+    fewer = Sft.measuring(made, inputs | {"heldout": few, "problems": few})
+    assert (fewer.read_tokens, fewer.written_tokens) == (2 * 100 * 8192, 2 * 108 * 8192), "no more than are held out"
     work = Sft.work(made, inputs)
     assert work.written_flops == found.written_flops
     assert work.flops > found.flops

@@ -91,12 +91,14 @@ def test_a_stopped_run_resumes_to_the_same_curve_and_weights(
     made = config(label_smoothing=smoothing)
     whole = LocalContext(tmp_path / "whole", made, artifacts)
     run(whole)
-    broken = LocalContext(tmp_path / "broken", made, artifacts, stop_after=stop_after)  # seen after the step at hand
-    with pytest.raises(Preempted, match=f"step {stop_after + 1} of 10"):
+    broken = LocalContext(
+        tmp_path / "broken", made, artifacts, stop_after=stop_after
+    )  # seen when its checkpoint is there
+    with pytest.raises(Preempted, match=f"step {stop_after} of 10"):
         run(broken)
     resumed = LocalContext(tmp_path / "broken", made, artifacts)
     run(resumed)
-    assert [row[0] for row in curve(resumed)] == list(range(stop_after + 2, 11))
+    assert [row[0] for row in curve(resumed)] == list(range(stop_after + 1, 11))
     assert curve(broken) + curve(resumed) == curve(whole)
     files = [(c.output("model") / "model.safetensors").read_bytes() for c in (whole, resumed)]
     assert files[0] == files[1]

@@ -57,6 +57,23 @@ def test_layers_that_find_room_are_kept_and_named_on_a_processor() -> None:
     assert "1 of 36 layers: more have no room" in rehearsal.stand_ins["pretrain_1"]
 
 
+def test_what_measures_a_model_has_a_whole_batch_of_real_shapes() -> None:
+    """Of answers, of rows that are read; where the profile asks for less, as it does."""
+    configs: Any = derived("tiny", level="shape").profile.configs
+    grpo, sft, skills = configs["grpo_deepscaler"], configs["sft_reason"], configs["skills_dpo_tulu"]
+    assert (grpo.eval_problems, grpo.eval_samples) == (16_384 // 64 // 2, 2)
+    assert (sft.eval_rows, sft.eval_problems) == (16_384 // 192, 16_384 // (192 - 48))
+    limits = {task.task: (task.limit, task.repeats) for task in skills.suites[0].tasks}
+    assert limits["gsm8k"] == (20, 1)
+    assert limits["humaneval"] == (7, 10)
+    assert limits["minerva_math"] == (3, 1)
+    assert limits["mmlu"] == (4, 1)
+    assert configs["evaluate_vlm"].limit == 64
+    small: Any = derived("tiny").profile.configs
+    assert small["grpo_deepscaler"].eval_problems == 4
+    assert {task.limit for task in small["skills_dpo_tulu"].suites[0].tasks} == {1, 2}
+
+
 def test_what_is_measured_on_one_machine_has_it_alone() -> None:
     """Its times would else be those of two nodes that share processors."""
     assert derived("tiny", level="shape").profile.settings.parallel == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,9 +15,9 @@ from flows.empty_ledger import EmptyLedger
 from flows.plan import make_plan
 from flows.rehearsal import planning
 from flows.rehearsal.derive import derive
-from flows.rehearsal.forecast import RESPONSES, forecast, of_rehearsal, units, units_of_inputs
-from flows.rehearsal.report import Checkpointing, Measured, NodeReport, RehearsalReport, profile_digest
-from flows.scale import NodeScale
+from flows.rehearsal.forecast import CORE_SECONDS, RESPONSES, TASKS, forecast, of_rehearsal, units, units_of_inputs
+from flows.rehearsal.report import Checkpointing, Measured, NodeReport, RehearsalReport, TaskTime, profile_digest
+from flows.scale import ROWS_ALONE, NodeScale
 from stages.core.keys import source_digest
 from stages.core.resources import Resources
 from stages.core.shrinking import Level
@@ -67,6 +68,13 @@ def test_a_training_goes_by_its_own_steps_and_the_processes_that_it_will_have() 
     assert one.dollars[1] == pytest.approx(2 * one.gpu_hours)
 
 
+def test_the_mean_of_its_steps_is_likely_and_the_fastest_and_slowest_bound_it() -> None:
+    shape = node(5_000, 15.0, "tokens", (0.5, 1.0, 4.0), mean_step=(1.5, 3.0), steps_here=2)
+    one = told(Config(), Estimate(), shape)
+    assert one.seconds == pytest.approx((12 + 720 * 0.5, 12 + 720 * 1.5, 12 + 720 * 4))
+    assert one.core_hours * 3600 == pytest.approx(15 - 6 + 720 * 3)
+
+
 def test_checkpoints_cost_pauses_and_tell_how_long_stopping_and_going_on_take() -> None:
     kept = Checkpointing(bytes=1e9, pause=2.0, disk=6.0, store=4.0, read_bytes=1e9, read=8.0)
     shape = node(5_000, 15.0, "tokens", (1.0, 1.0, 1.0), ranks=2, checkpoints=kept, steps_here=2)
@@ -82,7 +90,7 @@ def test_what_measures_the_model_grows_and_the_start_does_not() -> None:
     config = SimpleNamespace(global_batch_size=8, epochs=2, max_rows=None, checkpoint_every=1000)
     shape = node(40, 25.0, "rows", (1.0, 1.0, 1.0), measuring=10.0, step_processor_seconds=2.0)
     wiring = node(40, 13.0, "rows", (1.0, 1.0, 1.0), step_processor_seconds=1.0)
-    one = told(config, Estimate(rows=400, measuring=30.0), shape, wiring)
+    one = told(config, Estimate(rows=400, measuring=(30.0, 0.0)), shape, wiring)
     assert one.seconds == pytest.approx((20 + 100, 8 + 12 * 3 + 100, 20 * 3 + 100))
     assert one.core_hours * 3600 == pytest.approx(8 + (15 - 8) * 3 + 200)
 
@@ -103,22 +111,37 @@ def test_responses_are_half_of_the_longest_and_the_longest_at_most() -> None:
 
 
 def test_what_measures_a_model_grows_by_the_time_that_it_told() -> None:
-    """The start of a node, and its own steps, do not."""
-    alone = node(40, 25.0, "answers", measuring_seconds=(6.0, 4.0))
-    task = SimpleNamespace(limit=100, repeats=1)
-    config = SimpleNamespace(suites=(SimpleNamespace(tasks=(task, task)),))
-    one = told(config, Estimate(), alone)
-    assert one.seconds == pytest.approx((25.0, 19 + 6 * 5, 19 + 6 * 5))
-    assert one.core_hours * 3600 == pytest.approx(21 + 4 * 5)
+    """The start of a node, and its own steps, do not. What it reads and what it writes grow by their own operations."""
     training = SimpleNamespace(global_batch_size=8, epochs=2, max_rows=None, checkpoint_every=1000)
     shape = node(40, 25.0, "rows", (1.0, 1.0, 1.0), measuring=10.0, measuring_seconds=(4.0, 3.0))
-    assert told(training, Estimate(rows=400, measuring=30.0), shape).seconds[1] == pytest.approx(20 + 4 * 2 + 100)
+    assert told(training, Estimate(rows=400, measuring=(30.0, 0)), shape).seconds[1] == pytest.approx(20 + 4 * 2 + 100)
+    assert shape.measured is not None
+    both = {"measuring": 10.0, "measuring_written": 6.0, "measuring_seconds": (4.0, 3.0), "writing_seconds": (1.0, 0.5)}
+    apart = shape.model_copy(update={"measured": shape.measured.model_copy(update=both)})
+    one = told(training, Estimate(rows=400, measuring=(8.0, 60.0)), apart)
+    assert one.seconds[1] == pytest.approx(20 + 3 * 1 + 1 * 9 + 100)
+    unread = apart.model_copy(update={"measured": shape.measured.model_copy(update=both | {"measuring_written": 10.0})})
+    one = told(training, Estimate(rows=400, measuring=(0.0, 100.0)), unread)
+    assert one.seconds[1] == pytest.approx(20 + 1 * 9 + 100), "answers are checked beside, once as long"
+
+
+def test_an_evaluation_goes_by_each_of_its_tasks() -> None:
+    task = SimpleNamespace(task="t", limit=100, repeats=1, max_new_tokens=None)
+    config = SimpleNamespace(suites=(SimpleNamespace(name="s", tasks=(task,)),), batch_size=16)
+    took = TaskTime(seconds=6.0, cpu_seconds=4.0, documents=20, of=20, limit=20, answers=0, new_tokens=None)
+    one = told(config, Estimate(questions=100), node(1, 25.0, TASKS, parts={"s/t": took}))
+    assert one.seconds == pytest.approx((19 + 6 * 5,) * 3)
+    assert one.core_hours * 3600 == pytest.approx(21 + 4 * 5)
+    assert told(config, Estimate(questions=100), node(1, 25.0, TASKS), node(1, 20.0, TASKS)) is None
 
 
 def test_two_rehearsals_tell_the_fixed_part_from_what_grows() -> None:
     one = told(None, Estimate(flops=1000.0), node(110, 20.0), node(10, 10.0))
     assert one.seconds == pytest.approx((20.0, 109.0, 20 * 1000 / 110))
     assert told(None, Estimate(flops=1000.0), node(110, 20.0)) is None
+    compiled = node(10, 35.0, once=(25.0, 24.0))
+    again = told(None, Estimate(flops=1000.0), node(110, 20.0), compiled)
+    assert again.seconds == one.seconds, "kernels that the first rehearsal compiled are there"
 
 
 def test_a_node_without_inputs_goes_by_what_its_settings_ask_for() -> None:
@@ -215,3 +238,19 @@ def test_a_budget_goes_by_what_the_plan_shows(monkeypatch: pytest.MonkeyPatch, t
     row = next(row for row in spent.rows if row.name == "pretrain_1")
     assert (row.dollars, row.basis) == (shown["pretrain_1"].dollars, "rehearsal of 2026-01-02")
     assert row.dollars != pytest.approx(computed)
+
+
+def test_what_a_node_of_others_results_does_is_counted_in_bytes_and_what_it_makes_by_its_settings() -> None:
+    """Whether its rows are known already, or not; of a hub, what it reads of nodes beside tells nothing."""
+    read = NodeScale(bytes_in=700.0)
+    assert units(SimpleNamespace(), Estimate(scale=read)) == ("bytes read", 700.0)
+    assert units(SimpleNamespace(origin="train"), Estimate(scale=replace(read, unknown="rows"))) == ("bytes read", 700)
+    assert units(SimpleNamespace(), Estimate(scale=replace(read, unmeasured="model"))) == ("", 0.0)
+    made: Any = profiles.load("tiny", PIPELINE).configs["instructions_tulu"]
+    rows = replace(read, core_seconds=3.0, rates=ROWS_ALONE)
+    assert units(made, Estimate(scale=read)) == units(made, Estimate(scale=rows))
+    assert units(made, Estimate(scale=read)) == ("that its settings ask for", made.rows)
+    assert units(SimpleNamespace(origin="hub"), Estimate(scale=rows)) == ("", 0.0)
+    assert units(SimpleNamespace(origin="hub"), Estimate(scale=replace(rows, rates=("dedup.near",)))) == (
+        CORE_SECONDS, 3.0
+    )  # fmt: skip

@@ -70,6 +70,10 @@ def test_the_page_says_cause_remedy_and_what_was_measured() -> None:
                  "54,321", "7.0 s", "11.0 s", "13.0 s", "17.0 s", "29.0 s", "31.0 s", "37.0 s"):  # fmt: skip
         assert part in text, part
     assert "Nothing that a rehearsal can find" in page.render(made(NODES[0]))
+    only_read = ONE.model_copy(update={"checkpoints": Checkpointing(read_bytes=2**30, read=17.0)})
+    text = page.render(made(NODES[0].model_copy(update={"measured": only_read})))
+    assert "17.0 s" in text
+    assert ">0 B<" not in text, "it saved none"
 
 
 def test_the_page_begins_with_the_result_and_has_no_empty_column() -> None:
