@@ -28,6 +28,10 @@ from stages.core.files import ROOT
 
 BASE = "moxin/base:bookworm"
 """What infra/dev/base_image.sh makes."""
+NO_INDEX = {"PIP_INDEX_URL": "", "PIP_EXTRA_INDEX_URL": ""}
+"""Arguments of a build that fetches nothing: the address of an index may hold a password, and a builder keeps arguments
+beside its intermediate images.
+"""
 
 
 def docker_client() -> Any:
@@ -91,7 +95,8 @@ def build_environments(client: Any, envs: Iterable[str], wheels: Path, report: R
             names = bake.environment_names(env)
             context = write_context(Path(folder) / env, env, wheelhouse(env, wheels, report))
             changes[f"env-{env}"] = names | {
-                "context": str(context), "args": {"BASE": BASE}, "labels": names["labels"] | base, "network": "none",
+                "context": str(context), "args": {"BASE": BASE} | NO_INDEX, "labels": names["labels"] | base,
+                "network": "none",
             }  # fmt: skip
         _bake(client, changes, list(changes), report, rebuild)
 

@@ -171,6 +171,20 @@ def test_stages_are_built_without_network_from_the_images_of_their_environments(
     )  # fmt: skip
 
 
+def test_the_address_of_an_index_is_not_told_to_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may hold a password; wheels are fetched before, and a builder keeps its arguments."""
+    for name in images.NO_INDEX:
+        monkeypatch.setenv(name, "http://me:planted@127.0.0.1:9/simple")
+    daemon = Daemon()
+    monkeypatch.setattr(bake, "has_buildx", lambda: False)
+    monkeypatch.setattr(images, "wheelhouse", lambda env, folder, report: [])
+    monkeypatch.setattr(images, "_base", lambda client, report: "sha256:0")
+    images.build_environments(daemon, ["data"], tmp_path / "wheels", lambda line: None)
+    (build,) = daemon.built
+    assert build["buildargs"] == {"ENV": "data", "BASE": images.BASE} | images.NO_INDEX
+    assert "planted" not in str(build)
+
+
 def test_the_context_of_an_environment_holds_its_locks_and_its_wheels_alone(tmp_path: Path) -> None:
     wheel = tmp_path / "a-1-py3-none-any.whl"
     wheel.write_bytes(b"wheel")
