@@ -42,11 +42,16 @@ OVERRIDES = (
 )  # fmt: skip
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGSTOP": signal.SIGSTOP}
 POWER = "the power goes"
-WORKER, BAD_STORE = "worker", "bad store"
-WAYS = ("process", "ranks", POWER, WORKER, BAD_STORE)
+WORKER, BAD_STORE, POOL = "worker", "bad store", "pool"
+WAYS = ("process", "ranks", POWER, WORKER, BAD_STORE, POOL)
 """How the trials differ, in turn: what runs, and what becomes of it. "worker": as a run of a deployment, by Prefect's
-worker. "bad store": nothing is hit, but requests go wrong, each in a way of its own.
+worker. "bad store": nothing is hit, but requests go wrong, each in a way of its own. "pool": the shards are packed in
+tasks by a pool of processes, and something is hit before they are there.
 """
+POOLED = "shards"
+"""The node that has the pool."""
+POOL_WORKER = "worker of a pool"
+POOL_OVERRIDES = (f"{POOLED}.workers=2", f"{POOLED}.task_seconds=0.1")
 CONTAINER = "container"
 """One more, where there is an engine: tests/launch/test_campaign_containers.py."""
 WRONG = 0.05
@@ -56,6 +61,8 @@ SERVICES = ("store", "Prefect server", "worker")
 AGAIN = "repeat it: MOXIN_FAULT_SEED={seed} MOXIN_FAULT_TRIALS=1 .venv/bin/pytest -s tests/fault/test_campaign.py"
 
 
+SPAWNED = "multiprocessing.spawn"
+"""In the command of a pool's worker."""
 Process = subprocess.Popen[str] | FlowRun
 
 
@@ -84,14 +91,17 @@ class Campaign:
         self.rows = self.curve(home)
 
     def usual(self, way: str) -> float:
-        """Processor seconds of a flow, and of what it has started, that finds the data and trains."""
+        """Processor seconds of a flow, and of what it has started, that finds the data and trains; by a pool: until the
+        shards are there.
+        """
         if way in (POWER, BAD_STORE):
             return self.usual("process")
         if way not in self._usual:
-            home, seconds = self.prepared(f"usual-{way}"), 0.0
+            home, seconds = self.prepared(f"usual-{way}", way), 0.0
             process = self.begin(home, "run-0", way)
             while process.poll() is None:
-                seconds = max(seconds, used(process.pid))
+                if way != POOL or POOLED in self.unpublished(home, way):
+                    seconds = max(seconds, used(process.pid))
                 time.sleep(0.05)
             assert self.ended_well(process), self.said(home)
             assert self.results(home) == self.expected
@@ -105,13 +115,13 @@ class Campaign:
             (home / part).mkdir(parents=True, exist_ok=True)
         return home
 
-    def prepared(self, name: str) -> Path:
-        """A home whose store has what was made undisturbed, but for the two trainings."""
+    def prepared(self, name: str, way: str) -> Path:
+        """A home whose store has what was made undisturbed, but for the nodes that are to be broken."""
         home, source = self.home(name), self.ledger(self.folder / "undisturbed").store
-        trained = [*STEPS, *(self.expected[node][0] for node in STEPS)]
+        missing = [word for node in nodes_of(way) for word in (f"/{node}.json", self.expected[node][0])]
         client, bucket, before = source._client, source.address.bucket, source.address.prefix
         for row in source.list(""):
-            if not any(word in row.key for word in trained):
+            if not any(word in row.key for word in missing):
                 origin = {"Bucket": bucket, "Key": before + row.key}
                 client.copy_object(Bucket=bucket, Key=f"{name}/{row.key}", CopySource=origin)
         return home
@@ -142,7 +152,8 @@ class Campaign:
             "MOXIN_HOME": str(home), "MOXIN_SCRATCH": str(home / "scratch"), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         environment |= {IMAGE: self._image} if way == CONTAINER else {}
-        arguments = [str(home), run_id, store.model_dump_json(exclude_defaults=True), way, *OVERRIDES]
+        overrides = [*OVERRIDES, *(POOL_OVERRIDES if way == POOL else ())]
+        arguments = [str(home), run_id, store.model_dump_json(exclude_defaults=True), way, *overrides]
         with open(home / f"{run_id}.err", "w") as errors:
             return subprocess.Popen(
                 [sys.executable, "-m", "tests.support.campaign_run", *arguments],
@@ -171,7 +182,7 @@ class Campaign:
     def trial(self, seed: int, way: str = "") -> Trial:
         """Break something once or twice, run again, and look; what does not hold is the trial's problem."""
         trial, began = Trial(seed, way or WAYS[seed % len(WAYS)]), time.monotonic()
-        home = self.prepared(f"trial-{seed}")
+        home = self.prepared(f"trial-{seed}", trial.way)
         try:
             self.break_and_look(trial, home)
             shutil.rmtree(home)
@@ -204,7 +215,7 @@ class Campaign:
             while process.poll() is None and used(process.pid) < moment:
                 time.sleep(0.05)
             if process.poll() is None:
-                open_nodes = self.unpublished(home)
+                open_nodes = self.unpublished(home, trial.way)
                 what = self.power_off(chance, process, home) if power else self.hit(chance, process, home)
                 trial.hits.append(Hit(*what, moment / usual, open_nodes[0] if open_nodes else ""))
                 since = time.time()
@@ -212,7 +223,7 @@ class Campaign:
         well = self.ended_well(process) and not (power and trial.hits)  # what ended well meanwhile is gone, too
         before = {row.key: row.etag for row in self.ledger(home).store.list("manifests/")}
         if not well:
-            trial.runs, since, open_nodes = 2, time.time(), self.unpublished(home)
+            trial.runs, since, open_nodes = 2, time.time(), self.unpublished(home, trial.way)
             process = self.begin(home, "run-2", trial.way)
             if not self.ended_well(process):
                 raise BrokenPromise("the next run ends well, and nothing has to be done by hand", self.said(home))
@@ -244,9 +255,9 @@ class Campaign:
     def said(self, home: Path) -> str:
         return "\n".join(path.read_text()[-3000:] for path in home.glob("*.err"))
 
-    def unpublished(self, home: Path) -> list[str]:
+    def unpublished(self, home: Path, way: str) -> list[str]:
         ledger = self.ledger(home)
-        return [node for node in STEPS if ledger.manifest(self.expected[node][0]) is None]
+        return [node for node in nodes_of(way) if ledger.manifest(self.expected[node][0]) is None]
 
     def targets(self, process: Process, home: Path) -> dict[str, list[int]]:
         """What there is to hit: process numbers by kind."""
@@ -260,8 +271,9 @@ class Campaign:
             with suppress(psutil.Error):
                 one = psutil.Process(pid)
                 rank = one.environ().get("RANK")
-                agent = "torch.distributed.run" in one.cmdline()
-                kinds.setdefault("torchrun" if agent else f"rank {rank}" if rank else "stage", []).append(pid)
+                agent, pooled = "torch.distributed.run" in one.cmdline(), SPAWNED in " ".join(one.cmdline())
+                what = "torchrun" if agent else f"rank {rank}" if rank else POOL_WORKER if pooled else "stage"
+                kinds.setdefault(what, []).append(pid)
         return kinds
 
     def containers(self, home: Path) -> list[Any]:
@@ -274,7 +286,8 @@ class Campaign:
     def hit(self, chance: random.Random, process: Process, home: Path) -> tuple[str, str]:
         """Send one signal to one process; what is stopped goes on a moment later, a store that is dead is started."""
         kinds = self.targets(process, home)
-        target, name = chance.choice(sorted(kinds)), chance.choice(tuple(SIGNALS))
+        targets = sorted(kinds) + [POOL_WORKER] * 3 * (POOL_WORKER in kinds)  # every other hit, while there are some
+        target, name = chance.choice(targets), chance.choice(tuple(SIGNALS))
         pid = chance.choice(kinds[target])
         with suppress(ProcessLookupError):
             os.kill(pid, SIGNALS[name])
@@ -354,10 +367,15 @@ class Campaign:
         attempt = stored[0].attempt
         record = ledger.attempt(stored[0].key, attempt.epoch)
         assert record
-        left = (STEPS[node] - (attempt.resumed_from or 0)) * (STEP_SECONDS if node == "train_1" else 0.0)
+        left = (STEPS.get(node, 0) - (attempt.resumed_from or 0)) * (STEP_SECONDS if node == "train_1" else 0.0)
         leased, begun, ended = map(seconds_of, (record.started_at, attempt.started_at, attempt.ended_at))
         trial.recovery = max(0.0, ended - since - left)
         trial.parts = {"to its lease": leased - since, "to its start": begun - leased, "itself": ended - begun - left}
+
+
+def nodes_of(way: str) -> tuple[str, ...]:
+    """What is not there when a trial begins."""
+    return (POOLED, *STEPS) if way == POOL else (*STEPS,)
 
 
 def seconds_of(text: str) -> float:
@@ -393,7 +411,8 @@ def of_scratch(home: Path) -> list[int]:
     pids = []
     for one in psutil.process_iter():
         with suppress(psutil.Error):
-            runs = one.status() != psutil.STATUS_ZOMBIE and "stages.core.runtime" in " ".join(one.cmdline())
+            words = " ".join(one.cmdline())
+            runs = one.status() != psutil.STATUS_ZOMBIE and ("stages.core.runtime" in words or SPAWNED in words)
             if runs and one.environ().get("MOXIN_SCRATCH") == str(home / "scratch"):
                 pids.append(one.pid)
     return sorted(pids)

@@ -223,15 +223,17 @@ def python_with_probes(folder: Path) -> str:
         "import os, runpy, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "module, *arguments = [word for word in sys.argv[1:] if word not in ('-u', '-m')]\n"
-        "if module == 'torch.distributed.run':\n"
+        "main = __name__ == '__main__'  # else: a worker of a stage's pool\n"
+        "if main and module == 'torch.distributed.run':\n"
         "    os.environ['PYTHON_EXEC'] = sys.argv[0]\n"
         "    sys.argv = sys.argv[2:]\n"
         "    runpy.run_module(module, run_name='__main__', alter_sys=True)\n"
         "import stages\n"
         f"stages.__path__.append({str(PROBES)!r})\n"
-        "from stages.core import runtime\n"
-        "assert module == 'stages.core.runtime', sys.argv\n"
-        "sys.exit(runtime.main(arguments))\n",
+        "if main:\n"
+        "    from stages.core import runtime\n"
+        "    assert module == 'stages.core.runtime', sys.argv\n"
+        "    sys.exit(runtime.main(arguments))\n",
         encoding="utf-8",
     )
     script.chmod(0o755)

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from stages.core.artifacts import Documents, Tokenizer, TokenShards
-from stages.core.config import StageConfig
+from stages.core.config import Operational, StageConfig
 from stages.core.stage import Facets, Input, Output, Stage, output
 
 
 class ShardsConfig(StageConfig):
-    """The length of a window."""
+    """The length of a window, and who packs."""
 
     sequence_length: int = Field(default=16, gt=1, description="tokens in a window")
+    workers: Operational[int] = Field(default=1, ge=1, description="processes of a pool; 1: none")
+    task_seconds: Operational[float] = Field(default=0.0, ge=0, description="processor time of a task of the pool")
 
 
 class Shards(Stage[ShardsConfig], env="data", revision=1):
