@@ -24,6 +24,7 @@ from flows.plan import Resolved, differences, rerun_reason, resolve
 from flows.profiles import Profile
 from flows.retry import RETRYABLE, Tries, judge
 from flows.running_stages import RunningStages
+from flows.slots import Slots
 from flows.spending import OverBudget, Spending
 from flows.stage_job import make_job
 from stages.core.config import StageConfig
@@ -79,10 +80,10 @@ class Execution:
     """What the run has spent, where it has a budget."""
 
     def __post_init__(self) -> None:
-        self._slots = threading.BoundedSemaphore(self.profile.settings.parallel)
         self._clean: set[str] = set()
         self.events = EventDispatcher(self.observers)
         self._stopping = threading.Event()
+        self._slots = Slots(self.profile.settings.parallel, self.home, self._stopping, self.tell)
         self._running = RunningStages(self.ledger, self.events, self._stopping)
         self._leases = HeldLeases(self.ledger, f"{self.run_id} on {socket.gethostname()}")
 
@@ -156,7 +157,8 @@ class Execution:
         furthest = -1 if resolved.result is not None else self._furthest(node, resolved.key)
         while True:
             number += 1
-            with self._slots:  # before the lease, which would run out while it waited here
+            with self._slots.taken(node.name, self._launcher_for(node).name, self.profile.resources[node.name]):
+                # before the lease, which would run out while it waited here
                 if self.spending:
                     self.spending.check()
                 lease, handle = self._acquire(node, resolved)
