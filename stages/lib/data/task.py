@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -77,7 +78,7 @@ class Made:
 def fingerprint(job: Job) -> str:
     """What decides a task's result: its arguments, but of files the SHA-256 alone and of absolute paths the last part
     (another attempt has them elsewhere), the steps before it (whose files it reads: with other memory they may be cut
-    otherwise), and the code of its package.
+    otherwise), and the code of its package and of the libraries under it.
     """
     return hashlib.sha256(
         json.dumps(
@@ -112,11 +113,26 @@ def plain(value: Any) -> Any:
 
 @functools.cache
 def _code(module: str) -> str:
-    """Digest of a module's package and of the modules that data stages share."""
-    here = Path(__file__).parent
-    folders = {Path(str(importlib.import_module(module).__file__)).parent, here, here.with_name("formats")}
-    files = sorted(path for folder in folders for path in folder.glob("*.py"))
+    """Digest of a module's package, and of the libraries that it stands on."""
+    package = Path(str(importlib.import_module(module).__file__)).parent
+    files = sorted(path for folder in libraries(package) for path in folder.rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+_LIBRARY = re.compile(rb"^\s*(?:from|import)\s+stages\.lib\.(\w+)", re.MULTILINE)
+
+
+def libraries(package: Path) -> set[Path]:
+    """A package's folder, that of what data stages share, and those of all of `stages.lib` that they import, one
+    through another; by their text, since what is loaded in a process depends on what it did before.
+    """
+    lib = Path(__file__).parents[1]
+    folders, left = set[Path](), {package, Path(__file__).parent}
+    while left:
+        folders.add(folder := left.pop())
+        for path in folder.rglob("*.py"):
+            left |= {lib / name.decode() for name in _LIBRARY.findall(path.read_bytes())} - folders
+    return folders
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------

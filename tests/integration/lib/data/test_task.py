@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import zlib
 from dataclasses import replace
@@ -14,10 +16,11 @@ import pytest
 from stages.core import reading
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
+from stages.core.files import ROOT
 from stages.core.ledger import Ledger
 from stages.core.task_objects import FolderObjects, StoreObjects, elsewhere, objects_at
 from stages.lib.data import job_array
-from stages.lib.data.task import Job, compute, execute, fingerprint, finish, receipt
+from stages.lib.data.task import Job, compute, execute, fingerprint, finish, libraries, receipt
 from stages.lib.data.workers import Pool, Workers
 from tests.support.array_cluster import Cluster
 from tests.support.pool_tasks import runs, tasks
@@ -132,3 +135,16 @@ def test_a_place_is_the_same_in_another_process_and_no_secret(ledger: Ledger, tm
         assert folder.is_relative_to(tmp_path / "disk") == shares_the_disk
         there.drop(folder)
         assert not folder.exists()
+
+
+@pytest.mark.parametrize("stage", ["image_data", "ingest", "tokenize"])
+def test_the_code_of_a_task_is_all_that_its_package_stands_on(stage: str) -> None:
+    """By Python's own account: the libraries that are loaded in a process that has loaded the package alone."""
+    program = (
+        f"import sys, importlib, pathlib, stages\nfolder = pathlib.Path(stages.__file__).parent / {stage!r}\n"
+        f"for path in folder.glob('*.py'): importlib.import_module(f'stages.{stage}.{{path.stem}}')\n"
+        "print(*{name.split('.')[2] for name in sys.modules if name.startswith('stages.lib.')})"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {path.name for path in libraries(ROOT / "stages" / stage)} >= {stage, *loaded.stdout.split()}
+    assert "training" not in {path.name for path in libraries(ROOT / "stages" / stage)}
