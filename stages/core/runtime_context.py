@@ -53,6 +53,7 @@ class RuntimeContext:
     def __init__(
         self, request: StageRequest, stage: type[Stage[StageConfig]], ledger: Ledger, events: Events, root: Path
     ) -> None:
+        self._once_before = ONCE.spent()  # of other attempts in this process
         self.request, self.ledger, self.events, self.root = request, ledger, events, root
         self.stage, self.node = stage, request.node
         self.config = validated_config(stage, request.node, request.config)
@@ -313,7 +314,7 @@ class RuntimeContext:
             outputs=outputs,
             stats=self.stats
             | ({"checkpoints": most} if (most := self.checkpoints.most) else {})
-            | ({"once": once_a_machine} if (once_a_machine := ONCE.spent())["seconds"] else {}),
+            | ({"once": once_a_machine} if (once_a_machine := ONCE.since(self._once_before))["seconds"] else {}),
             metrics_object=metrics,
             code=request.code.model_copy(update={"packages_digest": packages_digest()}),
             attempt=attempt,

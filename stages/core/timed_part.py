@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 
@@ -44,6 +44,10 @@ class TimedPart:
         """For the statistics of a result."""
         seconds, cpu = self._sums
         return {"seconds": round(seconds, 3), "cpu_seconds": round(cpu, 3)}
+
+    def since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """What was spent since `spent` gave that."""
+        return {name: round(value - before[name], 3) for name, value in self.spent().items()}
 
     def _add(self, begun: tuple[float, float], sign: float) -> None:
         for number, (now, then) in enumerate(zip(_clocks(), begun, strict=True)):

@@ -17,3 +17,14 @@ def test_all_that_is_done_inside_is_summed_but_for_what_is_left_out() -> None:
     whole, spent = time.monotonic() - began, part.spent()
     assert 0.02 <= spent["seconds"] <= whole - 0.04
     assert 0 <= spent["cpu_seconds"] <= spent["seconds"] + 0.02, "sleeping takes no processor"
+
+
+def test_of_a_part_that_goes_on_is_told_what_came_since() -> None:
+    part = TimedPart()
+    with part:
+        time.sleep(0.02)
+    before = part.spent()
+    assert part.since(before) == {"seconds": 0.0, "cpu_seconds": 0.0}
+    with part:
+        time.sleep(0.01)
+    assert part.since(before)["seconds"] == round(part.spent()["seconds"] - before["seconds"], 3) > 0
