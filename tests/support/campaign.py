@@ -296,8 +296,7 @@ class Campaign:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         elif target in SERVICES:
-            with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-                psutil.Process(pid).wait(10)
+            _gone(pid)
             (self.store if target == "store" else self._services()).revive()
         return name, target
 
@@ -416,3 +415,16 @@ def of_scratch(home: Path) -> list[int]:
             if runs and one.environ().get("MOXIN_SCRATCH") == str(home / "scratch"):
                 pids.append(one.pid)
     return sorted(pids)
+
+
+def _gone(pid: int) -> None:
+    """Wait until a service has ended that was told to; one that takes long, as `moxin down` ends it: a store that still
+    lived, and answered nobody, was not started again.
+    """
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        with suppress(psutil.TimeoutExpired):
+            process.wait(20)
+        with suppress(psutil.TimeoutExpired):
+            process.kill()
+            process.wait(HANG)
