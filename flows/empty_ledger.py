@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from stages.core.ledger import Ledger
 from stages.core.messages import StageResult
 from stages.core.records import ExperimentRecord, LeaseRecord, NodeRecord
@@ -21,7 +23,7 @@ class EmptyLedger(Ledger):
         """No record."""
         return None
 
-    def nodes(self, profile: str) -> dict[str, NodeRecord]:
+    def nodes(self, profile: str, names: Collection[str] | None = None) -> dict[str, NodeRecord]:
         """No records."""
         return {}
 
