@@ -50,11 +50,6 @@ class Garbage:
     together: Callable[[Sequence[Garbage]], Generator[Gone]] | None = None
     """Instead of that: removes several of those that have the same, with one look at what must stay."""
 
-    def remove(self) -> tuple[int, int]:
-        """Remove it; how many objects and bytes went."""
-        ((_, gone),) = remove_all([self])
-        return gone
-
 
 Gone: TypeAlias = tuple[Garbage, tuple[int, int]]
 """Something, and how many objects and bytes of it went."""

@@ -71,8 +71,9 @@ class UnchangedRun:
                 page.log(warning, logging.WARNING)
             for plan in self.plans:
                 page.log(run_page.plan_line(plan))
-            args = (page.id, self.values, self.ledger, self.settings, self.plans, False, observers)
-            execution = execution_of(*args)
+            execution = execution_of(
+                page.id, self.values, self.ledger, self.settings, self.plans, force=False, observers=observers
+            )
             for line in garbage_collection.collect(self.settings.home, self.ledger):
                 page.log(line)
             outcomes, failures = self._answer(execution)

@@ -230,9 +230,8 @@ class KubernetesLauncher:
             try:
                 created = batch.create_namespaced_job(namespace, batch_job(job, self._site, self._installation))
                 self._create_owned(job, secrets, created.metadata.uid)
-            except (
-                BaseException
-            ):  # also where no answer came: the cluster may have it, and it would wait for its Secret
+            except BaseException:
+                # also where no answer came: the cluster may have it, and it would wait for its Secret
                 delete(core, batch, namespace, name, 0)
                 raise
         return self._handle(name, job, created.metadata.uid, session)

@@ -7,7 +7,6 @@ None`.
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,13 +99,11 @@ def collect_scores(ledger: Ledger, pipeline: Pipeline, records: Mapping[str, Nod
 
     def read(node: Node) -> NodeData:
         row: NodeData = {"name": node.name, "reports": {}, "problems": [], "result": None}
-        record, manifest = records.get(node.name), None
-        with contextlib.suppress(Damaged):
-            manifest = ledger.manifest(record.key, listed=True) if record else None
-        if manifest is None:
+        result, _ = _result(ledger, records.get(node.name))
+        if result is None:
             return row
-        reports, problems = _reports(ledger, node.name, manifest[0])
-        return row | {"reports": reports, "problems": problems, "result": manifest[0].model_dump(mode="json")}
+        reports, problems = _reports(ledger, node.name, result)
+        return row | {"reports": reports, "problems": problems, "result": result.model_dump(mode="json")}
 
     with ThreadPoolExecutor(READERS) as threads:
         return {"nodes": list(threads.map(read, pipeline))}
@@ -125,14 +122,9 @@ class _Stored:
 
 def _read(ledger: Ledger, records: Mapping[str, NodeRecord], node: Node) -> _Stored:
     """Read the newest result of a node, with all that a report shows of it."""
-    record = records.get(node.name)
-    try:
-        manifest = ledger.manifest(record.key, listed=True) if record else None
-    except Damaged as error:
-        return _Stored(why=str(error))
-    if manifest is None:
-        return _Stored()
-    result = manifest[0]
+    result, why = _result(ledger, records.get(node.name))
+    if result is None:
+        return _Stored(why=why)
     reports, problems = _reports(ledger, node.name, result)
     row: NodeData = {"pictures": [], "samples": [], "samples_left_out": []}
     for port, artifact in result.outputs.items():
@@ -144,6 +136,15 @@ def _read(ledger: Ledger, records: Mapping[str, NodeRecord], node: Node) -> _Sto
             problems += damaged
     metrics, lost = metric_rows(ledger.store, result.metrics_object), ledger.missing_objects(result)
     return _Stored(result, "", metrics, lost, row | {"reports": reports, "problems": problems})
+
+
+def _result(ledger: Ledger, record: NodeRecord | None) -> tuple[StageResult | None, str]:
+    """The result that a record names, and why it cannot be read; "": there is none."""
+    try:
+        manifest = ledger.manifest(record.key, listed=True) if record else None
+    except Damaged as error:
+        return None, str(error)
+    return manifest[0] if manifest else None, ""
 
 
 def _reports(ledger: Ledger, name: str, result: StageResult) -> tuple[dict[str, Any], list[str]]:

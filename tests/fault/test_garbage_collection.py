@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flows import garbage_collection
+from flows.garbage_items import remove_all
 from stages.core import workspace
 from stages.core.ledger import Ledger
 from stages.core.records import AttemptRecord
@@ -75,7 +76,7 @@ def test_an_old_log_that_the_store_has_whole_goes_from_this_machine(home: Path, 
     ledger.release(lease)
     (item,) = garbage_collection.local(home, ledger)
     assert (item.kind, item.where, item.bytes) == ("local logs", str(folder / "000001.jsonl"), 5)
-    assert item.remove() == (1, 5)
+    assert list(remove_all([item])) == [(item, (1, 5))]
     assert len(list(folder.iterdir())) == 3
 
 

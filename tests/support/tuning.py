@@ -179,6 +179,24 @@ def sums(root: Path) -> dict[str, list[LocalArtifact]]:
     }
 
 
+def inputs(root: Path, rows: int) -> dict[str, dict[str, list[LocalArtifact]]]:
+    """Inputs of `sft`, `dpo` and `grpo`, of one untaught parent. rows: preferences to learn from."""
+    one = [parent(root, chat_template.TULU)]
+    return {
+        "sft": {
+            "parent": one,
+            "conversations": [conversations(root / "train", echoes(0, 18))],
+            "heldout": [conversations(root / "held", echoes(100, 4))],
+        },
+        "dpo": {
+            "parent": one,
+            "preferences": [preferences(root / "pairs", pairs(0, rows))],
+            "heldout": [preferences(root / "others", pairs(100, 4))],
+        },
+        "grpo": {**sums(root / "sums"), "parent": one},
+    }
+
+
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, engine: str, program: Path) -> Path:
     """Let `program` be an engine's interpreter, on a machine that has a GPU as far as the stage is told. Returns the
     path of its record.

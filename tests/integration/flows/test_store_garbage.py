@@ -268,7 +268,8 @@ def test_results_go_when_asked_but_never_what_a_name_or_an_attempt_needs(ledger:
     assert RESULTS not in found(ledger, old), "somebody is at work on it"
     ledger.release(work)
     (item,) = found(ledger, old)[RESULTS]
-    assert item.remove()[0] == 3
+    ((_, gone),) = remove_all([item])
+    assert gone[0] == 3
     assert ledger.manifest(C) is None
     assert names(ledger, f"objects/probe_source/{C}/") == [shared.object]
     assert ledger.missing_objects(ledger.manifest(A)[0]) == []  # type: ignore[index]
@@ -411,5 +412,5 @@ def test_a_rehearsal_goes_whole_when_that_is_asked_for(ledger: Ledger) -> None:
     assert "younger" in young.kept
     for item in found(ledger, Limits(min_age=0.0, rehearsals_after=0.0))[REHEARSALS]:
         assert item.kept == ""
-        item.remove()
+        list(remove_all([item]))
     assert list(ledger.store.list("rehearsals/")) == []

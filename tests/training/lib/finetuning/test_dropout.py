@@ -22,7 +22,6 @@ from stages.dpo.run import run as run_dpo
 from stages.grpo.run import run as run_grpo
 from stages.lib.engines import validation
 from stages.lib.finetuning import model_loading
-from stages.lib.formats import chat_template
 from stages.sft.run import run as run_sft
 from stages.sft.spec import Sft
 from tests.support import tuning
@@ -37,22 +36,7 @@ Inputs = dict[str, list[LocalArtifact]]
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inputs]:
-    root = tmp_path_factory.mktemp("dropout")
-    parent = [tuning.parent(root, chat_template.TULU)]
-    echoes = {
-        "conversations": tuning.conversations(root / "train", tuning.echoes(0, 18)),
-        "heldout": tuning.conversations(root / "held", tuning.echoes(100, 4)),
-    }
-    pairs = {
-        "preferences": tuning.preferences(root / "pairs", tuning.pairs(0, 12)),
-        "heldout": tuning.preferences(root / "others", tuning.pairs(100, 4)),
-    }
-    sums = tuning.sums(root / "sums")
-    return {
-        "sft": {"parent": parent, **{port: [one] for port, one in echoes.items()}},
-        "dpo": {"parent": parent, **{port: [one] for port, one in pairs.items()}},
-        "grpo": {**sums, "parent": parent},
-    }
+    return tuning.inputs(tmp_path_factory.mktemp("dropout"), rows=12)
 
 
 def with_dropout(parent: LocalArtifact, folder: Path) -> LocalArtifact:

@@ -32,21 +32,7 @@ STAGES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Inputs]:
-    root = tmp_path_factory.mktemp("trouble")
-    parent = [tuning.parent(root, chat_template.TULU)]
-    echoes = {
-        "conversations": tuning.conversations(root / "train", tuning.echoes(0, 18)),
-        "heldout": tuning.conversations(root / "held", tuning.echoes(100, 4)),
-    }
-    pairs = {
-        "preferences": tuning.preferences(root / "pairs", tuning.pairs(0, 16)),
-        "heldout": tuning.preferences(root / "others", tuning.pairs(100, 4)),
-    }
-    return {
-        "sft": {"parent": parent, **{port: [one] for port, one in echoes.items()}},
-        "dpo": {"parent": parent, **{port: [one] for port, one in pairs.items()}},
-        "grpo": {**tuning.sums(root / "sums"), "parent": parent},
-    }
+    return tuning.inputs(tmp_path_factory.mktemp("trouble"), rows=16)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, stage: str, factors: dict[int, float]) -> None:
