@@ -255,7 +255,7 @@ def test_plan_and_run_say_an_old_name_once(monkeypatch: pytest.MonkeyPatch, caps
         monkeypatch.setattr("flows.plan.make_plan", stop)
         monkeypatch.setattr("flows.cli.running.start_services", stop)
         for module in ("common", "planning"):
-            monkeypatch.setattr(f"flows.cli.{module}.open_ledger", lambda: _nothing())
+            monkeypatch.setattr(f"flows.cli.{module}.open_ledger", lambda *_: _nothing())
         result = CliRunner().invoke(cli.app, [command, "--profile", "test"])
         assert isinstance(result.exception, ConfigError), result.exception
         assert str(result.exception) == "far enough"
