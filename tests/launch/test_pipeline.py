@@ -106,9 +106,8 @@ def started_in_the_ui(prepared: OnLaunchers, overrides: dict[str, Any]) -> str:
     return run_id
 
 
-def resumes(prepared: OnLaunchers, overrides: dict[str, Any]) -> None:
-    """The next run goes on from a checkpoint and finishes."""
-    prepared.moxin("run", "--select", "pretrain_1", "--launcher", "docker", *sets(overrides))
+def has_resumed(prepared: OnLaunchers) -> None:
+    """The last run went on from a checkpoint, and finished."""
     assert prepared.json("show", "pretrain_1")["attempt"]["resumed_from"] >= 20
     assert [row["step"] for row in prepared.metrics("pretrain_1")] == list(range(1, 301))
 
@@ -125,14 +124,15 @@ def test_a_run_cancelled_in_the_ui_leaves_no_container_and_the_next_one_resumes(
         lambda: prepared.prefect("GET", f"/flow_runs/{run_id}")["state"]["type"] == "CANCELLED",
         "the run was not cancelled",
     )
-    resumes(prepared, overrides)
+    prepared.moxin("run", "--select", "pretrain_1", "--launcher", "docker", *sets(overrides))
+    has_resumed(prepared)
 
 
-def test_a_killed_worker_and_its_flow_leave_no_container_and_the_next_run_resumes(
+def test_a_killed_worker_and_its_flow_leave_no_container_and_the_run_goes_on_by_itself(
     prepared: OnLaunchers, docker_client: Any
 ) -> None:
     overrides = LONG | {"pretrain_1.seed": 13}
-    started_in_the_ui(prepared, overrides)
+    run_id = started_in_the_ui(prepared, overrides)
     (container,) = containers(docker_client, prepared)
     services = json.loads((prepared.home / "services.json").read_text())
     for identity in (services["worker"], container.labels["moxin.control"]):
@@ -141,8 +141,19 @@ def test_a_killed_worker_and_its_flow_leave_no_container_and_the_next_run_resume
     assert docker_client.volumes.list(filters={"label": label_of(prepared)}) == [], (
         "nor does its scratch, with the credentials"
     )
-    prepared.moxin("up")  # notices the dead worker
-    resumes(prepared, overrides)
+    prepared.moxin("up")  # notices the dead worker, and that nobody works on its run any more
+    given = prepared.prefect("GET", f"/flow_runs/{run_id}")["parameters"]
+
+    def goes_on() -> bool:
+        """Awaited to its end: what it answers late would take the node's name from the next test's run."""
+        runs = prepared.prefect("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC"})
+        ends = [run["state"] for run in runs if run["parameters"] == given | {"restarts": 1}]
+        assert not any(end["type"] in ("FAILED", "CRASHED", "CANCELLED") for end in ends), ends
+        return any(end["type"] == "COMPLETED" for end in ends)
+
+    wait_for(goes_on, "the run was not started again", DAG)
+    assert prepared.prefect("GET", f"/flow_runs/{run_id}")["state"]["type"] == "CRASHED"
+    has_resumed(prepared)
 
 
 @pytest.mark.usefixtures("slurm_cluster")
