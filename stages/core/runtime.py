@@ -93,6 +93,8 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
         )
         stopper.context = context
         share(request.store, f"{request.key}/{request.lease.epoch}")
+        if own_rank() == 0:
+            ledger.check(request.lease)  # a job may begin, or begin again, long after another attempt took the key
         if world_size() == 1 and (kept := take_kept(request, root)) is not None:
             context.go_on_with(kept)
             return context.publish(started, cache)

@@ -23,6 +23,7 @@ from stages.core.ledger import Ledger
 from stages.core.messages import InputRef, Secrets, StageRequest, StageResult, StoredRequest
 from stages.core.metric_rows import METRICS_FILE
 from stages.core.registry import find_stage, validated_config
+from stages.core.runtime_context import RuntimeContext
 from stages.core.staging import Cache, link_or_copy
 from stages.lib.data.workers import Pool
 from tests.support.pool_tasks import tasks
@@ -387,10 +388,27 @@ def test_an_output_that_was_not_declared_is_a_bug_of_the_stage(ledger: Ledger, s
         run(request, stream)
 
 
-def test_a_stage_whose_lease_went_elsewhere_publishes_nothing(ledger: Ledger, stream: Stream) -> None:
+def test_a_stage_whose_lease_went_elsewhere_does_not_begin(ledger: Ledger, stream: Stream) -> None:
     request = request_of(ledger.store.address, ledger)
     ledger.release(request.lease)
     ledger.acquire(KEY, "other")
+    with pytest.raises(LeaseLost, match="epoch 2 of 'other'"):
+        run(request, stream)
+    assert not list(ledger.store.list(f"objects/probe_source/{KEY}/000001/"))
+
+
+def test_a_stage_whose_lease_goes_elsewhere_publishes_nothing(
+    ledger: Ledger, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of(ledger.store.address, ledger)
+    publish = RuntimeContext.publish
+
+    def too_late(*arguments: Any) -> StageResult:
+        ledger.release(request.lease)
+        ledger.acquire(KEY, "other")
+        return publish(*arguments)
+
+    monkeypatch.setattr(RuntimeContext, "publish", too_late)
     with pytest.raises(LeaseLost, match="epoch 2 of 'other'"):
         run(request, stream)
     assert ledger.manifest(KEY) is None
