@@ -75,9 +75,10 @@ def read(
     config: Mapping[str, Any],
     part: Sequence[int] | None = None,
     size: int | None = None,
-    records: int | None = None,
+    records: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Read files (`RawFile`), or a part of one, or its first `records` records; returns `Numbers` as a dictionary.
+    """Read files (`RawFile`), or a part of one, or the first `records` records of each; returns `Numbers` as a
+    dictionary.
 
     raw: those of the files that lie in the listing's artifact, path to entry; size: bytes of the file that the part was
     cut of, which a mirror must have too.
@@ -90,11 +91,9 @@ def read(
     kept = raw_file.stored.set(entries)
     try:
         with DocumentWriter(folder) as writer:
-            for value in files:
-                file = RawFile.model_validate(value)
-                _read_file(
-                    file, NOWHERE, settings, None if part is None else (part[0], part[1]), records, writer, numbers
-                )
+            for number, value in enumerate(files):
+                file, most = RawFile.model_validate(value), None if records is None else records[number]
+                _read_file(file, NOWHERE, settings, None if part is None else (part[0], part[1]), most, writer, numbers)
     finally:
         raw_file.required_size.reset(token)
         raw_file.stored.reset(kept)

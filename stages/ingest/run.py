@@ -89,7 +89,7 @@ def _task(config: IngestConfig, share: work_units.WorkUnit, raw: Raw) -> dict[st
     return (
         task
         | ({"part": list(share.part), "size": share.size} if share.part else {})
-        | ({"records": share.records} if share.records else {})
+        | ({"records": list(share.records)} if share.records else {})
     )
 
 
@@ -118,18 +118,19 @@ def _whole(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw
 def _sampled(ctx: Context[IngestConfig], pool: Pool, files: Sequence[RawFile], raw: Raw) -> list[Result]:
     """`limit` records, over the files as `work_units.sample` says; in the order of the files."""
     assert ctx.config.limit is not None
-    by_file: dict[int, Result] = {}
+    by_first: dict[int, Result] = {}
     rounds = work_units.sample(files, ctx.config.limit)
     batch = next(rounds, None)
     while batch is not None:
-        tasks = [_task(ctx.config, work_units.WorkUnit((files[number],), records=most), raw) for number, most in batch]
-        results = pool.map(f"sample-{len(by_file)}", read_task.read, tasks, ctx.progress)
-        by_file |= dict(zip((number for number, _ in batch), results, strict=True))
+        work = work_units.together(files, batch)
+        tasks = [_task(ctx.config, share, raw) for _, share in work]
+        results = pool.map(f"sample-{len(by_first)}", read_task.read, tasks, ctx.progress)
+        by_first |= dict(zip((number for number, _ in work), results, strict=True))
         try:
             batch = rounds.send(sum(result.value["records"] for result in results))
         except StopIteration:
             batch = None
-    return [by_file[number] for number in sorted(by_file)]
+    return [by_first[number] for number in sorted(by_first)]
 
 
 def _refuse(ctx: Context[IngestConfig], numbers: Numbers, files: Sequence[RawFile]) -> None:

@@ -100,7 +100,7 @@ class IngestConfig(StageConfig):
         return value
 
 
-class Ingest(Stage[IngestConfig], env="data", revision=3, reproducible="bits"):
+class Ingest(Stage[IngestConfig], env="data", revision=4, reproducible="bits"):
     """Read text, web pages or code into documents; unusable records are counted by reason."""
 
     reads: ClassVar[Mapping[str, Reading]] = {"raw": "stream"}

@@ -36,13 +36,14 @@ SAMPLE = 10_000
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Files to be read by one task; one file alone may be read in part, or its first records only."""
+    """Files to be read by one task, whole or their first records only; one file alone may be read in part."""
 
     files: tuple[RawFile, ...]
     part: tuple[int, int] | None = None
     size: int | None = None
     """Bytes of a file that is read in part."""
-    records: int | None = None
+    records: tuple[int, ...] | None = None
+    """How many first records are read of each file at most."""
 
 
 def expanded(listing: Sequence[RawFile]) -> list[RawFile]:
@@ -91,6 +92,24 @@ def cut(files: Sequence[RawFile], sizes: Sequence[int | None]) -> list[WorkUnit]
         held.append(file)
         weight += weighs
     return [*units, WorkUnit(tuple(held))] if held else units
+
+
+def together(files: Sequence[RawFile], shares: Sequence[tuple[int, int]]) -> list[tuple[int, WorkUnit]]:
+    """A round of `sample` as pieces of work, in the order of the files: of few records several files make one, as small
+    files do without a limit. Each with the number of its first file.
+    """
+    groups: list[list[tuple[int, int]]] = []
+    records = 0
+    for number, most in sorted(shares):
+        if not groups or records + most > SAMPLE or len(groups[-1]) >= TOGETHER_FILES:
+            groups.append([])
+            records = 0
+        groups[-1].append((number, most))
+        records += most
+    return [
+        (group[0][0], WorkUnit(tuple(files[n] for n, _ in group), records=tuple(most for _, most in group)))
+        for group in groups
+    ]
 
 
 def sample(files: Sequence[RawFile], limit: int) -> Generator[list[tuple[int, int]], int, None]:

@@ -102,7 +102,7 @@ def test_one_worker_two_and_an_array_write_the_same_bytes(
     assert parts(one) == parts(two) == parts(three)
     assert one.stats == two.stats == three.stats
     assert one.meta == two.meta
-    assert len(parts(one)) > 10
+    assert len(parts(one)) > (10 if limit is None else 4)
     assert one.config.identity() == two.config.identity() == config.identity()
     if limit is None:
         assert one.stats["documents"] == (400 - 8) + 2 * (90 - 2) + 400 + 80 + 10 + 6
@@ -267,6 +267,28 @@ def test_a_limit_takes_a_few_files_of_anywhere_and_grows_where_they_are_short() 
     read, rounds = sampled([1] * 5_000, 3_000)
     assert (sum(read.values()), len(read)) == (3_000, 3_000)
     assert rounds < 15
+
+
+def test_files_of_few_records_are_read_together() -> None:
+    work = work_units.together(files(500, "code", "py"), [(n, 3) for n in reversed(range(300))])
+    assert [(first, len(share.files)) for first, share in work] == [(0, 256), (256, 44)]
+    assert [share.records for _, share in work] == [(3,) * 256, (3,) * 44]
+    work = work_units.together(files(5), [(0, 10_000), (2, 9_999), (3, 1), (4, 1)])
+    assert [(first, [f.uri for f in share.files], share.records) for first, share in work] == [
+        (0, ["f0.jsonl"], (10_000,)),
+        (2, ["f2.jsonl", "f3.jsonl"], (9_999, 1)),
+        (4, ["f4.jsonl"], (1,)),
+    ]
+
+
+def test_a_limit_on_many_small_files_leaves_few_parts(tmp_path: Path) -> None:
+    for n in range(100):
+        (tmp_path / f"{n:03}.jsonl").write_bytes(jsonl({"text": f"text {n} a"}, {"text": f"text {n} b"}))
+    write_listing(tmp_path, [RawFile(uri=f"{n:03}.jsonl", format="jsonl", source="a") for n in range(100)])
+    ctx = ingest(tmp_path, tmp_path / "out", limit=100)
+    texts = [row["text"] for row in read_documents(ctx.output("documents"))]
+    assert (ctx.stats["documents"], len(set(texts))) == (100, 100)
+    assert len(parts(ctx)) == 7, "one for each round: 1, 1, 2, 4, 8, 16 and 18 files"
 
 
 def test_a_limit_bounds_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
