@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,10 +95,17 @@ def complete(store: GeneratedStore, shards: list[str]) -> bool:
     return not store.broken and once and bool((keys[:-1] < keys[1:]).all())
 
 
-def driven(arguments: list[str], how: Mapping[str, Any], kills: list[float], look: Callable[[], None]) -> str:
-    """What `drive` prints at last, once it was killed at some points of the monotonic clock and begun again."""
+def driven(
+    arguments: list[str], how: Mapping[str, Any], scratch: Path, kills: list[float], look: Callable[[], None]
+) -> str:
+    """What `drive` prints at last, once it was killed at some points of the monotonic clock and begun again. What those
+    that were killed left in scratch goes before, as `stages.core.workspace.sweep` removes it.
+    """
+    printed = scratch.with_name("printed")  # no pipe: nobody reads it meanwhile, and it holds 64 kB
     while True:
-        running = subprocess.Popen(arguments, start_new_session=True, **how)
+        shutil.rmtree(scratch, ignore_errors=True)
+        with open(printed, "wb") as stream:
+            running = subprocess.Popen(arguments, start_new_session=True, **how | {"stdout": stream})
         try:
             while running.poll() is None and not (kills and time.monotonic() >= kills[0]):
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -111,10 +119,9 @@ def driven(arguments: list[str], how: Mapping[str, Any], kills: list[float], loo
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
         running.wait()
-    output = running.communicate()[0]
     if running.returncode:
         raise SystemExit(f"the stage ended with {running.returncode}")
-    return output
+    return printed.read_text(encoding="utf-8")
 
 
 def say(store: GeneratedStore, began: float) -> None:
@@ -151,7 +158,7 @@ def main() -> None:
         arguments, how = command(store, scratch, options.workers)
         began = time.monotonic()
         kills = [began + float(second) for second in options.kill.split(",") if second]
-        outcome = json.loads(driven(arguments, how, kills, lambda: say(store, began)))
+        outcome = json.loads(driven(arguments, how, scratch, kills, lambda: say(store, began)))
         took = time.monotonic() - began
         assert complete(store, outcome["shards"])
     size = windows * 2 * LENGTH
@@ -164,6 +171,7 @@ def main() -> None:
         f"{outcome['cpu'] / size * 1e9:.1f} CPU s a GB",
         f"{outcome['peak'] / 1024:.0f} MiB",
         f"{most / 1e9:.2f} GB on disk",
+        f"{(store.bytes_in + store.bytes_out) / 1e9:.1f} GB moved",
         f"{store.requests} requests",
         f"load {os.getloadavg()[0]:.1f}",
     ]

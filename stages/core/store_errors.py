@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email.utils
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -170,6 +172,18 @@ def _answer_error(address: StoreAddress, key: str, error: ClientError) -> Except
     if not (status >= 500 or status in (408, 429) or code in TRANSIENT):
         return InfraError(message)
     later = Unavailable(message)
-    after = str(error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", ""))
-    later.after = float(after) if after.isdecimal() else 0.0
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    later.after = retry_after(headers.get("retry-after")) or 0.0
     return later
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header: a number, or a date (RFC 9110, 10.2.3); None where it says neither."""
+    if not value:
+        return None
+    if (number := value.strip()).isascii() and number.isdigit():
+        return float(number)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None

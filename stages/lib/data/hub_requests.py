@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from stages.core.errors import InfraError, InputError
+from stages.core.store_errors import retry_after
 from stages.lib.formats.remote import BUSY, LONGEST_PAUSE, PAUSES
-from stages.lib.formats.remote_http import retry_after
 
 T = TypeVar("T")
 

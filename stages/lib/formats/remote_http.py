@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import email.utils
 import functools
 import re
-import time
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
 from stages.core.errors import InfraError, InputError
+from stages.core.store_errors import retry_after
 from stages.lib.formats.remote import BUSY, Answer, Break, Promise
 from stages.lib.formats.uris import shown
 
@@ -118,18 +117,6 @@ def _refused(status: int, uri: str, remedy: str, headers: Any) -> None:
             f"raw file {uri} changed while it was read: it is shorter than it was (the server answers 416)"
         )
     raise InputError(f"raw file {uri} cannot be had: the server answers {status}")
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header: a number, or a date (RFC 9110, 10.2.3)."""
-    if not value:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
