@@ -64,15 +64,17 @@ def lost(run: Mapping[str, Any], pool: str, worker: str) -> str | None:
     for host, _, process in marks:
         if host == _host():
             return None if process_alive(process) else "the terminal that it ran in is gone"
+    ours = run.get("work_pool_name") == pool
     host, _, pid = str(run.get("infrastructure_pid") or "").rpartition(":")
-    here = host == socket.gethostname() and pid.isdigit()
+    # a worker of Prefect 3.8 writes the number alone; those before it, the machine's name as well
+    here = pid.isdigit() and (host == socket.gethostname() or (ours and not host))
     if here and _is_prefect(int(pid)):
         return None
     kind, since = (
         run["state"]["type"],
         datetime.fromisoformat(str(run["state"]["timestamp"]).replace("Z", "+00:00")).timestamp(),
     )
-    before = run.get("work_pool_name") == pool and since < _started(worker)
+    before = ours and since < _started(worker)
     if here:  # a run that is retried has its last attempt's process until the worker has started another
         return None if kind == "PENDING" and not before else "its process is gone"
     return "its worker ended before the run began" if before and not host and kind != "RUNNING" else None

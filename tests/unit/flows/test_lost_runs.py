@@ -20,15 +20,17 @@ DEAD = 2**22 + 1
 """No process has this number (Linux's limit is 2^22)."""
 
 
-def run_of(kind: str, pid: int | None, age: float = 0.0) -> dict[str, Any]:
-    """A flow run of the worker's pool as the Prefect API shows it. age: seconds since its state was set."""
+def run_of(kind: str, pid: int | None, age: float = 0.0, host: str = "", pool: str = POOL) -> dict[str, Any]:
+    """A flow run as the Prefect API shows it. age: seconds since its state was set. host: how its process is written
+    down, without (Prefect 3.8) or after the machine's name.
+    """
     since = datetime.fromtimestamp(time.time() - age, UTC).isoformat()
-    mark = f"{socket.gethostname()}:{pid}" if pid else None
+    mark = f"{host}{pid}" if pid else None
     return {
         "id": "1",
         "name": "x",
         "tags": [],
-        "work_pool_name": POOL,
+        "work_pool_name": pool,
         "infrastructure_pid": mark,
         "state": {"type": kind, "name": kind, "timestamp": since},
     }
@@ -52,8 +54,15 @@ def run_of(kind: str, pid: int | None, age: float = 0.0) -> dict[str, Any]:
         ("CANCELLING", DEAD, -5, "its process is gone"),
     ],
 )
-def test_whether_a_run_is_lost(kind: str, pid: int | None, age: float, why: str | None) -> None:
-    assert lost_runs.lost(run_of(kind, pid, age), POOL, process_identity(os.getpid())) == why
+@pytest.mark.parametrize("host", ["", f"{socket.gethostname()}:"])
+def test_whether_a_run_is_lost(kind: str, pid: int | None, age: float, why: str | None, host: str) -> None:
+    assert lost_runs.lost(run_of(kind, pid, age, host), POOL, process_identity(os.getpid())) == why
+
+
+@pytest.mark.parametrize(("host", "pool"), [("another-machine:", POOL), ("", "another-pool")])
+def test_a_process_of_another_machine_may_live(host: str, pool: str) -> None:
+    run = run_of("RUNNING", DEAD, 10**6, host, pool)
+    assert lost_runs.lost(run, POOL, process_identity(os.getpid())) is None
 
 
 @pytest.mark.parametrize(("then", "closed"), [("COMPLETED", []), ("RUNNING", ["CRASHED"]), (None, [])])
