@@ -7,7 +7,6 @@ by what found it: never what a live process or a held lease still needs.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 import time
@@ -23,7 +22,7 @@ from stages.core import eviction
 from stages.core.errors import StageError
 from stages.core.ledger import Ledger
 from stages.core.records import DamagedRecord
-from stages.core.workspace import KEPT, OWNER, STATE, attempt_folders, sweep
+from stages.core.workspace import KEPT, STATE, attempt_folders, sweep, unused
 
 FOLDERS, KEPT_OUTPUTS, DOWNLOADS, CACHE = "killed stages", "kept outputs", "broken downloads", "cache"
 LOCAL_REQUESTS, LOGS = "local requests", "local logs"
@@ -69,8 +68,9 @@ def local(home: Path, ledger: Ledger, cache_bytes: int | None = None, shared: Pa
 def _workspaces(home: Path, ledger: Ledger) -> Iterator[Garbage]:
     """Folders of stages that were killed: nobody holds the lock of their owner's mark."""
     for folder in attempt_folders(home / "scratch"):
-        with contextlib.suppress(OSError), open(folder / OWNER) as owner:
-            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), unused(folder) as free:
+            if not free:
+                continue
             count, size = _measure(folder)
             yield Garbage(FOLDERS, str(folder), count, size, removal=partial(_sweep, folder))
 

@@ -3,6 +3,7 @@ could not be published are kept for the next attempt.
 
 A live process holds a lock on `.owner` in its folder; the system takes it back when the process ends, however it ends.
 So a folder whose lock can be had belongs to nobody, also when process numbers come again, or another container made it.
+One without that mark is being made or removed, unless nothing changes in it: then whoever did was killed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,8 @@ from stages.core.messages import StageRequest
 OWNER = ".owner"
 KEPT = "kept-"
 STATE = "state.json"
+UNCLAIMED = 60.0
+"""Seconds without a change after which a folder without its owner's mark is nobody's: making one takes milliseconds."""
 
 
 def scratch() -> Path:
@@ -90,8 +94,32 @@ def claim(root: Path) -> IO[str]:
 
 
 def attempt_folders(base: Path) -> list[Path]:
-    """The folders of attempts in a scratch folder, in use or not."""
-    return [*base.glob("stage-*"), *base.glob("secrets-*")]
+    """The folders of attempts in a scratch folder, in use or not; those too in which outputs were about to be kept."""
+    return [folder for name in ("stage-*", "secrets-*", f".{KEPT}*") for folder in base.glob(name)]
+
+
+@contextmanager
+def unused(root: Path) -> Generator[bool]:
+    """Whether an attempt's folder belongs to nobody, who is then its owner within. False on a file system without
+    locks, and where the folder is gone.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            owner = stack.enter_context(open(root / OWNER))
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except FileNotFoundError:
+            free = _unclaimed(root)
+        except OSError:
+            free = False
+        yield free
+
+
+def _unclaimed(root: Path) -> bool:
+    try:
+        return time.time() - root.stat().st_mtime > UNCLAIMED
+    except OSError:
+        return False
 
 
 def sweep(base: Path, folders: Iterable[Path] | None = None) -> tuple[int, int]:
@@ -100,16 +128,11 @@ def sweep(base: Path, folders: Iterable[Path] | None = None) -> tuple[int, int]:
     """
     count = freed = 0
     for root in attempt_folders(base) if folders is None else folders:
-        try:
-            with open(root / OWNER) as owner:
-                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), unused(root) as free:  # OSError: it goes meanwhile
+            if free:
                 freed += sum(p.lstat().st_size for p in root.rglob("*") if p.is_file() and p.lstat().st_nlink == 1)
                 shutil.rmtree(root, ignore_errors=True)
                 count += 1
-        except (
-            OSError
-        ):  # in use, gone meanwhile, without an owner's mark, or on a file system without locks: not ours to remove
-            continue
     return count, freed
 
 
@@ -132,7 +155,7 @@ def keep(request: StageRequest, root: Path, state: dict[str, Any]) -> Path | Non
             "files": _listing(root),
             **state,
         }
-        partial = Path(tempfile.mkdtemp(prefix=".kept-", dir=scratch()))
+        partial = Path(tempfile.mkdtemp(prefix=f".{KEPT}", dir=scratch()))
         os.rename(root / "out", partial / "out")
         (partial / STATE).write_text(json.dumps(record), encoding="utf-8")
         shutil.rmtree(kept_folder(request.key), ignore_errors=True)

@@ -96,9 +96,18 @@ def test_a_folder_is_locked_before_a_sweep_can_see_its_mark(home: Path, monkeypa
     assert swept == [(0, 0)]
 
 
-def test_a_folder_without_an_owners_mark_is_not_ours_to_remove(home: Path, ledger: Ledger) -> None:
-    (home / "scratch" / "stage-of-an-older-version").mkdir()
+@pytest.mark.parametrize("name", ["stage-half-removed", "secrets-half-made", ".kept-half-kept"])
+def test_a_folder_without_an_owners_mark_goes_once_nothing_changes_in_it(home: Path, ledger: Ledger, name: str) -> None:
+    """Its process was killed while it made the folder, or while it removed it, the mark before the rest."""
+    folder = home / "scratch" / name
+    (folder / "in").mkdir(parents=True)
+    (folder / "in" / "shard").write_bytes(b"12345")
     assert list(garbage_collection.collect(home, ledger)) == []
+    before = time.time() - workspace.UNCLAIMED - 1
+    os.utime(folder, (before, before))
+    (line,) = garbage_collection.collect(home, ledger)
+    assert "the folders of 1 killed stages: 5 bytes" in line
+    assert not folder.exists()
 
 
 def test_requests_of_attempts_that_are_over_go(home: Path, ledger: Ledger) -> None:

@@ -27,6 +27,7 @@ from flows import garbage_collection
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
 from stages.core.store import Store
+from stages.core.workspace import UNCLAIMED
 from tests.support import probe_pipeline, s3_proxy
 from tests.support.campaign_prefect import MARK, FlowRun, OwnPrefect
 from tests.support.campaign_results import Hit, Trial
@@ -352,9 +353,20 @@ class Campaign:
                 raise BrokenPromise("no run of Prefect's stays as if somebody worked on it", open_runs)
         probe_pipeline.wait_for(lambda: not of_scratch(home), f"{trial}: the end of all processes")
         probe_pipeline.wait_for(lambda: not self.containers(home), f"{trial}: the end of all containers")
-        list(garbage_collection.collect(home, ledger))
-        if left := [path.name for path in (home / "scratch").glob("stage-*")]:
-            raise BrokenPromise("no scratch folder is left", left)
+        self.swept(home, ledger)
+
+    def swept(self, home: Path, ledger: Ledger) -> None:
+        """A folder that was being made or removed, and has no owner's mark, goes a minute later."""
+
+        def left() -> list[str]:
+            list(garbage_collection.collect(home, ledger))
+            return [path.name for path in (home / "scratch").glob("stage-*")]
+
+        deadline = time.monotonic() + 2 * UNCLAIMED
+        while names := left():
+            if time.monotonic() > deadline:
+                raise BrokenPromise("no scratch folder is left", names)
+            time.sleep(1.0)
 
     def measure(self, home: Path, trial: Trial, since: float, open_nodes: list[str]) -> None:
         """How long the stage that was interrupted took to end, beyond the work that was left to it."""
