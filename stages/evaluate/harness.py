@@ -223,6 +223,7 @@ def _refuse_what_cannot_be(model: Loaded, bound: Bound, entry: TaskEntry) -> Non
             " set chat_template = false"
         )
     for task in bound.tasks.values():
+        _refuse_too_few_examples(task)
         settings = task.config.generation_kwargs
         if task.config.output_type != "generate_until":
             continue
@@ -236,6 +237,19 @@ def _refuse_what_cannot_be(model: Loaded, bound: Bound, entry: TaskEntry) -> Non
             raise ConfigError(
                 f"task {task.task_name} writes {entry.repeats} answers that are all the same: set temperature above 0"
             )
+
+
+def _refuse_too_few_examples(task: Any) -> None:
+    """The harness draws worked examples from a split; from the one that is asked, beside the question itself."""
+    shots = int(task.config.num_fewshot or 0)
+    if not shots:
+        return
+    split, there = task.fewshot_cfg.split, len(task.sampler.fewshot_indices or task.sampler.df)
+    if there < shots + (split == task.config.test_split):
+        raise ConfigError(
+            f"task {task.task_name} shows {shots} worked examples (num_fewshot), and its data has {there}"
+            f"{f' in {split}' if split else ''}: set num_fewshot lower, or take the whole data set"
+        )
 
 
 def _metrics(output: dict[str, Any], name: str) -> Iterator[Metric]:
