@@ -105,7 +105,7 @@ def driven(
     while True:
         shutil.rmtree(scratch, ignore_errors=True)
         with open(printed, "wb") as stream:
-            running = subprocess.Popen(arguments, start_new_session=True, **how | {"stdout": stream})
+            running = subprocess.Popen(arguments, start_new_session=True, **{**how, "stdout": stream})
         try:
             while running.poll() is None and not (kills and time.monotonic() >= kills[0]):
                 with contextlib.suppress(subprocess.TimeoutExpired):
