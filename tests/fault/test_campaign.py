@@ -16,7 +16,7 @@ from tests.support.campaign_results import Results, table
 from tests.support.campaign_store import own_store
 
 pytestmark = pytest.mark.slow
-TRIALS = int(os.environ.get("MOXIN_FAULT_TRIALS", "5"))
+TRIALS = int(os.environ.get("MOXIN_FAULT_TRIALS", "20"))
 FIRST = int(os.environ.get("MOXIN_FAULT_SEED", "0"))
 RESULTS = os.environ.get("MOXIN_FAULT_RESULTS")
 
