@@ -15,7 +15,10 @@ from flows.settings import BUCKET, Settings
 from stages.core.errors import ConfigError, StageError
 
 PORTS = {"s3": 8333, "master": 9333, "volume": 9340, "filer": 8888}
-"""Preferred ports. SeaweedFS also takes each of its own plus 10,000 for gRPC; another is chosen where one is taken."""
+"""Preferred ports. SeaweedFS also takes each of its own plus 10,000 for gRPC; another is chosen where one is taken. Its
+processes talk by sockets in /tmp that are named by the ports: two stores of one /tmp need different ones also where
+each has a network namespace of its own (SeaweedFS 4.48; seen: one answered 500 from then on).
+"""
 
 
 def command(folder: Path, state: State, keys: dict[str, str]) -> Launch:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import socket
 import struct
 import sys
 from pathlib import Path
 
+from flows.local_services import object_store
 from tests.support.browser import open_browser
 from tests.support.installation import SMALL, Installation, sets, wait_for
 from tests.support.prefect_pages import logged_in
@@ -36,6 +38,16 @@ def loopback_up() -> None:
         fcntl.ioctl(any_socket, SET_FLAGS, REQUEST.pack(b"lo", REQUEST.unpack(answer)[1] | UP))
 
 
+def ports_of_its_own(home: Path) -> None:
+    """Let the installation prefer ports that no other of this machine has: in another namespace they look free, and
+    SeaweedFS has sockets in /tmp that are named by their numbers.
+    """
+    first = 40_000 + 4 * (os.getpid() % 3_000)
+    home.mkdir()
+    remembered = {f"{name}_port": first + number for number, name in enumerate(object_store.PORTS)}
+    (home / "services.json").write_text(json.dumps(remembered), encoding="utf-8")
+
+
 def unreachable() -> bool:
     """Whether nothing but this machine can be asked."""
     names = {name for _, name in socket.if_nameindex()}
@@ -49,6 +61,7 @@ def main() -> None:
     if not unreachable():
         sys.exit("this is no namespace without a way out")
     installation = Installation(folder / "home")
+    ports_of_its_own(installation.home)
     try:
         installation.moxin("up")
         done = installation.json("run", "--select", "+pretrain_1", *sets(SMALL))
