@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.browser import need_browser
 from tests.support.limits import DAG
 from tests.support.paths import ROOT
 
@@ -21,8 +22,7 @@ def test_a_network_namespace_without_a_way_out_is_enough(tmp_path: Path) -> None
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, "--net", "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace can be made here: unshare --net needs util-linux and root")
-    if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        pytest.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
+    need_browser()  # the program within could not skip
     command = [unshare, "--net", sys.executable, "-m", "tests.support.no_way_out", str(tmp_path)]
     program = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,

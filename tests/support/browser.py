@@ -95,11 +95,16 @@ class Browser:
             self._driver.wait()
 
 
+def need_browser() -> None:
+    """Skip the test where there is no browser."""
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
+        pytest.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
+
+
 @contextmanager
 def open_browser(folder: Path) -> Generator[Browser]:
     """One with a new profile in a folder; the test is skipped where there is no browser."""
-    if not shutil.which("chromium") or not shutil.which("chromedriver"):
-        pytest.skip("no chromium and chromedriver here (Debian: chromium, chromium-driver)")
+    need_browser()
     browser = Browser(folder)
     try:
         yield browser

@@ -184,8 +184,9 @@ def test_a_node_without_inputs_goes_by_what_its_settings_ask_for() -> None:
         scenes.scenes + scenes.test_scenes + scenes.test_questions,
     )
     assert forecasts["collect"].seconds == interval(12.0, 12.0, 12.0), "as much as the larger one gathers"
-    assert forecasts["scenes"].seconds[0] == pytest.approx(12.0 * (1 - OFF))
-    assert forecasts["scenes"].seconds[0] < forecasts["scenes"].seconds[1] < forecasts["scenes"].seconds[2]
+    least, likely, most = forecasts["scenes"].seconds
+    assert least == pytest.approx(12.0 * (1 - OFF))
+    assert 12.0 < likely < most / (1 + OFF), "beside what forecasts are off, too"
     listing: Any = profiles.load("7b", PIPELINE).configs["collect"]
     assert units(listing, Estimate(scale=NodeScale())) == (
         "sources",
