@@ -26,13 +26,17 @@ test: $(READY)  ## run all tests but upstream's, two files at a time
 test-fast: $(READY)  ## run the unit and contract tests: no services, no training, no network
 	$(BIN)/pytest -n 2 --dist loadfile --hypothesis-profile fast -m 'not upstream and not slow' tests/unit tests/contract
 
-# TRIALS: of the campaign, of the protocol's model, and of each reader that is given damaged bytes. The campaign's first seed is SEED;
-# each of its trials is a line of RESULTS, and one that ended well is not made again by the same code: it may be interrupted.
+# TRIALS: of the campaign, of the protocol's model, and of each reader that is given damaged bytes; a tenth of them in containers and as
+# Slurm's jobs, where there is an engine or a cluster. The campaign's first seed is SEED; each of its trials is a line of RESULTS, and one
+# that ended well is not made again by the same code: it may be interrupted.
 test-faults: export MOXIN_FAULT_TRIALS = $(or $(TRIALS),200)
+test-faults: export MOXIN_FAULT_CONTAINERS = $(shell expr \( $(or $(TRIALS),200) + 9 \) / 10)
+test-faults: export MOXIN_FAULT_ARRAYS = $(shell expr \( $(or $(TRIALS),200) + 9 \) / 10)
 test-faults: export MOXIN_FAULT_SEED = $(or $(SEED),0)
 test-faults: export MOXIN_FAULT_RESULTS = $(or $(RESULTS),.moxin/faults.jsonl)
 test-faults: $(READY)  ## break things longer than `make test` does: TRIALS=200 of each, from SEED=0 on kind
-	$(BIN)/pytest -s tests/fault/test_protocol.py tests/fault/test_damaged_bytes.py tests/fault/test_campaign.py
+	$(BIN)/pytest -s tests/fault/test_protocol.py tests/fault/test_damaged_bytes.py tests/fault/test_campaign.py \
+		tests/launch/test_campaign_containers.py tests/launch/test_campaign_arrays.py
 
 protocol:  ## look at every order of requests of publishing and collecting, with SPIN (Debian has it: spin, gcc)
 	@d=$$(mktemp -d) && cd $$d && spin -a $(CURDIR)/tests/fault/protocol/publish.pml && gcc -O2 -DSAFETY -DCOLLAPSE -o pan pan.c \

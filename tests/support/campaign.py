@@ -4,6 +4,7 @@ asked to stop at a random point, once or twice, a second run, and all that must 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import random
@@ -24,6 +25,7 @@ from typing import Any
 import psutil
 
 from flows import garbage_collection
+from flows.launch.slurm_controller import queued_jobs, run
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
 from stages.core.store import Store
@@ -31,7 +33,7 @@ from stages.core.workspace import UNCLAIMED
 from tests.support import probe_pipeline, s3_proxy
 from tests.support.campaign_prefect import MARK, FlowRun, OwnPrefect
 from tests.support.campaign_results import Hit, Trial
-from tests.support.campaign_run import IMAGE
+from tests.support.campaign_run import IMAGE, launcher_of
 from tests.support.campaign_store import OwnStore
 from tests.support.limits import HANG
 from tests.support.paths import ROOT
@@ -49,21 +51,29 @@ WAYS = ("process", "ranks", POWER, WORKER, BAD_STORE, POOL)
 worker. "bad store": nothing is hit, but requests go wrong, each in a way of its own. "pool": the shards are packed in
 tasks by a pool of processes, and something is hit before they are there.
 """
+CONTAINER, ARRAY = "container", "array"
+"""Two more, where there is an engine, or a cluster: tests/launch/test_campaign_containers.py and _arrays.py. The shards
+of the second are packed by an array of jobs.
+"""
 POOLED = "shards"
 """The node that has the pool."""
-POOL_WORKER = "worker of a pool"
-POOL_OVERRIDES = (f"{POOLED}.workers=2", f"{POOLED}.task_seconds=0.1")
-CONTAINER = "container"
-"""One more, where there is an engine: tests/launch/test_campaign_containers.py."""
+POOL_WORKER, ELEMENT = "worker of a pool", "array element"
+POOLS = (POOL, ARRAY)
+POOL_OVERRIDES = {
+    POOL: (f"{POOLED}.workers=2", f"{POOLED}.task_seconds=0.1"),
+    ARRAY: (f"{POOLED}.workers=slurm", f"{POOLED}.task_seconds=0.1", f"launchers.{POOLED}=slurm"),
+}
 WRONG = 0.05
 """Share of the requests to a bad store that go wrong."""
 SERVICES = ("store", "Prefect server", "worker")
 """Targets that are started again at once, as `moxin up` does it."""
-AGAIN = "repeat it: MOXIN_FAULT_SEED={seed} MOXIN_FAULT_TRIALS=1 .venv/bin/pytest -s tests/fault/test_campaign.py"
-
-
-SPAWNED = "multiprocessing.spawn"
-"""In the command of a pool's worker."""
+AGAIN = "repeat it: MOXIN_FAULT_SEED={seed} {trials}=1 .venv/bin/pytest -s tests/{file}.py"
+FILES = {
+    CONTAINER: ("MOXIN_FAULT_CONTAINERS", "launch/test_campaign_containers"),
+    ARRAY: ("MOXIN_FAULT_ARRAYS", "launch/test_campaign_arrays"),
+}
+SPAWNED, OF_ARRAY = "multiprocessing.spawn", "stages.lib.data.job_array"
+"""In the command of a pool's worker, and of an array's element."""
 Process = subprocess.Popen[str] | FlowRun
 
 
@@ -101,7 +111,7 @@ class Campaign:
             home, seconds = self.prepared(f"usual-{way}", way), 0.0
             process = self.begin(home, "run-0", way)
             while process.poll() is None:
-                if way != POOL or POOLED in self.unpublished(home, way):
+                if way not in POOLS or POOLED in self.unpublished(home, way):
                     seconds = max(seconds, used(process.pid))
                 time.sleep(0.05)
             assert self.ended_well(process), self.said(home)
@@ -153,7 +163,7 @@ class Campaign:
             "MOXIN_HOME": str(home), "MOXIN_SCRATCH": str(home / "scratch"), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         environment |= {IMAGE: self._image} if way == CONTAINER else {}
-        overrides = [*OVERRIDES, *(POOL_OVERRIDES if way == POOL else ())]
+        overrides = [*OVERRIDES, *POOL_OVERRIDES.get(way, ())]
         arguments = [str(home), run_id, store.model_dump_json(exclude_defaults=True), way, *overrides]
         with open(home / f"{run_id}.err", "w") as errors:
             return subprocess.Popen(
@@ -189,7 +199,8 @@ class Campaign:
             shutil.rmtree(home)
         except Exception as error:  # the trials after it are made all the same
             told = str(error) if isinstance(error, BrokenPromise) else traceback.format_exc()
-            trial.problem = f"{told}\n{AGAIN.format(seed=seed)}"
+            trials, file = FILES.get(trial.way, ("MOXIN_FAULT_TRIALS", "fault/test_campaign"))
+            trial.problem = f"{told}\n{AGAIN.format(seed=seed, trials=trials, file=file)}"
             self.end_all(trial, home)
         trial.seconds = time.monotonic() - began
         return trial
@@ -202,6 +213,8 @@ class Campaign:
         for pid in (*of_home(home), *of_scratch(home)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if trial.way == ARRAY and (numbers := jobs(home)):
+            run("scancel", *numbers)
 
     def break_and_look(self, trial: Trial, home: Path) -> None:
         """One trial. Raises BrokenPromise."""
@@ -271,10 +284,7 @@ class Campaign:
         for pid in of_scratch(home):
             with suppress(psutil.Error):
                 one = psutil.Process(pid)
-                rank = one.environ().get("RANK")
-                agent, pooled = "torch.distributed.run" in one.cmdline(), SPAWNED in " ".join(one.cmdline())
-                what = "torchrun" if agent else f"rank {rank}" if rank else POOL_WORKER if pooled else "stage"
-                kinds.setdefault(what, []).append(pid)
+                kinds.setdefault(kind_of(one), []).append(pid)
         return kinds
 
     def containers(self, home: Path) -> list[Any]:
@@ -287,7 +297,8 @@ class Campaign:
     def hit(self, chance: random.Random, process: Process, home: Path) -> tuple[str, str]:
         """Send one signal to one process; what is stopped goes on a moment later, a store that is dead is started."""
         kinds = self.targets(process, home)
-        targets = sorted(kinds) + [POOL_WORKER] * 3 * (POOL_WORKER in kinds)  # every other hit, while there are some
+        # every other hit, while there are some
+        targets = sorted(kinds) + [one for one in (POOL_WORKER, ELEMENT) if one in kinds for _ in range(3)]
         target, name = chance.choice(targets), chance.choice(tuple(SIGNALS))
         pid = chance.choice(kinds[target])
         with suppress(ProcessLookupError):
@@ -353,16 +364,23 @@ class Campaign:
                 raise BrokenPromise("no run of Prefect's stays as if somebody worked on it", open_runs)
         probe_pipeline.wait_for(lambda: not of_scratch(home), f"{trial}: the end of all processes")
         probe_pipeline.wait_for(lambda: not self.containers(home), f"{trial}: the end of all containers")
-        self.swept(home, ledger)
+        if trial.way == ARRAY:
+            probe_pipeline.wait_for(lambda: not jobs(home), f"{trial}: an empty queue")
+        self.swept(home, ledger, trial.way)
 
-    def swept(self, home: Path, ledger: Ledger) -> None:
-        """A folder that was being made or removed, and has no owner's mark, goes a minute later."""
+    def swept(self, home: Path, ledger: Ledger, way: str) -> None:
+        """A folder that was being made or removed, and has no owner's mark, goes a minute later. Those of
+        Slurm's jobs are swept while no installation has a job.
+        """
+        launcher = launcher_of(way, dataclasses.replace(self.store.settings, home=home)) if way == ARRAY else None
 
         def left() -> list[str]:
             list(garbage_collection.collect(home, ledger))
-            return [path.name for path in (home / "scratch").glob("stage-*")]
+            if launcher:
+                launcher.reap()
+            return [path.name for scratch in scratches(home) for path in Path(scratch).glob("stage-*")]
 
-        deadline = time.monotonic() + 2 * UNCLAIMED
+        deadline = time.monotonic() + (HANG if launcher else 2 * UNCLAIMED)
         while names := left():
             if time.monotonic() > deadline:
                 raise BrokenPromise("no scratch folder is left", names)
@@ -386,7 +404,7 @@ class Campaign:
 
 def nodes_of(way: str) -> tuple[str, ...]:
     """What is not there when a trial begins."""
-    return (POOLED, *STEPS) if way == POOL else (*STEPS,)
+    return (POOLED, *STEPS) if way in POOLS else (*STEPS,)
 
 
 def seconds_of(text: str) -> float:
@@ -417,14 +435,36 @@ def of_home(home: Path) -> list[int]:
     return pids
 
 
+def jobs(home: Path) -> list[str]:
+    """Slurm's jobs of a folder that are not over."""
+    return [*queued_jobs(f"moxin:{sha256(str(home).encode())[:12]}:")]  # as flows/launch/slurm.py names it
+
+
+def scratches(home: Path) -> tuple[str, str]:
+    """Where stages of a folder work: started here, and by Slurm."""
+    return str(home / "scratch"), str(home / "slurm" / "scratch")
+
+
+def kind_of(process: psutil.Process) -> str:
+    """What a process of a stage is."""
+    words, rank = process.cmdline(), process.environ().get("RANK")
+    if Path(words[0]).name == "srun":
+        return "srun"
+    if "torch.distributed.run" in words:
+        return "torchrun"
+    if rank:
+        return f"rank {rank}"
+    return ELEMENT if OF_ARRAY in words else POOL_WORKER if SPAWNED in " ".join(words) else "stage"
+
+
 def of_scratch(home: Path) -> list[int]:
     """Stages of a folder, and what they started, that live."""
     pids = []
     for one in psutil.process_iter():
         with suppress(psutil.Error):
             words = " ".join(one.cmdline())
-            runs = one.status() != psutil.STATUS_ZOMBIE and ("stages.core.runtime" in words or SPAWNED in words)
-            if runs and one.environ().get("MOXIN_SCRATCH") == str(home / "scratch"):
+            ours = any(word in words for word in ("stages.core.runtime", SPAWNED, OF_ARRAY))
+            if ours and one.status() != psutil.STATUS_ZOMBIE and one.environ().get("MOXIN_SCRATCH") in scratches(home):
                 pids.append(one.pid)
     return sorted(pids)
 

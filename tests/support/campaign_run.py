@@ -3,7 +3,7 @@
     python -m tests.support.campaign_run HOME RUN STORE WAY [OVERRIDE ...]
 
 WAY: "process"; "ranks": the first training in two processes of torchrun; "container": all in containers of the image
-that MOXIN_CAMPAIGN_IMAGE names. Prints each node's key and digests when all are there.
+that MOXIN_CAMPAIGN_IMAGE names; "array": all as jobs of Slurm. Prints each node's key and digests when all are there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ RANKS = "resources.train_1.nproc_per_node=2"
 
 def launcher_of(way: str, settings: Settings) -> Launcher:
     """Who runs the stages."""
+    if way == "array":
+        from flows.launch.slurm import Site, SlurmLauncher
+
+        return SlurmLauncher(settings, Site(poll_seconds=0.5))
     if way != "container":
         return ProcessLauncher(settings)
     from flows.launch.docker import DockerLauncher

@@ -213,7 +213,8 @@ def request_of(store: StoreAddress, ledger: Ledger, key: str = "a" * 64, **confi
 
 
 def python_with_probes(folder: Path) -> str:
-    """A stand-in for `sys.executable` that runs `-m stages.core.runtime` with the probe stages in reach.
+    """A stand-in for `sys.executable` that runs `-m stages.core.runtime`, torchrun and an element of an array with the
+    probe stages in reach.
 
     The launcher's own code stays as it is: what it starts is a real process with the environment that it makes.
     """
@@ -230,6 +231,9 @@ def python_with_probes(folder: Path) -> str:
         "    runpy.run_module(module, run_name='__main__', alter_sys=True)\n"
         "import stages\n"
         f"stages.__path__.append({str(PROBES)!r})\n"
+        "if main and module == 'stages.lib.data.job_array':\n"
+        "    from stages.lib.data import job_array\n"
+        "    sys.exit(job_array.main(arguments))\n"
         "if main:\n"
         "    from stages.core import runtime\n"
         "    assert module == 'stages.core.runtime', sys.argv\n"

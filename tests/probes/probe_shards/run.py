@@ -26,7 +26,7 @@ def run(ctx: Context[ShardsConfig]) -> None:
     config = ctx.config
     rows = [path.read_text() for given in ctx.inputs("documents") for path in given.files()]
     text = "".join(rows) * config.sequence_length
-    if config.workers > 1:
+    if config.workers != 1:
         task = {"rows": rows, "seconds": config.task_seconds}
         with Pool.of(ctx, Shards.resources(config)) as pool:
             results = pool.map("repeat", repeat, [task] * config.sequence_length)
