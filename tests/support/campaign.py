@@ -29,6 +29,7 @@ from flows.launch.slurm_controller import queued_jobs, run
 from stages.core.keys import sha256
 from stages.core.ledger import Ledger
 from stages.core.store import Store
+from stages.core.task_objects import work_prefix
 from stages.core.workspace import UNCLAIMED
 from tests.support import probe_pipeline, s3_proxy
 from tests.support.campaign_prefect import MARK, FlowRun, OwnPrefect
@@ -55,8 +56,8 @@ CONTAINER, ARRAY = "container", "array"
 """Two more, where there is an engine, or a cluster: tests/launch/test_campaign_containers.py and _arrays.py. The shards
 of the second are packed by an array of jobs.
 """
-POOLED = "shards"
-"""The node that has the pool."""
+POOLED, TASKS = "shards", 16
+"""The node that has the pool, and its tasks: one for each token of a window."""
 POOL_WORKER, ELEMENT = "worker of a pool", "array element"
 POOLS = (POOL, ARRAY)
 POOL_OVERRIDES = {
@@ -94,7 +95,7 @@ class Campaign:
         engine, and the image of the probe stages there, for the way "container".
         """
         self.store, self.folder, self._docker, self._image = store, folder, docker, image
-        self._services, self._usual = functools.cache(services), dict[str, float]()
+        self._services, self._usual, self._packing = functools.cache(services), dict[str, float](), dict[str, float]()
         home = self.home("undisturbed")
         if not self.ended_well(self.begin(home, "run-0", "process")):
             raise AssertionError(self.said(home))
@@ -103,19 +104,21 @@ class Campaign:
 
     def usual(self, way: str) -> float:
         """Processor seconds of a flow, and of what it has started, that finds the data and trains; by a pool: until the
-        shards are there.
+        shards are there. Of jobs, which are not its processes: seconds by the clock.
         """
         if way in (POWER, BAD_STORE):
             return self.usual("process")
         if way not in self._usual:
             home, seconds = self.prepared(f"usual-{way}", way), 0.0
-            process = self.begin(home, "run-0", way)
+            process, began = self.begin(home, "run-0", way), time.monotonic()
             while process.poll() is None:
                 if way not in POOLS or POOLED in self.unpublished(home, way):
-                    seconds = max(seconds, used(process.pid))
+                    seconds = max(seconds, spent(way, process, began))
                 time.sleep(0.05)
             assert self.ended_well(process), self.said(home)
             assert self.results(home) == self.expected
+            if way in POOLS and (stored := self.ledger(home).manifest(self.expected[POOLED][0])):
+                self._packing[way] = stored[0].attempt.wall_seconds
             shutil.rmtree(home)
             self._usual[way] = seconds
         return self._usual[way]
@@ -222,27 +225,28 @@ class Campaign:
         if trial.way == BAD_STORE:
             self.go_wrong(chance, trial, home)
             return
-        process = self.begin(home, "run-1", trial.way)
-        power, since, open_nodes = trial.way == POWER, 0.0, list[str]()
+        process, began = self.begin(home, "run-1", trial.way), time.monotonic()
+        power, since, open_nodes, left = trial.way == POWER, 0.0, list[str](), 0.0
         moments = sorted(chance.uniform(0.05, 0.9) * usual for _ in range(1 if power else chance.choice((1, 1, 2))))
         for moment in moments:
-            while process.poll() is None and used(process.pid) < moment:
+            while process.poll() is None and spent(trial.way, process, began) < moment:
                 time.sleep(0.05)
             if process.poll() is None:
                 open_nodes = self.unpublished(home, trial.way)
                 what = self.power_off(chance, process, home) if power else self.hit(chance, process, home)
                 trial.hits.append(Hit(*what, moment / usual, open_nodes[0] if open_nodes else ""))
-                since = time.time()
+                since, left = time.time(), self.packing_left(home, trial.way)
                 self.whole(home)
         well = self.ended_well(process) and not (power and trial.hits)  # what ended well meanwhile is gone, too
         before = {row.key: row.etag for row in self.ledger(home).store.list("manifests/")}
         if not well:
             trial.runs, since, open_nodes = 2, time.time(), self.unpublished(home, trial.way)
+            left = self.packing_left(home, trial.way)
             process = self.begin(home, "run-2", trial.way)
             if not self.ended_well(process):
                 raise BrokenPromise("the next run ends well, and nothing has to be done by hand", self.said(home))
         self.hold(home, before, trial)
-        self.measure(home, trial, since, open_nodes)
+        self.measure(home, trial, since, open_nodes, left)
 
     def go_wrong(self, chance: random.Random, trial: Trial, home: Path) -> None:
         """A run whose requests go wrong now and then; where it ends for it, another one with a store that is well."""
@@ -268,6 +272,12 @@ class Campaign:
 
     def said(self, home: Path) -> str:
         return "\n".join(path.read_text()[-3000:] for path in home.glob("*.err"))
+
+    def packing_left(self, home: Path, way: str) -> float:
+        """Seconds that an undisturbed run takes for the tasks of a pool that are not done yet."""
+        prefix = work_prefix("probe_shards", self.expected[POOLED][0])
+        done = sum(row.key.endswith(".json") for row in self.ledger(home).store.list(f"{prefix}repeat/"))
+        return self._packing.get(way, 0.0) * (1 - done / TASKS)
 
     def unpublished(self, home: Path, way: str) -> list[str]:
         ledger = self.ledger(home)
@@ -386,8 +396,10 @@ class Campaign:
                 raise BrokenPromise("no scratch folder is left", names)
             time.sleep(1.0)
 
-    def measure(self, home: Path, trial: Trial, since: float, open_nodes: list[str]) -> None:
-        """How long the stage that was interrupted took to end, beyond the work that was left to it."""
+    def measure(self, home: Path, trial: Trial, since: float, open_nodes: list[str], packing: float) -> None:
+        """How long the stage that was interrupted took to end, beyond the work that was left to it. packing: seconds of
+        that, where it packs.
+        """
         if not trial.hits or not open_nodes:
             return
         node, ledger = open_nodes[0], self.ledger(home)
@@ -397,6 +409,7 @@ class Campaign:
         record = ledger.attempt(stored[0].key, attempt.epoch)
         assert record
         left = (STEPS.get(node, 0) - (attempt.resumed_from or 0)) * (STEP_SECONDS if node == "train_1" else 0.0)
+        left = packing if node == POOLED else left
         leased, begun, ended = map(seconds_of, (record.started_at, attempt.started_at, attempt.ended_at))
         trial.recovery = max(0.0, ended - since - left)
         trial.parts = {"to its lease": leased - since, "to its start": begun - leased, "itself": ended - begun - left}
@@ -410,6 +423,11 @@ def nodes_of(way: str) -> tuple[str, ...]:
 def seconds_of(text: str) -> float:
     """A time of a record, in seconds since 1970."""
     return datetime.fromisoformat(text).timestamp()
+
+
+def spent(way: str, process: Process, began: float) -> float:
+    """Seconds by which the moments of a way are chosen: see `Campaign.usual`. began: by the monotonic clock."""
+    return time.monotonic() - began if way == ARRAY else used(process.pid)
 
 
 def used(pid: int) -> float:
