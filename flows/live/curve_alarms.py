@@ -11,9 +11,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 WINDOW, LEAST = 40, 12
@@ -81,6 +80,12 @@ def _kind(name: str) -> str:
     return "spike" if name in RISES or name.endswith("_loss") else "drop" if name in FALLS else ""
 
 
+def _middle(sorted_values: Sequence[float]) -> float:
+    """The median, without sorting once more."""
+    half = len(sorted_values) // 2
+    return sorted_values[half] if len(sorted_values) % 2 else (sorted_values[half - 1] + sorted_values[half]) / 2
+
+
 class _Window:
     """The last values of a metric, by time and by size."""
 
@@ -99,11 +104,11 @@ class _Window:
 
     @property
     def middle(self) -> float:
-        return median(self._by_size)
+        return _middle(self._by_size)
 
     def deviation(self) -> float:
         centre = self.middle
-        spread = 1.4826 * median(abs(value - centre) for value in self._by_size)
+        spread = 1.4826 * _middle(sorted([abs(value - centre) for value in self._by_size]))
         return max(spread, SHARE * abs(centre))
 
 
@@ -135,15 +140,21 @@ class CurveAlarms:
         return begins
 
     def _against_window(self, name: str, step: int, value: float) -> list[Alarm]:
-        window = self._windows.setdefault(name, _Window())
         kind = _kind(name)
+        if not kind:
+            return []
+        window = self._windows.get(name)
+        if window is None:
+            window = self._windows[name] = _Window()
         begins: list[Alarm] = []
-        if kind and len(window) >= LEAST:
+        if len(window) >= LEAST:
             usual = window.middle
             off = value - usual if name in RISES or name.endswith("_loss") else usual - value
-            limit = (HEAVY_SIGMAS if name in HEAVY else SIGMAS) * window.deviation()
+            sigmas = HEAVY_SIGMAS if name in HEAVY else SIGMAS
             ratio = value / usual if usual else math.inf
-            if off > limit and (kind != "slow" or max(ratio, 1 / ratio if ratio else math.inf) > SLOW):
+            # at least that far off, before the deviation is asked for: it is dear, and a training has a million rows
+            far = off > sigmas * SHARE * abs(usual) and off > sigmas * window.deviation()
+            if far and (kind != "slow" or max(ratio, 1 / ratio if ratio else math.inf) > SLOW):
                 begins = self._tell(kind, name, step, value, usual)
             else:
                 self._end(kind, name)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.live.curve_alarms import ADVICE, LEAST, WINDOW, CurveAlarms, alarms_of
+from flows.live.curve_alarms import ADVICE, LEAST, SHARE, WINDOW, CurveAlarms, _Window, alarms_of
 
 
 def curve(rows: int = 400, noise: float = 0.02, seed: int = 1) -> list[dict[str, Any]]:
@@ -85,3 +86,15 @@ def test_an_alarm_is_told_when_it_begins() -> None:
     told = [watcher.add(step, {"loss": 2.0 if step != 30 else 9.0}) for step in range(1, 40)]
     assert [step for step, alarms in enumerate(told, 1) if alarms] == [30]
     assert watcher.add(41, {"loss": True, "note": "text"}) == []
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3 * WINDOW))
+def test_a_windows_median_and_deviation_are_those_of_its_last_values(values: list[float]) -> None:
+    window = _Window()
+    for value in values:
+        window.add(value)
+    last = values[-WINDOW:]
+    centre = statistics.median(last)
+    assert window.middle == centre
+    spread = 1.4826 * statistics.median([abs(value - centre) for value in last])
+    assert window.deviation() == max(spread, SHARE * abs(centre))
