@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import json
 import os
 import re
 import urllib.parse
@@ -18,6 +17,7 @@ from pydantic import BaseModel
 from flows.data_files import load_toml
 from flows.settings import directly, environment
 from stages.core.errors import ConfigError, ExitClass
+from stages.core.json_text import parsed_json
 from stages.core.keys import sha256
 from stages.core.messages import Secrets, StageRequest, StoredRequest
 from stages.core.resources import Processes, Resources
@@ -111,7 +111,7 @@ def parse_event(line: str, plain: bool = False) -> dict[str, Any]:
     event: Any = None
     if not plain:
         with contextlib.suppress(ValueError):
-            event = json.loads(line)
+            event = parsed_json(line)
     event = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
     fields = _EVENT_FIELDS.get(str(event.get("event")))
     if fields is None or not all(isinstance(event.get(name), kind) for name, kind in fields.items()):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from flows.log_lines import FileLines, LineCutter, StoredLines
+from stages.core.json_text import parsed_json
 from stages.core.ledger import Ledger
 from stages.core.records import AttemptRecord
 
@@ -36,7 +36,7 @@ def metrics_of(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 def parsed(text: bytes) -> dict[str, Any]:
     """A line of a log as an event; empty where it is none, as a line that was cut off."""
     try:
-        event = json.loads(text)
+        event = parsed_json(text)
     except ValueError:
         return {}
     return cast("dict[str, Any]", event) if isinstance(event, dict) else {}

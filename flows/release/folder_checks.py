@@ -6,11 +6,10 @@ of its chain and every artifact's digest is computed again, down to the raw sour
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flows.release import signing, statement
 from flows.release.chain import Fault
@@ -18,6 +17,7 @@ from stages.core.artifacts import FileEntry
 from stages.core.errors import ConfigError, InputError
 from stages.core.files import file_sha256
 from stages.core.index import index_digest
+from stages.core.json_text import parsed_json
 from stages.core.keys import artifact_digest, stage_key
 
 MANIFEST = "release.json"
@@ -98,11 +98,13 @@ def _manifest(verdict: FolderVerdict) -> None:
         verdict.notes.append(f"there is no {MANIFEST}")
         return
     try:
-        listed = dict(json.loads(path.read_bytes())["files"])
+        listed = parsed_json(path.read_bytes())["files"]
+        if not isinstance(listed, dict):
+            raise TypeError("files is no table")
     except (ValueError, KeyError, TypeError) as error:
         verdict.faults.append(Fault(MANIFEST, "list of files", f"it cannot be read ({error})"))
         return
-    _compare(verdict, listed, MANIFEST)
+    _compare(verdict, cast("dict[str, str]", listed), MANIFEST)
 
 
 # --- the statement ----------------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ def _same_model(manifest: Path, row: Mapping[str, Any]) -> Iterator[Fault]:
     if not manifest.is_file():
         return
     try:
-        value = json.loads(manifest.read_bytes())
+        value = parsed_json(manifest.read_bytes())
     except ValueError:  # told by `_manifest`
         return
     models = [artifact["digest"] for artifact in row["outputs"].values() if artifact["type"] == "Model"]

@@ -25,6 +25,7 @@ from flows.release.chain import Chain, Link
 from flows.release.lineage import table_of
 from stages.core.errors import InputError
 from stages.core.files import file_sha256, write_atomically
+from stages.core.json_text import parsed_json
 from stages.core.messages import CodeRef
 
 FILE = "provenance.intoto.json"
@@ -102,7 +103,7 @@ def write(folder: Path, chain: Chain, name: str, files: Mapping[str, str] | None
 def load(path: Path) -> dict[str, Any]:
     """A statement from its file. Raises InputError."""
     try:
-        statement = json.loads(path.read_bytes())
+        statement = parsed_json(path.read_bytes())
         validate(statement)
     except (OSError, ValueError) as error:
         raise InputError(f"{path.name} is no in-toto statement with SLSA provenance: {error}") from error
@@ -220,7 +221,7 @@ def opened(path: Path, public_key: Path | None) -> bytes:
     from flows.release import signing
 
     try:
-        envelope = json.loads(path.read_bytes())
+        envelope = parsed_json(path.read_bytes())
         body, kind = base64.b64decode(envelope["payload"], validate=True), envelope["payloadType"]
         signatures = [base64.b64decode(row["sig"], validate=True) for row in envelope["signatures"]]
     except (OSError, ValueError, KeyError, TypeError, binascii.Error) as error:

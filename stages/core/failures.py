@@ -21,10 +21,21 @@ _WRITE_FAILED = re.compile(
     r"write failed|failed writing|unexpected pos \d+ vs|requested and \d+ written|short write", re.IGNORECASE
 )
 """What torch's zip writer, NumPy's `tofile` and zstd say when a write came short. On a full disk that is the reason."""
+MESSAGE = 4000
+"""Characters of the line that says how an attempt ended."""
 
 
 def classify(error: BaseException, root: Path) -> tuple[ExitClass, str]:
-    """The exit class of an error and the one line that says it. root: the folder that the stage writes to."""
+    """The exit class of an error and the one line that says it. root: the folder that the stage writes to.
+
+    What an error quotes may be long, have lines of its own, or be no text that can be written: it is data of others.
+    """
+    exit_class, message = _classified(error, root)
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()
+    return exit_class, line if len(line) <= MESSAGE else f"{line[: MESSAGE - 2]} …"
+
+
+def _classified(error: BaseException, root: Path) -> tuple[ExitClass, str]:
     if isinstance(error, StageError):
         return error.exit_class, str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -1,6 +1,6 @@
 """Damaged files: whatever the bytes, each reader gives a result or one of its own errors, in one line, within bounds.
 
-`tests/fault/corpus/<reader>/` keeps inputs that once did worse.
+`tests/fault/corpus/<reader>/` keeps inputs that once did worse; `every` has those that each reader gets.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from stages.core.errors import StageError
 from tests.support.damaged_bytes import READERS, Reader, damage
 from tests.support.damaged_outputs import OUTPUTS
+from tests.support.damaged_releases import RELEASES
 
 EXAMPLES = int(os.environ.get("MOXIN_FAULT_TRIALS", "12"))
 CORPUS = Path(__file__).with_name("corpus")
@@ -38,10 +39,10 @@ def read(reader: Reader, data: bytes, folder: Path) -> None:
     assert grown < MEMORY_KIB, f"{reader.name} took {grown >> 10} MiB"
 
 
-@pytest.mark.parametrize("reader", [*READERS, *OUTPUTS], ids=lambda reader: reader.name)
+@pytest.mark.parametrize("reader", [*READERS, *OUTPUTS, *RELEASES], ids=lambda reader: reader.name)
 def test_a_damaged_file_gives_a_result_or_a_declared_error(reader: Reader, tmp_path: Path) -> None:
     valid = reader.valid(tmp_path)
-    for known in sorted((CORPUS / reader.name).glob("*")):
+    for known in sorted([*(CORPUS / "every").iterdir(), *(CORPUS / reader.name).glob("*")]):
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
             read(reader, known.read_bytes(), Path(folder))
 

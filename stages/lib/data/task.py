@@ -23,6 +23,7 @@ from typing import Any
 from stages.core import reading
 from stages.core.artifacts import FileEntry
 from stages.core.context import TaskObjects
+from stages.core.json_text import parsed_json
 from stages.core.store_errors import Conflict
 from stages.core.task_objects import objects_at, store_of
 from stages.lib.formats import parquet_parts
@@ -149,7 +150,7 @@ def receipt(job: Job, objects: TaskObjects | None = None) -> Receipt | None:
 
 def _read(data: bytes, job: Job, objects: TaskObjects) -> Receipt | None:
     try:
-        document = json.loads(data)
+        document = parsed_json(data)
         if document["task"] != fingerprint(job):
             return None
         files = tuple(FileEntry.model_validate(row) for row in document["files"])

@@ -9,7 +9,6 @@ verifier. Its KL term is taken off the reward. Context phases, checkpoints and r
 
 from __future__ import annotations
 
-import json
 import operator
 import shlex
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from stages.core.context import Context
+from stages.core.json_text import parsed_json
 from stages.lib.engines import context_phases, process
 from stages.lib.engines.checkpoint_conversion import write_json, write_rows
 from stages.lib.engines.context_phases import PhaseRun, Rows
@@ -207,7 +207,7 @@ class Areal:
         if not mark:
             return None
         try:
-            event = json.loads(rest)
+            event = parsed_json(rest)
             return operator.index(event["step"]), metrics(event["stats"], self._kl)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None

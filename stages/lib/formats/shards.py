@@ -25,6 +25,7 @@ import numpy as np
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
+from stages.core.json_text import parsed_json
 from stages.core.reading import open_file, read_checked, unreadable
 
 INDEX = "index.json"
@@ -192,7 +193,7 @@ class Shards:
         with open_file(named[INDEX]) as stream:
             text = stream.read()
         try:
-            index = json.loads(text)
+            index = parsed_json(text)
         except ValueError as error:
             raise unreadable(named[INDEX], error) from error
         if not isinstance(index, dict) or index.get("version") != VERSION:
@@ -200,7 +201,7 @@ class Shards:
             raise InputError(f"{INDEX} has version {version}, this code reads {VERSION}: run its producer again")
         try:
             return cls(index, named)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{INDEX} is incomplete or damaged: {error}") from error
 
     def __len__(self) -> int:

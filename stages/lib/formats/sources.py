@@ -6,7 +6,6 @@ nothing is copied. The stages that read it do not know the difference.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.errors import InputError
+from stages.core.json_text import parsed_json
 
 LISTING = "listing.jsonl"
 Format = Literal["jsonl", "parquet", "warc", "code", "hf"]
@@ -65,7 +65,7 @@ def parsed_listing(data: bytes) -> list[RawFile]:
     rows = []
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         try:
-            rows.append(RawFile.model_validate(json.loads(line)))
+            rows.append(RawFile.model_validate(parsed_json(line)))
         except (ValueError, ValidationError) as error:
             raise InputError(f"{LISTING}, line {number} is not a raw file: {str(error).splitlines()[0]}") from error
     return rows

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from stages.core.errors import InputError
+from stages.core.json_text import parsed_json
 from stages.lib.modeling.shape import ModelShape
 
 ARCHITECTURE = "MistralForCausalLM"
@@ -14,7 +14,7 @@ ARCHITECTURE = "MistralForCausalLM"
 def read_shape(folder: Path) -> tuple[ModelShape, int]:
     """Shape and vocabulary size of a model folder. Raises InputError when it is no Mistral-like model."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parsed_json((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("model_type") != "mistral":
             raise InputError(f"config.json: model_type is '{config.get('model_type')}', this pipeline trains 'mistral'")
         if config.get("tie_word_embeddings"):
@@ -38,5 +38,5 @@ def read_shape(folder: Path) -> tuple[ModelShape, int]:
         return shape, int(config["vocab_size"])
     except KeyError as error:
         raise InputError(f"config.json of the model has no {error}") from error
-    except (OSError, AttributeError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, TypeError, ValueError, ArithmeticError) as error:  # 0 heads, 1e999 pieces
         raise InputError(f"config.json of the model cannot be used: {' '.join(str(error).split())}") from error

@@ -4,13 +4,14 @@ made what this pipeline's stages expect. Nothing of it is executed, and no tenso
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from stages.core.errors import InputError
+from stages.core.files import is_inside
+from stages.core.json_text import parsed_json
 from stages.lib.formats import chat_template, tensor_file, vocabulary
 from stages.lib.modeling.config_file import ARCHITECTURE, read_shape
 from stages.lib.modeling.shape import ModelShape
@@ -103,11 +104,11 @@ def _weights(folder: Path) -> dict[str, tuple[str, tensor_file.Tensor]]:
     """Every tensor with its file, from the headers alone."""
     if (folder / INDEX).is_file():
         try:
-            files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            files = sorted(set(parsed_json((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{INDEX} cannot be read: {error}") from error
-        if odd := [name for name in files if not isinstance(name, str) or "/" in name or name.startswith(".")]:
-            raise InputError(f"{INDEX} names {odd[0]!r}, which is no file of its folder")
+        if odd := [name for name in files if not isinstance(name, str) or not _is_name(name)]:
+            raise InputError(f"{INDEX} names {str(odd[0])[:200]!r}, which is no file of its folder")
     else:
         files = [ONE_FILE]
     tensors: dict[str, tuple[str, tensor_file.Tensor]] = {}
@@ -127,16 +128,17 @@ def _weights(folder: Path) -> dict[str, tuple[str, tensor_file.Tensor]]:
 
 def _check(weights: Mapping[str, tuple[str, tensor_file.Tensor]], shape: ModelShape, vocab_size: int) -> str:
     """The type that all weights have. Raises InputError unless they are those that config.json promises."""
-    promised = dict(expected(shape, vocab_size))
-    for name in sorted(promised.keys() | weights.keys()):
+    promised: set[str] = set()
+    for name, fitting in expected(shape, vocab_size):  # one by one: a config.json may promise a billion layers
         if name not in weights:
             raise InputError(f"the weights do not fit {CONFIG}: there is no {name}")
-        if name not in promised:
-            raise InputError(f"the weights do not fit {CONFIG}: it has no place for {name}")
-        if (shaped := weights[name][1].shape) != promised[name]:
+        if (shaped := weights[name][1].shape) != fitting:
             raise InputError(
-                f"the weights do not fit {CONFIG}: {name} has the shape {list(shaped)}, not {list(promised[name])}"
+                f"the weights do not fit {CONFIG}: {name} has the shape {list(shaped)}, not {list(fitting)}"
             )
+        promised.add(name)
+    if surplus := sorted(weights.keys() - promised):
+        raise InputError(f"the weights do not fit {CONFIG}: it has no place for {surplus[0]!r}")
     types = sorted({where.dtype for _, where in weights.values()})
     if len(types) != 1 or types[0] not in DTYPES:
         raise InputError(f"the weights are of type {', '.join(types)}: one of {', '.join(DTYPES)} for all is needed")
@@ -146,13 +148,17 @@ def _check(weights: Mapping[str, tuple[str, tensor_file.Tensor]], shape: ModelSh
 def _template(folder: Path) -> str | None:
     """The chat template that a tokenizer brings, in a file of its own or within its settings."""
     if (folder / chat_template.FILE).is_file():
-        return (folder / chat_template.FILE).read_text(encoding="utf-8")
+        try:
+            return (folder / chat_template.FILE).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{chat_template.FILE} cannot be read: {error}") from error
     try:
-        value: Any = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        value: Any = parsed_json((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         template = value.get("chat_template")
+        str(template).encode()  # half of a surrogate pair is no text that a file can hold
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"tokenizer_config.json cannot be read: {error}") from error
     if template is not None and not isinstance(template, str):
         raise InputError(
@@ -168,6 +174,11 @@ def _license(folder: Path) -> str:
     front = re.match(r"---\r?\n(.*?)\r?\n---", text, re.S)
     stated = re.search(r"^license:[ \t]*['\"]?([A-Za-z0-9.+-]+)['\"]?[ \t]*$", front.group(1), re.M) if front else None
     return stated.group(1) if stated else ""
+
+
+def _is_name(text: str) -> bool:
+    """Whether it is the name of a plain file of a folder."""
+    return is_inside(text) and "/" not in text and not text.startswith(".")
 
 
 def _require_file(folder: Path, name: str) -> None:

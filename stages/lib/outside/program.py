@@ -16,6 +16,7 @@ from typing import Any
 
 from stages.core.errors import ConfigError, InputError, StageError
 from stages.core.files import file_sha256, inside
+from stages.core.json_text import parsed_json
 from stages.lib.outside import models, places, tables
 from stages.lib.outside.prepared import PROVENANCE, Prepared
 
@@ -63,19 +64,24 @@ def prepare(folder: Path, kind: str, port: str, target: Path) -> Prepared:
 def _exported(folder: Path, kind: str) -> Prepared:
     """What `moxin export` wrote, every byte as it was then."""
     try:
-        stated: dict[str, Any] = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        files, facets, of_type = dict(stated["files"]), dict(stated["facets"]), stated["type"]
-    except (ValueError, KeyError, TypeError) as error:
+        stated: dict[str, Any] = parsed_json((folder / PROVENANCE).read_text(encoding="utf-8"))
+        files, facets, of_type, meta = stated["files"], stated["facets"], stated["type"], stated.get("meta", {})
+        if not all(isinstance(part, dict) for part in (files, facets, meta)):
+            raise ValueError("files, facets and meta are no tables")
+        if odd := [name for name, value in facets.items() if not isinstance(value, str | int)]:
+            raise ValueError(f"the facet {odd[0]!r} is neither text nor a whole number")
+        json.dumps(stated, ensure_ascii=False).encode()  # half of a surrogate pair is no text that a file can hold
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{PROVENANCE} cannot be read: {error}") from error
     if of_type != kind:
-        raise InputError(f"it holds {of_type}, not {kind}: {PROVENANCE} says so")
+        raise InputError(f"it holds {str(of_type)[:200]}, not {kind}: {PROVENANCE} says so")
     for name, digest in files.items():
         path = inside(folder, name)
         if not path.is_file():
             raise InputError(f"there is no {name}, which {PROVENANCE} names")
         if file_sha256(path) != digest:
             raise InputError(f"{name} is not what was exported: its SHA-256 is another one")
-    return Prepared({name: folder / name for name in files}, facets, stated.get("meta", {}), sha256=files)
+    return Prepared({name: folder / name for name in files}, facets, meta, sha256=files)
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ against their CRC32 (`stages.core.range_file`).
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
+from stages.core.json_text import parsed_json
 from stages.core.range_file import BLOCK
 from stages.core.reading import open_file, sense, unreadable
 from stages.core.store_errors import Damaged
@@ -213,7 +213,7 @@ def read_headers(files: Sequence[FileEntry]) -> list[tuple[Piece, ...]]:
 def _read_header(entry: FileEntry) -> tuple[Piece, ...]:
     with open_file(entry) as stream, sense(entry, ValueError, KeyError, TypeError, AttributeError):
         header = read_header(stream, entry.size)
-        places = json.loads(header.metadata.get(_PLACES, "{}"))
+        places = parsed_json(header.metadata.get(_PLACES, "{}"))
         pieces = []
         for name, tensor in header.tensors.items():
             if tensor.dtype not in DTYPES:

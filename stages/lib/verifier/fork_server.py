@@ -9,7 +9,8 @@ process waits for its workers, so a number never names another process. When the
 workers are ended and so is this process.
 
 A worker reads JSON lines [answer, reference] and writes one line each: true, false, "memory" or "error". The kernel
-bounds its memory and its seconds of processor for each answer; it can open no file, write none, and has no environment.
+bounds its memory and its seconds of processor for each answer; it can write no file and start no process, and
+neither it nor the server was given a credential.
 """
 
 from __future__ import annotations

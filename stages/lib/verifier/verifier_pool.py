@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from stages.core.processes import without_secrets
 from stages.lib.verifier.answer_extraction import MAX_CHARACTERS, after_thought, last_boxed
 
 Rule = Literal["deepscaler", "math-verify", "math-verify-strict"]
@@ -242,7 +243,7 @@ class _Server:
         self._lock = threading.Lock()
         self._channel, theirs = socket.socketpair()
         command = [sys.executable, "-m", "stages.lib.verifier.fork_server", rule, str(theirs.fileno())]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        environment = {**without_secrets(), "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         with theirs:
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment, start_new_session=True

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stages.core.errors import InputError
+from stages.core.json_text import parsed_json
 from stages.lib.formats.compression import Damaged, lines_of, text_of
 from stages.lib.vision import prompts
 
@@ -71,14 +72,14 @@ class Benchmark:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(text_of(path))
+        return parsed_json(text_of(path))
     except (OSError, ValueError, Damaged) as error:
         raise InputError(f"{path.parent.name}/{path.name} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _lines(path: Path) -> Iterator[Any]:
     try:
-        yield from map(json.loads, lines_of(path))
+        yield from map(parsed_json, lines_of(path))
     except (OSError, ValueError, Damaged) as error:
         raise InputError(f"{path.parent.name}/{path.name} cannot be read: {' '.join(str(error).split())}") from error
 

@@ -9,7 +9,10 @@ A zip instead of a folder: hundreds of thousands of small objects would cost a r
 from __future__ import annotations
 
 import json
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +20,18 @@ from typing import Any, BinaryIO
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
+from stages.core.json_text import parsed_json
 from stages.core.reading import open_file
 
 IMAGE = "<image>"
 """Stands in a human turn where the image belongs; the model puts it after BOS wherever it stands."""
 ROWS_A_PART = 100_000
 ZIP_BYTES = 2**30
+DAMAGED_ZIP = (
+    OSError, EOFError, IndexError, ValueError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
+"""What the library raises for a zip file that is damaged, encrypted, or packed in a way that it does not know."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date: the same images must give the same bytes
 ROLES = {"human": True, "user": True, "gpt": False, "assistant": False}
 """Who speaks: True for the person. LLaVA writes human and gpt; some of its derivatives the other pair."""
@@ -117,7 +126,7 @@ def read_part(entry: FileEntry) -> Iterator[Conversation]:
 def _rows_of(stream: BinaryIO, name: str) -> Iterator[Conversation]:
     for number, line in enumerate(stream, 1):
         try:
-            yield parse(json.loads(line))
+            yield parse(parsed_json(line))
         except (ValueError, RowProblem) as error:
             raise InputError(f"{name}, line {number} is no conversation: {error}") from error
 
@@ -163,11 +172,12 @@ class ImageReader(Mapping[str, bytes]):
         for source in sorted(archives, key=str):
             try:
                 archive = zipfile.ZipFile(open_file(source) if isinstance(source, FileEntry) else source)
-            except (OSError, zipfile.BadZipFile) as error:
+                members = [info for info in archive.infolist() if not info.is_dir()]
+            except DAMAGED_ZIP as error:
                 name = Path(source.path).name if isinstance(source, FileEntry) else source.name
                 raise InputError(f"{name} is no zip file: {error}") from error
             self._zips.append(archive)
-            self._where.update({info.filename: (archive, info) for info in archive.infolist() if not info.is_dir()})
+            self._where.update({info.filename: (archive, info) for info in members})
 
     def __getitem__(self, name: str) -> bytes:
         archive, info = self._where[name]
@@ -175,7 +185,7 @@ class ImageReader(Mapping[str, bytes]):
             raise KeyError(f"{name} has {info.file_size} bytes")
         try:
             return archive.read(info)
-        except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        except DAMAGED_ZIP as error:
             raise KeyError(f"{name}: {error}") from error
 
     def __iter__(self) -> Iterator[str]:

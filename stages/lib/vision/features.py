@@ -25,6 +25,7 @@ from torch import Tensor
 
 from stages.core.artifacts import FileEntry
 from stages.core.errors import InputError
+from stages.core.json_text import parsed_json
 from stages.core.reading import open_file, read_checked, sense
 from stages.lib.formats.tensor_file import read_header
 
@@ -73,7 +74,7 @@ class Features:
         named = {entry.path: entry for entry in entries}
         try:
             with sense(named[INDEX], ValueError), open_file(named[INDEX]) as stream:
-                index = json.loads(stream.read())
+                index = parsed_json(stream.read())
             self._dtype = DTYPES[index["dtype"]]
             self._counts = list(index["images"])
             self._entries = [named[f"features-{n:05d}.safetensors"] for n in range(len(self._counts))]

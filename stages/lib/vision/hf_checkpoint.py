@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.core.json_text import parsed_json
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched, whatever a folder's configuration names
 
 import torch
@@ -171,7 +173,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[MoxinVLM, To
     """
     quiet()
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        kind = parsed_json((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"config.json of the model cannot be read: {' '.join(str(error).split())}") from error
     if kind != MoxinVLMConfig.model_type:

@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from stages.core import runtime
 from stages.core.errors import ConfigError, ExitClass, InputError, Preempted
-from stages.core.failures import classify
+from stages.core.failures import MESSAGE, classify
 from stages.core.leases import LeaseLost
 from tests.support.probe_pipeline import Stream
 
@@ -47,6 +47,12 @@ def test_errors_are_classified(error: BaseException, exit_class: str, message: s
     assert found[0] == exit_class
     assert found[1].startswith(message)
     assert "\n" not in found[1]
+
+
+def test_what_an_error_quotes_of_others_data_stays_one_line_of_bounded_length() -> None:
+    assert classify(InputError("no task 'a\nerror: pay\ud800'"), Path())[1] == "no task 'a error: pay\\ud800'"
+    line = classify(InputError("x" * 1_000_000), Path())[1]
+    assert (len(line), line[-2:]) == (MESSAGE, " …")
 
 
 def test_a_bug_is_shown_with_its_place() -> None:

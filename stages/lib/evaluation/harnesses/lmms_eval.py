@@ -122,7 +122,7 @@ def _outcome(folder: Path, suite: Suite, entry: TaskEntry) -> Outcome:
     results = value(whole, "results", dict, path.name)
     if name not in results:
         raise missing(suite, entry, path.name, results)
-    scores = results[name]
+    scores = value(results, name, dict, path.name)
     counts = value(value(whole, "n-samples", dict, path.name), name, dict, path.name)
     shots = value(value(whole, "n-shot", dict, path.name), name, int, path.name)
     check_shots(entry, shots, path.name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.errors import InputError
+from stages.core.json_text import parsed_json
 from stages.lib.evaluation.suite_file import Suite, TaskEntry
 
 VERSION_FILE = "environment.json"
@@ -75,7 +76,7 @@ class DataNeed:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError naming the file when it is not there, cut in half, or no object."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parsed_json(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"{path.name} is not there: the harness did not finish, or is of another version") from error
     except (ValueError, OSError) as error:
@@ -96,7 +97,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            row = json.loads(line)
+            row = parsed_json(line)
         except ValueError as error:
             raise InputError(f"{path.name}, line {number} is no whole JSON ({error}): run the harness again") from error
         if not isinstance(row, dict):

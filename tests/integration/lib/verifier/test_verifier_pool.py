@@ -163,6 +163,22 @@ def test_the_kernel_bounds_a_worker(tmp_path: Path) -> None:
     assert not (tmp_path / "file").exists() or (tmp_path / "file").read_bytes() == b""
 
 
+def test_neither_server_nor_worker_holds_a_credential_of_their_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel shows it: clearing `os.environ` leaves what a process was started with in its memory."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the-key-of-the-store")
+    monkeypatch.setenv("HF_TOKEN", "the-key-of-the-hub")
+    with Verifier(limits=LIMITS) as verifier:
+        assert verifier.verify(boxed("x+1"), "1+x").score == 1.0
+        worker, server = verifier._idle.get(), verifier._server
+        assert worker is not None
+        assert server is not None
+        for pid in (worker._pid, server._process.pid):
+            held = Path(f"/proc/{pid}/environ").read_bytes()
+            assert b"PATH=" in held
+            assert b"the-key-of" not in held
+        verifier._idle.put(worker)
+
+
 def test_text_that_would_run_is_not_run(deepscaler: Verifier, mathverify: Verifier, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     for text in (f"__import__('os').system('touch {mark}')", f"open('{mark}','w')", f"(x:=open('{mark}','w'))"):

@@ -48,8 +48,8 @@ def test_the_promised_weights_are_those_of_this_pipelines_decoder() -> None:
     [
         (lambda folder: outside_model.write(folder, pieces=261), r"wrong tokenizer: tokenizer\.json has 261 entries"),
         (lambda folder: outside_model.write(folder, model_type="llama"), "model_type is 'llama'"),
-        (lambda folder: outside_model.write(folder, num_hidden_layers=2), r"there is no model\.layers\.1\.input_lay"),
-        (lambda folder: outside_model.write(folder, intermediate_size=24), r"has the shape \[8, 16\], not \[8, 24\]"),
+        (lambda folder: outside_model.write(folder, num_hidden_layers=2), r"there is no model\.layers\.1\.self_attn"),
+        (lambda folder: outside_model.write(folder, intermediate_size=24), r"has the shape \[16, 8\], not \[24, 8\]"),
         (lambda folder: (folder / "tokenizer.json").unlink(), r"^there is no tokenizer\.json$"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"^there is no model\.safetensors$"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), r"model\.safetensors is damaged"),

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from flows.launch.base import load_site
+from flows.launch.base import load_site, parse_event
 from stages.core.errors import ConfigError
+
+
+def test_a_line_that_a_model_wrote_is_a_line_of_the_log_however_deep_it_opens_lists() -> None:
+    line = "[" * 5000
+    assert parse_event(line) == {"event": "log", "level": "debug", "message": line}
 
 
 class Site(BaseModel):
