@@ -114,11 +114,18 @@ def parse_event(line: str, plain: bool = False) -> dict[str, Any]:
             event = parsed_json(line)
     event = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
     fields = _EVENT_FIELDS.get(str(event.get("event")))
-    if fields is None or not all(isinstance(event.get(name), kind) for name, kind in fields.items()):
+    if fields is None or not all(isinstance(event.get(name), kind) for name, kind in fields.items()) or _odd(event):
         return {"event": "log", "level": "debug", "message": line}
     if event["event"] == "done" and event["exit"] not in set(ExitClass):
         return {"event": "log", "level": "debug", "message": line}
     return event
+
+
+def _odd(event: Mapping[str, Any]) -> bool:
+    """Whether an event has something else where everybody who shows it takes a number."""
+    values = event["values"].values() if event["event"] == "metric" else ()
+    given = [event[name] for name in ("at", "step", "done", "total") if event.get(name) is not None]
+    return any(not (isinstance(n, float) or (isinstance(n, int) and abs(n) < 1 << 63)) for n in (*given, *values))
 
 
 def public_environment(job: Job) -> dict[str, str]:

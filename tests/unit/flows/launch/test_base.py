@@ -16,6 +16,21 @@ def test_a_line_that_a_model_wrote_is_a_line_of_the_log_however_deep_it_opens_li
     assert parse_event(line) == {"event": "log", "level": "debug", "message": line}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "metric", "step": 1, "values": {"loss": "low"}}',
+        '{"event": "metric", "step": 1, "values": {"loss": null}}',
+        f'{{"event": "metric", "step": 1{"0" * 400}, "values": {{}}}}',
+        '{"event": "progress", "done": 1, "total": "all"}',
+    ],
+)
+def test_an_event_without_numbers_is_a_line_of_a_library(line: str) -> None:
+    assert parse_event(line) == {"event": "log", "level": "debug", "message": line}
+    for usual in ('{"event": "metric", "step": 1, "values": {"loss": NaN}}', '{"event": "progress", "done": 1.5}'):
+        assert parse_event(usual)["event"] != "log"
+
+
 class Site(BaseModel):
     partition: str
 
