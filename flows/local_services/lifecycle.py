@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from stages.core.files import ROOT
 
 START_SECONDS = 600.0
 """Against hangs alone: a service that dies while it starts is noticed at once."""
+FATAL = re.compile(r"F\d{4} ")
+"""What SeaweedFS begins the line with that says why it ends; the stacks of all its threads come after it."""
 TRIES = 3
 """How often a service is started on other ports when a program that makes no claims takes one in between."""
 
@@ -196,20 +199,29 @@ def bring_up(
             wait(folder, state, name, lambda: ready(Settings.load(folder)))
             return
         except InfraError:
-            died = not alive(state, name)
-            remembered = [
-                port
-                for key, port in state.items()
-                if key.endswith("_port") and (key == "prefect_port") == (name == "prefect")
-            ]
-            if attempt == TRIES - 1 or not died or all(ports.free(port) for port in remembered):
+            if attempt == TRIES - 1 or alive(state, name) or not _lost_a_port(folder, state, name):
                 raise
             say(f"another program has taken a port of {name} meanwhile")
             start(folder, state, name, command(), say)
 
 
+def _lost_a_port(folder: Path, state: State, name: str) -> bool:
+    """Whether a service that died at its start did so for a port of its own: another program has it, or had it then. Of
+    the range that the kernel gives to outgoing connections a port may be taken for a moment.
+    """
+    bound = [
+        port + offset
+        for key, port in state.items()
+        if key.endswith("_port") and (key == "prefect_port") == (name == "prefect")
+        for offset in ((0,) if name == "prefect" else (0, object_store.GRPC))
+    ]
+    return not all(map(ports.free, bound)) or "address already in use" in processes.said(folder, name).lower()
+
+
 def wait(folder: Path, state: State, name: str, ready: Callable[[], bool]) -> None:
-    """Wait until a service answers. Raises InfraError with the end of its log when it dies or takes too long."""
+    """Wait until a service answers. Raises InfraError with the reason, or the end of its log, when it dies or takes too
+    long.
+    """
     deadline = time.monotonic() + START_SECONDS
     log = folder / "logs" / f"{name}.log"
     while time.monotonic() < deadline:
@@ -218,6 +230,8 @@ def wait(folder: Path, state: State, name: str, ready: Callable[[], bool]) -> No
         if ready():
             return
         time.sleep(0.1)
-    tail = " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:])
+    lines = processes.said(folder, name).splitlines()
+    fatal = [line for line in lines if FATAL.match(line)]
+    tail = " | ".join(fatal[-1:] or lines[-3:])
     full = f"{no_space(folder)}. " if nearly_full(folder) else ""
     raise InfraError(f"{full}{name} did not come up; the end of {log}: {tail}")

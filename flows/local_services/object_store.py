@@ -14,10 +14,10 @@ from flows.local_services.processes import Launch, State
 from flows.settings import BUCKET, Settings
 from stages.core.errors import ConfigError, StageError
 
-PORTS = {"s3": 8333, "master": 9333, "volume": 9340, "filer": 8888}
-"""Preferred ports. SeaweedFS also takes each of its own plus 10,000 for gRPC; another is chosen where one is taken. Its
-processes talk by sockets in /tmp that are named by the ports: two stores of one /tmp need different ones also where
-each has a network namespace of its own (SeaweedFS 4.48; seen: one answered 500 from then on).
+PORTS, GRPC = {"s3": 8333, "master": 9333, "volume": 9340, "filer": 8888}, 10_000
+"""Preferred ports. SeaweedFS also takes each of its own plus GRPC; another is chosen where one is taken. Its processes
+talk by sockets in /tmp that are named by the ports: two stores of one /tmp need different ones also where each has a
+network namespace of its own (SeaweedFS 4.48; seen: one answered 500 from then on).
 """
 
 
@@ -27,7 +27,7 @@ def command(folder: Path, state: State, keys: dict[str, str]) -> Launch:
         raise ConfigError(f"no SeaweedFS beside {sys.executable}: install the locked requirements ('make setup')")
     claims: Claims = {}
     chosen = {
-        name: ports.choose(state, name, PORTS[name], (10000,), claims) for name in ("s3", "master", "volume", "filer")
+        name: ports.choose(state, name, PORTS[name], (GRPC,), claims) for name in ("s3", "master", "volume", "filer")
     }
     data = folder / "store"
     data.mkdir(exist_ok=True)

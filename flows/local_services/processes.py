@@ -25,6 +25,8 @@ MARKS = {"store": "mini", "prefect": "server", "worker": "worker"}
 """A word of each service's command line: what it starts inherits its environment, but is not the service."""
 HOME, NAME, PORTS_OF = "MOXIN_SERVICE_HOME", "MOXIN_SERVICE", "MOXIN_SERVICE_PORTS"
 """What a service carries in its environment, so that it can be found without a file."""
+LOG_END = 64 << 10
+"""Bytes of a log that are looked at for the reason of an end."""
 
 State = dict[str, Any]
 """What services.json holds: the ports, and the identity of each process."""
@@ -36,6 +38,19 @@ Launch = tuple[list[str], dict[str, str], Claims]
 def alive(state: State, name: str) -> bool:
     """Whether a service of a state runs."""
     return bool(state.get(name)) and process_alive(state[name])
+
+
+def _beginning(name: str) -> str:
+    return f"--- {name} started"
+
+
+def said(folder: Path, name: str) -> str:
+    """The end of what a service has written to its log since it was started last."""
+    with open(folder / "logs" / f"{name}.log", "rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - LOG_END))
+        text = stream.read().decode("utf-8", "replace")
+    _, mark, since = text.rpartition(_beginning(name))
+    return since.partition("\n")[2] if mark else text
 
 
 def start(
@@ -59,7 +74,7 @@ def start(
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with open(log, "ab") as stream:
-        stream.write(f"--- {name} started {time.strftime('%F %T')}\n".encode())
+        stream.write(f"{_beginning(name)} {time.strftime('%F %T')}\n".encode())
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -17,10 +17,13 @@ SECRETS = (
     "MOXIN_SOURCE_",
     "MOXIN_SECRETS",
     "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
     "HTTP_PROXY",
     "HTTPS_PROXY",
+    "ALL_PROXY",
     "http_proxy",
     "https_proxy",
+    "all_proxy",
 )
 """Beginnings of variables that a process has no use for which talks neither to the store nor to a source."""
 

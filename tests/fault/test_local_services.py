@@ -287,6 +287,47 @@ def test_a_service_whose_port_was_taken_in_between_starts_on_another(
     processes.stop(state, "prefect", 5)
 
 
+def test_a_service_whose_port_was_taken_for_a_moment_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: a store that was started again met an outgoing connection that the kernel had given its port for gRPC."""
+    monkeypatch.setattr(Settings, "load", classmethod(lambda cls, folder: None))
+    state: processes.State = {"s3_port": 1}
+    monkeypatch.setattr(ports, "free", lambda port: True)
+    taken = "print('F1201 06:07:03 volume.go:577 listen tcp 127.0.0.1:9: bind: address already in use')"
+    programs = [f"{taken}; print('goroutine 1'); raise SystemExit(1)", "import time; time.sleep(600)"]
+
+    def command() -> processes.Launch:
+        return [sys.executable, "-c", programs.pop(0), "mini"], {}, {}
+
+    lifecycle.start(tmp_path, state, "store", command(), lambda line: None)
+    wait_for(lambda: not processes.alive(state, "store"), "the end of the first try")
+    lifecycle.bring_up(
+        tmp_path, state, "store", command, lambda settings: processes.alive(state, "store"), lambda line: None
+    )
+    assert not programs
+    processes.stop(state, "store", 5)
+
+
+def test_a_port_for_grpc_that_is_taken_is_a_port_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "store.log").write_text("--- store started\nno reason\n")
+    monkeypatch.setattr(ports, "free", lambda port: port != 18333)
+    assert lifecycle._lost_a_port(tmp_path, {"s3_port": 8333}, "store")
+    assert not lifecycle._lost_a_port(tmp_path, {"s3_port": 8334}, "store")
+
+
+def test_a_store_that_does_not_come_up_says_why_and_not_its_stacks(tmp_path: Path) -> None:
+    program = (
+        "print('F1201 06:07:03 mini.go:9 no such folder'); print('goroutine 1 [running]:\\n' * 9); raise SystemExit"
+    )
+    state: processes.State = {}
+    launch: processes.Launch = ([sys.executable, "-c", program, "mini"], {}, {})
+    lifecycle.start(tmp_path, state, "store", launch, lambda line: None)
+    with pytest.raises(InfraError, match=r"store did not come up; the end of .*no such folder$"):
+        lifecycle.wait(tmp_path, state, "store", lambda: False)
+
+
 def test_a_service_that_dies_for_another_reason_is_not_started_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
