@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from pydantic import Field
 
 from stages.core.artifacts import Documents, Tokenizer, TokenShards
 from stages.core.config import Operational, StageConfig
 from stages.core.stage import Facets, Input, Output, Stage, output
-from stages.lib.data.workers import Workers
 
 
 class ShardsConfig(StageConfig):
     """The length of a window, and who packs."""
 
     sequence_length: int = Field(default=16, gt=1, description="tokens in a window")
-    workers: Operational[Workers] = Field(default=1, description="processes of a pool, or who has it; 1: none")
+    workers: Operational[int | Literal["slurm"]] = Field(
+        default=1, description="processes of a pool, or who has it; 1: none"
+    )
     task_seconds: Operational[float] = Field(default=0.0, ge=0, description="processor time of a task of the pool")
 
 
