@@ -8,18 +8,26 @@ to: this machine, nothing else.
 SQLite refuses a transaction that read before another one wrote; the server rolls it back and answers 503, and a client
 tries again or ends a run for it. Here such a request is carried out again before anybody hears of it.
 
+Runs that nobody works on any more are closed now and then (`flows/lost_runs.py`): Prefect ends those whose heartbeats
+stop, and never sees one that did not come to its first.
+
     python -m flows.prefect_server server start --port 4200      (the arguments of `prefect`)
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import runpy
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
+
+from flows.local_services.processes import HOME
 
 _HERE = " ".join(f"{scheme}://{host}:*" for scheme in ("http", "ws") for host in ("127.0.0.1", "localhost"))
 POLICY = (
@@ -31,6 +39,8 @@ POLICY = (
 
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Seconds before a request whose transaction was refused is carried out again; after the last, 503 is the answer."""
+LOOK_SECONDS = 30.0
+"""Between two looks at the runs."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -122,6 +132,20 @@ def guarding(make: Callable[..., Any]) -> Callable[..., Any]:
     return create_app
 
 
+def close_lost_runs(folder: Path, seconds: float = LOOK_SECONDS) -> None:
+    """Close lost runs for as long as this process lives, and say so in its log. folder: the installation's."""
+    from flows.local_services import lifecycle
+
+    while True:
+        time.sleep(seconds)
+        try:
+            lines = lifecycle.close_lost_runs(folder)
+        except Exception as error:  # it is tried again: nobody waits for it, and the server serves without it
+            lines = [f"runs that may be lost could not be looked for: {type(error).__name__}: {error}"]
+        for line in lines:
+            print(line, flush=True)
+
+
 def main() -> None:
     """Change what this module says of Prefect, then run its own command."""
     import prefect
@@ -129,6 +153,8 @@ def main() -> None:
 
     prefect.__ui_v2_static_path__ = Path("/nonexistent")  # what is not there is neither mounted nor offered
     server.create_app = guarding(server.create_app)
+    if folder := os.environ.get(HOME):
+        threading.Thread(target=close_lost_runs, args=(Path(folder),), daemon=True).start()
     sys.argv = ["prefect", *sys.argv[1:]]
     runpy.run_module("prefect", run_name="__main__")
 

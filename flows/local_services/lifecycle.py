@@ -16,10 +16,11 @@ from flows import lost_runs
 from flows.data_files import DATA
 from flows.local_services import object_store, ports, prefect, processes, state_file
 from flows.local_services.processes import Launch, State, alive
-from flows.settings import Settings, environment, home, read_json
+from flows.settings import BUCKET, Settings, environment, home, read_json
 from stages.core.disk import nearly_full, no_space
 from stages.core.errors import InfraError
 from stages.core.files import ROOT
+from stages.core.messages import StoreAddress
 
 START_SECONDS = 600.0
 """Against hangs alone: a service that dies while it starts is noticed at once."""
@@ -146,8 +147,10 @@ def close_lost_runs(folder: Path | None = None) -> list[str]:
     state = state_file.load(folder, lambda line: None)
     if _external(state)[1] or not (alive(state, "prefect") and alive(state, "worker")):
         return []
+    api = f"http://127.0.0.1:{state['prefect_port']}/api"  # whatever store there is, or none
     try:
-        return _close_lost_runs(Settings.load(folder), state["worker"])
+        nowhere = StoreAddress(bucket=BUCKET, endpoint=None)
+        return _close_lost_runs(Settings(folder, nowhere, api, True, False, {}, password(folder)), state["worker"])
     except InfraError as error:
         return [f"runs that may be lost could not be looked for: {error}"]
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -171,29 +172,54 @@ def listening() -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
+def claimed(installation: Installation, *states: str) -> str:
+    """A run of a deployment in a state, and through those before it; no worker sees it."""
+    found = installation.prefect("GET", "/deployments/name/moxin/collect")
+    body = {
+        "parameters": {"select": "collect"},
+        "state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2099-01-01T00:00:00Z"}},
+    }
+    run_id = installation.prefect("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
+    for state in states:
+        installation.prefect("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": state}, "force": True})
+    return run_id
+
+
 def test_runs_that_nobody_works_on_any_more_are_closed(installation: Installation) -> None:
     """Their worker was killed between claiming them and their first heartbeat; one was to be cancelled after that."""
     services = json.loads((installation.home / "services.json").read_text())
     kill(int(services["worker"].partition(":")[0]), signal.SIGKILL)
-    found = installation.prefect("GET", "/deployments/name/moxin/collect")
-
-    def claimed(*states: str) -> str:
-        body = {
-            "parameters": {"select": "collect"},
-            "state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2099-01-01T00:00:00Z"}},
-        }
-        run_id = installation.prefect("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"]
-        for state in states:
-            installation.prefect("POST", f"/flow_runs/{run_id}/set_state", {"state": {"type": state}, "force": True})
-        return run_id
-
-    begun, cancelled, waits = claimed("PENDING"), claimed("PENDING", "CANCELLING"), claimed()
+    begun, cancelled = claimed(installation, "PENDING"), claimed(installation, "PENDING", "CANCELLING")
+    waits = claimed(installation)
     time.sleep(1.1)  # the start of a process is known to a hundredth, and the boot to a second
     out = installation.start("up").communicate(timeout=HANG)
     states = {run: installation.prefect("GET", f"/flow_runs/{run}")["state"] for run in (begun, cancelled, waits)}
     assert [states[run]["type"] for run in (begun, cancelled, waits)] == ["CRASHED", "CANCELLED", "SCHEDULED"], out
     assert states[begun]["message"] == "its worker ended before the run began"
     assert "is closed as crashed: its worker ended before the run began" in out[1]
+
+
+def test_a_run_whose_process_outlives_its_worker_for_a_moment_is_closed_by_itself(installation: Installation) -> None:
+    """Seen: a worker was killed when it had just started a run's process, which was alive when `moxin up` looked, and
+    ended before its first heartbeat. Nobody looked again.
+    """
+    services = json.loads((installation.home / "services.json").read_text())
+    kill(int(services["worker"].partition(":")[0]), signal.SIGKILL)
+    run_id = claimed(installation, "PENDING")
+
+    def process(number: str) -> None:
+        installation.prefect("PATCH", f"/flow_runs/{run_id}", {"infrastructure_pid": number})
+
+    def state() -> dict[str, Any]:
+        return installation.prefect("GET", f"/flow_runs/{run_id}")["state"]
+
+    process(services["prefect"].partition(":")[0])  # one of Prefect's that lives
+    time.sleep(1.1)  # the start of a process is known to a hundredth, and the boot to a second
+    installation.moxin("up")
+    assert state()["type"] == "PENDING"
+    process(str(2**22 + 1))
+    wait_for(lambda: state()["type"] == "CRASHED", "the end of a run that nobody works on")
+    assert state()["message"] == "its process is gone"
 
 
 def test_nothing_of_this_machine_is_asked_for_through_a_proxy(

@@ -230,6 +230,8 @@ class Campaign:
         moments = sorted(chance.uniform(0.05, 0.9) * usual for _ in range(1 if power else chance.choice((1, 1, 2))))
         for moment in moments:
             while process.poll() is None and spent(trial.way, process, began) < moment:
+                if time.monotonic() - began > HANG:
+                    raise BrokenPromise("a run begins, or ends", self.said(home))
                 time.sleep(0.05)
             if process.poll() is None:
                 open_nodes = self.unpublished(home, trial.way)

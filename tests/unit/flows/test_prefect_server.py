@@ -16,8 +16,30 @@ from starlette.testclient import TestClient
 
 from flows import prefect_server
 from flows.cli import running
-from flows.local_services import prefect
+from flows.local_services import lifecycle, prefect
 from flows.prefect_server import PAUSES, POLICY, ServerMiddleware, guarding
+
+
+def test_lost_runs_are_looked_for_again_and_again_whatever_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = [["run x is closed"], OSError("no answer"), ["run y is closed"], KeyboardInterrupt]
+
+    def look(folder: Path) -> list[str]:
+        assert folder == tmp_path
+        now = looks.pop(0)
+        if isinstance(now, list):
+            return now
+        raise now
+
+    monkeypatch.setattr(lifecycle, "close_lost_runs", look)
+    with pytest.raises(KeyboardInterrupt):
+        prefect_server.close_lost_runs(tmp_path, 0.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "run x is closed",
+        "runs that may be lost could not be looked for: OSError: no answer",
+        "run y is closed",
+    ]
 
 
 def test_an_application_that_runs_can_be_asked_for_again() -> None:
