@@ -201,6 +201,23 @@ class Ledger(CheckpointStore):
                 f"node {result.node}: key {result.key[:12]} was published by another attempt meanwhile"
             ) from error
 
+    def published_by(self, lease: Lease, replaces: str | None) -> StageResult | None:
+        """What an attempt itself has published; None while it has not. Raises LeaseLost when another one has, since the
+        attempt was given `replaces`.
+
+        A scheduler may begin a job once more, under its epoch, after it has published and before it has ended: what it
+        would store then lies under the names of the published objects.
+        """
+        try:
+            stored = self.manifest(lease.key)
+        except DamagedRecord:  # it is none that anybody could be given
+            return None
+        if stored is None or stored[1] == replaces:
+            return None
+        if stored[0].attempt.epoch == lease.epoch:
+            return stored[0]
+        raise LeaseLost(f"key {lease.key[:12]} was published by another attempt (epoch {stored[0].attempt.epoch})")
+
     def recorded_digests(self, result: StageResult) -> dict[str, str] | None:
         """{object: SHA-256} of a result's manifest and metric rows, as they were published; None where nothing was
         written down (a result of before). Raises DamagedRecord.

@@ -95,6 +95,9 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
         share(request.store, f"{request.key}/{request.lease.epoch}")
         if own_rank() == 0:
             ledger.check(request.lease)  # a job may begin, or begin again, long after another attempt took the key
+        if (done := ledger.published_by(request.lease, request.replaces)) is not None:
+            context.log("its result is published already, by this attempt before it began again")
+            return done if own_rank() == 0 else None
         if world_size() == 1 and (kept := take_kept(request, root)) is not None:
             context.go_on_with(kept)
             return context.publish(started, cache)

@@ -223,6 +223,8 @@ class RuntimeContext:
         usual = self.ledger.store.patience
         self.ledger.store.patience *= PUBLISH_PATIENCE
         try:
+            if (done := self.ledger.published_by(self.request.lease, self.request.replaces)) is not None:
+                return done  # by another process of this attempt: a machine that its scheduler took for dead lives on
             result = self._publish(started, cache)
         except (InfraError, Preempted) as error:
             if (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -413,6 +415,65 @@ def test_a_stage_whose_lease_goes_elsewhere_publishes_nothing(
         run(request, stream)
     assert ledger.manifest(KEY) is None
     assert list(ledger.store.list(f"objects/probe_source/{KEY}/000001/")), "its objects are there, and invisible"
+
+
+def test_an_attempt_that_begins_again_after_it_has_published_ends_with_what_it_published(
+    ledger: Ledger, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler may put a job back into its queue, under its epoch, between its publication and its end."""
+    request = request_of(ledger.store.address, ledger, text="x", parts=1, act="", sentinel=None)
+    first = run(request, stream)
+    digests = ledger.recorded_digests(first)
+
+    def with_other_bytes(ctx: Any) -> None:
+        (ctx.output("documents") / "deep").mkdir()
+        (ctx.output("documents") / "deep" / "part-00000.txt").write_bytes(b"y 0\n")
+
+    monkeypatch.setattr("stages.probe_source.run.run", with_other_bytes)
+    with contextlib.suppress(LeaseLost):  # which would be too late
+        assert run(request, stream) == first
+    (entry,) = first.outputs["documents"].files
+    assert ledger.store.digest(entry.object) == entry.sha256, "what is published keeps its bytes"
+    assert ledger.recorded_digests(first) == digests
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_of_two_processes_of_one_attempt_the_later_one_stores_nothing_over_what_is_published(
+    ledger: Ledger, stream: Stream, monkeypatch: pytest.MonkeyPatch, forced: bool
+) -> None:
+    """A machine that its scheduler took for dead may live on while the job runs again elsewhere."""
+    settings: dict[str, Any] = {"text": "x", "parts": 1, "act": "", "sentinel": None}
+    replaces = None
+    if forced:
+        before = request_of(ledger.store.address, ledger, **settings)
+        run(before, stream)
+        ledger.release(before.lease)
+        replaces = ledger.manifest(KEY)
+    request = request_of(ledger.store.address, ledger, **settings)
+    request = request.model_copy(update={"replaces": replaces and replaces[1]})
+    results: list[StageResult] = []
+    inner = importlib.import_module("stages.probe_source.run").run
+
+    def with_other_bytes(ctx: Any) -> None:
+        monkeypatch.setattr("stages.probe_source.run.run", inner)
+        results.append(run(request, stream))
+        (ctx.output("documents") / "deep").mkdir()
+        (ctx.output("documents") / "deep" / "part-00000.txt").write_bytes(b"y 0\n")
+
+    monkeypatch.setattr("stages.probe_source.run.run", with_other_bytes)
+    with contextlib.suppress(LeaseLost):
+        assert run(request, stream) == results[0]
+    (entry,) = results[0].outputs["documents"].files
+    assert entry.object.startswith(f"objects/probe_source/{KEY}/{request.lease.epoch:06d}/")
+    assert ledger.store.digest(entry.object) == entry.sha256
+
+
+def test_an_attempt_whose_key_another_one_has_published_does_not_begin(ledger: Ledger, stream: Stream) -> None:
+    late = request_of(ledger.store.address, ledger)
+    run(late, stream)
+    ledger.release(late.lease)
+    with pytest.raises(LeaseLost, match=r"published by another attempt \(epoch 1\)"):
+        run(request_of(ledger.store.address, ledger), stream)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
