@@ -339,10 +339,10 @@ class Execution:
                 return exit_class, message
             exit_class, message = ExitClass.INFRA, "it could not be started"
             if resolved.result is not None and taken_over is None and resolved.key not in self._clean:
-                # a rerun of a finished key starts clean; where nobody forced it (a damaged result) it goes on from its
-                # own interrupted attempt
+                # a forced rerun of a finished key starts clean; else it goes on from its own interrupted attempt
                 forced = self.force and node.name in self.selected
-                self.ledger.drop_checkpoints(resolved.key, before=None if forced else resolved.result.attempt.epoch + 1)
+                before = lease.epoch if forced else resolved.result.attempt.epoch + 1
+                self.ledger.drop_checkpoints(resolved.key, before=before)
             self._clean.add(resolved.key)
             self.ledger.begin_attempt(record)
             self.tell(node.name, "state", state="running", message=reason)

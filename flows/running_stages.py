@@ -148,7 +148,7 @@ class RunningStages:
                 renewed, warned = time.monotonic(), False
             except LeaseLost as error:
                 lost.append(error)
-            except StageError as error:
+            except Exception as error:  # whatever it is: a beat that ended without a word would give the lease away
                 away = time.monotonic() - renewed
                 if away > LEASE_ENDURANCE:
                     lost.append(InfraError(f"the lease could not be renewed for {away:.0f} s: {error}"))

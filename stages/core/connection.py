@@ -151,8 +151,10 @@ class Connection:
                     raise
                 if isinstance(error, Expired) and not self._given:
                     take_again()
-                    # a new one: a file that is written anew is read once by a session
-                    self._client = _client(self.address, self._retries)
+                    # a new one: a file that is written anew is read once by a session; what cannot be read now, being
+                    # half written, may be read at the next try
+                    with suppress(InfraError, ConfigError), client_errors(self.address, key):
+                        self._client = _client(self.address, self._retries)
                 if reached is not None and reached() > furthest:
                     pause, since, furthest = PAUSES[0], 0.0, reached()
                 since = since or time.monotonic()

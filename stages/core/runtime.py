@@ -171,6 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     no_core_files()
     request: StageRequest | None = None
+    stopper: Stopper | None = None
     descriptor = os.dup(1)
     os.dup2(2, 1)  # libraries that print must not disturb the event stream
     sys.stdout = sys.stderr
@@ -185,7 +186,10 @@ def main(arguments: list[str] | None = None) -> int:
             enter(python, sys.argv[1:] if arguments is None else arguments, descriptor)
         events.emit("begun", at=time.time())  # from here on its machines are held: a launcher may have let it wait
         result = run(request, events, stopper)
+        stopper.over()
     except BaseException as error:
+        if stopper:
+            stopper.over()
         exit_class, message = classify(error, scratch())
         if exit_class is ExitClass.BUG:
             traceback.print_exc(file=sys.stderr)

@@ -41,6 +41,11 @@ class Stopper:
         except OSError:
             pass
 
+    def over(self) -> None:
+        """There is nothing left to stop: how it ended is told, and a signal must not change that."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def _watch_parent(self) -> None:
         while os.read(0, 4096):
             pass

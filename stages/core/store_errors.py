@@ -49,6 +49,12 @@ EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequi
 """Codes of answers to credentials that were good for a time, which is over."""
 
 
+AT_ONCE = frozenset({"ConditionalRequestConflict", "OperationAborted"})
+"""Codes of answers (HTTP 409) to a write that met another one of the same object, whose condition was not looked at: S3
+says to ask again.
+"""
+
+
 class Conflict(Exception):
     """A conditional write lost: the object exists already, or is no longer the one that was read."""
 
@@ -146,7 +152,9 @@ def _answer_error(address: StoreAddress, key: str, error: ClientError) -> Except
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0
     name = object_name(address, key)
-    if status in (409, 412) or code in ("PreconditionFailed", "ConditionalRequestConflict"):
+    if code in AT_ONCE:
+        return Unavailable(f"the object store at {_server(address)} is at work on {name} for another ({code})")
+    if status in (409, 412) or code == "PreconditionFailed":
         return Conflict(name)
     if code in EXPIRED:
         return Expired(

@@ -152,6 +152,7 @@ def keep(request: StageRequest, root: Path, state: dict[str, Any]) -> Path | Non
         record = {
             "source_digest": request.code.source_digest,
             "epoch": request.lease.epoch,
+            "replaces": request.replaces,
             "files": _listing(root),
             **state,
         }
@@ -166,8 +167,8 @@ def keep(request: StageRequest, root: Path, state: dict[str, Any]) -> Path | Non
 
 
 def take_kept(request: StageRequest, root: Path) -> dict[str, Any] | None:
-    """Take what an earlier attempt kept for this key, made by the same code and whole, into `root`; None when there is
-    none.
+    """Take what an earlier attempt kept for this key, made by the same code to replace the same result, and whole, into
+    `root`; None when there is none: a forced run makes anew what was kept before it.
 
     Only what this user left: scratch may be a folder that all share.
     """
@@ -177,6 +178,8 @@ def take_kept(request: StageRequest, root: Path) -> dict[str, Any] | None:
             return None
         record = json.loads((folder / STATE).read_text(encoding="utf-8"))
         if record.pop("files") != _listing(folder) or record.pop("source_digest") != request.code.source_digest:
+            return None
+        if record.pop("replaces", None) != request.replaces:
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -226,6 +226,38 @@ def test_the_real_entry_point_knows_the_real_stages_only(settings: Settings, led
     assert "this image has no stage 'probe_source'" in events_of(done.stdout)[0]["message"]
 
 
+AS_IF_DONE = """
+runtime.find_stage = runtime.engine_python = lambda *given: None
+runtime.run = lambda *given: SimpleNamespace(key="k", attempt=SimpleNamespace(wall_seconds=1))
+"""
+
+
+@pytest.mark.parametrize(("ends", "exit_class"), [(AS_IF_DONE, ExitClass.OK), ("", ExitClass.CONFIG)])
+def test_a_signal_while_the_end_is_told_changes_nothing_of_it(
+    settings: Settings, ledger: Ledger, tmp_path: Path, ends: str, exit_class: ExitClass
+) -> None:
+    """A launcher may ask a stage to stop that has just ended: an exception of it there was told as a bug."""
+    request, file = request_of(ledger.store.address, ledger), tmp_path / "request.json"
+    file.write_text(request.model_dump_json())
+    program = f"""
+import os, signal, sys
+from types import SimpleNamespace
+from stages.core import runtime
+told = runtime.leave_outcome
+runtime.leave_outcome = lambda *end: (os.kill(os.getpid(), signal.SIGTERM), told(*end))
+{ends}
+sys.exit(runtime.main([{str(file)!r}]))
+"""
+    env = {"PATH": os.environ["PATH"], **settings.store_environment(), "MOXIN_SCRATCH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, cwd=ROOT, capture_output=True, check=False, timeout=HANG
+    )
+    assert done.returncode == exit_class.code, done.stderr.decode()
+    outcome = ledger.outcome(request.key, request.lease.epoch)
+    assert outcome is not None
+    assert outcome.exit_class is exit_class
+
+
 def test_a_stage_is_cut_off_though_nobody_reads_what_it_says() -> None:
     """Its launcher has died, and with it the reader of its standard error."""
     code = (

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 import threading
 from pathlib import Path
@@ -215,7 +216,14 @@ def test_outputs_that_cannot_be_published_are_kept_for_the_next_attempt(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-@pytest.mark.parametrize("what", ["changed output", "other code", "cut state", "another user's"])
+def root_again(folder: Path) -> Path:
+    """Outputs of one more attempt."""
+    (folder / "again" / "out" / "documents").mkdir(parents=True)
+    (folder / "again" / "out" / "documents" / "kept.txt").write_text("kept")
+    return folder / "again"
+
+
+@pytest.mark.parametrize("what", ["changed output", "other code", "cut state", "another user's", "to replace another"])
 def test_kept_outputs_that_do_not_fit_are_made_anew(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -236,6 +244,15 @@ def test_kept_outputs_that_do_not_fit_are_made_anew(
         os.chown(kept, 12345, 12345)
     elif what == "cut state":
         (kept / workspace.STATE).write_text('{"source_digest"')
+    elif what == "to replace another":  # a person forced it since: what is kept may link what is gone by now
+        shutil.rmtree(kept)
+        run(request, Stream(tmp_path / "before"))
+        ledger.release(request.lease)
+        published = ledger.manifest(KEY)
+        assert published is not None
+        kept = workspace.keep(request, root_again(tmp_path), {})
+        request = request_of(ledger.store.address, ledger, KEY, text="x", parts=1)
+        request = request.model_copy(update={"replaces": published[1]})
     else:
         request = request.model_copy(update={"code": request.code.model_copy(update={"source_digest": "other"})})
     result = run(request, Stream(tmp_path / "events"))

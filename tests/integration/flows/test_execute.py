@@ -378,6 +378,28 @@ def test_a_forced_run_starts_clean_but_its_retries_resume(finished: Bench) -> No
     assert recorder(run).messages().count("begins at step 0") == 1
 
 
+def test_a_forced_run_that_slept_takes_nothing_of_the_attempt_after_it(
+    finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lost its lease while it slept before it cleared the old checkpoints away."""
+    key = finished.results()["train_2"].key
+    run, other = finished.begin(select="train_2", force=True), Ledger(finished.ledger.store)
+    drop = run.ledger.drop_checkpoints
+
+    def slept(key: str, step: int | None = None, before: int | None = None) -> None:
+        if not other.checkpoint_steps(key):
+            held = other.lease(key)
+            assert held is not None
+            other._put_lease(held[0].model_copy(update={"holder": "", "expires_at": 0.0}), held[1])
+            save_checkpoint(other, other.acquire(key, "another"), 3, folder_with(finished.folder, weights="1"))
+        drop(key, step, before)
+
+    monkeypatch.setattr(run.ledger, "drop_checkpoints", slept)
+    with pytest.raises(NodeFailed):
+        run_nodes(run, PIPE)
+    assert other.checkpoint_steps(key) == [3]
+
+
 def test_a_lost_result_is_made_again_from_where_an_interrupted_attempt_was(finished: Bench) -> None:
     """Nobody forced it: days of training are not thrown away because the result before has lost an object."""
     old = finished.results()["train_2"]

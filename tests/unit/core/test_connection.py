@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from botocore.exceptions import PartialCredentialsError
 from botocore.utils import parse_timestamp
 
 from stages.core import connection
 from stages.core.messages import StoreAddress
+from tests.support.faulty_store import client_error
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,31 @@ def test_what_is_no_time_is_told_as_botocore_does() -> None:
     for text in ("", "yesterday", "2026-13-45"):
         with pytest.raises(ValueError, match="Invalid timestamp"):
             connection._time(text)
+
+
+def test_credentials_that_cannot_be_read_at_the_moment_are_read_at_the_next_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their file is being written anew: a heartbeat that met it ended without a word, and its lease ran out."""
+    monkeypatch.setattr(connection, "PAUSES", (0.0, 0.0))
+    clients: list[Exception | None] = [PartialCredentialsError(provider="file", cred_var="key"), None]
+
+    def client(address: StoreAddress, retries: int) -> object:
+        if error := clients.pop(0):
+            raise error
+        return "new"
+
+    there = connection.Connection(StoreAddress(bucket="b"), client="old", patience=60)
+    there._given = False
+    monkeypatch.setattr(connection, "_client", client)
+
+    def ask() -> object:
+        if there._client == "old":
+            raise client_error("ExpiredToken", 400)
+        return there._client
+
+    assert there._patiently("a/key", ask) == "new"
+    assert not clients
 
 
 def test_a_client_reads_times_so_and_says_no_more_than_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

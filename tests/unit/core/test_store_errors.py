@@ -9,7 +9,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from stages.core.messages import StoreAddress
-from stages.core.store_errors import Unavailable, client_errors, retry_after
+from stages.core.store_errors import Conflict, Unavailable, client_errors, retry_after
+from tests.support.faulty_store import client_error
 
 LATER = email.utils.formatdate(time.time() + 3600, usegmt=True)
 
@@ -26,6 +27,23 @@ def test_a_date_is_a_time_from_now() -> None:
     assert 3000 < (retry_after(LATER) or 0) <= 3600
     assert retry_after("Mon, 01 Jan 2024 00:00:00 GMT") == 0
     assert retry_after("Mon, 01 Jan 99999 00:00:00 GMT") is None
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "error"),
+    [
+        ("ConditionalRequestConflict", 409, Unavailable),
+        ("OperationAborted", 409, Unavailable),
+        ("PreconditionFailed", 412, Conflict),
+        ("412", 412, Conflict),
+        ("BucketAlreadyExists", 409, Conflict),
+    ],
+)
+def test_a_write_that_met_another_one_is_asked_again_and_one_that_lost_is_not(
+    code: str, status: int, error: type[Exception]
+) -> None:
+    with pytest.raises(error), client_errors(StoreAddress(bucket="b"), "a/key"):
+        raise client_error(code, status)
 
 
 def test_a_store_that_names_a_date_is_left_alone_until_then() -> None:
