@@ -87,7 +87,8 @@ class DockerHandle:
         if self._renewal:
             self._renewal.end()
         self._stream.close()
-        remove(self._client, self._container, self._volume)
+        with contextlib.suppress(DockerException, OSError):  # its end stands; the next start removes what is left
+            remove(self._client, self._container, self._volume)
         code = int(state["ExitCode"])
         if state.get("OOMKilled") and code:
             return ExitClass.OOM.code
@@ -118,7 +119,12 @@ class DockerHandle:
     def stop(self, grace: float) -> None:
         if self._state is None and not self._stopping.is_set():
             self._stopping.set()
-            threading.Thread(target=stop, args=(self._client, self._container, grace), daemon=True).start()
+            threading.Thread(target=self._stop, args=(grace,), daemon=True).start()
+
+    def _stop(self, grace: float) -> None:
+        deadline = time.monotonic() + DAEMON_SECONDS
+        while self._state is None and not stop(self._client, self._container, grace) and time.monotonic() < deadline:
+            time.sleep(0.5)  # a daemon that restarts is waited for, and may have kept its containers
 
 
 class DockerLauncher:

@@ -27,6 +27,8 @@ from stages.core.messages import on_loopback
 from stages.core.store import Store
 
 POLL_SECONDS = 5.0
+LATE_SECONDS = 60.0
+"""Beyond its grace, until a pod of a Job that was deleted is surely gone, or its machine is."""
 _PREEMPTED = (
     "Evicted",
     "Preempted",
@@ -53,6 +55,7 @@ class KubernetesHandle:
         self._done_event: dict[str, Any] = {}
         self._log_position = LogPosition()
         self._stopping = False
+        self._deleted_at = 0.0
 
     @property
     def id(self) -> str:
@@ -120,7 +123,7 @@ class KubernetesHandle:
         try:
             status = self._batch.read_namespaced_job_status(self._name, self._namespace).status
         except ApiException as error:
-            if error.status == 404:
+            if error.status == 404 and not self._pods_end():
                 self._end = (
                     ExitClass.PREEMPTED.code,
                     {"event": "done", "exit": ExitClass.PREEMPTED, "message": "the Job was deleted"},
@@ -134,6 +137,18 @@ class KubernetesHandle:
         elif "Failed" in conditions:
             with contextlib.suppress(InfraError):  # asked again
                 self._end = outcome(self._pods(), conditions["Failed"].reason or "", self._node)
+
+    def _pods_end(self) -> bool:
+        """Whether pods of a Job that was deleted are still ending: they save a checkpoint, under a lease that is given
+        back once the Job counts as over. One whose machine is gone says nothing, and has its grace.
+        """
+        self._deleted_at = self._deleted_at or time.monotonic()
+        try:
+            pods = [pod for pod in self._pods() if pod.status.phase == "Running"]
+        except InfraError:  # a server that is away for a moment ends nothing
+            return True
+        grace = max((pod.metadata.deletion_grace_period_seconds or 0 for pod in pods), default=0)
+        return bool(pods) and time.monotonic() - self._deleted_at < grace + LATE_SECONDS
 
     def wait(self) -> int:
         while self._end is None:
@@ -155,9 +170,11 @@ class KubernetesHandle:
             self._stopping = True
             if self._arrays:
                 self._arrays.cancel()
-            threading.Thread(
-                target=delete, args=(self._core, self._batch, self._namespace, self._name, int(grace)), daemon=True
-            ).start()
+            threading.Thread(target=self._stop, args=(int(grace),), daemon=True).start()
+
+    def _stop(self, grace: int) -> None:
+        while self._end is None and not delete(self._core, self._batch, self._namespace, self._name, grace):
+            time.sleep(POLL_SECONDS)  # the server is away: nobody else ends this Job
 
 
 def outcome(pods: list[Any], reason: str, node: str) -> tuple[int, dict[str, Any] | None]:
@@ -312,8 +329,10 @@ class KubernetesLauncher:
         return names
 
 
-def delete(core: Any, batch: Any, namespace: str, name: str, grace: int) -> None:
-    """Delete a Job and what it owns. Its pods get SIGTERM, and `grace` seconds where that is more than nothing."""
+def delete(core: Any, batch: Any, namespace: str, name: str, grace: int) -> bool:
+    """Delete a Job and what it owns. Its pods get SIGTERM, and `grace` seconds where that is more than nothing. False
+    where the server does not answer, or refuses.
+    """
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
@@ -322,8 +341,13 @@ def delete(core: Any, batch: Any, namespace: str, name: str, grace: int) -> None
             core.delete_collection_namespaced_pod(
                 namespace, label_selector=f"batch.kubernetes.io/job-name={name}", grace_period_seconds=grace
             )
-    with contextlib.suppress(ApiException, HTTPError, OSError):
+    try:
         batch.delete_namespaced_job(name, namespace, propagation_policy="Background")
+    except ApiException as error:
+        return error.status == 404
+    except (HTTPError, OSError):
+        return False
+    return True
 
 
 def _image_id(pod: Any) -> str:

@@ -77,10 +77,15 @@ def _remove(client: Any, container: str, volume: str) -> None:
         remove(client, container, volume)
 
 
-def stop(client: Any, container: str, grace: float) -> None:
-    """Ask a container to stop, and kill it after its grace."""
-    with contextlib.suppress(DockerException, OSError):
+def stop(client: Any, container: str, grace: float) -> bool:
+    """Ask a container to stop, and kill it after its grace; False where the daemon does not answer, or cannot."""
+    try:
         client.api.stop(container, timeout=int(grace))
+    except NotFound:
+        return True
+    except (DockerException, OSError):
+        return False
+    return True
 
 
 def remove(client: Any, container: str, volume: str) -> None:

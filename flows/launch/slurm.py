@@ -123,14 +123,24 @@ class SlurmHandle:
     def _stop(self, grace: float) -> None:
         if self._arrays:
             self._arrays.cancel()
+        while self._state is None and not self._cancelled(grace):
+            time.sleep(self._poll)  # the controller is away: nobody else ends this job
+
+    def _cancelled(self, grace: float) -> bool:
+        """Ask the job to stop, and cut it off; False where the controller does not answer."""
+        state = job_state(self._number)[0]
+        if state in FINISHED or state == GONE:
+            return True
         with contextlib.suppress(InfraError):
-            if job_state(self._number)[0] == "RUNNING":
+            if state == "RUNNING":
                 run("scancel", "--signal=TERM", self._number)  # to the steps: the script lives on to write the status
                 deadline = time.monotonic() + grace
                 while time.monotonic() < deadline and self._state is None:
                     time.sleep(0.2)
-            if self._state is None:
+            if state != "UNKNOWN" and self._state is None:
                 run("scancel", self._number)
+            return state != "UNKNOWN"
+        return False
 
 
 class _Tail:

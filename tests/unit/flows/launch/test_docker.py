@@ -228,6 +228,34 @@ def test_an_engine_that_restarts_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     assert ExitClass.from_code(found.wait()) is ExitClass.PREEMPTED, "255 says nothing of the stage"
 
 
+def test_a_container_that_cannot_be_removed_changes_nothing_about_its_end() -> None:
+    """It was told as a fault of the program, although the stage had published. The next start removes what is left."""
+    for error in (module.DockerException("removal is in progress"), ConnectionResetError("the engine restarts")):
+
+        class Stuck(Engine):
+            def remove_container(self, name: str, **_: Any) -> None:
+                raise error  # noqa: B023
+
+        found = handle(Stuck(), (1, b'{"event": "done", "exit": "ok", "message": ""}\n'))
+        assert [event["exit"] for event in found.events()] == ["ok"]
+        assert found.wait() == 0
+
+
+def test_a_container_is_stopped_once_an_engine_that_is_away_is_back() -> None:
+    """It was asked once: the container then went on to its end, and a second stop did nothing."""
+    asked = list[tuple[str, int]]()
+
+    class Restarting(Engine):
+        def stop(self, name: str, timeout: int) -> None:
+            asked.append((name, timeout))
+            if len(asked) < 3:
+                raise ConnectionRefusedError("engine")
+
+    handle(Restarting(Status="running")).stop(25)
+    wait_for(lambda: len(asked) == 3, "the third try")
+    assert set(asked) == {("container", 25)}
+
+
 def test_no_engine_is_one_clear_line(
     docker_launcher: DockerLauncher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

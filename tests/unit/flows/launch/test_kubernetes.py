@@ -25,7 +25,7 @@ from stages.core.errors import ConfigError, ExitClass, InfraError
 from stages.core.keys import sha256
 from stages.core.messages import CodeRef, Lease, Secrets, StageRequest, StoreAddress, StoredRequest
 from stages.core.resources import Processes, Resources
-from tests.support.kubernetes_api import CREDENTIALS, Cluster, against, launcher, pod, waiting_pod
+from tests.support.kubernetes_api import CREDENTIALS, Cluster, against, launcher, pod, read, waiting_pod
 from tests.support.planted import CONTROL_PLANE, SOURCES, held, secrets_in
 from tests.support.probe_pipeline import wait_for
 
@@ -399,6 +399,66 @@ def test_stopping_gives_the_pods_their_grace(tmp_path: Path) -> None:
     cluster = Cluster()
     module.delete(cluster, cluster, "moxin", "j", 25)
     assert cluster.deleted == [("batch.kubernetes.io/job-name=j", 25), ("j", "Background")]
+
+
+def test_a_job_is_deleted_once_a_server_that_is_away_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was asked once: the Job then went on to its end, and a second stop did nothing."""
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    cluster, tries = Cluster(), list[str]()
+    handle = launcher(cluster, tmp_path).start(job())
+    delete, cluster.deleted = cluster.delete_namespaced_job, []
+
+    def away_at_first(name: str, namespace: str, **how: Any) -> None:
+        tries.append(name)
+        if len(tries) < 3:
+            raise ProtocolError("connection reset") if len(tries) == 1 else ApiException(status=503, reason="away")
+        delete(name, namespace, **how)
+
+    monkeypatch.setattr(cluster, "delete_namespaced_job", away_at_first)
+    handle.stop(25)
+    wait_for(lambda: (handle.id, "Background") in cluster.deleted, "the Job's end")
+    assert len(tries) == 3
+
+
+def test_a_stopped_job_is_followed_until_its_pods_have_saved_their_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease is given back when it is taken for over. A log that is quiet for a minute, as while a large checkpoint
+    is stored, is asked for again: the Job was gone by then, and the checkpoint refused.
+    """
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    cluster = Cluster()
+    cluster.status = []  # the Job is deleted at once, its pods have their grace
+    ending = read("V1Pod", metadata={"name": "p-0", "deletionGracePeriodSeconds": 600}, status={"phase": "Running"})
+    cluster.pods = [ending]
+    looks = list[float]()
+
+    def later(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            cluster.log = b'{"event": "done", "exit": "preempted", "message": "stopped on request"}\n'
+            cluster.pods = [pod(75)]
+
+    monkeypatch.setattr(module.time, "sleep", later)
+    handle = launcher(cluster, tmp_path).start(job())
+    ended = [event["message"] for event in handle.events() if event["event"] == "done"]
+    assert (ended, len(looks) >= 3) == (["stopped on request"], True)
+    assert ExitClass.from_code(handle.wait()) is ExitClass.PREEMPTED
+
+
+def test_a_pod_whose_machine_is_gone_is_not_waited_for_beyond_its_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster, clock = Cluster(), [1000.0]
+    cluster.status = []
+    cluster.pods = [
+        read("V1Pod", metadata={"name": "p-0", "deletionGracePeriodSeconds": 600}, status={"phase": "Running"})
+    ]
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + 30))
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    handle = launcher(cluster, tmp_path).start(job())
+    assert [event["message"] for event in handle.events() if event["event"] == "done"] == ["the Job was deleted"]
+    assert 1600 < clock[0] < 1800
 
 
 def test_only_a_live_job_is_taken_over(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -455,6 +456,38 @@ def test_a_pending_job_is_cancelled_at_once(controller: Path, tmp_path: Path) ->
     found = handle(tmp_path)
     found._stop(30)
     assert (controller / "calls").read_text().splitlines()[-1] == "scancel 7"
+
+
+@pytest.mark.parametrize("away", [["scancel"], ["scontrol", "scancel"]])
+def test_a_job_is_stopped_once_a_controller_that_is_away_is_back(
+    controller: Path, tmp_path: Path, away: list[str]
+) -> None:
+    """It was asked once: the job then went on to its end, whatever became of its lease, and a second stop did
+    nothing.
+    """
+    state(controller, "PENDING")
+    for command in away:
+        (controller / f"{command}.err").write_text("Unable to contact slurm controller (connect failure)")
+    found = handle(tmp_path)
+    found.stop(30)
+    tries = lambda: calls(controller, away[0]) if (controller / "calls").exists() else []  # noqa: E731
+    wait_for(lambda: len(tries()) > 2 or not _stops(), "more tries than one")
+    assert len(tries()) > 2
+    for command in away:
+        (controller / f"{command}.err").unlink()
+    wait_for(lambda: not _stops(), "the end of the thread that stops it")
+    assert (controller / "calls").read_text().splitlines()[-1] == "scancel 7"
+
+
+def test_nobody_goes_on_to_stop_a_job_that_is_over(controller: Path, tmp_path: Path) -> None:
+    state(controller, "CANCELLED")
+    (controller / "scancel.err").write_text("Job/step already completing or completed")
+    handle(tmp_path).stop(30)
+    wait_for(lambda: (controller / "calls").exists() and not _stops(), "the end of the thread that stops it")
+
+
+def _stops() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "_stop" in thread.name]
 
 
 # --- arrays that a stage asks for -------------------------------------------------------------------------------------
