@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -66,8 +67,8 @@ class RunningStages:
         """Follow a stage to its end: its events go to the log and to the observers, its lease is renewed. ranks: its
         processes, on all nodes, that a launcher's torchrun starts. grace: seconds that it gets for a last checkpoint.
 
-        Returns the exit class and the line that says why. Raises what the launcher raises, after it has stopped the
-        stage; StageError when the disk of the log is full; LeaseTakenOver when another process follows the stage now,
+        Returns the exit class and the line that says why. Raises what the launcher raises, after the stage has
+        stopped; StageError when the disk of the log is full; LeaseTakenOver when another process follows the stage now,
         which goes on: this one lets go of it at its next event.
         """
         with self._lock:
@@ -77,6 +78,7 @@ class RunningStages:
         beat = threading.Thread(target=self._heartbeat, args=(node, lease, handle, grace, ended, lost), daemon=True)
         beat.start()
         last: dict[str, Any] = {}
+        said = handle.events()
         try:
             if self._stopping.is_set():
                 handle.stop(grace)
@@ -84,7 +86,7 @@ class RunningStages:
             with open(
                 log, "w", encoding="utf-8", errors="backslashreplace"
             ) as stream:  # half a surrogate pair is no reason to stop
-                for event in handle.events():
+                for event in said:
                     if _taken_over(lost):
                         break
                     stream.write(json.dumps({"time": now(), **event}, ensure_ascii=False) + "\n")
@@ -96,6 +98,10 @@ class RunningStages:
         except BaseException as error:  # nobody follows the stage any more: it must not go on
             if not _taken_over(lost):
                 handle.stop(grace)
+                with contextlib.suppress(Exception):  # until it has saved its checkpoint, for which it needs its lease
+                    for _ in said:
+                        pass
+                    handle.wait()
             if isinstance(error, OSError) and (full := disk_full(error, log.parent)):
                 raise full from error
             raise

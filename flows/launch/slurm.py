@@ -9,6 +9,7 @@ resumes from its own checkpoint. Request, secrets and output lie in a folder tha
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -63,7 +64,7 @@ class SlurmHandle:
                 break
             if array_event and self._arrays and not self._stopping:
                 yield from self._arrays.submit(array_event)
-            if time.monotonic() - polled >= self._poll or Path(f"{self._base}.exit").exists():
+            if time.monotonic() - polled >= self._poll or os.path.exists(f"{self._base}.exit"):
                 polled = time.monotonic()
                 state, code, reason = job_state(self._number)
                 if f"{state} {reason}" != reported and state == "PENDING":
@@ -96,7 +97,8 @@ class SlurmHandle:
         if self.renewal:
             self.renewal.end()
         for suffix in _INPUTS:
-            Path(f"{self._base}{suffix}").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next start of a run removes what stays
+                Path(f"{self._base}{suffix}").unlink(missing_ok=True)
         return self._status(state, code)
 
     def _status(self, state: str, code: int) -> int:
@@ -107,7 +109,7 @@ class SlurmHandle:
             return TERMINATIONS[state][0].code
         with contextlib.suppress(OSError, ValueError):
             code = int(Path(f"{self._base}.exit").read_text())
-        if state == GONE and not Path(f"{self._base}.exit").exists():
+        if state == GONE and not os.path.exists(f"{self._base}.exit"):
             return ExitClass.PREEMPTED.code
         done_class = self._done.get("exit")
         if code and done_class and done_class != ExitClass.OK:
@@ -151,11 +153,8 @@ class _Tail:
 
     def read(self, everything: bool) -> Iterator[dict[str, Any]]:
         """Events of the whole lines that are new; at the end also of a last line that was cut off."""
-        try:
-            stream = open(self._path, "rb")  # noqa: SIM115
-        except FileNotFoundError:
-            return
-        with stream:
+        # not there yet, or the shared folder is away for a moment (a stale handle): the caller comes again
+        with contextlib.suppress(OSError), open(self._path, "rb") as stream:
             stream.seek(self._offset)
             while piece := stream.read(PIECE):  # a flow that comes back has the whole log before it
                 self._offset += len(piece)

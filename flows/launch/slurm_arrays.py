@@ -36,8 +36,8 @@ class JobArrays:
         request = ArrayRequest.checked(event, self._job)
         try:
             awaited = request.awaited()
-        except InfraError as error:  # the store is away: the stage asks again
-            yield request.warning(error)
+        except (InfraError, OSError) as error:  # the store or the shared folder is away: the stage asks again
+            yield request.warning(_away(error))
             return
         before, self._current = self._current, None
         if not awaited:  # read again by one that came back
@@ -46,6 +46,9 @@ class JobArrays:
             number = self._submit_or_find(request)
         except InfraError as error:
             yield request.refuse(error)
+            return
+        except OSError as error:  # the shared folder is away: the stage asks again
+            yield request.warning(_away(error))
             return
         self._current = number, request
         if before == self._current:  # asked again, lest its event was lost
@@ -85,11 +88,12 @@ class JobArrays:
             return
         states, reason = polled
         if states.keys() <= FINISHED:
-            with contextlib.suppress(InfraError):  # the store is away: told at the next look
+            with contextlib.suppress(InfraError, OSError):  # the store is away: told at the next look
                 request.answer(states)
                 self._current = None
                 for suffix in (".job", ".sh"):
-                    Path(f"{array_base(self._job, self._folder, request)}{suffix}").unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        Path(f"{array_base(self._job, self._folder, request)}{suffix}").unlink(missing_ok=True)
         elif states.keys() <= {*FINISHED, "PENDING"} and reason != self._reported_reason:
             self._reported_reason = reason
             yield {"event": "log", "level": "info", "message": f"Slurm array {number} is pending ({reason})"}
@@ -100,6 +104,12 @@ class JobArrays:
         with contextlib.suppress(InfraError):
             if jobs := queued_jobs(self._prefix):
                 run("scancel", *jobs)
+
+
+def _away(error: InfraError | OSError) -> InfraError:
+    if isinstance(error, InfraError):
+        return error
+    return InfraError(f"cannot use {error.filename or 'the shared folder'}: {error.strerror or error}")
 
 
 def cancel_leftovers(job: Job, installation: str) -> None:

@@ -21,6 +21,12 @@ _WRITE_FAILED = re.compile(
     r"write failed|failed writing|unexpected pos \d+ vs|requested and \d+ written|short write", re.IGNORECASE
 )
 """What torch's zip writer, NumPy's `tofile` and zstd say when a write came short. On a full disk that is the reason."""
+_AWAY = (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
+"""What the system says where a disk fails, or the server of a shared folder (NFS, Lustre) is away: another try goes
+on, perhaps on another machine.
+"""
+_AWAY_OF_A_FILE = (errno.ENOTCONN, errno.ENODEV, errno.ETIMEDOUT)
+"""The same of FUSE and soft mounts; without a file's name they are a socket's."""
 MESSAGE = 4000
 """Characters of the line that says how an attempt ended."""
 
@@ -42,6 +48,8 @@ def _classified(error: BaseException, root: Path) -> tuple[ExitClass, str]:
         return ExitClass.OOM, f"out of memory: {error}" if str(error) else "out of memory"
     if (full := _full_disk(error, root)) is not None:
         return ExitClass.INFRA, str(no_space(full))
+    if (away := _disk_away(error)) is not None:
+        return ExitClass.INFRA, f"the disk that holds {away.filename or root} does not answer: {away.strerror or away}"
     frame = traceback.extract_tb(error.__traceback__)[-1] if error.__traceback__ else None
     at = f" ({Path(frame.filename).name}:{frame.lineno})" if frame else ""
     return ExitClass.BUG, f"{type(error).__name__}: {error}{at}"
@@ -70,6 +78,16 @@ def _full_disk(error: BaseException, root: Path) -> Path | str | None:
         return root
     if any(_WRITE_FAILED.search(str(cause)) for cause in chain) and nearly_full(root):
         return root
+    return None
+
+
+def _disk_away(error: BaseException) -> OSError | None:
+    """The error of a disk that does not answer, where that is what an error is, or is raised from."""
+    link: BaseException | None = error
+    for _ in range(20):
+        if isinstance(link, OSError) and (link.errno in _AWAY or (link.filename and link.errno in _AWAY_OF_A_FILE)):
+            return link
+        link = link.__cause__ if link else None
     return None
 
 

@@ -15,9 +15,10 @@ import pytest
 from flows import plan as plans
 from flows import running_stages
 from flows.execute import Execution, NodeFailed
+from flows.launch.base import Job
 from stages.core.errors import ConfigError, ExitClass, InfraError, Preempted
 from stages.core.ledger import Ledger
-from stages.core.messages import StageResult
+from stages.core.messages import Lease, StageResult
 from stages.core.records import LeaseRecord
 from tests.support.bench import PIPE, SOURCE, Bench, ScriptedHandle, ScriptedLauncher, failing, recorder, started
 from tests.support.limits import HANG
@@ -213,6 +214,46 @@ class TalkingHandle(ScriptedHandle):
         while not self.stopped.wait(0.02):
             assert time.monotonic() < deadline, "nobody let go of the stage"
             yield {"event": "log", "level": "info", "message": "busy"}
+
+
+class SavingHandle(ScriptedHandle):
+    """A job whose launcher cannot say how it is, and that saves a checkpoint when it is asked to stop."""
+
+    def __init__(self, ledger: Ledger, lease: Lease) -> None:
+        super().__init__([], 0, until_stopped=True)
+        self._ledger, self._lease = ledger, lease
+        self.refused: list[Exception] = []
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        yield {"event": "log", "level": "info", "message": "busy"}
+        raise ValueError("the launcher has a fault")
+
+    def wait(self) -> int:
+        assert self.stopped.wait(HANG), "nobody stopped the stage"
+        try:
+            self._ledger.renew(self._lease)
+        except Exception as error:
+            self.refused.append(error)
+        return 0
+
+
+def test_a_stage_that_cannot_be_followed_keeps_its_lease_until_it_has_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was asked to stop, and its lease given back at once: its last checkpoint was refused."""
+    handles = list[SavingHandle]()
+
+    def start(job: Job) -> SavingHandle:
+        handles.append(SavingHandle(bench.ledger, job.request.lease))
+        return handles[-1]
+
+    launcher = ScriptedLauncher()
+    monkeypatch.setattr(launcher, "start", start)
+    with pytest.raises(ValueError, match="the launcher has a fault"):
+        bench.begin(launcher=launcher).node(SOURCE, {})
+    (handle,) = handles
+    assert handle.stopped.is_set()
+    assert handle.refused == []
 
 
 def test_a_stage_that_another_process_follows_now_is_let_go_and_goes_on(

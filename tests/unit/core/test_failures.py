@@ -37,6 +37,18 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA"), "oom", "out of memory: CUDA"),
         (OSError(errno.ENOSPC, "full", "/data/x"), "infra", "no space left on the disk that holds /data/x"),
         (OSError(errno.EDQUOT, "quota"), "infra", "no space left on the disk that holds request"),
+        (
+            OSError(errno.ESTALE, "Stale file handle", "/s/x"),
+            "infra",
+            "the disk that holds /s/x does not answer: Stale",
+        ),
+        (OSError(errno.EIO, "I/O error"), "infra", "the disk that holds request does not answer: I/O error"),
+        (
+            OSError(errno.ENOTCONN, "not connected", "/s/x"),
+            "infra",
+            "the disk that holds /s/x does not answer: not conn",
+        ),
+        (OSError(errno.ENOTCONN, "not connected"), "bug", "OSError: [Errno 107] not connected"),
         (OSError(errno.EACCES, "denied", "/data/x"), "bug", "PermissionError: [Errno 13] denied: '/data/x'"),
         (ValueError("e"), "bug", "ValueError: e"),
         (SystemExit(3), "bug", "SystemExit: 3"),
@@ -47,6 +59,13 @@ def test_errors_are_classified(error: BaseException, exit_class: str, message: s
     assert found[0] == exit_class
     assert found[1].startswith(message)
     assert "\n" not in found[1]
+
+
+def test_a_disk_that_failed_while_another_error_was_told_does_not_hide_that() -> None:
+    stale, cut, unknown = OSError(errno.ESTALE, "stale", "/s/x"), ValueError("a shard is cut"), ValueError("no option")
+    cut.__cause__ = cut.__context__ = unknown.__context__ = stale
+    assert classify(cut, Path())[0] is ExitClass.INFRA, "raised from it"
+    assert classify(unknown, Path())[0] is ExitClass.BUG, "raised after it"
 
 
 def test_what_an_error_quotes_of_others_data_stays_one_line_of_bounded_length() -> None:

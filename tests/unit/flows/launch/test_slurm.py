@@ -486,6 +486,28 @@ def test_nobody_goes_on_to_stop_a_job_that_is_over(controller: Path, tmp_path: P
     wait_for(lambda: (controller / "calls").exists() and not _stops(), "the end of the thread that stops it")
 
 
+def test_a_shared_folder_that_is_away_ends_no_stage(controller: Path, tmp_path: Path) -> None:
+    """A stale handle of its log was an error of the program: the job was stopped, and a good end lost."""
+    found = handle(tmp_path)
+    log, request = tmp_path / "job.out", tmp_path / "job.json"
+    log.unlink()
+    log.mkdir()  # open() fails, and unlink() of the other, by something else than a file that is not there
+    request.mkdir()
+    state(controller, "RUNNING")
+    said = found.events()
+    events = list[dict[str, Any]]()
+    reader = threading.Thread(target=lambda: events.extend(said), daemon=True)
+    reader.start()
+    wait_for(lambda: len(calls(controller, "scontrol")) > 2 if (controller / "calls").exists() else False, "looks")
+    log.rmdir()
+    log.write_text('{"event": "done", "exit": "ok", "message": ""}\n')
+    Path(tmp_path / "job.exit").write_text("0")
+    state(controller, "COMPLETED")
+    wait_for(lambda: not reader.is_alive(), "the job's end")
+    assert [event["exit"] for event in events] == ["ok"]
+    assert found.wait() == 0
+
+
 def _stops() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "_stop" in thread.name]
 
@@ -605,6 +627,19 @@ def test_an_array_is_submitted_once_whoever_follows_it(controller: Path, tmp_pat
     assert list(arrays(work).submit(event)) == [], "answered before"
     objects.delete([first_part(event["name"]), over(event)])
     assert list(arrays(work).submit(event)) == [], "all done, and cleared away"
+
+
+def test_an_array_whose_folder_is_away_is_asked_for_again(controller: Path, tmp_path: Path) -> None:
+    (controller / "sbatch.out").write_text("12\n")
+    event, found = ask(tmp_path / "work"), arrays(tmp_path / "work")
+    blocked = tmp_path / f"pretrain_1-{'a' * 16}-3-sign-1a2b3c4d.job"
+    blocked.mkdir()
+    (said,) = found.submit(event)
+    assert said["message"] == f"no array for 20 shards: cannot use {blocked}: Is a directory"
+    assert answered(event) is None, "the stage asks again"
+    blocked.rmdir()
+    (said,) = found.submit(event)
+    assert said["message"].startswith("Slurm array 12:")
 
 
 def test_a_new_array_ends_those_that_nobody_waits_for(controller: Path, tmp_path: Path) -> None:
