@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,8 @@ class RunningStages:
             if self._stopping.is_set():
                 handle.stop(grace)
             log.parent.mkdir(parents=True, exist_ok=True)
-            with open(
-                log, "w", encoding="utf-8", errors="backslashreplace"
-            ) as stream:  # half a surrogate pair is no reason to stop
+            # half a surrogate pair is no reason to stop
+            with open(log, "w", encoding="utf-8", errors="backslashreplace") as stream:
                 for event in said:
                     if _taken_over(lost):
                         break
@@ -98,10 +98,7 @@ class RunningStages:
         except BaseException as error:  # nobody follows the stage any more: it must not go on
             if not _taken_over(lost):
                 handle.stop(grace)
-                with contextlib.suppress(Exception):  # until it has saved its checkpoint, for which it needs its lease
-                    for _ in said:
-                        pass
-                    handle.wait()
+                _wait_for_end(handle, said)  # it saves its checkpoint, for which it needs its lease
             if isinstance(error, OSError) and (full := disk_full(error, log.parent)):
                 raise full from error
             raise
@@ -173,6 +170,14 @@ class RunningStages:
             if lost:
                 handle.stop(grace)
                 return
+
+
+def _wait_for_end(handle: Handle, said: Iterator[dict[str, Any]]) -> None:
+    """Wait until a stage that was stopped has ended, as far as its launcher can tell."""
+    with contextlib.suppress(Exception):
+        for _ in said:  # a pipe that nobody reads would hold it up
+            pass
+        handle.wait()
 
 
 def _taken_over(lost: list[InfraError]) -> bool:
