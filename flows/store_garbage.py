@@ -23,6 +23,7 @@ from stages.core.checkpoints import ROWS
 from stages.core.leases import LeaseLost
 from stages.core.ledger import DIGESTS, Ledger
 from stages.core.messages import Lease
+from stages.core.records import epoch_of
 
 LEASE = 600.0
 """Seconds for which a key is held while its objects are removed; renewed with each batch."""
@@ -178,7 +179,7 @@ class StoreGarbage:
             group.committed |= parts[-1] == (DIGESTS if prefix.startswith("objects/") else "COMMIT.json")
             group.committed |= prefix.startswith("checkpoints/") and parts[2] == ROWS  # checkpoints refer to them
             if prefix.startswith("checkpoints/"):
-                group.epoch = max(group.epoch, int(parts[3]) if parts[3].isdigit() else 0)
+                group.epoch = max(group.epoch, epoch_of(parts[3]))
             self._seen += 1
             if self._seen % 10_000 == 0:
                 self._tell(self._seen)
@@ -198,7 +199,7 @@ class StoreGarbage:
             return
         parts = folder.rstrip("/").split("/")
         key, rest = (parts[2], parts[3:]) if folder.startswith(PLANES) else (parts[1], parts[2:])
-        epoch = group.epoch or (int(rest[0]) if parts[0] == "objects" and rest[0].isdigit() else 0)
+        epoch = group.epoch or (epoch_of(rest[0]) if parts[0] == "objects" else 0)
         if kept := self._referred(folder):  # in part: count what is left
             group = Group(newest=group.newest, epoch=group.epoch, committed=group.committed)
             for row in self.ledger.store.list(folder):

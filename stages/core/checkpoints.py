@@ -16,7 +16,7 @@ from stages.core.files import inside
 from stages.core.leases import LeaseStore
 from stages.core.messages import Lease
 from stages.core.range_file import BLOCK, RangeFile
-from stages.core.records import CheckpointCommit
+from stages.core.records import CheckpointCommit, DamagedRecord, epoch_of
 from stages.core.store import Store, in_threads
 from stages.core.store_errors import Damaged
 
@@ -60,7 +60,7 @@ class CheckpointStore(LeaseStore):
         Raises Damaged when the store gives back other bytes than it was given.
         """
         self.check(lease)
-        files = upload_folder(self.store, f"checkpoints/{lease.key}/{step:012d}/{lease.epoch:06d}", folder)
+        files = upload_folder(self.store, f"checkpoints/{lease.key}/{step:012d}/{self.folder(lease)}", folder)
         try:
             in_threads(self._read_back, files, self.store.interrupted)
         finally:
@@ -69,7 +69,7 @@ class CheckpointStore(LeaseStore):
 
     def upload_rows(self, lease: Lease, number: int, path: Path, name: str) -> FileEntry:
         """Store a segment of metric rows that will not change any more. name: its path in checkpoints."""
-        return self.store.put_file(f"checkpoints/{lease.key}/{ROWS}/{lease.epoch:06d}/{number:06d}", path, name)
+        return self.store.put_file(f"checkpoints/{lease.key}/{ROWS}/{self.folder(lease)}/{number:06d}", path, name)
 
     def _read_back(self, entry: FileEntry) -> None:
         """Hold a block of a stored file, any one, against its CRC32."""
@@ -153,19 +153,25 @@ class CheckpointStore(LeaseStore):
     def drop_checkpoints(self, key: str, step: int | None = None, before: int | None = None) -> None:
         """Remove one checkpoint, or all of a key, or those alone that attempts of an epoch below `before` made.
 
-        The commit marker goes first: what is half removed is invisible.
+        The commit marker goes first, and by its name, since a list may be late: what is half removed is invisible.
         """
         prefix = f"checkpoints/{key}/" if step is None else f"checkpoints/{key}/{step:012d}/"
         rows = [o.key for o in self.store.list(prefix)]
+        steps = {row.split("/")[2] for row in rows} - {ROWS}
         if before is not None:
-            kept = {
-                row.split("/")[2] for row in rows if (epoch := row.split("/")[3]).isdigit() and int(epoch) >= before
-            }
-            kept |= {ROWS} if kept else set()  # they may go on from rows of an attempt before
-            rows = [row for row in rows if row.split("/")[2] not in kept]
-        markers = [row for row in rows if row.endswith("/COMMIT.json")]
-        self.store.delete(markers)  # a call of its own: a store may delete the rows of one call in any order
-        self.store.delete(row for row in rows if row not in markers)
+            later = {row.split("/")[2] for row in rows if epoch_of(row.split("/")[3]) >= before}
+            later |= {one for one in steps - later if self._committed_by(key, int(one)) >= before}
+            kept = later | {ROWS} if later else later  # they may go on from rows of an attempt before
+            rows, steps = [row for row in rows if row.split("/")[2] not in kept], steps - later
+        self.store.delete(marker(key, int(one)) for one in sorted(steps))  # a store may delete one call's in any order
+        self.store.delete(row for row in rows if not row.endswith("/COMMIT.json"))
+
+    def _committed_by(self, key: str, step: int) -> int:
+        """The epoch of the attempt whose checkpoint of a step counts; 0 where none does."""
+        try:
+            return self.checkpoint(key, step).epoch
+        except (Damaged, DamagedRecord):
+            return 0
 
 
 def marker(key: str, step: int) -> str:

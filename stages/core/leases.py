@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import secrets
 import time
 
 from stages.core.errors import ExitClass, InfraError
@@ -16,6 +17,7 @@ from stages.core.records import (
     DamagedRecord,
     LeaseRecord,
     RecordStore,
+    attempt_folder,
     now,
     sealed,
 )
@@ -184,6 +186,23 @@ class LeaseStore(RecordStore):
             return
 
     # --- attempts ---------------------------------------------------------------------------------------------
+
+    start = ""
+    """Names what this process stores apart from what an earlier process of its attempt does; empty for the first."""
+
+    def begin_process(self, lease: Lease, rank: int) -> None:
+        """Write down that a process of an attempt begins. A scheduler may begin a job once more under its epoch, while
+        the machine of the first lives on: what the second stores has names of its own (`start`).
+        """
+        start = secrets.token_hex(4)
+        try:
+            self.store.put(f"attempts/{lease.key}/{lease.epoch:06d}.begun.{rank}", start.encode(), if_absent=True)
+        except Conflict:
+            self.start = start
+
+    def folder(self, lease: Lease) -> str:
+        """The last part of the names of folders that this process stores to."""
+        return attempt_folder(lease.epoch, self.start)
 
     def begin_attempt(self, record: AttemptRecord) -> None:
         """Write the first record of an attempt, with a mark in whose name its node stands: lists tell then whose

@@ -7,6 +7,8 @@
     objects/<stage>/<key>/<epoch>/DIGESTS.json  SHA-256 of the manifest itself and of the metric rows
     attempts/<key>/<epoch>.json               how each attempt went; .outcome: in its own words; .log.jsonl: its events
     attempts/<key>/<epoch>.node.<node>        whose attempt it is, so that a list says it
+    attempts/<key>/<epoch>.begun.<rank>       that a process of it has begun: where its job begins once more, names of
+                                              what that stores have <epoch>-<start> in place of <epoch>
     leases/<key>.json                         who works on a key now
     checkpoints/<key>/<step>/<epoch>/...      files of a mid-stage checkpoint; COMMIT.json makes it visible
     checkpoints/<key>/rows/<epoch>/<number>   metric rows that any later checkpoint of the key refers to
@@ -37,7 +39,7 @@ from stages.core.index import index_objects, read_index
 from stages.core.keys import canonical_json, sha256
 from stages.core.leases import LeaseLost
 from stages.core.messages import InputRef, Lease, StageResult
-from stages.core.records import DamagedRecord, ExperimentRecord, NodeRecord, TagRecord, sealed
+from stages.core.records import DamagedRecord, ExperimentRecord, NodeRecord, TagRecord, attempt_folder, sealed
 from stages.core.store_errors import Conflict, Damaged
 
 DAMAGED_MARK = "DAMAGED.json"
@@ -355,7 +357,7 @@ class Ledger(CheckpointStore):
 
 def attempt_prefix(result: StageResult) -> str:
     """Where the objects of the attempt that made a result lie, ending in a slash."""
-    return f"objects/{result.stage}/{result.key}/{result.attempt.epoch:06d}/"
+    return f"objects/{result.stage}/{result.key}/{attempt_folder(result.attempt.epoch, result.attempt.start)}/"
 
 
 def _page_folder(root: IndexRef) -> str:

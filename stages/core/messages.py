@@ -128,6 +128,7 @@ class Attempt(_Document):
     peak_rss_bytes: int
     bytes_in: int
     bytes_out: int
+    start: str = Field(default="", description="names its folder where a process had begun before under its epoch")
     resumed_from: int | None = Field(None, description="step of the checkpoint it began from")
     machine: dict[str, str | int] = Field(default_factory=dict, description="processor, cores, Python; no host names")
 

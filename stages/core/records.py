@@ -193,6 +193,19 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def attempt_folder(epoch: int, start: str = "") -> str:
+    """The part of a name that says which attempt stored it: `000003`, or `000003-<start>` of a process that began when
+    another one had begun before under the same epoch.
+    """
+    return f"{epoch:06d}-{start}" if start else f"{epoch:06d}"
+
+
+def epoch_of(folder: str) -> int:
+    """The epoch in such a part of a name; 0 where it is another part."""
+    number = folder.partition("-")[0]
+    return int(number) if number.isdigit() else 0
+
+
 class RecordStore:
     """Records as JSON objects of a store."""
 

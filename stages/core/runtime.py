@@ -98,6 +98,7 @@ def run(request: StageRequest, events: Events, stopper: Stopper) -> StageResult 
         if (done := ledger.published_by(request.lease, request.replaces)) is not None:
             context.log("its result is published already, by this attempt before it began again")
             return done if own_rank() == 0 else None
+        ledger.begin_process(request.lease, own_rank())
         if world_size() == 1 and (kept := take_kept(request, root)) is not None:
             context.go_on_with(kept)
             return context.publish(started, cache)

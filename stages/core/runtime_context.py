@@ -225,7 +225,7 @@ class RuntimeContext:
         try:
             if (done := self.ledger.published_by(self.request.lease, self.request.replaces)) is not None:
                 return done  # by another process of this attempt: a machine that its scheduler took for dead lives on
-            result = self._publish(started, cache)
+            result = self._publish_or_find(started, cache)
         except (InfraError, Preempted) as error:
             if (
                 isinstance(error, LeaseLost) or world_size() > 1
@@ -279,9 +279,18 @@ class RuntimeContext:
         self.checkpoints.resumed_from = state["resumed_from"]
         self.log("publishing what an earlier attempt had made and could not publish")
 
+    def _publish_or_find(self, started: tuple[str, float], cache: Cache) -> StageResult:
+        """Publish; where another process of this attempt has done so since it was asked for, take what that has."""
+        try:
+            return self._publish(started, cache)
+        except LeaseLost:
+            if (done := self.ledger.published_by(self.request.lease, self.request.replaces)) is not None:
+                return done
+            raise
+
     def _publish(self, started: tuple[str, float], cache: Cache) -> StageResult:
         request = self.request
-        prefix = f"objects/{request.stage}/{request.key}/{request.lease.epoch:06d}"
+        prefix = f"objects/{request.stage}/{request.key}/{self.ledger.folder(request.lease)}"
         outputs = {port: self._upload(port, type, prefix, cache) for port, type in request.outputs.items()}
         metrics = metrics_sha256 = None
         if self.metrics_path.stat().st_size:
@@ -291,6 +300,7 @@ class RuntimeContext:
         attempt = Attempt(
             run_id=request.run_id,
             epoch=request.lease.epoch,
+            start=self.ledger.start,
             started_at=started[0],
             ended_at=now(),
             wall_seconds=round(time.monotonic() - started[1], 3),

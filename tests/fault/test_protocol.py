@@ -21,12 +21,13 @@ from flows.garbage_items import HOUR, Limits, remove_all
 from flows.idle_keys import at_work
 from flows.store_garbage import LEASE, StoreGarbage
 from stages.core.artifacts import FileEntry
+from stages.core.checkpoints import ROWS
 from stages.core.errors import ExitClass, StageError
 from stages.core.keys import sha256
 from stages.core.leases import LeaseHeld, LeaseLost, LeaseTakenOver
 from stages.core.ledger import Ledger
 from stages.core.messages import CodeRef, Lease, StageRequest, StoreAddress
-from stages.core.records import LEASE_SECONDS, AttemptOutcome, AttemptRecord, LeaseRecord, now
+from stages.core.records import LEASE_SECONDS, AttemptOutcome, AttemptRecord, LeaseRecord, epoch_of, now
 from stages.core.store_errors import Conflict, Damaged
 from tests.support.memory_store import FATES, Actor, Machine, World
 from tests.support.probe_pipeline import result_with
@@ -40,7 +41,7 @@ STAGE = "probe_source"
 class Protocol(RuleBasedStateMachine):
     @initialize(dated=st.booleans(), late_lists=st.sampled_from([0.0, 0.0, 30.0, 300.0]))
     def begin(self, dated: bool, late_lists: float) -> None:
-        self.world = World(dated, late_lists)
+        self.world, self.late_lists = World(dated, late_lists), late_lists
         self.world.watch = self.watch
         self.stack = contextlib.ExitStack()
         self.stack.enter_context(self.world.entered())
@@ -48,7 +49,11 @@ class Protocol(RuleBasedStateMachine):
         self.manifests: dict[str, list[tuple[int, bytes]]] = {key: [] for key in KEYS}
         self.numbers = 0
         self.errors: list[BaseException] = []
-        self.jobs: dict[str, Actor] = {}
+        self.jobs: dict[str, list[Actor]] = {}
+        """Programs of each job: its scheduler may begin it once more while the first lives on."""
+        self.again: dict[str, Any] = {}
+        """Begins a job once more."""
+        self.written = 0
         self.stray: set[str] = set()
         """Markers of checkpoints that arrived late."""
 
@@ -93,7 +98,7 @@ class Protocol(RuleBasedStateMachine):
             ledger.release(lease)
             return
         if replaces:
-            ledger.drop_checkpoints(key)
+            ledger.drop_checkpoints(key, before=lease.epoch)
         record = AttemptRecord(
             key=key,
             epoch=lease.epoch,
@@ -105,8 +110,9 @@ class Protocol(RuleBasedStateMachine):
         )
         ledger.record_attempt(record)
         if detached:
-            job = self.program("job", lambda me: self.work(me, lease, steps, replaces), forced=actor.forced)
-            self.jobs[f"{key}/{lease.epoch}"] = job
+            forced, name = actor.forced, f"{key}/{lease.epoch}"
+            begin = lambda: self.program("job", lambda me: self.work(me, lease, steps, replaces), forced=forced)  # noqa: E731
+            self.jobs[name], self.again[name] = [begin()], begin
             self.follow(actor, ledger, lease)
             return
         try:
@@ -127,59 +133,84 @@ class Protocol(RuleBasedStateMachine):
         there = ledger.lease(key)
         if there is None or there[0].live or not there[0].holder:
             return None
-        last, job = ledger.attempt(key, there[0].epoch), self.jobs.get(f"{key}/{there[0].epoch}")
-        if last is None or not last.job or last.ended_at or job is None or job not in self.world.running():
+        last = ledger.attempt(key, there[0].epoch)
+        if last is None or not last.job or last.ended_at or not self.at_work(f"{key}/{there[0].epoch}"):
             return None
         return ledger.take_over(key)
 
+    def at_work(self, job: str) -> list[Actor]:
+        """Programs of a job that run."""
+        return [one for one in self.jobs.get(job, ()) if one in self.world.running()]
+
     def follow(self, actor: Actor, ledger: Ledger, lease: Lease) -> None:
         """As flows/running_stages.py: renew until the job is over; let it go when somebody else follows it."""
-        actor.marks["lease"], job = lease, self.jobs[f"{lease.key}/{lease.epoch}"]
-        while job in self.world.running():
+        actor.marks["lease"], job = lease, f"{lease.key}/{lease.epoch}"
+        while self.at_work(job):
             self.world.pause("sleep")
             try:
                 ledger.renew(lease)
             except LeaseTakenOver:
                 return
             except LeaseLost:
-                self.world.crash(job)
+                for one in self.at_work(job):
+                    self.world.crash(one)
         self.over(ledger, lease)
 
     def work(self, actor: Actor, lease: Lease, steps: int, replaces: str | None) -> None:
-        """A stage: its request, checkpoints, outputs, its manifest."""
+        """A stage, as stages/core/runtime.py: checkpoints, outputs, its manifest. No two processes write the same."""
         ledger = Ledger(self.world.store())
         request = StageRequest(
             run_id="r", node="n", stage=STAGE, revision=1, key=lease.key, lease=lease, config={}, inputs={},
             outputs={"documents": "Documents"}, code=CodeRef(source_digest="0" * 64), store=StoreAddress(bucket="b"),
         )  # fmt: skip
         ledger.store.put(f"requests/{lease.key}/{lease.epoch:06d}.json", request.model_dump_json().encode())
-        first = self.resumed(ledger, lease.key)
-        for step in range(first + 1, first + 1 + steps):
-            ledger.check(lease)
-            entry = self.put(ledger, f"checkpoints/{lease.key}/{step:012d}/{lease.epoch:06d}/weights")
-            with contextlib.suppress(Damaged):  # it is left out, and the next one is tried
-                ledger.commit_checkpoint(lease, step, [entry])
-        prefix = f"objects/{STAGE}/{lease.key}/{lease.epoch:06d}/documents"
-        files = [self.put(ledger, f"{prefix}/{number}") for number in range(2)]
-        result = result_with(files, lease.epoch).model_copy(update={"key": lease.key})
-        ledger.publish(result, lease, replaces)
+        ledger.check(lease)
+        if ledger.published_by(lease, replaces) is None:
+            ledger.begin_process(lease, 0)
+            self.train(ledger, lease, steps)
+            if ledger.published_by(lease, replaces) is None:
+                self.publish(ledger, lease, replaces)
         outcome = AttemptOutcome(key=lease.key, epoch=lease.epoch, ended_at=now(), exit_class=ExitClass.OK)
         ledger.leave_outcome(outcome)
 
-    def resumed(self, ledger: Ledger, key: str) -> int:
-        """The step to go on from: the newest checkpoint that is whole."""
+    def train(self, ledger: Ledger, lease: Lease, steps: int) -> None:
+        first, rows = self.resumed(ledger, lease.key)
+        for step in range(first + 1, first + 1 + steps):
+            ledger.check(lease)
+            folder = ledger.folder(lease)
+            rows.append(self.put(ledger, f"checkpoints/{lease.key}/{ROWS}/{folder}/{len(rows):06d}"))
+            weights = self.put(ledger, f"checkpoints/{lease.key}/{step:012d}/{folder}/weights")
+            with contextlib.suppress(Damaged):  # it is left out, and the next one is tried
+                ledger.commit_checkpoint(lease, step, [weights, *rows])
+
+    def publish(self, ledger: Ledger, lease: Lease, replaces: str | None) -> None:
+        prefix = f"objects/{STAGE}/{lease.key}/{ledger.folder(lease)}/documents"
+        files = [self.put(ledger, f"{prefix}/{number}") for number in range(2)]
+        result = result_with(files, lease.epoch).model_copy(update={"key": lease.key})
+        attempt = result.attempt.model_copy(update={"start": ledger.start})
+        try:
+            ledger.publish(result.model_copy(update={"attempt": attempt}), lease, replaces)
+        except LeaseLost:
+            if ledger.published_by(lease, replaces) is None:
+                raise
+
+    def resumed(self, ledger: Ledger, key: str) -> tuple[int, list[FileEntry]]:
+        """The step to go on from, that of the newest checkpoint which is whole, and its rows."""
         for step in reversed(ledger.checkpoint_steps(key)):
             try:
-                commit = ledger.checkpoint(key, step)
-                if all(ledger.store.get(entry.object) for entry in commit.files):
-                    return step
+                files = ledger.checkpoint(key, step).files
+                bodies = [ledger.store.get(entry.object) for entry in files]
+                if all(b and sha256(b[0]) == e.sha256 for b, e in zip(bodies, files, strict=True)):
+                    return step, list(files[1:])
             except Damaged:
                 continue
-        return 0
+        return 0, []
 
     def put(self, ledger: Ledger, name: str) -> FileEntry:
-        ledger.store.put(name, b"text")
-        return FileEntry(path=name.rsplit("/", 1)[1], size=4, sha256=sha256(b"text"), object=name)
+        self.written += 1
+        body = f"text {self.written}".encode()
+        ledger.store.put(name, body)
+        return FileEntry(path=name.rsplit("/", 1)[1], size=len(body), sha256=sha256(body), object=name)
 
     def collect(self, actor: Actor) -> None:
         items = list(StoreGarbage(Ledger(self.world.store()), Limits()).find())
@@ -199,6 +230,22 @@ class Protocol(RuleBasedStateMachine):
             self.program(
                 "run", lambda me: self.attempt(me, key, steps, detached), off, here and not detached, forced=forced
             )
+
+    @precondition(lambda self: self.again and len(self.world.running()) < 5)
+    @rule(
+        number=st.integers(0, 1), count=st.integers(0, 40),
+        what=st.sampled_from(["", "PUT checkpoints", "PUT objects", "PUT manifests"]),
+    )  # fmt: skip
+    def a_job_begins_again(self, number: int, what: str, count: int) -> None:
+        """Its scheduler puts it back into the queue, whatever became of it; what: how far the one before has come."""
+        name = list(self.again)[-1 - number % len(self.again)]
+        if what and (before := self.at_work(name)):
+            self.goes_on(before[0], what)
+        later = self.again[name]()
+        self.jobs[name].append(later)
+        for _ in range(count):
+            self.world.step(later, "right")
+        self.look()
 
     @rule(off=clocks)
     def somebody_collects(self, off: float) -> None:
@@ -225,13 +272,16 @@ class Protocol(RuleBasedStateMachine):
         """A program goes on until it is about to make a request of a kind; and_it: and makes it."""
         running = self.world.running()
         actor = running[number % len(running)]
+        self.goes_on(actor, what)
+        if and_it:
+            self.world.step(actor, "right")
+        self.look()
+
+    def goes_on(self, actor: Actor, what: str) -> None:
         for turn in range(60):
             if turn and actor.waits_for.startswith(what):
                 break
             self.world.step(actor, "right")
-        if and_it:
-            self.world.step(actor, "right")
-        self.look()
 
     @precondition(lambda self: any("lease" in actor.marks for actor in self.world.running()))
     @rule(number=st.integers(0, 7))
@@ -280,9 +330,11 @@ class Protocol(RuleBasedStateMachine):
                 self.lease_changed(parts[1].removesuffix(".json"), json.loads(body))
             elif parts[0] == "manifests" and body is not None:
                 self.manifest_changed(parts[1].removesuffix(".json"), body)
+            elif act == "delete" and parts[0] == "checkpoints" and self.world.current:
+                self.checkpoint_removed(self.world.current, epoch_of(parts[3]))
             if parts[-1] == "COMMIT.json" and body is not None and self.world.current is None:
                 self.stray.add(key)
-            if act == "delete" or parts[0] == "manifests" or parts[-1] == "COMMIT.json":
+            if act == "delete" or parts[0] in ("manifests", "objects", "checkpoints"):
                 self.whole()
         except AssertionError as error:
             self.errors.append(error)
@@ -293,6 +345,11 @@ class Protocol(RuleBasedStateMachine):
         assert not epochs or record["epoch"] in (epochs[-1], epochs[-1] + 1), f"epoch {record['epoch']} after {epochs}"
         if not epochs or record["epoch"] > epochs[-1]:
             epochs.append(record["epoch"])
+
+    def checkpoint_removed(self, actor: Actor, epoch: int) -> None:
+        """An attempt removes nothing of those after it."""
+        lease = actor.marks.get("lease")
+        assert lease is None or epoch <= lease.epoch, f"epoch {lease.epoch} removes a checkpoint's file of {epoch}"
 
     def manifest_changed(self, key: str, body: bytes) -> None:
         """A key is published once, unless somebody forced it, and never by an attempt before the one that did."""
@@ -311,8 +368,14 @@ class Protocol(RuleBasedStateMachine):
                 files = json.loads(row.body)["files"]
             else:
                 continue
-            lost = [entry["object"] for entry in files if entry["object"] not in self.world.rows]
+            if self.late_lists:  # whoever clears them away may not see the marker that names them
+                files = [entry for entry in files if f"/{ROWS}/" not in entry["object"]]
+            rows = {entry["object"]: self.world.rows.get(entry["object"]) for entry in files}
+            lost = [object for object, row in rows.items() if row is None]
             assert not lost, f"{name} is visible, and {lost} is gone"
+            bodies = {entry["object"]: sha256(rows[entry["object"]].body) for entry in files}
+            torn = [entry["object"] for entry in files if bodies[entry["object"]] != entry["sha256"]]
+            assert not torn, f"{name} is visible, and {torn} has other bytes"
 
     def lease_of(self, key: str) -> LeaseRecord | None:
         held = Ledger(self.world.store()).lease(key)
@@ -349,9 +412,9 @@ class Protocol(RuleBasedStateMachine):
         assert len({name.split("/")[2] for name in folders}) == len(KEYS)
         newest: dict[tuple[str, str], int] = {}
         for name in self.world.rows:
-            if name.startswith("checkpoints/") and name.split("/")[3].isdigit():
-                _, key, step, epoch = name.split("/")[:4]
-                newest[key, step] = max(newest.get((key, step), 0), int(epoch))
+            if name.startswith("checkpoints/") and (epoch := epoch_of(name.split("/")[3])):
+                _, key, step = name.split("/")[:3]
+                newest[key, step] = max(newest.get((key, step), 0), epoch)
         for (key, step), epoch in newest.items():  # but for those that an interrupted forced run can go on from
             assert epoch > self.manifests[key][-1][0], f"checkpoints/{key}/{step} is left"
 

@@ -93,6 +93,74 @@ def test_a_step_saved_again_by_a_later_attempt_is_that_attempts(ledger: Ledger, 
     assert ledger.checkpoint_steps(KEY) == [1]
 
 
+def test_two_processes_of_one_attempt_store_nothing_over_each_others_checkpoints(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    """A machine that its scheduler took for dead lives on, and the job has begun again elsewhere."""
+    lease, again = ledger.acquire(KEY, "one"), Ledger(ledger.store)
+    ledger.begin_process(lease, 0)
+    again.begin_process(lease, 0)
+    assert (ledger.start, bool(again.start)) == ("", True)
+    texts = {name: tmp_path / name for name in ("of-the-first", "of-the-second")}
+    for name, path in texts.items():
+        path.write_text(name)
+    rows = ledger.upload_rows(lease, 0, texts["of-the-first"], "rows-0")
+    files = ledger.upload_checkpoint(lease, 3, folder_with(tmp_path / "first", weights="1"))
+    ledger.commit_checkpoint(lease, 3, [*files, rows])
+    late = again.upload_checkpoint(lease, 3, folder_with(tmp_path / "second", weights="2"))
+    later = again.upload_rows(lease, 0, texts["of-the-second"], "rows-0")
+    again.load_checkpoint(again.checkpoint(KEY, 3).files, tmp_path / "out")
+    assert (tmp_path / "out" / "weights").read_text() == "1"
+    assert (tmp_path / "out" / "rows-0").read_text() == "of-the-first"
+    again.commit_checkpoint(lease, 3, [*late, later])
+    ledger.load_checkpoint(ledger.checkpoint(KEY, 3).files, tmp_path / "then")
+    assert (tmp_path / "then" / "weights").read_text() == "2"
+    ledger.drop_checkpoints(KEY, before=lease.epoch)
+    assert ledger.checkpoint_steps(KEY) == [3], "of this epoch, by either"
+    ledger.drop_checkpoints(KEY, before=lease.epoch + 1)
+    assert list(ledger.store.list(f"checkpoints/{KEY}/")) == []
+
+
+def test_a_marker_that_a_late_list_lacks_goes_before_the_files_that_it_names(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed, and named files that were gone."""
+    lease = ledger.acquire(KEY, "one")
+    save_checkpoint(ledger, lease, 1, folder_with(tmp_path, weights="1"))
+    listed = ledger.store.list
+    late = lambda prefix: (row for row in listed(prefix) if not row.key.endswith("/COMMIT.json"))  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger.store, "list", late)
+        ledger.drop_checkpoints(KEY, before=lease.epoch + 1)
+    assert ledger.checkpoint_steps(KEY) == []
+
+
+def test_what_a_later_attempt_has_begun_to_store_stays(ledger: Ledger, tmp_path: Path) -> None:
+    """Metric rows, of which no checkpoint has been committed yet."""
+    early = ledger.acquire(KEY, "one")
+    save_checkpoint(ledger, early, 1, folder_with(tmp_path, weights="1"))
+    ledger.release(early)
+    later = ledger.acquire(KEY, "two")
+    path = tmp_path / "rows-0"
+    path.write_text("rows")
+    rows = ledger.upload_rows(later, 0, path, "rows-0")
+    ledger.drop_checkpoints(KEY, before=later.epoch)
+    assert ledger.store.get(rows.object) is not None
+    assert ledger.checkpoint_steps(KEY) == []
+
+
+def test_each_rank_of_an_attempt_begins_for_itself(ledger: Ledger) -> None:
+    lease = ledger.acquire(KEY, "one")
+    ranks = [Ledger(ledger.store) for _ in range(2)]
+    for rank, one in enumerate(ranks):
+        one.begin_process(lease, rank)
+    assert [one.start for one in ranks] == ["", ""]
+    ledger.release(lease)
+    later = Ledger(ledger.store)
+    later.begin_process(later.acquire(KEY, "two"), 0)
+    assert later.start == "", "another epoch"
+
+
 def test_a_damaged_checkpoint_is_refused_by_name(ledger: Ledger, tmp_path: Path) -> None:
     save_checkpoint(ledger, ledger.acquire(KEY, "one"), 7, folder_with(tmp_path / "in", weights="12345"))
     row = next(o.key for o in ledger.store.list(f"checkpoints/{KEY}/") if o.key.endswith("weights"))

@@ -464,8 +464,49 @@ def test_of_two_processes_of_one_attempt_the_later_one_stores_nothing_over_what_
     with contextlib.suppress(LeaseLost):
         assert run(request, stream) == results[0]
     (entry,) = results[0].outputs["documents"].files
-    assert entry.object.startswith(f"objects/probe_source/{KEY}/{request.lease.epoch:06d}/")
+    assert entry.object.startswith(f"objects/probe_source/{KEY}/{request.lease.epoch:06d}-{results[0].attempt.start}/")
     assert ledger.store.digest(entry.object) == entry.sha256
+
+
+@pytest.mark.parametrize("first_wins", [False, True])
+def test_two_processes_of_one_attempt_that_store_at_the_same_time_store_nothing_over_each_other(
+    ledger: Ledger, stream: Stream, monkeypatch: pytest.MonkeyPatch, first_wins: bool
+) -> None:
+    """Each has looked whether the other had published before it stores its outputs, of other bytes."""
+    request = request_of(ledger.store.address, ledger, text="x", parts=1, act="", sentinel=None)
+    results, texts = list[StageResult](), iter([b"1\n", b"2\n"])
+    inner, publish = RuntimeContext._publish, Ledger.publish
+
+    def with_other_bytes(ctx: Any) -> None:
+        (ctx.output("documents") / "part-00000.txt").write_bytes(next(texts))
+
+    def meanwhile(*_: Any) -> None:
+        monkeypatch.setattr(RuntimeContext, "_publish", inner)
+        monkeypatch.setattr(Ledger, "publish", publish)
+        results.append(run(request, stream))
+
+    def stores_later(ctx: RuntimeContext, *given: Any) -> StageResult:
+        meanwhile()
+        return inner(ctx, *given)
+
+    def publishes_first(there: Ledger, *given: Any) -> None:
+        publish(there, *given)
+        meanwhile()
+
+    monkeypatch.setattr("stages.probe_source.run.run", with_other_bytes)
+    if first_wins:
+        monkeypatch.setattr(Ledger, "publish", publishes_first)
+    else:
+        monkeypatch.setattr(RuntimeContext, "_publish", stores_later)
+    results.append(run(request, stream))
+    assert results[0] == results[1]
+    assert bool(results[0].attempt.start) is not first_wins
+    (entry,) = results[0].outputs["documents"].files
+    assert ledger.store.digest(entry.object) == entry.sha256, "what is published keeps its bytes"
+    assert ledger.missing_objects(results[0]) == []
+    manifest = ledger.store.get(f"manifests/{KEY}.json")
+    assert manifest is not None
+    assert ledger.recorded_digests(results[0]) == {f"manifests/{KEY}.json": sha256(manifest[0])}
 
 
 def test_an_attempt_whose_key_another_one_has_published_does_not_begin(ledger: Ledger, stream: Stream) -> None:

@@ -115,6 +115,19 @@ def test_a_failed_attempt_goes_and_what_is_published_live_or_young_stays(ledger:
     assert sweep(ledger) == (0, 0)
 
 
+def test_what_the_other_process_of_a_published_attempt_stored_goes(ledger: Ledger) -> None:
+    """Its job had begun again, and both had stored outputs before one of them published."""
+    lease, files = attempt(ledger, A)
+    other = stored(ledger, f"objects/probe_source/{A}/{lease.epoch:06d}-0a1b2c3d/documents/0", b"longer")
+    publish(ledger, lease, files)
+    ledger.release(lease)
+    (item,) = found(ledger)[ATTEMPTS]
+    assert (item.kind, item.where, item.epoch) == (ATTEMPTS, other.object.removesuffix("documents/0"), lease.epoch)
+    assert sweep(ledger) == (1, 6)
+    assert ledger.store.get(files[0].object) is not None
+    assert ledger.store.get(other.object) is None
+
+
 def test_the_objects_of_a_result_that_cannot_be_read_stay(ledger: Ledger) -> None:
     lease, _ = attempt(ledger)
     ledger.release(lease)
